@@ -1,0 +1,117 @@
+"""The typed configuration tree: what the `args` and `user_config` of a Serve config may say.
+
+Every model is frozen and refuses unknown keys, so that a misspelt line stops the deploy
+with its name instead of being ignored. Ray's own options (replicas, autoscaling, GPUs)
+are not here: they stay under `deployments:` in the Serve config, where Ray reads them.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from configs.families import FamilyName
+
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Frozen(BaseModel):
+    """Base of every configuration model: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Defaults(Frozen):
+    """What a request gets for a field that it leaves out. `None` size: the family's own."""
+
+    width: int | None = Field(None, ge=8, multiple_of=8)
+    height: int | None = Field(None, ge=8, multiple_of=8)
+    num_inference_steps: int = Field(4, ge=1, le=50)
+    eta: float = Field(0.3, ge=0, le=1)
+    guidance_scale: float = Field(0.0, ge=0, le=30)
+
+
+class Limits(Frozen):
+    """What one diffusion replica accepts and how much it works on at once.
+
+    Attributes:
+        min_side, max_side: pixels a side; both multiples of 8.
+        max_pixels: width x height of one image.
+        max_batch: rows in one UNet call; a row with guidance above 1 counts twice.
+        max_running: rows that hold device memory (latents and embeddings) at once.
+        max_pending: images accepted and not yet answered; above it a request gets 429.
+        max_loras: style adapters in one request.
+        lora_budget_mb: MiB of style adapters kept on the device; the least recently used
+            go first, those in use never.
+        prompt_cache_mb: MiB of prompt embeddings kept on the device.
+        aging_steps: steps a waiting row must be passed over to gain one priority level.
+    """
+
+    min_side: int = Field(64, ge=8, multiple_of=8)
+    max_side: int = Field(2048, ge=8, multiple_of=8)
+    max_pixels: int = Field(2048 * 2048, ge=64)
+    max_batch: int = Field(8, ge=2, le=256)
+    max_running: int = Field(32, ge=1, le=1024)
+    max_pending: int = Field(128, ge=1)
+    max_loras: int = Field(8, ge=0)
+    lora_budget_mb: int = Field(2048, ge=1)
+    prompt_cache_mb: int = Field(256, ge=0)
+    aging_steps: int = Field(16, ge=1)
+
+    @model_validator(mode="after")
+    def _sides_in_order(self) -> "Limits":
+        if self.min_side > self.max_side:
+            raise ValueError(f"min_side {self.min_side} is above max_side {self.max_side}")
+        return self
+
+
+class ModelArgs(Frozen):
+    """`args` of one `model-<name>` application: what cannot change without a restart.
+
+    Attributes:
+        checkpoint, tcd_lora: sources (see `configs.sources`). `tcd_lora: null` serves a
+            checkpoint that needs none, because it was fused before it was saved.
+        variant: which weights of a diffusers folder, as in `from_pretrained` ("fp16").
+        device: a torch device; "auto" takes the GPU that Ray assigned, else the CPU.
+    """
+
+    name: ModelName
+    family: FamilyName
+    checkpoint: str
+    tcd_lora: str | None
+    dtype: Dtype = "float16"
+    variant: str | None = None
+    device: str = "auto"
+    defaults: Defaults = Defaults()
+
+
+class ModelUserConfig(Frozen):
+    """`user_config` of a diffusion deployment: what changes while it serves.
+
+    Attributes:
+        loras: style adapters by the name that requests use, each a source.
+    """
+
+    loras: dict[ModelName, str] = {}
+    limits: Limits = Limits()
+
+
+class ServiceArgs(Frozen):
+    """`args` of the `tcd` application.
+
+    Attributes:
+        default_model: the model of a request that names none; `None`: naming one is required.
+        max_images: highest `n` of one request.
+        max_prompt_chars: characters of a prompt; a longer one is refused before tokenising.
+        request_timeout_s: a request without `timeout_s` of its own is given up after this.
+        discovery_period_s: how often the ingress looks for model applications.
+        api_keys_env: name of the environment variable with the accepted bearer keys,
+            separated by commas; `None`: no authentication.
+    """
+
+    default_model: ModelName | None = None
+    max_images: int = Field(10, ge=1, le=64)
+    max_prompt_chars: int = Field(4000, ge=1)
+    request_timeout_s: float = Field(300.0, gt=0)
+    discovery_period_s: float = Field(2.0, gt=0)
+    api_keys_env: str | None = None

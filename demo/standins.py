@@ -1,0 +1,137 @@
+"""Writes the demo's stand-in models: small random checkpoints in the real formats.
+
+    python -m demo.standins [--out demo/models] [--force]
+
+    sd15/  sd21/  sdxl/                                  diffusers pipeline folders
+    tcd-lora/<family>/pytorch_lora_weights.safetensors   TCD-LoRAs
+    loras/<family>/{papercut,ink,neon}.safetensors       style LoRAs
+
+torch and diffusers are imported when something is written, so that finding the folder up to
+date takes no time.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+
+MODELS = Path(__file__).with_name("models")
+STAMP = "standins.json"
+LIBRARIES = ("diffusers", "safetensors", "tokenizers", "torch", "transformers")
+
+
+def write_all(out: Path, *, force: bool = False) -> None:
+    """Write every stand-in below `out`, unless this recipe already did.
+
+    `out` is up to date when its stamp names this recipe and these library versions, and
+    every file has the size that was written. `force` writes in any case. Prints a line for
+    each folder.
+    """
+    started = time.perf_counter()
+    recipe = recipe_hash()
+    stamp = out / STAMP
+    if not force and is_current(stamp, recipe):
+        print(f"{out} is up to date")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    folders: list[Path] = []
+    for folder in write_folders(out):
+        folders.append(folder)
+        size = sum(file.stat().st_size for file in files_in(folder))
+        print(f"{folder}  {size / 1e6:.1f} MB")
+    sizes = {
+        file.relative_to(out).as_posix(): file.stat().st_size
+        for folder in folders
+        for file in files_in(folder)
+    }
+    stamp.write_text(json.dumps({"recipe": recipe, "files": sizes}, indent=2) + "\n")
+    total = sum(sizes.values()) / 1e6
+    print(f"{total:.1f} MB in {time.perf_counter() - started:.1f} s")
+
+
+def write_folders(out: Path) -> Iterator[Path]:
+    """Write one folder after the other, and yield each once it is complete."""
+    from demo import base, lora
+
+    for family in base.FAMILIES:
+        base_folder = out / family
+        base.write_base(family, base_folder)
+        yield base_folder
+        tcd_folder = out / "tcd-lora" / family
+        tcd_file = tcd_folder / "pytorch_lora_weights.safetensors"
+        lora.write_tcd_lora(family, base_folder, tcd_file)
+        yield tcd_folder
+        style_folder = out / "loras" / family
+        for name in lora.STYLES:
+            style_file = style_folder / f"{name}.safetensors"
+            lora.write_style_lora(name, family, base_folder, style_file)
+        yield style_folder
+
+
+def write_base(family: str, folder: Path, *, scale: int = 1) -> None:
+    """Write the base of `family` to `folder`: see `demo.base.write_base`."""
+    from demo import base
+
+    base.write_base(family, folder, scale=scale)
+
+
+def write_tcd_lora(family: str, base_folder: Path, file: Path) -> None:
+    """Write the TCD-LoRA for the base in `base_folder`: see `demo.lora.write_tcd_lora`."""
+    from demo import lora
+
+    lora.write_tcd_lora(family, base_folder, file)
+
+
+def write_style_lora(
+    name: str, family: str, base_folder: Path, file: Path, *, seed: int = 0
+) -> None:
+    """Write a style LoRA for the base in `base_folder`: see `demo.lora.write_style_lora`."""
+    from demo import lora
+
+    lora.write_style_lora(name, family, base_folder, file, seed=seed)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files below `folder`, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def recipe_hash() -> str:
+    """A hash of this package's sources and of the library versions that shape the files."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for source in sorted([*here.glob("*.py"), *here.glob("*.txt")]):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    for library in LIBRARIES:
+        digest.update(f"{library}=={version(library)}\0".encode())
+    return digest.hexdigest()
+
+
+def is_current(stamp: Path, recipe: str) -> bool:
+    """Whether `stamp` names `recipe` and every file it lists is there, whole."""
+    try:
+        written = json.loads(stamp.read_text())
+        sizes = {stamp.parent / name: size for name, size in written["files"].items()}
+        return written["recipe"] == recipe and all(
+            file.stat().st_size == size for file, size in sizes.items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo.standins", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", type=Path, default=MODELS)
+    parser.add_argument("--force", action="store_true", help="write even if up to date")
+    arguments = parser.parse_args()
+    write_all(arguments.out, force=arguments.force)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The errors that cross handles: one small tree, given status codes in `ingress/errors.py`.
+
+Positional arguments equal `self.args`, or an error would fail to unpickle on the other
+side of a handle.
+"""
+
+
+class TcdError(Exception):
+    """Base of everything that this service raises on purpose."""
+
+
+class InvalidRequest(TcdError):
+    """The request asks for something that is not allowed. `param` names the field."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.message = message
+        self.param = param
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class NotFound(InvalidRequest):
+    """The request names a model or an adapter that does not exist."""
+
+
+class QueueFull(TcdError):
+    """No place is free. `retry_after_ms`: when one should be, from the measured step time."""
+
+    def __init__(self, message: str, retry_after_ms: int) -> None:
+        super().__init__(message, retry_after_ms)
+        self.message = message
+        self.retry_after_ms = retry_after_ms
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class DeadlineExceeded(TcdError):
+    """The request's own time limit passed before it was answered."""
+
+
+class Cancelled(TcdError):
+    """The request was cancelled by its sender."""
+
+
+class GenerationFailed(TcdError):
+    """This request failed by itself (its numbers left the finite range, or memory was short)."""
+
+
+class NotReady(TcdError):
+    """The model exists but no replica can answer now."""
+
+
+class EngineFault(TcdError):
+    """The engine broke; the replica reports itself unhealthy and will be replaced."""

@@ -1,0 +1,203 @@
+"""What crosses handles: requests and results of other applications, jobs and their events.
+
+Importable without torch and without Ray. `ImageRequest` is what a caller says, with gaps;
+`ImageJob` is the same request with every gap filled in by the model's defaults.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+
+Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
+Latents = NDArray[np.float32]  # (channels, height / 8, width / 8)
+
+MAX_SEED = 2**63 - 1
+MAX_LORA_WEIGHT = 10.0
+
+Steps = Annotated[int, Field(ge=1, le=50, description="denoising steps, 1-50")]
+Eta = Annotated[float, Field(ge=0, le=1, description="stochasticity of TCD, the paper's gamma")]
+Guidance = Annotated[
+    float, Field(ge=0, le=30, description="classifier-free guidance; above 1 it is in force")
+]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="image i of n uses seed + i")]
+Side = Annotated[int, Field(ge=8, multiple_of=8, description="pixels, a multiple of 8")]
+Count = Annotated[int, Field(ge=1, description="images to make")]
+Priority = Annotated[int, Field(ge=-10, le=10, description="higher goes first; 0 is normal")]
+TimeoutS = Annotated[float, Field(gt=0, le=3600, description="seconds until it is given up")]
+PartialImages = Annotated[int, Field(ge=0, le=3, description="previews while it is made")]
+AdapterWeight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@validated(frozen=True, config=_STRICT)
+class LoraWeight:
+    """A style adapter by its catalogue name, and how strongly it acts (1: as trained)."""
+
+    name: str
+    weight: AdapterWeight = 1.0
+
+
+@validated(frozen=True, config=_STRICT)
+class ImageRequest:
+    """Text to image, as a caller asks for it; `None` means the model's default.
+
+    Raises `pydantic.ValidationError` naming the field that is out of range.
+    """
+
+    prompt: str
+    model: str | None = None
+    negative_prompt: str | None = None
+    n: Count = 1
+    width: Side | None = None
+    height: Side | None = None
+    num_inference_steps: Steps | None = None
+    eta: Eta | None = None
+    guidance_scale: Guidance | None = None
+    seed: Seed | None = None
+    loras: tuple[LoraWeight, ...] = ()
+    partial_images: PartialImages = 0
+    priority: Priority = 0
+    timeout_s: TimeoutS | None = None
+
+
+@validated(frozen=True, config=_STRICT)
+class ImageJob:
+    """A request with every gap filled: what a diffusion replica works on.
+
+    Attributes:
+        job_id: unique; what a cancellation names.
+        seeds: one per image, in order.
+        timeout_s: seconds from submission; relative, because clocks of nodes differ.
+    """
+
+    job_id: str
+    prompt: str
+    seeds: tuple[Seed, ...]
+    width: Side
+    height: Side
+    negative_prompt: str | None = None
+    num_inference_steps: Steps = 4
+    eta: Eta = 0.3
+    guidance_scale: Guidance = 0.0
+    loras: tuple[LoraWeight, ...] = ()
+    partial_images: PartialImages = 0
+    priority: Priority = 0
+    timeout_s: TimeoutS | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One more denoising step of one image is done: `step` of `steps`."""
+
+    image_index: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class PartialImage:
+    """The decoded estimate of the final image (x0) after `step` real steps."""
+
+    image_index: int
+    partial_index: int
+    step: int
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class FinishedImage:
+    """An image that is done. `latents` are the final ones, before the VAE's scaling."""
+
+    image_index: int
+    seed: int
+    pixels: Pixels
+    latents: Latents
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """An image that will not come, and why; its siblings and neighbours go on."""
+
+    image_index: int
+    error: Exception
+
+
+JobEvent = Progress | PartialImage | FinishedImage | FailedImage
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request cost.
+
+    Attributes:
+        prompt_tokens: text tokens read, begin and end marks not counted.
+        image_tokens: 16 x 16 pixel patches made, over all images.
+        denoising_steps: steps over all images.
+    """
+
+    prompt_tokens: int
+    image_tokens: int
+    denoising_steps: int
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The answer to an `ImageRequest`.
+
+    Attributes:
+        model: the model that made it.
+        images: one (height, width, 3) uint8 RGB array per image; read-only when they
+            arrived through a handle.
+        seeds: the seed of each image.
+    """
+
+    model: str
+    images: tuple[Pixels, ...]
+    seeds: tuple[int, ...]
+    width: int
+    height: int
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class EngineFigures:
+    """A replica's engine at one moment: what `/metrics` shows.
+
+    Attributes:
+        pending_images: accepted and not yet answered.
+        running_rows: rows that hold device memory.
+        pending_steps: UNet rows still to be computed, guidance twins counted.
+        seconds_per_row_step: measured, moving average.
+        steps_total: UNet calls so far.
+        rows_total: UNet rows computed so far.
+        images_total: finished images so far.
+        failed_total: images that ended in an error, cancellations not counted.
+        cancelled_total: images cancelled.
+        loras_resident: style adapters on the device.
+        lora_bytes: their size.
+        lora_loads_total: adapters loaded so far.
+        lora_evictions_total: adapters evicted so far.
+        batch_limit: rows a UNet call may have now; below the configured one after running
+            out of memory.
+    """
+
+    replica: str
+    pending_images: int = 0
+    running_rows: int = 0
+    pending_steps: int = 0
+    seconds_per_row_step: float = 0.0
+    steps_total: int = 0
+    rows_total: int = 0
+    images_total: int = 0
+    failed_total: int = 0
+    cancelled_total: int = 0
+    loras_resident: int = 0
+    lora_bytes: int = 0
+    lora_loads_total: int = 0
+    lora_evictions_total: int = 0
+    batch_limit: int = 0

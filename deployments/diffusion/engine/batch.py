@@ -1,0 +1,50 @@
+"""What ties rows together, a batch of them, and how running it ended. No torch."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from deployments.diffusion.engine.trajectory import Trajectory
+
+
+class BatchKey(NamedTuple):
+    """Rows share a UNet call only if these are equal: the latent size, in latent pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that take their next step in one UNet call; all of one key, each in its slot."""
+
+    key: BatchKey
+    rows: tuple["Trajectory", ...]
+
+    @property
+    def unet_rows(self) -> int:
+        """Rows that the UNet computes: a guided row brings its unconditional twin."""
+        return sum(row.unet_rows for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """The batch took its step.
+
+    Attributes:
+        failures: rows that could not (by row id), and why. They hold no result.
+        seconds: time from the previous step's end, or from this one's start if idle before.
+    """
+
+    failures: dict[str, Exception]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """The device had no memory for a batch of this size. No row advanced."""
+
+    message: str
+
+
+Outcome = Advanced | OutOfMemory

@@ -1,0 +1,176 @@
+"""The models of one checkpoint, loaded and fused. diffusers and transformers stop here."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, TCDScheduler, UNet2DConditionModel
+from diffusers.loaders.lora_pipeline import (
+    StableDiffusionLoraLoaderMixin,
+    StableDiffusionXLLoraLoaderMixin,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from configs.app import ModelArgs
+from configs.families import FAMILIES, Family
+from configs.sources import fetch
+from deployments.diffusion.engine.lora import LoraReader, LoraStack, lora_file, record_input_ranks
+from deployments.diffusion.engine.tcd import Schedule
+
+
+@dataclass(frozen=True)
+class Components:
+    """Everything that makes images of one checkpoint, on one device.
+
+    Attributes:
+        unet: with the TCD-LoRA fused into its weights.
+        vae: in float32 where the checkpoint says that half precision overflows.
+        text_encoders: one, or for sdxl two, with their tokenizers.
+        zero_empty_negative: an absent negative prompt is all zeros, not the empty text.
+        lora_stacks: style adapters by model name.
+        lora_reader: reads style adapters for these models.
+    """
+
+    family: Family
+    device: torch.device
+    dtype: torch.dtype
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    tokenizers: tuple[CLIPTokenizer, ...]
+    text_encoders: tuple[nn.Module, ...]
+    schedule: Schedule
+    zero_empty_negative: bool
+    lora_stacks: dict[str, LoraStack]
+    lora_reader: LoraReader
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that the UNet denoises."""
+        return int(self.unet.config.in_channels)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent pixel, a side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+
+def load(args: ModelArgs) -> Components:
+    """Loads a checkpoint and fuses its TCD-LoRA.
+
+    Raises `configs.sources.SourceError` if weights cannot be fetched, `OSError` or
+    `ValueError` from the libraries if they are not what the family needs.
+    """
+    disable_progress_bar()
+    family = FAMILIES[args.family]
+    device = _device(args.device)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+        args.dtype
+    ]
+    folder = fetch(args.checkpoint, variant=args.variant)
+    weights = {"use_safetensors": True, "variant": args.variant, "local_files_only": True}
+
+    unet = UNet2DConditionModel.from_pretrained(
+        folder, subfolder="unet", torch_dtype=dtype, **weights
+    )
+    if args.tcd_lora is not None:
+        _fuse(unet, fetch(args.tcd_lora), family)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **weights)
+    if dtype is torch.float16 and vae.config.force_upcast:
+        vae = vae.to(torch.float32)
+    names = ["text_encoder", "text_encoder_2"][: family.text_encoders]
+    classes = [CLIPTextModel, CLIPTextModelWithProjection][: family.text_encoders]
+    encoders = [
+        cls.from_pretrained(folder, subfolder=name, dtype=dtype, **weights)
+        for name, cls in zip(names, classes, strict=True)
+    ]
+    tokenizers = tuple(
+        CLIPTokenizer.from_pretrained(folder, subfolder=name.replace("text_encoder", "tokenizer"))
+        for name in names
+    )
+    for model in (unet, vae, *encoders):
+        model.to(device).eval().requires_grad_(False)
+
+    models: dict[str, nn.Module] = {"unet": unet, **dict(zip(names, encoders, strict=True))}
+    return Components(
+        family=family,
+        device=device,
+        dtype=dtype,
+        unet=unet,
+        vae=vae,
+        tokenizers=tokenizers,
+        text_encoders=tuple(encoders),
+        schedule=_schedule(folder),
+        zero_empty_negative=_zero_empty_negative(folder),
+        lora_stacks={
+            name: LoraStack(model, _input_ranks(model, device, dtype))
+            for name, model in models.items()
+        },
+        lora_reader=LoraReader(models),
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _fuse(unet: UNet2DConditionModel, path: Path, family: Family) -> None:
+    loader = (
+        StableDiffusionXLLoraLoaderMixin
+        if family.text_encoders == 2
+        else StableDiffusionLoraLoaderMixin
+    )
+    state_dict, alphas, metadata = loader.lora_state_dict(
+        str(lora_file(path)), unet_config=unet.config, return_lora_metadata=True
+    )
+    loader.load_lora_into_unet(
+        state_dict, network_alphas=alphas, unet=unet, adapter_name="tcd", metadata=metadata
+    )
+    if not getattr(unet, "peft_config", None):
+        raise ValueError(f"{path} holds no weights for the UNet of {family.name}")
+    unet.fuse_lora()
+    unet.unload_lora()
+
+
+def _schedule(folder: Path) -> Schedule:
+    config = TCDScheduler.load_config(folder, subfolder="scheduler", local_files_only=True)
+    return Schedule(TCDScheduler.from_config(config))
+
+
+def _zero_empty_negative(folder: Path) -> bool:
+    index = json.loads((folder / "model_index.json").read_text())
+    return bool(index.get("force_zeros_for_empty_prompt", False))
+
+
+def _input_ranks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, int]:
+    def forward() -> object:
+        if isinstance(model, UNet2DConditionModel):
+            return model(**_unet_probe(model, device, dtype))
+        return model(torch.zeros(1, 4, dtype=torch.long, device=device))
+
+    with torch.inference_mode():
+        return record_input_ranks(model, forward)
+
+
+def _unet_probe(
+    unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype
+) -> dict[str, object]:
+    config = unet.config
+    text = torch.zeros(1, 77, config.cross_attention_dim, device=device, dtype=dtype)
+    added: dict[str, Tensor] | None = None
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        added = {
+            "text_embeds": torch.zeros(1, pooled, device=device, dtype=dtype),
+            "time_ids": torch.zeros(1, 6, device=device, dtype=dtype),
+        }
+    return {
+        "sample": torch.zeros(1, config.in_channels, 16, 16, device=device, dtype=dtype),
+        "timestep": torch.tensor([999], device=device),
+        "encoder_hidden_states": text,
+        "added_cond_kwargs": added,
+    }

@@ -1,0 +1,177 @@
+"""Runs batches on the device and owns its memory, slot by slot.
+
+One `run` is one denoising step of every row of a batch: rows new to the device are encoded
+and given their noise, the UNet is called once, and each row takes its own TCD step.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from deployments.diffusion.engine.batch import Advanced, Batch, Outcome, OutOfMemory
+from deployments.diffusion.engine.components import Components
+from deployments.diffusion.engine.prompts import Prompt, PromptEmbeds, PromptEncoder
+from deployments.diffusion.engine.spec import PromptIds, RowSpec
+from deployments.diffusion.engine.tcd import Step, coefficients, tcd_step
+
+RUN_AHEAD = 2  # UNet calls queued on a GPU before the host waits for the oldest
+
+
+@dataclass(slots=True)
+class _Row:
+    """One row on the device."""
+
+    spec: RowSpec
+    steps: tuple[Step, ...]
+    generator: torch.Generator
+    latents: Tensor  # (C, H / 8, W / 8)
+    x_0: Tensor
+    cond: PromptEmbeds
+    uncond: PromptEmbeds | None
+    noise: Tensor | None = None  # drawn for the next step and not used yet
+
+
+class Runner:
+    """The device side of the engine. One thread calls it.
+
+    Noise comes from one CPU generator per row, seeded with its seed, in the order in which a
+    diffusers pipeline draws it: the same seed gives the same noise on every device.
+    """
+
+    def __init__(self, components: Components, prompt_cache_bytes: int) -> None:
+        self._parts = components
+        self.prompts = PromptEncoder(components, prompt_cache_bytes)
+        self._rows: dict[int, _Row] = {}
+        self._in_flight: deque[torch.cuda.Event] = deque()
+
+    def run(self, batch: Batch) -> Outcome:
+        """Takes one step with every row of a batch; every row holds a slot."""
+        started = perf_counter()
+        try:
+            with torch.inference_mode():
+                self._admit(batch)
+                self._denoise(batch)
+        except torch.OutOfMemoryError as error:
+            if self._parts.device.type == "cuda":
+                torch.cuda.empty_cache()
+            return OutOfMemory(str(error))
+        self._wait_for_older_steps()
+        return Advanced({}, perf_counter() - started)
+
+    def latents(self, slot: int) -> Tensor:
+        """(C, H / 8, W / 8): where the row of a slot stands."""
+        return self._rows[slot].latents
+
+    def estimate(self, slot: int) -> Tensor:
+        """(C, H / 8, W / 8): x_0 as the row's last step estimated it."""
+        return self._rows[slot].x_0
+
+    def free(self, slot: int) -> None:
+        """Forgets the row of a slot, if it holds one."""
+        self._rows.pop(slot, None)
+
+    def _admit(self, batch: Batch) -> None:
+        new = [row for row in batch.rows if row.slot not in self._rows]
+        prompts = [self._prompt(row.spec.prompt, row.spec) for row in new]
+        negatives = [
+            self._prompt(row.spec.negative, row.spec)
+            for row in new
+            if row.spec.negative is not None
+        ]
+        embeds = self.prompts.encode([*prompts, *negatives])
+        twins = iter(embeds[len(prompts) :])
+        for row, cond in zip(new, embeds, strict=False):
+            assert row.slot is not None
+            uncond = next(twins) if row.spec.guided else None
+            if uncond and self._parts.zero_empty_negative and not row.spec.negative_given:
+                uncond = self.prompts.zeros(like=cond)
+            self._rows[row.slot] = self._new_row(row.spec, cond, uncond)
+
+    def _new_row(self, spec: RowSpec, cond: PromptEmbeds, uncond: PromptEmbeds | None) -> _Row:
+        generator = torch.Generator("cpu").manual_seed(spec.seed)
+        latents = self._draw(spec, generator).to(self._parts.device)
+        steps = self._parts.schedule.steps(spec.num_inference_steps, spec.eta)
+        return _Row(spec, steps, generator, latents, latents, cond, uncond)
+
+    def _prompt(self, ids: PromptIds, spec: RowSpec) -> Prompt:
+        stacks = self._parts.lora_stacks
+        on_text = {key for name in stacks if name != "unet" for key in stacks[name].keys}
+        return Prompt(ids, tuple((key, w) for key, w in spec.loras if key in on_text))
+
+    def _draw(self, spec: RowSpec, generator: torch.Generator) -> Tensor:
+        shape = (1, self._parts.latent_channels, *spec.key)
+        return torch.randn(shape, generator=generator, dtype=self._parts.dtype)[0]
+
+    def _denoise(self, batch: Batch) -> None:
+        rows = [self._rows[row.slot] for row in batch.rows if row.slot is not None]
+        steps = [row.steps[t.cursor] for row, t in zip(rows, batch.rows, strict=True)]
+        latents = torch.stack([row.latents for row in rows])
+        output = self._predict(rows, steps, latents)
+        z = self._noise(rows, steps).to(self._parts.device)
+        x_prev, x_0 = tcd_step(
+            latents,
+            output,
+            coefficients(steps, self._parts.device),
+            z,
+            self._parts.schedule.prediction_type,
+        )
+        for index, row in enumerate(rows):
+            row.latents, row.x_0, row.noise = x_prev[index], x_0[index], None
+
+    def _predict(self, rows: Sequence[_Row], steps: Sequence[Step], latents: Tensor) -> Tensor:
+        """What the UNet says for each row, guidance applied: (B, C, H / 8, W / 8)."""
+        parts = self._parts
+        twins = [index for index, row in enumerate(rows) if row.uncond is not None]
+        order = [*range(len(rows)), *twins]
+        embeds = [row.cond for row in rows] + [row.uncond for row in rows if row.uncond]
+        loras = [dict(rows[index].spec.loras) for index in order]
+        parts.lora_stacks["unet"].set_rows(loras, parts.device, parts.dtype)
+        output: Tensor = parts.unet(
+            torch.cat([latents, latents[twins]]) if twins else latents,
+            torch.tensor([steps[index].t for index in order]).to(parts.device),
+            encoder_hidden_states=torch.stack([e.hidden for e in embeds]),
+            added_cond_kwargs=self._added([rows[index].spec for index in order], embeds),
+            return_dict=False,
+        )[0]
+        if not twins:
+            return output
+        cond, uncond = output[: len(rows)], output[len(rows) :]
+        scale = torch.tensor([rows[i].spec.guidance_scale for i in twins], dtype=output.dtype)
+        guided = uncond + scale.to(output.device).view(-1, 1, 1, 1) * (cond[twins] - uncond)
+        return cond.index_copy(0, torch.tensor(twins, device=output.device), guided)
+
+    def _added(
+        self, specs: Sequence[RowSpec], embeds: Sequence[PromptEmbeds]
+    ) -> dict[str, Tensor] | None:
+        """sdxl's pooled text and its six numbers: original size, crop corner, target size."""
+        pooled = [e.pooled for e in embeds if e.pooled is not None]
+        if not pooled:
+            return None
+        ids = [(s.height, s.width, 0, 0, s.height, s.width) for s in specs]
+        time_ids = torch.tensor(ids, dtype=self._parts.dtype).to(self._parts.device)
+        return {"text_embeds": torch.stack(pooled), "time_ids": time_ids}
+
+    def _noise(self, rows: Sequence[_Row], steps: Sequence[Step]) -> Tensor:
+        """Each row's z, zeros where its step draws none. Drawn once, even if a step is retried."""
+        for row, step in zip(rows, steps, strict=True):
+            if row.noise is None:
+                row.noise = (
+                    self._draw(row.spec, row.generator)
+                    if step.draws
+                    else torch.zeros(row.latents.shape, dtype=self._parts.dtype)
+                )
+        return torch.stack([row.noise for row in rows if row.noise is not None])
+
+    def _wait_for_older_steps(self) -> None:
+        """Keeps the host at most `RUN_AHEAD` steps ahead of a GPU, so that joins stay prompt."""
+        if self._parts.device.type != "cuda":
+            return
+        event = torch.cuda.Event()
+        event.record()
+        self._in_flight.append(event)
+        if len(self._in_flight) > RUN_AHEAD:
+            self._in_flight.popleft().synchronize()

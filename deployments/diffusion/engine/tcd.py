@@ -1,0 +1,130 @@
+"""The TCD step, row by row, and its timestep tables.
+
+Strategic stochastic sampling of Trajectory Consistency Distillation (arXiv 2402.19159,
+algorithm 4), in the paper's names: from x_t the network estimates x_0 and eps; they give
+x_s at s = floor((1 - gamma) * t_prev); noise z takes x_s back up to x_{t_prev}. `eta` is the
+paper's gamma. The arithmetic is that of `diffusers.TCDScheduler.step`, which keeps one
+step index and therefore cannot step rows of a batch that stand at different steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from diffusers import TCDScheduler
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of one row, as numbers.
+
+    Attributes:
+        t: timestep in [0, 999] that the network is told.
+        alpha_t, sigma_t: signal and noise scales at t: sqrt(abar_t), sqrt(1 - abar_t).
+        alpha_s, sigma_s: the same at s.
+        rise, renoise: x_{t_prev} = rise * x_s + renoise * z.
+        draws: whether a z is drawn from the row's generator (eta above 0, not the last step).
+    """
+
+    t: int
+    alpha_t: float
+    sigma_t: float
+    alpha_s: float
+    sigma_s: float
+    rise: float
+    renoise: float
+    draws: bool
+
+
+class StepOutput(NamedTuple):
+    """`x_prev`: latents at the next timestep; `x_0`: the estimate of the final ones."""
+
+    x_prev: Tensor
+    x_0: Tensor
+
+
+class Schedule:
+    """Timestep tables of one checkpoint, from its scheduler's configuration.
+
+    Args:
+        scheduler: as `TCDScheduler.from_config` makes it. Its `prediction_type` must be
+            epsilon, sample or v_prediction, else `ValueError`.
+    """
+
+    def __init__(self, scheduler: TCDScheduler) -> None:
+        self.prediction_type: str = scheduler.config.prediction_type
+        if self.prediction_type not in ("epsilon", "sample", "v_prediction"):
+            raise ValueError(f"prediction_type {self.prediction_type!r} is not supported")
+        self._scheduler = scheduler
+        self._abar: Tensor = scheduler.alphas_cumprod
+        self._known: dict[tuple[int, float], tuple[Step, ...]] = {}
+
+    def steps(self, num_inference_steps: int, eta: float) -> tuple[Step, ...]:
+        """The steps of a row from noise to latents.
+
+        Args:
+            num_inference_steps: 1 to the scheduler's `original_inference_steps` (50).
+            eta: 0 to 1.
+        """
+        key = (num_inference_steps, eta)
+        if key not in self._known:
+            self._scheduler.set_timesteps(num_inference_steps)
+            timesteps = [int(t) for t in self._scheduler.timesteps]
+            self._known[key] = tuple(
+                self._step(t, t_prev, eta)
+                for t, t_prev in zip(timesteps, [*timesteps[1:], None], strict=True)
+            )
+        return self._known[key]
+
+    def _step(self, t: int, t_prev: int | None, eta: float) -> Step:
+        prev = torch.tensor(t_prev if t_prev is not None else 0)
+        s = torch.floor((1 - eta) * prev).to(torch.long)
+        abar_t, abar_s, abar_prev = self._abar[t], self._abar[s], self._abar[prev]
+        return Step(
+            t=t,
+            alpha_t=float(abar_t.sqrt()),
+            sigma_t=float((1 - abar_t).sqrt()),
+            alpha_s=float(abar_s.sqrt()),
+            sigma_s=float((1 - abar_s).sqrt()),
+            rise=float((abar_prev / abar_s).sqrt()),
+            renoise=float((1 - abar_prev / abar_s).clamp(min=0).sqrt()),
+            draws=eta > 0 and t_prev is not None,
+        )
+
+
+def coefficients(steps: Sequence[Step], device: torch.device) -> Tensor:
+    """The numbers of each row's step: (6, B, 1, 1, 1) float32, in `Step`'s order."""
+    table = [(s.alpha_t, s.sigma_t, s.alpha_s, s.sigma_s, s.rise, s.renoise) for s in steps]
+    return torch.tensor(table, dtype=torch.float32).T.reshape(6, -1, 1, 1, 1).to(device)
+
+
+def tcd_step(
+    x_t: Tensor, model_output: Tensor, rows: Tensor, z: Tensor, prediction_type: str
+) -> StepOutput:
+    """One TCD step for every row.
+
+    Args:
+        x_t: (B, C, H, W) latents at each row's t.
+        model_output: (B, C, H, W), what the network said (after guidance).
+        rows: (6, B, 1, 1, 1) as `coefficients` makes it.
+        z: (B, C, H, W) standard normal noise; zeros where a row draws none.
+        prediction_type: "epsilon", "sample" or "v_prediction".
+
+    Returns latents of `x_t`'s dtype; computed in float32.
+    """
+    alpha_t, sigma_t, alpha_s, sigma_s, rise, renoise = rows
+    x, out = x_t.float(), model_output.float()
+    if prediction_type == "epsilon":
+        eps = out
+        x_0 = (x - sigma_t * eps) / alpha_t
+    elif prediction_type == "sample":
+        x_0 = out
+        eps = (x - alpha_t * x_0) / sigma_t
+    else:
+        x_0 = alpha_t * x - sigma_t * out
+        eps = alpha_t * out + sigma_t * x
+    x_s = alpha_s * x_0 + sigma_s * eps
+    x_prev = rise * x_s + renoise * z.float()
+    return StepOutput(x_prev.to(x_t.dtype), x_0.to(x_t.dtype))

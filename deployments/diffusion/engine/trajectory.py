@@ -1,0 +1,66 @@
+"""One image on its way from noise to latents: the state that the host keeps. No torch."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from deployments.diffusion.engine.batch import BatchKey
+from deployments.diffusion.engine.spec import RowSpec
+
+
+class Status(Enum):
+    """Where a trajectory stands.
+
+    PREPARING: waits for its adapters. WAITING: could run, holds no device memory yet.
+    RUNNING: has a slot. FINISHED, FAILED, ABORTED: has left the scheduler.
+    """
+
+    PREPARING = "preparing"
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    ABORTED = "aborted"
+
+
+@dataclass(slots=True, eq=False)
+class Trajectory:
+    """A row of the batch, as the scheduler sees it.
+
+    Attributes:
+        row_id: unique.
+        cursor: steps taken so far.
+        priority: higher goes first; waiting raises it (see `Scheduler`).
+        deadline: on the clock of `time.monotonic`; `None`: never.
+        slot: index of its device memory in the runner; `None` while it has none.
+        passed_over: schedules in a row that left it out.
+    """
+
+    row_id: str
+    spec: RowSpec
+    priority: int = 0
+    deadline: float | None = None
+    status: Status = Status.WAITING
+    cursor: int = 0
+    slot: int | None = None
+    passed_over: int = 0
+    arrival: int = 0
+
+    @property
+    def key(self) -> BatchKey:
+        """What must be equal for rows to share a UNet call."""
+        return self.spec.key
+
+    @property
+    def steps(self) -> int:
+        """UNet steps from start to end."""
+        return self.spec.num_inference_steps
+
+    @property
+    def unet_rows(self) -> int:
+        """Rows that it takes in a UNet call: 2 if guidance is in force, else 1."""
+        return 2 if self.spec.guided else 1
+
+    @property
+    def pending_unet_rows(self) -> int:
+        """UNet rows that it still needs."""
+        return (self.steps - self.cursor) * self.unet_rows
