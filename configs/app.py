@@ -103,6 +103,7 @@ class ServiceArgs(Frozen):
         default_model: the model of a request that names none; `None`: naming one is required.
         max_images: highest `n` of one request.
         max_prompt_chars: characters of a prompt; a longer one is refused before tokenising.
+        max_body_bytes: of one HTTP request.
         request_timeout_s: a request without `timeout_s` of its own is given up after this.
         discovery_period_s: how often the ingress looks for model applications.
         api_keys_env: name of the environment variable with the accepted bearer keys,
@@ -112,6 +113,7 @@ class ServiceArgs(Frozen):
     default_model: ModelName | None = None
     max_images: int = Field(10, ge=1, le=64)
     max_prompt_chars: int = Field(4000, ge=1)
+    max_body_bytes: int = Field(2**20, ge=1024)
     request_timeout_s: float = Field(300.0, gt=0)
     discovery_period_s: float = Field(2.0, gt=0)
     api_keys_env: str | None = None

@@ -13,8 +13,10 @@ from demo.vae import build_vae
 FAMILIES = ("sd15", "sd21", "sdxl")
 OPENCLIP_PAD = "!"
 
+ConfigValue = bool | float | str | None
+
 # What scheduler_config.json says in every family's real repository.
-NOISE_SCHEDULE = {
+NOISE_SCHEDULE: dict[str, ConfigValue] = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -25,7 +27,7 @@ NOISE_SCHEDULE = {
     "steps_offset": 1,
     "trained_betas": None,
 }
-EULER = {
+EULER: dict[str, ConfigValue] = {
     "interpolation_type": "linear",
     "prediction_type": "epsilon",
     "sample_max_value": 1.0,
@@ -89,7 +91,7 @@ def write_sd21(folder: Path, scale: int) -> None:
     unet.save_pretrained(folder / "unet")
     vae = build_vae("sd21", scaling_factor=0.18215, force_upcast=True)
     vae.save_pretrained(folder / "vae")
-    write_scheduler(folder, "PNDMScheduler", NOISE_SCHEDULE | {"prediction_type": "epsilon"})
+    write_scheduler(folder, "PNDMScheduler", {**NOISE_SCHEDULE, "prediction_type": "epsilon"})
     write_sd_index(folder)
 
 
@@ -151,9 +153,7 @@ def write_sd_index(folder: Path) -> None:
     write_json(folder / "model_index.json", index)
 
 
-def write_scheduler(
-    folder: Path, class_name: str, values: dict[str, bool | float | str | None]
-) -> None:
+def write_scheduler(folder: Path, class_name: str, values: dict[str, ConfigValue]) -> None:
     """`scheduler/scheduler_config.json`."""
     (folder / "scheduler").mkdir(exist_ok=True)
     config = {"_class_name": class_name, "_diffusers_version": diffusers.__version__} | values

@@ -41,6 +41,11 @@ class LoraRecipe:
     text_layers: tuple[str, ...] = ()
     alpha: float | None = None
 
+    @property
+    def effective_alpha(self) -> float:
+        """The alpha that a loader takes for the file."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
 
 class Layer(NamedTuple):
     """A linear or convolution layer of a base: its module name and weight shape."""
@@ -49,17 +54,11 @@ class Layer(NamedTuple):
     shape: tuple[int, ...]
 
 
-TCD_RECIPES = {
-    family: LoraRecipe(
-        format=form,
-        rank=4,
-        strength=0.05,
-        unet_layers=TRANSFORMER + CONVOLUTION + TIME_EMBEDDING,
-        alpha=4.0 if form == "kohya" else None,
-    )
-    for family, form in tuple[tuple[str, Format], ...](
-        (("sd15", "kohya"), ("sd21", "peft"), ("sdxl", "peft"))
-    )
+TCD_LAYERS = TRANSFORMER + CONVOLUTION + TIME_EMBEDDING
+TCD = {
+    "sd15": LoraRecipe("kohya", 4, 0.05, TCD_LAYERS, alpha=4.0),
+    "sd21": LoraRecipe("peft", 4, 0.05, TCD_LAYERS),
+    "sdxl": LoraRecipe("peft", 4, 0.05, TCD_LAYERS),
 }
 STYLES = {
     "papercut": LoraRecipe("kohya", 4, 0.12, ATTENTION + CONVOLUTION, alpha=2.0),
@@ -70,8 +69,10 @@ STYLES = {
 
 def write_tcd_lora(family: str, base_folder: Path, file: Path) -> None:
     """Write the TCD-LoRA stand-in of `family`, for the base in `base_folder`."""
+    if family not in TCD:
+        raise ValueError(f"family must be one of {', '.join(TCD)}, not {family!r}")
     source = generator("tcd-lora", family)
-    write_lora(TCD_RECIPES[family], family, base_folder, file, source)
+    write_lora(TCD[family], family, base_folder, file, source)
 
 
 def write_style_lora(
@@ -102,7 +103,7 @@ def write_lora(
             )
             tensors[f"{key}.lora_down.weight"] = down
             tensors[f"{key}.lora_up.weight"] = up
-            tensors[f"{key}.alpha"] = torch.tensor(recipe.alpha or float(recipe.rank))
+            tensors[f"{key}.alpha"] = torch.tensor(recipe.effective_alpha)
         else:
             first, second = (
                 ("lora_A", "lora_B") if recipe.format == "peft" else ("lora.down", "lora.up")
@@ -138,6 +139,6 @@ def matrices(
     down = torch.empty(recipe.rank, fan_in, *kernel)
     up = torch.empty(width, recipe.rank, *(1 for _ in kernel))
     down.normal_(std=down[0].numel() ** -0.5, generator=source)
-    alpha = recipe.rank if recipe.alpha is None else recipe.alpha
-    up.normal_(std=recipe.strength * recipe.rank**0.5 / alpha, generator=source)
+    # The loaders multiply up @ down by alpha / rank.
+    up.normal_(std=recipe.strength * recipe.rank**0.5 / recipe.effective_alpha, generator=source)
     return down, up

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-
 MODELS = Path(__file__).with_name("models")
 STAMP = "standins.json"
 LIBRARIES = ("diffusers", "safetensors", "tokenizers", "torch", "transformers")
@@ -125,6 +124,7 @@ def is_current(stamp: Path, recipe: str) -> bool:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m demo.standins", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, default=MODELS)

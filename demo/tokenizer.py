@@ -31,10 +31,12 @@ class Vocabulary(NamedTuple):
 
     @property
     def bos_token_id(self) -> int:
+        """The last id but one."""
         return self.tokens[BOS]
 
     @property
     def eos_token_id(self) -> int:
+        """The last id."""
         return self.tokens[EOS]
 
 

@@ -53,5 +53,13 @@ class NotReady(TcdError):
     """The model exists but no replica can answer now."""
 
 
+class Unauthorized(TcdError):
+    """The request carries no key, or one that is not accepted."""
+
+
+class TooLarge(TcdError):
+    """The request's body is larger than the service accepts."""
+
+
 class EngineFault(TcdError):
     """The engine broke; the replica reports itself unhealthy and will be replaced."""

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
+from deployments.contracts.errors import TcdError
+
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
 Latents = NDArray[np.float32]  # (channels, height / 8, width / 8)
 
@@ -127,7 +129,7 @@ class FailedImage:
     error: Exception
 
 
-JobEvent = Progress | PartialImage | FinishedImage | FailedImage
+JobEvent = Progress | PartialImage | FinishedImage | FailedImage  # what an engine says
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,26 @@ class ImageResult:
     width: int
     height: int
     usage: Usage
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The request ends here, and why. Replicas answer with it instead of raising: Serve logs
+    a traceback for whatever a replica raises, which bad input and a full queue do not earn.
+    """
+
+    error: TcdError
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The end of a stream: every image has come."""
+
+    model: str
+    usage: Usage
+
+
+StreamEvent = Progress | PartialImage | FinishedImage | Completed  # what callers see
 
 
 @dataclass(frozen=True)

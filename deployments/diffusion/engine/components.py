@@ -52,9 +52,9 @@ class Components:
         return int(self.unet.config.in_channels)
 
     @property
-    def vae_scale_factor(self) -> int:
-        """Pixels per latent pixel, a side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+    def max_prompt_tokens(self) -> int:
+        """Text tokens that every text encoder reads, begin and end marks not counted."""
+        return min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers) - 2
 
 
 def load(args: ModelArgs) -> Components:

@@ -154,6 +154,10 @@ class Engine:
         self._admission.config = config
         self._inbox.put(_Reconfigure(config.limits))
 
+    def prompt_tokens(self, job: ImageJob) -> int:
+        """Text tokens that a job's prompts take."""
+        return self._admission.prompt_tokens(job)
+
     def figures(self) -> EngineFigures:
         """The engine at this moment."""
         with self._lock:

@@ -1,0 +1,47 @@
+# The project's verbs. The first that runs sets up .venv; nothing else is installed by hand.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := configs deployments graphs preprocessors demo benchmarks tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-deep check bench clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## install everything into .venv
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY) ## make a picture through the HTTP API of a freshly started service
+	$(BIN)/python -m demo.run
+
+serve: $(READY) ## run the service with the demo models on 127.0.0.1:8000 until Ctrl-C
+	$(BIN)/python -m demo.standins
+	$(BIN)/serve run --address local serve_config.yaml
+
+test: $(READY) ## all tests but the deep ones
+	$(BIN)/python -m pytest -m 'not deep and not gpu'
+
+test-deep: $(READY) ## the long versions of the property tests
+	$(BIN)/python -m pytest -m deep
+
+check: $(READY) ## lint, types, layers
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## the benchmarks; results go to standard output
+	$(BIN)/python -m benchmarks.bench_engine
+	$(BIN)/python -m benchmarks.bench_http
+
+clean: ## remove what the demo and the tools wrote
+	rm -rf out demo/models .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,210 @@
+"""What the HTTP API says and hears: OpenAI's images API plus this service's own fields."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from deployments.contracts.jobs import (
+    AdapterWeight,
+    Count,
+    Eta,
+    Guidance,
+    ImageRequest,
+    LoraWeight,
+    PartialImages,
+    Priority,
+    Seed,
+    Steps,
+    TimeoutS,
+)
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+
+
+class LoraBody(BaseModel):
+    """One style adapter of a request."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(description="a name from the model's `loras`")
+    weight: AdapterWeight = 1.0
+
+
+class GenerationsBody(BaseModel):
+    """`POST /v1/images/generations`. OpenAI's fields first, then the extensions."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: str
+    model: str | None = Field(None, description="a name from `GET /v1/models`")
+    n: Count | None = 1
+    size: str | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
+    response_format: Literal["b64_json"] | None = "b64_json"
+    output_format: OutputFormat | None = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None, description="quality of jpeg and webp, 0-100; 100 by default"
+    )
+    stream: bool | None = False
+    partial_images: PartialImages | None = None
+    quality: Literal["auto", "standard"] | None = Field(
+        None, description="only the default; steer it with num_inference_steps"
+    )
+    background: Literal["auto", "opaque"] | None = None
+    moderation: Literal["auto", "low"] | None = Field(None, description="nothing is moderated")
+    user: str | None = None
+
+    seed: Seed | None = None
+    num_inference_steps: Steps | None = None
+    eta: Eta | None = None
+    guidance_scale: Guidance | None = None
+    negative_prompt: str | None = None
+    loras: list[LoraBody] = []
+    priority: Priority = 0
+    timeout_s: TimeoutS | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _size_is_readable(cls, size: str | None) -> str | None:
+        if size not in (None, "auto") and not _SIZE.fullmatch(size):
+            raise ValueError("must be WIDTHxHEIGHT in pixels, such as 512x768, or auto")
+        if size not in (None, "auto") and any(
+            int(side) % 8 or side == "0" for side in _sides(size)
+        ):
+            raise ValueError("width and height must be multiples of 8")
+        return size
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> "GenerationsBody":
+        if self.output_compression is not None and self.output_format not in ("jpeg", "webp"):
+            raise ValueError("output_compression needs output_format jpeg or webp")
+        if self.partial_images and not self.stream:
+            raise ValueError("partial_images needs stream: true")
+        return self
+
+    def to_request(self) -> ImageRequest:
+        """The same request as other Ray applications would make it."""
+        sized = self.size is not None and self.size != "auto"
+        width, height = map(int, _sides(self.size)) if sized else (None, None)
+        return ImageRequest(
+            prompt=self.prompt,
+            model=self.model,
+            negative_prompt=self.negative_prompt,
+            n=1 if self.n is None else self.n,
+            width=width,
+            height=height,
+            num_inference_steps=self.num_inference_steps,
+            eta=self.eta,
+            guidance_scale=self.guidance_scale,
+            seed=self.seed,
+            loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.loras),
+            partial_images=self.partial_images or 0,
+            priority=self.priority,
+            timeout_s=self.timeout_s,
+        )
+
+
+def _sides(size: str | None) -> tuple[str, str]:
+    width, _, height = (size or "").partition("x")
+    return width, height
+
+
+class InputTokens(BaseModel):
+    """Part of OpenAI's usage figures."""
+
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class UsageBody(BaseModel):
+    """OpenAI's usage figures; an output token is a patch of 16 x 16 pixels."""
+
+    input_tokens: int
+    input_tokens_details: InputTokens
+    output_tokens: int
+    total_tokens: int
+    denoising_steps: int
+
+
+class ImageBody(BaseModel):
+    """One image of an answer."""
+
+    b64_json: str
+    seed: int
+
+
+class ImagesBody(BaseModel):
+    """The answer of the images routes."""
+
+    created: int
+    model: str
+    background: Literal["opaque"] = "opaque"
+    quality: Literal["auto"] = "auto"
+    output_format: OutputFormat
+    size: str
+    data: list[ImageBody]
+    usage: UsageBody
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorBody
+
+
+class CardDefaults(BaseModel):
+    """What a request gets for a field that it leaves out."""
+
+    width: int
+    height: int
+    num_inference_steps: int
+    eta: float
+    guidance_scale: float
+
+
+class CardLimits(BaseModel):
+    """What the model accepts."""
+
+    min_side: int
+    max_side: int
+    max_pixels: int
+    max_prompt_tokens: int
+    max_loras: int
+    max_pending: int
+
+
+class ModelCard(BaseModel):
+    """One model of the catalogue, with all that is needed to repeat its images elsewhere."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "tcd"
+    family: str
+    tasks: list[str]
+    checkpoint: str
+    dtype: str
+    tcd_lora: str | None
+    loras: dict[str, str]
+    controls: dict[str, str] = {}
+    ip_adapter: str | None = None
+    motion_adapter: str | None = None
+    defaults: CardDefaults
+    limits: CardLimits
+
+
+class ModelsBody(BaseModel):
+    """`GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

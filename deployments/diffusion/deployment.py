@@ -1,0 +1,158 @@
+"""The Serve shell around one engine: submit, stream, health, figures."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from ray import serve
+
+from configs.app import ModelArgs, ModelUserConfig
+from configs.families import FAMILIES
+from deployments.contracts.api import CardDefaults, CardLimits, ModelCard
+from deployments.contracts.errors import EngineFault, TcdError
+from deployments.contracts.jobs import (
+    Completed,
+    EngineFigures,
+    FailedImage,
+    FinishedImage,
+    ImageJob,
+    ImageResult,
+    JobEvent,
+    PartialImage,
+    Progress,
+    Refusal,
+    StreamEvent,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    pass
+
+PATCH = 16  # pixels a side of what the usage figures count as one image token
+
+
+class Diffusion:
+    """One replica: one checkpoint, one engine, one device."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        # The heavy imports belong to the replica: whoever builds the graph needs none of them.
+        from deployments.diffusion.engine.components import load
+        from deployments.diffusion.engine.engine import Engine
+
+        self._args = args
+        self._config = ModelUserConfig()
+        self._created = int(time.time())
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._engine: Engine = Engine(load(args), self._config, name=replica)
+
+    def reconfigure(self, user_config: dict[str, object]) -> None:
+        """Takes new style adapters and limits while serving. Called by Serve; idempotent."""
+        self._config = ModelUserConfig.model_validate(user_config)
+        self._engine.reconfigure(self._config)
+
+    async def submit(self, job: ImageJob) -> ImageResult | Refusal:
+        """Makes all images of a job. Cancelling the call cancels the job."""
+        images: dict[int, FinishedImage] = {}
+        try:
+            async for event in self._events(job):
+                if isinstance(event, FinishedImage):
+                    images[event.image_index] = event
+        except TcdError as error:
+            return Refusal(error)
+        ordered = [images[index] for index in sorted(images)]
+        return ImageResult(
+            model=self._args.name,
+            images=tuple(image.pixels for image in ordered),
+            seeds=tuple(image.seed for image in ordered),
+            width=job.width,
+            height=job.height,
+            usage=self._usage(job),
+        )
+
+    async def stream(self, job: ImageJob) -> AsyncIterator[StreamEvent | Refusal]:
+        """Progress, partial and finished images of a job as they come, then `Completed`."""
+        try:
+            async for event in self._events(job):
+                yield event
+        except TcdError as error:
+            yield Refusal(error)
+            return
+        yield Completed(self._args.name, self._usage(job))
+
+    async def figures(self) -> EngineFigures:
+        """The engine at this moment."""
+        return self._engine.figures()
+
+    async def describe(self) -> ModelCard:
+        """This model's entry in the catalogue."""
+        args, config = self._args, self._config
+        side = FAMILIES[args.family].default_size
+        defaults = args.defaults
+        tokens = self._engine.components.max_prompt_tokens
+        return ModelCard(
+            id=args.name,
+            created=self._created,
+            family=args.family,
+            tasks=["text-to-image"],
+            checkpoint=args.checkpoint,
+            dtype=args.dtype,
+            tcd_lora=args.tcd_lora,
+            loras=dict(config.loras),
+            defaults=CardDefaults(
+                width=defaults.width or side,
+                height=defaults.height or side,
+                num_inference_steps=defaults.num_inference_steps,
+                eta=defaults.eta,
+                guidance_scale=defaults.guidance_scale,
+            ),
+            limits=CardLimits(
+                max_prompt_tokens=tokens,
+                **config.limits.model_dump(include=set(CardLimits.model_fields)),
+            ),
+        )
+
+    def check_health(self) -> None:
+        """Called by Serve: a replica whose engine broke is replaced."""
+        if self._engine.fault is not None:
+            raise EngineFault(f"the engine broke: {self._engine.fault}")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve: what an autoscaling policy may look at."""
+        return {"pending_steps": float(self._engine.figures().pending_steps)}
+
+    def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            engine.stop()
+
+    async def _events(
+        self, job: ImageJob
+    ) -> AsyncIterator[Progress | PartialImage | FinishedImage]:
+        """A job's events up to its last image; raises what an image failed with."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[JobEvent] = asyncio.Queue()
+
+        def sink(event: JobEvent) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        self._engine.submit(job, sink)
+        left = len(job.seeds)
+        try:
+            while left:
+                event = await events.get()
+                if isinstance(event, FailedImage):
+                    raise event.error
+                left -= isinstance(event, FinishedImage)
+                yield event
+        finally:
+            if left:
+                self._engine.cancel(job.job_id)
+
+    def _usage(self, job: ImageJob) -> Usage:
+        patches = -(-job.width // PATCH) * -(-job.height // PATCH)
+        return Usage(
+            prompt_tokens=self._engine.prompt_tokens(job),
+            image_tokens=patches * len(job.seeds),
+            denoising_steps=job.num_inference_steps * len(job.seeds),
+        )

@@ -1,0 +1,39 @@
+"""The Serve shell around the service: HTTP for the world, methods for other Ray applications.
+
+tcd = serve.get_app_handle("tcd")
+result = await tcd.generate.remote(ImageRequest("a red ball"))
+"""
+
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from ray import serve
+
+from configs.app import ServiceArgs
+from deployments.contracts.jobs import ImageRequest, ImageResult, StreamEvent
+from deployments.ingress.catalogue import Catalogue
+from deployments.ingress.routes import make_app
+from deployments.ingress.service import Service
+
+
+@serve.ingress()
+class Ingress:
+    """The front of the application."""
+
+    def __init__(self, args: ServiceArgs) -> None:
+        self._args = args
+        self._service = Service(args, Catalogue(args.discovery_period_s))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve after the constructor."""
+        return make_app(self._service, self._args)
+
+    async def generate(self, request: ImageRequest) -> ImageResult:
+        """Makes the images of a request. Cancelling the call cancels the work."""
+        return await self._service.generate(request)
+
+    async def stream(self, request: ImageRequest) -> AsyncIterator[StreamEvent]:
+        """Progress, partial and finished images as they come, then `Completed`. Call it with
+        `handle.options(stream=True)`."""
+        async for event in self._service.stream(request):
+            yield event

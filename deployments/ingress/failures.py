@@ -1,0 +1,97 @@
+"""Errors to answers: the one table of status codes."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from deployments.contracts.api import ErrorAnswer, ErrorBody
+from deployments.contracts.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineFault,
+    GenerationFailed,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    QueueFull,
+    TcdError,
+    TooLarge,
+    Unauthorized,
+)
+
+log = logging.getLogger("tcd.ingress")
+
+
+@dataclass(frozen=True)
+class _Row:
+    status: int
+    type: str
+    code: str
+    retry: bool
+
+
+# The first class that matches counts: subclasses stand before their bases.
+_TABLE: tuple[tuple[type[TcdError], _Row], ...] = (
+    (Unauthorized, _Row(401, "authentication_error", "invalid_api_key", retry=False)),
+    (NotFound, _Row(404, "invalid_request_error", "not_found", retry=False)),
+    (InvalidRequest, _Row(400, "invalid_request_error", "invalid_value", retry=False)),
+    (TooLarge, _Row(413, "invalid_request_error", "request_too_large", retry=False)),
+    (QueueFull, _Row(429, "rate_limit_error", "queue_full", retry=True)),
+    (DeadlineExceeded, _Row(408, "timeout_error", "deadline_exceeded", retry=False)),
+    (Cancelled, _Row(499, "cancelled_error", "cancelled", retry=False)),
+    (NotReady, _Row(503, "server_error", "not_ready", retry=True)),
+    (EngineFault, _Row(503, "server_error", "engine_fault", retry=True)),
+    (GenerationFailed, _Row(500, "server_error", "generation_failed", retry=False)),
+)
+_UNEXPECTED = _Row(500, "server_error", "internal_error", retry=True)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as HTTP says it."""
+
+    status: int
+    body: ErrorAnswer
+    headers: dict[str, str]
+
+
+def failure(error: Exception) -> Failure:
+    """The answer to an error. One that is not ours is logged, and says nothing of itself."""
+    row = next((row for kind, row in _TABLE if isinstance(error, kind)), _UNEXPECTED)
+    message = str(error)
+    if row is _UNEXPECTED:
+        log.error("unexpected error", exc_info=error)
+        message = "the service failed unexpectedly"
+    param = error.param if isinstance(error, InvalidRequest) else None
+    headers = {} if row.retry else {"x-should-retry": "false"}
+    if isinstance(error, QueueFull):
+        headers["retry-after-ms"] = str(error.retry_after_ms)
+        headers["retry-after"] = str(-(-error.retry_after_ms // 1000))
+    body = ErrorBody(message=message, type=row.type, param=param, code=row.code)
+    return Failure(row.status, ErrorAnswer(error=body), headers)
+
+
+def http_failure(status: int, message: str) -> Failure:
+    """The answer to what the web framework itself refuses: unknown paths and methods."""
+    body = ErrorBody(message=message, type="invalid_request_error", code="not_found")
+    return Failure(status, ErrorAnswer(error=body), {"x-should-retry": "false"})
+
+
+def invalid(error: ValidationError, allowed: Sequence[str] = ()) -> InvalidRequest:
+    """What is wrong with a body or a request object: the first fault, and how many more."""
+    return from_faults([(tuple(f["loc"]), f["msg"], f["type"]) for f in error.errors()], allowed)
+
+
+def from_faults(
+    faults: Sequence[tuple[tuple[int | str, ...], str, str]], allowed: Sequence[str] = ()
+) -> InvalidRequest:
+    """One error out of pydantic's list of (place, message, type)."""
+    place, message, kind = faults[0]
+    param = ".".join(str(part) for part in place) or None
+    message = message.removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        message = f"unknown field; fields: {', '.join(allowed)}" if allowed else "unknown field"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return InvalidRequest(f"{param}: {message}{more}" if param else message + more, param)

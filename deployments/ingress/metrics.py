@@ -1,0 +1,87 @@
+"""What `/metrics` shows, in Prometheus text: this ingress replica, and every engine."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from deployments.contracts.jobs import EngineFigures
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+Figures = Mapping[str, Sequence[EngineFigures]]
+
+HELP = {
+    "pending_images": "images accepted and not yet answered",
+    "running_rows": "rows that hold device memory",
+    "pending_steps": "UNet rows still to be computed, guidance twins counted",
+    "seconds_per_row_step": "measured time of a UNet call per row of it, moving average",
+    "steps_total": "UNet calls",
+    "rows_total": "UNet rows computed",
+    "images_total": "images finished",
+    "failed_total": "images that ended in an error, cancellations not counted",
+    "cancelled_total": "images cancelled",
+    "loras_resident": "style adapters on the device",
+    "lora_bytes": "bytes of style adapters on the device",
+    "lora_loads_total": "style adapters loaded",
+    "lora_evictions_total": "style adapters evicted",
+    "batch_limit": "rows that a UNet call may have now",
+}
+
+
+class Metrics:
+    """Counts requests, and renders them with the engines' figures."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "tcd_http_requests", "HTTP answers", ["route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "tcd_http_request_seconds",
+            "time to the end of the answer",
+            ["route"],
+            buckets=BUCKETS,
+            registry=self._registry,
+        )
+
+    def count(self, route: str, status: int, seconds: float) -> None:
+        """One answer has ended."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def render(self, figures: Figures) -> bytes:
+        """Prometheus text."""
+        engines = CollectorRegistry()
+        engines.register(_Engines(figures))
+        return generate_latest(self._registry) + generate_latest(engines)
+
+
+class _Engines:
+    """A collector over one look at the engines."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        labels = ["model", "replica"]
+        for field in fields(EngineFigures):
+            if field.name not in HELP:
+                continue
+            name, text = f"tcd_engine_{field.name}", HELP[field.name]
+            family = (
+                CounterMetricFamily(name.removesuffix("_total"), text, labels=labels)
+                if name.endswith("_total")
+                else GaugeMetricFamily(name, text, labels=labels)
+            )
+            for model, replicas in self._figures.items():
+                for engine in replicas:
+                    family.add_metric([model, engine.replica], getattr(engine, field.name))
+            yield family
