@@ -1,0 +1,104 @@
+"""What every test may use: the demo models, engines on them, and how Hypothesis runs here."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from configs.app import Limits, ModelArgs, ModelUserConfig
+from configs.families import FamilyName
+
+if TYPE_CHECKING:
+    from deployments.diffusion.engine.engine import Engine
+
+STYLES = ("papercut", "ink", "neon")
+
+# Shared cores make any deadline a lottery; a fixed choice of examples makes a red run repeatable.
+settings.register_profile(
+    "ci",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("ci")
+
+
+class MakeEngine(Protocol):
+    """Starts an engine on a demo model; the test's end stops it."""
+
+    def __call__(
+        self,
+        family: FamilyName = "sd15",
+        *,
+        loras: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+    ) -> "Engine": ...
+
+
+@pytest.fixture(scope="session")
+def demo_models() -> Path:
+    """The folder of the stand-in models, up to date."""
+    from demo import standins
+
+    standins.write_all(standins.MODELS)
+    return standins.MODELS
+
+
+def demo_loras(models: Path, family: FamilyName) -> dict[str, str]:
+    """Sources of the demo's style adapters, by name."""
+    return {name: str(models / "loras" / family / f"{name}.safetensors") for name in STYLES}
+
+
+def model_args(models: Path, family: FamilyName) -> ModelArgs:
+    """A demo model in float32 on the CPU, its TCD-LoRA fused."""
+    return ModelArgs(
+        name=family,
+        family=family,
+        checkpoint=str(models / family),
+        tcd_lora=str(models / "tcd-lora" / family),
+        dtype="float32",
+        device="cpu",
+    )
+
+
+def _engines(models: Path) -> Iterator[MakeEngine]:
+    import torch
+
+    from deployments.diffusion.engine.components import load
+    from deployments.diffusion.engine.engine import Engine
+
+    torch.set_num_threads(1)  # tensors this small are slower on two threads
+    started: list[Engine] = []
+
+    def make(
+        family: FamilyName = "sd15",
+        *,
+        loras: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+    ) -> Engine:
+        styles = demo_loras(models, family) if loras is None else dict(loras)
+        config = ModelUserConfig(loras=styles, limits=limits or Limits())
+        engine = Engine(load(model_args(models, family)), config)
+        started.append(engine)
+        return engine
+
+    try:
+        yield make
+    finally:
+        for engine in started:
+            engine.stop()
+
+
+@pytest.fixture
+def make_engine(demo_models: Path) -> Iterator[MakeEngine]:
+    """Engines of one test."""
+    yield from _engines(demo_models)
+
+
+@pytest.fixture(scope="module")
+def make_module_engine(demo_models: Path) -> Iterator[MakeEngine]:
+    """Engines that the tests of one file share."""
+    yield from _engines(demo_models)

@@ -1,0 +1,130 @@
+"""Jobs, and someone who listens to what becomes of them."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Condition
+from time import monotonic
+
+from deployments.contracts.jobs import (
+    FailedImage,
+    FinishedImage,
+    ImageJob,
+    JobEvent,
+    LoraWeight,
+    Progress,
+)
+from deployments.diffusion.engine.engine import Engine
+
+WAIT_S = 120.0
+
+
+def image_job(job_id: str = "job", **fields: object) -> ImageJob:
+    """A small job; `fields` replace what it says."""
+    small = ImageJob(job_id, "a red fox in the snow", (1,), 128, 128)
+    return replace(small, **fields)  # type: ignore[arg-type]
+
+
+def styles(**weights: float) -> tuple[LoraWeight, ...]:
+    """Adapters by name."""
+    return tuple(LoraWeight(name, weight) for name, weight in weights.items())
+
+
+class Listener:
+    """Submits jobs to an engine, keeps their events, and acts when one of them progresses."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.events: defaultdict[str, list[JobEvent]] = defaultdict(list)
+        self._news = Condition()
+        self._unanswered = 0
+        self._actions: defaultdict[tuple[str, int], list[Callable[[], None]]] = defaultdict(list)
+        self._broken: list[Exception] = []
+
+    def submit(self, *jobs: ImageJob) -> None:
+        """Hands jobs to the engine."""
+        for job in jobs:
+            with self._news:
+                self._unanswered += len(job.seeds)
+            try:
+                self.engine.submit(job, lambda event, job_id=job.job_id: self._hear(job_id, event))
+            except Exception:
+                with self._news:
+                    self._unanswered -= len(job.seeds)
+                raise
+
+    def at(self, job_id: str, step: int, action: Callable[[], None]) -> None:
+        """Does something on the engine's thread once the job's first image took `step` steps:
+        what is submitted or cancelled then is seen by the engine before its next step."""
+        self._actions[job_id, step].append(action)
+
+    def wait(self) -> None:
+        """Returns when every image has been answered."""
+        self.wait_until(lambda: self._unanswered == 0)
+        if self._broken:
+            raise self._broken[0]
+
+    def wait_until(self, met: Callable[[], bool]) -> None:
+        """Returns when `met`, which is asked again at every event."""
+        with self._news:
+            assert self._news.wait_for(met, WAIT_S), f"still open: {dict(self.events)}"
+
+    def wait_for_step(self, job_id: str, step: int) -> None:
+        """Returns when the job's first image has taken `step` steps."""
+        self.wait_until(lambda: self.steps(job_id) >= step)
+
+    def steps(self, job_id: str) -> int:
+        """Steps that the job's first image is known to have taken."""
+        taken = [e.step for e in self.events[job_id] if isinstance(e, Progress)]
+        return max(taken, default=0)
+
+    def image(self, job_id: str, index: int = 0) -> FinishedImage:
+        """A finished image; raises what it failed with."""
+        answer = self._answer(job_id, index)
+        if isinstance(answer, FailedImage):
+            raise answer.error
+        return answer
+
+    def error(self, job_id: str, index: int = 0) -> Exception:
+        """What an image failed with."""
+        answer = self._answer(job_id, index)
+        assert isinstance(answer, FailedImage), f"{job_id}/{index} did not fail"
+        return answer.error
+
+    def answered(self, job_id: str) -> bool:
+        """Whether any image of the job has been answered."""
+        return any(isinstance(e, FinishedImage | FailedImage) for e in self.events[job_id])
+
+    def _answer(self, job_id: str, index: int) -> FinishedImage | FailedImage:
+        answers = [
+            event
+            for event in self.events[job_id]
+            if isinstance(event, FinishedImage | FailedImage) and event.image_index == index
+        ]
+        assert len(answers) == 1, f"{job_id}/{index} was answered {len(answers)} times"
+        return answers[0]
+
+    def _hear(self, job_id: str, event: JobEvent) -> None:
+        with self._news:
+            self.events[job_id].append(event)
+        if isinstance(event, Progress) and event.image_index == 0:
+            for action in self._actions.pop((job_id, event.step), ()):
+                try:
+                    action()
+                except Exception as error:
+                    self._broken.append(error)
+        with self._news:
+            self._unanswered -= isinstance(event, FinishedImage | FailedImage)
+            self._news.notify_all()
+
+
+def eventually(met: Callable[[], bool], within_s: float = 10.0) -> bool:
+    """Whether something that no event tells of comes true."""
+    from time import sleep
+
+    end = monotonic() + within_s
+    while not met():
+        if monotonic() > end:
+            return False
+        sleep(0.005)
+    return True
