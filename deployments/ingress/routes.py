@@ -33,7 +33,7 @@ from deployments.contracts.jobs import (
 from deployments.ingress.failures import Failure, failure, from_faults, http_failure
 from deployments.ingress.media import encode_base64
 from deployments.ingress.metrics import CONTENT_TYPE, Metrics
-from deployments.ingress.middleware import Authentication, BodyLimit, RequestLog
+from deployments.ingress.middleware import Authentication, BodyLimit, RequestCount
 from deployments.ingress.service import Service
 
 DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the sampler's own
@@ -49,7 +49,7 @@ def make_app(service: Service, args: ServiceArgs) -> FastAPI:
     metrics = Metrics()
     app.add_middleware(Authentication, env_name=args.api_keys_env)
     app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes)
-    app.add_middleware(RequestLog, metrics=metrics)  # the last one added is the outermost
+    app.add_middleware(RequestCount, metrics=metrics)  # the last one added is the outermost
 
     @app.exception_handler(RequestValidationError)
     async def refuse_body(_: Request, error: RequestValidationError) -> Response:

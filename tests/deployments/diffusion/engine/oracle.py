@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,27 @@ class Oracle:
             image = vae.decode(latents[None] / vae.config.scaling_factor, return_dict=False)[0]
         return np.asarray(self._pipe.image_processor.postprocess(image)[0])
 
-    def _make(self, job: ImageJob) -> Answer:
+    def growth(self, job: ImageJob) -> float:
+        """How many times larger a tiny change of the first noise is in the final latents.
+
+        A random network can be chaotic: then rounding, which differs between batch sizes,
+        grows beyond any tolerance, and the request cannot be held to one.
+        """
+        change = 1e-6
+        nudged = self._make(replace(job, seeds=job.seeds[:1]), change)
+        return distance(nudged.latents, self.image(job).latents) / change
+
+    def _make(self, job: ImageJob, change: float = 0.0) -> Answer:
         self._weigh(job)
+        generator = torch.Generator().manual_seed(job.seeds[0])
+        noise = torch.randn((1, 4, job.height // 8, job.width // 8), generator=generator)
+        nudge = torch.randn(noise.shape, generator=torch.Generator().manual_seed(0))
         estimates: list[Tensor] = []
         latents: list[Tensor] = []
         scheduler = self._pipe.scheduler
         step = scheduler.step
 
+        @wraps(step)  # the pipeline reads in its signature whether it takes an eta
         def watched(output: Tensor, t: Tensor, sample: Tensor, **more: Any) -> object:
             abar = scheduler.alphas_cumprod[t]
             estimates.append(((sample - (1 - abar).sqrt() * output) / abar.sqrt())[0])
@@ -99,7 +114,8 @@ class Oracle:
                 num_inference_steps=job.num_inference_steps,
                 eta=job.eta,
                 guidance_scale=job.guidance_scale,
-                generator=torch.Generator().manual_seed(job.seeds[0]),
+                latents=noise * (1 + change * nudge),
+                generator=generator,
                 callback_on_step_end=last,
             ).images[0]
         finally:

@@ -1,0 +1,31 @@
+"""Repeated measurements as medians with their spread, and tables in markdown."""
+
+import os
+import platform
+from collections.abc import Sequence
+from statistics import median
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """ "median (lowest-highest)"."""
+    low, high = min(values), max(values)
+    return f"{median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """Quotients of measurements that were taken side by side."""
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A markdown table."""
+    print(f"| {' | '.join(header)} |")
+    print(f"|{'---|' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+    print(flush=True)
+
+
+def machine() -> str:
+    """One line on where this runs."""
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"

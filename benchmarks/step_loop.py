@@ -1,0 +1,100 @@
+"""The engine's step loop against a bare loop of UNet calls at the same batch size.
+
+Steps and bare calls take turns on the engine's thread: an event of a job is told on that
+thread between two steps, and its listener makes the bare call there. So whatever else the
+machine does meanwhile slows both alike, and every step is compared with the call next to it.
+"""
+
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+import torch
+
+from benchmarks.bare import BarePipeline, unet_inputs
+from benchmarks.models import SIDE, STYLES
+from deployments.contracts.jobs import FailedImage, ImageJob, JobEvent, LoraWeight, Progress
+from deployments.diffusion.engine.engine import Engine
+
+SETTLED = 3  # steps after which every row has joined; as many at the end are left out
+
+
+@dataclass
+class Turns:
+    """Seconds of the engine's steps and of the bare calls that took turns with them.
+
+    Attributes:
+        end_to_end_s: from the first submission, encoding the prompts, to the last decoded
+            image, the bare calls left out.
+    """
+
+    steps_s: list[float] = field(default_factory=list)
+    calls_s: list[float] = field(default_factory=list)
+    end_to_end_s: float = 0.0
+
+    @property
+    def ratios(self) -> list[float]:
+        """The engine's rows per second, of those of the bare call beside each step."""
+        return [call / step for call, step in zip(self.calls_s, self.steps_s, strict=True)]
+
+
+def step_jobs(rows: int, steps: int, *, styles: bool) -> list[ImageJob]:
+    """One image a job. With `styles`, the first uses all adapters and each other just one of
+    them, all with weights of their own."""
+    jobs = [ImageJob(f"row-{i}", f"a red fox {i}", (i,), SIDE, SIDE) for i in range(rows)]
+    jobs = [replace(job, num_inference_steps=steps) for job in jobs]
+    if not styles:
+        return jobs
+    mixes = [tuple(LoraWeight(name, 0.5 + 0.1 * i) for i, name in enumerate(STYLES))]
+    mixes += [(LoraWeight(STYLES[i % len(STYLES)], 0.2 + 0.1 * i),) for i in range(1, rows)]
+    return [replace(job, loras=mix) for job, mix in zip(jobs, mixes, strict=True)]
+
+
+def take_turns(engine: Engine, pipeline: BarePipeline, jobs: Sequence[ImageJob]) -> Turns:
+    """Runs jobs, all of the same step count, and a bare call of as many rows after each step.
+
+    Raises `RuntimeError` if a row joined or left while steps were measured.
+    """
+    turns = Turns()
+    unet, inputs = pipeline.unet, unet_inputs(pipeline, len(jobs), SIDE)
+    last_measured = jobs[0].num_inference_steps - SETTLED
+    answers: queue.SimpleQueue[JobEvent] = queue.SimpleQueue()
+    counted: list[tuple[int, int]] = []
+    paused_s = 0.0
+    resumed = 0.0
+
+    def listen(event: JobEvent) -> None:
+        nonlocal paused_s, resumed
+        if not isinstance(event, Progress):
+            answers.put(event)
+            return
+        step_s = perf_counter() - resumed
+        figures = engine.figures()
+        counted.append((figures.steps_total, figures.rows_total))
+        started = perf_counter()
+        with torch.inference_mode():
+            unet(*inputs[:2], encoder_hidden_states=inputs[2], return_dict=False)
+        call_s = perf_counter() - started
+        if SETTLED < event.step <= last_measured:
+            turns.steps_s.append(step_s)
+            turns.calls_s.append(call_s)
+        paused_s += call_s
+        resumed = perf_counter()
+
+    def wait_only(event: JobEvent) -> None:
+        if not isinstance(event, Progress):
+            answers.put(event)
+
+    started = perf_counter()
+    for job in jobs:
+        engine.submit(job, listen if job is jobs[-1] else wait_only)
+    for _ in jobs:
+        answer = answers.get()
+        if isinstance(answer, FailedImage):
+            raise answer.error
+    turns.end_to_end_s = perf_counter() - started - paused_s
+    first, second = counted[SETTLED - 1], counted[last_measured - 1]
+    if second[1] - first[1] != len(jobs) * (second[0] - first[0]):
+        raise RuntimeError("a row joined or left while the engine was measured")
+    return turns
