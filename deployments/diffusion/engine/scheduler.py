@@ -86,6 +86,8 @@ class Scheduler:
         )
         used = self._used_slots()
         free_slots = [slot for slot in range(self._limits.max_running) if slot not in used]
+        # After `reconfigure` to fewer slots, rows that hold higher ones count as well.
+        del free_slots[max(0, self._limits.max_running - len(used)) :]
         chosen: list[Trajectory] = []
         room = self.batch_limit
         for row in candidates:

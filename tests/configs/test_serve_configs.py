@@ -1,0 +1,44 @@
+"""Every Serve config of the project is one that Ray accepts and whose graphs can be built."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
+from configs.sources import parse
+from graphs.model import build as build_model
+from graphs.service import build as build_service
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs" / "production").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_config(path: Path, demo_models: Path) -> None:
+    config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    names = [application.name for application in config.applications]
+    assert names[0] == "tcd"
+    assert len(set(names)) == len(names)
+    for application in config.applications:
+        (deployment,) = application.deployments
+        if application.import_path == "graphs.service:build":
+            build_service(ServiceArgs.model_validate(application.args))
+            assert deployment.name == "Ingress"
+            continue
+        assert application.import_path == "graphs.model:build"
+        args = ModelArgs.model_validate(application.args)
+        build_model(args)
+        assert application.name == f"model-{args.name}"
+        assert application.route_prefix is None
+        assert deployment.name == "Diffusion"
+        user_config = ModelUserConfig.model_validate(deployment.user_config)
+        for source in (args.checkpoint, args.tcd_lora, *user_config.loras.values()):
+            assert source is not None
+            parse(source)
+
+
+def test_the_demo_stays_on_this_machine() -> None:
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    assert config["http_options"]["host"] == "127.0.0.1"

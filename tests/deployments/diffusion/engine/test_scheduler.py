@@ -1,0 +1,488 @@
+"""The scheduler loses, doubles and starves no row, and leaks no slot."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from configs.app import Limits
+from deployments.diffusion.engine.batch import Advanced, Batch, OutOfMemory
+from deployments.diffusion.engine.scheduler import RECOVERY_STEPS, Scheduler
+from deployments.diffusion.engine.spec import PromptIds, RowSpec
+from deployments.diffusion.engine.trajectory import Status, Trajectory
+
+NO_TEXT = PromptIds(((),), 0)
+SIDES = (64, 72)
+MAX_STEPS, MAX_LIVE, MAX_AGING = 6, 14, 3
+MAX_BATCH, MAX_RUNNING = 6, 5
+PRIORITIES = range(-2, 3)
+
+
+def row(
+    row_id: str,
+    steps: int = 4,
+    side: int = 64,
+    *,
+    guided: bool = False,
+    priority: int = 0,
+    deadline: float | None = None,
+    status: Status = Status.WAITING,
+) -> Trajectory:
+    negative = NO_TEXT if guided else None
+    spec = RowSpec(NO_TEXT, 0, side, side, steps, negative=negative)
+    return Trajectory(row_id, spec, priority, deadline, status)
+
+
+def ids(batch: Batch | None) -> list[str]:
+    return [] if batch is None else [r.row_id for r in batch.rows]
+
+
+def step(scheduler: Scheduler) -> list[str]:
+    """Schedules and advances; the ids that took the step."""
+    batch = scheduler.schedule()
+    if batch is not None:
+        scheduler.advance(batch, Advanced({}, 0.1))
+    return ids(batch)
+
+
+def longest_wait(live: int, aging: int, slots: int, *, has_slot: bool, oom: int) -> int:
+    """Schedules in a row that can leave a row out.
+
+    After (spread + 1) x aging of them its effective priority is above that of every row
+    chosen since, and stays there: both age alike. Only rows that were ahead of it by then
+    can still be, at most `live - 1`, and each schedule led by one of them sends that one
+    behind it. If the row has its slot, every schedule that it does not lead is led by one
+    of them. If it has none, others also lead while all slots are taken: until one is free,
+    which they reach in their steps; then the first in order takes it, again one of the
+    `live - 1` or the row itself. Steps undone by memory running out come on top.
+    """
+    spread = PRIORITIES[-1] - PRIORITIES[0]
+    aged = (spread + 1) * aging
+    if has_slot:
+        return aged + live
+    return aged + live * (slots * MAX_STEPS + 1) + oom
+
+
+@dataclass
+class Known:
+    """What the model knows of a row."""
+
+    row: Trajectory
+    taken: int = 0
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Any order of calls, next to a model of what must be true."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = Limits()
+        self.scheduler = Scheduler(self.limits)
+        self.live: dict[str, Known] = {}
+        self.gone: set[str] = set()
+        self.clock = 0.0
+        self.count = 0
+        self.out_of_memory = 0
+        self.slots_before_shrinking = 0
+
+    @initialize(
+        max_batch=st.integers(2, MAX_BATCH),
+        max_running=st.integers(1, MAX_RUNNING),
+        aging=st.integers(1, MAX_AGING),
+    )
+    def start(self, max_batch: int, max_running: int, aging: int) -> None:
+        self.limits = Limits(max_batch=max_batch, max_running=max_running, aging_steps=aging)
+        self.scheduler = Scheduler(self.limits)
+
+    @precondition(lambda self: len(self.live) < MAX_LIVE)
+    @rule(
+        steps=st.integers(1, MAX_STEPS),
+        side=st.sampled_from(SIDES),
+        guided=st.booleans(),
+        priority=st.sampled_from(PRIORITIES),
+        patience=st.none() | st.floats(0, 20),
+        preparing=st.booleans(),
+        copies=st.integers(1, 4),
+    )
+    def add(
+        self,
+        steps: int,
+        side: int,
+        guided: bool,
+        priority: int,
+        patience: float | None,
+        preparing: bool,
+        copies: int,
+    ) -> None:
+        for _ in range(min(copies, MAX_LIVE - len(self.live))):
+            self.add_one(steps, side, guided, priority, patience, preparing)
+
+    def add_one(
+        self,
+        steps: int,
+        side: int,
+        guided: bool,
+        priority: int,
+        patience: float | None,
+        preparing: bool,
+    ) -> None:
+        self.count += 1
+        new = row(
+            f"row {self.count}",
+            steps,
+            side,
+            guided=guided,
+            priority=priority,
+            deadline=None if patience is None else self.clock + patience,
+            status=Status.PREPARING if preparing else Status.WAITING,
+        )
+        self.scheduler.add(new)
+        self.live[new.row_id] = Known(new)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def adding_a_row_twice_is_refused(self, data: st.DataObject) -> None:
+        with pytest.raises(ValueError, match="already scheduled"):
+            self.scheduler.add(self.some_row(data))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def ready(self, data: st.DataObject) -> None:
+        chosen = self.some_row(data)
+        before = chosen.status
+        self.scheduler.ready(chosen.row_id)
+        assert chosen.status is (Status.WAITING if before is Status.PREPARING else before)
+
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        batch = self.schedule()
+        if batch is not None:
+            chosen = st.sets(st.sampled_from(ids(batch)), max_size=2)
+            self.advance(batch, data.draw(st.just(set[str]()) | chosen))
+
+    @precondition(lambda self: len(self.live) < MAX_LIVE)
+    @rule(times=st.integers(1, 40), side=st.sampled_from(SIDES))
+    def favourites_keep_coming(self, times: int, side: int) -> None:
+        """One row of the highest priority arrives before every step."""
+        for _ in range(times):
+            if len(self.live) < MAX_LIVE:
+                self.add_one(2, side, False, PRIORITIES[-1], None, False)
+            batch = self.schedule()
+            if batch is not None:
+                self.advance(batch, set())
+
+    @rule()
+    def run_out_of_memory(self) -> None:
+        batch = self.schedule()
+        if batch is None:
+            return
+        self.out_of_memory += 1
+        limit = self.scheduler.batch_limit
+        left = self.scheduler.advance(batch, OutOfMemory("full"))
+        if len(batch.rows) == 1:
+            assert left == batch.rows
+            assert left[0].status is Status.FAILED
+            self.forget(left[0].row_id)
+        else:
+            assert left == ()
+            assert self.scheduler.batch_limit == max(1, batch.unet_rows // 2) < limit
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        chosen = self.some_row(data)
+        slot = chosen.slot
+        assert self.scheduler.abort(chosen.row_id) is chosen
+        assert chosen.status is Status.ABORTED
+        assert chosen.slot == slot, "the caller must know which device memory to free"
+        self.forget(chosen.row_id)
+
+    @precondition(lambda self: self.gone)
+    @rule(data=st.data())
+    def what_has_left_is_unknown(self, data: st.DataObject) -> None:
+        row_id = data.draw(st.sampled_from(sorted(self.gone)))
+        assert self.scheduler.abort(row_id) is None
+        self.scheduler.ready(row_id)
+
+    @rule(seconds=st.floats(0, 10))
+    def expire(self, seconds: float) -> None:
+        self.clock += seconds
+        late = {r.row_id for r in self.scheduler.expired(self.clock)}
+        assert late == {
+            row_id
+            for row_id, known in self.live.items()
+            if known.row.deadline is not None and known.row.deadline <= self.clock
+        }
+        for row_id in late:
+            self.scheduler.abort(row_id)
+            self.forget(row_id)
+
+    @rule(
+        max_batch=st.integers(2, MAX_BATCH),
+        max_running=st.integers(1, MAX_RUNNING),
+        aging=st.integers(1, MAX_AGING),
+    )
+    def reconfigure(self, max_batch: int, max_running: int, aging: int) -> None:
+        self.slots_before_shrinking = self.scheduler.running
+        self.limits = Limits(max_batch=max_batch, max_running=max_running, aging_steps=aging)
+        self.scheduler.reconfigure(self.limits)
+        assert self.scheduler.batch_limit == max_batch
+
+    @invariant()
+    def every_row_is_held_exactly_once(self) -> None:
+        held = [r.row_id for r in self.scheduler.live]
+        assert sorted(held) == sorted(self.live)
+        assert self.scheduler.pending_unet_rows == sum(
+            (k.row.steps - k.taken) * k.row.unet_rows for k in self.live.values()
+        )
+
+    @invariant()
+    def a_slot_belongs_to_one_running_row(self) -> None:
+        slots = [k.row.slot for k in self.live.values() if k.row.slot is not None]
+        running = [k for k in self.live.values() if k.row.status is Status.RUNNING]
+        assert len(set(slots)) == len(slots) == len(running) == self.scheduler.running
+        assert len(slots) <= max(self.limits.max_running, self.slots_before_shrinking)
+
+    @invariant()
+    def nothing_waits_longer_than_the_bound(self) -> None:
+        for known in self.live.values():
+            has_slot = known.row.slot is not None
+            bound = longest_wait(
+                MAX_LIVE, MAX_AGING, MAX_RUNNING, has_slot=has_slot, oom=self.out_of_memory
+            )
+            assert known.row.passed_over <= bound
+
+    def teardown(self) -> None:
+        """Whatever is left can be run to its end, and then nothing is left."""
+        for known in self.live.values():
+            self.scheduler.ready(known.row.row_id)
+        steps = sum(k.row.steps - k.taken for k in self.live.values())
+        for _ in range(steps):
+            batch = self.schedule()
+            if batch is None:
+                break
+            self.advance(batch, set())
+        assert not self.live
+        assert self.scheduler.live == ()
+        assert self.scheduler.running == self.scheduler.pending_unet_rows == 0
+        assert self.scheduler.schedule() is None
+
+    def some_row(self, data: st.DataObject) -> Trajectory:
+        return self.live[data.draw(st.sampled_from(sorted(self.live)))].row
+
+    def forget(self, row_id: str) -> None:
+        del self.live[row_id]
+        self.gone.add(row_id)
+        self.slots_before_shrinking = min(self.slots_before_shrinking, self.scheduler.running)
+
+    def schedule(self) -> Batch | None:
+        waited = {row_id: known.row.passed_over for row_id, known in self.live.items()}
+        had_slot = {row_id for row_id, known in self.live.items() if known.row.slot is not None}
+        could_run = {k.row.row_id for k in self.live.values() if k.row.status != Status.PREPARING}
+        batch = self.scheduler.schedule()
+        if batch is None:
+            assert not could_run
+            return None
+        chosen = ids(batch)
+        assert len(set(chosen)) == len(chosen)
+        assert set(chosen) <= could_run
+        assert {r.key for r in batch.rows} == {batch.key}
+        assert all(r.slot is not None and r.status is Status.RUNNING for r in batch.rows)
+        assert batch.unet_rows <= self.scheduler.batch_limit or len(chosen) == 1
+        new = set(chosen) - had_slot
+        assert not new or self.scheduler.running <= self.limits.max_running
+        assert all(r.slot is not None and r.slot < MAX_RUNNING for r in batch.rows)
+        for row_id in could_run:
+            expected = 0 if row_id in chosen else waited[row_id] + 1
+            assert self.live[row_id].row.passed_over == expected
+        self.check_priorities(batch, waited, had_slot, could_run)
+        return batch
+
+    def check_priorities(
+        self, batch: Batch, waited: dict[str, int], had_slot: set[str], could_run: set[str]
+    ) -> None:
+        """A row is left out in favour of a lower one that waited as long only for a reason:
+        no slot for it, another size than the leader's, or twins that do not fit."""
+        leader = batch.rows[0].row_id
+        for row_id in could_run - set(ids(batch)):
+            out = self.live[row_id].row
+            for member in batch.rows:
+                if waited[member.row_id] != waited[row_id] or member.priority >= out.priority:
+                    continue
+                slotless = row_id not in had_slot
+                twins = out.unet_rows > member.unet_rows
+                assert slotless or twins or (out.key != batch.key and member.row_id != leader)
+
+    def advance(self, batch: Batch, failures: set[str]) -> None:
+        cursors = {row_id: known.row.cursor for row_id, known in self.live.items()}
+        outcome = Advanced({row_id: ValueError("odd") for row_id in failures}, 0.1)
+        left = {r.row_id: r for r in self.scheduler.advance(batch, outcome)}
+        assert failures <= set(left)
+        for member in batch.rows:
+            known = self.live[member.row_id]
+            if member.row_id in failures:
+                assert member.status is Status.FAILED
+                assert member.cursor == cursors[member.row_id]
+                self.forget(member.row_id)
+                continue
+            known.taken += 1
+            assert member.cursor == known.taken == cursors[member.row_id] + 1
+            assert (member.row_id in left) == (known.taken == member.steps)
+            if known.taken == member.steps:
+                assert member.status is Status.FINISHED
+                self.forget(member.row_id)
+        assert all(
+            known.row.cursor == cursors[row_id]
+            for row_id, known in self.live.items()
+            if row_id not in ids(batch)
+        )
+
+
+def test_any_order_of_calls() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        SchedulerMachine, settings=settings(max_examples=150, stateful_step_count=60)
+    )
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(3600)
+def test_any_order_of_calls_for_long() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        SchedulerMachine, settings=settings(max_examples=3000, stateful_step_count=150)
+    )
+
+
+def scheduler_of(*rows: Trajectory, **limits: int) -> Scheduler:
+    scheduler = Scheduler(Limits(**limits))
+    for one in rows:
+        scheduler.add(one)
+    return scheduler
+
+
+def test_rows_join_between_steps_and_leave_when_done() -> None:
+    scheduler = scheduler_of(row("long", 3))
+    assert step(scheduler) == ["long"]
+    scheduler.add(row("short", 1))
+    assert step(scheduler) == ["long", "short"]
+    assert step(scheduler) == ["long"]
+    assert step(scheduler) == []
+
+
+def test_only_rows_of_one_size_share_a_batch() -> None:
+    scheduler = scheduler_of(row("a"), row("b", side=128), row("c"))
+    assert step(scheduler) == ["a", "c"]
+
+
+def test_two_sizes_take_turns() -> None:
+    scheduler = scheduler_of(row("a", 50), row("b", 50, side=128), aging_steps=2)
+    taken = [step(scheduler)[0] for _ in range(30)]
+    assert 8 <= taken.count("b") <= 15
+
+
+def test_a_guided_row_counts_twice() -> None:
+    scheduler = scheduler_of(row("a", guided=True), row("b", guided=True), row("c"), max_batch=3)
+    assert step(scheduler) == ["a", "c"], "b's twins do not fit beside a's, c does"
+
+
+def test_a_guided_row_runs_even_where_one_row_fits() -> None:
+    scheduler = scheduler_of(row("a"), row("b", guided=True), max_batch=2)
+    scheduler.batch_limit = 1
+    assert [step(scheduler) for _ in range(40)].count(["b"]) == 4
+
+
+def test_a_higher_priority_goes_first() -> None:
+    rows = [row("low", priority=-1), row("high", priority=5), row("mid")]
+    assert step(scheduler_of(*rows, max_batch=2)) == ["high", "mid"]
+
+
+def test_equal_priorities_go_by_arrival() -> None:
+    scheduler = scheduler_of(row("first", 1), row("second", 1), row("third", 1), max_batch=2)
+    assert step(scheduler) == ["first", "second"]
+    assert step(scheduler) == ["third"]
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_a_stream_of_favourites_does_not_starve_the_least(side: int) -> None:
+    aging, spread = 4, 20
+    scheduler = scheduler_of(
+        row("least", 1, side, priority=-10), max_batch=2, max_running=2, aging_steps=aging
+    )
+    for waited in range((spread + 1) * aging + 4):
+        scheduler.add(row(f"favourite {waited}", 1, priority=10))
+        scheduler.add(row(f"other favourite {waited}", 1, priority=10))
+        if "least" in step(scheduler):
+            return
+    pytest.fail("it was passed over more often than its age allows")
+
+
+def test_a_preparing_row_waits_until_it_is_ready() -> None:
+    scheduler = scheduler_of(row("a", status=Status.PREPARING))
+    assert step(scheduler) == []
+    scheduler.ready("a")
+    assert step(scheduler) == ["a"]
+
+
+def test_slots_bound_the_rows_on_the_device_and_are_used_again() -> None:
+    scheduler = scheduler_of(*(row(str(n), 2) for n in range(4)), max_running=2)
+    assert step(scheduler) == step(scheduler) == ["0", "1"]
+    assert scheduler.running == 0
+    assert step(scheduler) == ["2", "3"]
+    assert sorted(r.slot for r in scheduler.live if r.slot is not None) == [0, 1]
+
+
+def test_fewer_slots_take_effect_as_rows_leave() -> None:
+    scheduler = scheduler_of(*(row(str(n), n + 1) for n in range(4)), max_running=4)
+    step(scheduler)
+    scheduler.reconfigure(Limits(max_running=2))
+    scheduler.add(row("new", 9))
+    seen: list[int] = []
+    while "new" not in step(scheduler):
+        seen.append(scheduler.running)
+    assert seen == [2, 1], "it waits until one of the two slots is left"
+    assert scheduler.running <= 2
+
+
+def test_running_out_of_memory_halves_the_batch_and_it_grows_back() -> None:
+    scheduler = scheduler_of(*(row(str(n), 50) for n in range(8)), max_batch=8)
+    batch = scheduler.schedule()
+    assert batch is not None
+    assert scheduler.advance(batch, OutOfMemory("full")) == ()
+    assert scheduler.batch_limit == 4
+    assert len(step(scheduler)) == 4
+    for _ in range(RECOVERY_STEPS - 1):
+        step(scheduler)
+    assert scheduler.batch_limit == 5
+
+
+def test_a_single_row_without_memory_fails() -> None:
+    scheduler = scheduler_of(row("a", guided=True), row("b", side=128))
+    batch = scheduler.schedule()
+    assert batch is not None
+    (failed,) = scheduler.advance(batch, OutOfMemory("full"))
+    assert (failed.row_id, failed.status) == ("a", Status.FAILED)
+    assert scheduler.batch_limit == 8, "the other rows are not to blame"
+    assert step(scheduler) == ["b"]
+
+
+def test_a_failed_row_leaves_alone() -> None:
+    scheduler = scheduler_of(row("a"), row("b"))
+    batch = scheduler.schedule()
+    assert batch is not None
+    (failed,) = scheduler.advance(batch, Advanced({"a": ValueError("odd")}, 0.1))
+    assert (failed.row_id, failed.status, failed.cursor) == ("a", Status.FAILED, 0)
+    assert step(scheduler) == ["b"]
+
+
+def test_room_is_expected_after_the_shortest_row() -> None:
+    scheduler = scheduler_of(row("short", 2), row("long", 10), row("guided", 5, guided=True))
+    assert scheduler.unet_rows_until_room(1) == 2 * 4
+    assert scheduler.unet_rows_until_room(2) == 5 * 4
