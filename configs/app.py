@@ -65,12 +65,25 @@ class Limits(Frozen):
         return self
 
 
+class IpAdapterArgs(Frozen):
+    """The IP-Adapter of a model: its weights, and the CLIP vision encoder they were made for.
+
+    Attributes:
+        adapter: source of one safetensors file in the layout of h94/IP-Adapter.
+        image_encoder: name of the encoder among the service's `image_encoders`.
+    """
+
+    adapter: str
+    image_encoder: str
+
+
 class ModelArgs(Frozen):
     """`args` of one `model-<name>` application: what cannot change without a restart.
 
     Attributes:
         checkpoint, tcd_lora: sources (see `configs.sources`). `tcd_lora: null` serves a
             checkpoint that needs none, because it was fused before it was saved.
+        controls: ControlNets by the type that requests name (`depth`, `canny`, ...).
         variant: which weights of a diffusers folder, as in `from_pretrained` ("fp16").
         device: a torch device; "auto" takes the GPU that Ray assigned, else the CPU.
     """
@@ -79,6 +92,8 @@ class ModelArgs(Frozen):
     family: FamilyName
     checkpoint: str
     tcd_lora: str | None
+    controls: dict[ModelName, str] = {}
+    ip_adapter: IpAdapterArgs | None = None
     dtype: Dtype = "float16"
     variant: str | None = None
     device: str = "auto"

@@ -15,6 +15,9 @@ from pydantic.dataclasses import dataclass as validated
 from deployments.contracts.errors import TcdError
 
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
+Mask = NDArray[np.uint8]  # (height, width); 255 is made anew, 0 is kept
+Embeds = NDArray[np.float32]  # (2, ...): of a picture, and of no picture
+Asset = Pixels | Mask | Embeds
 Latents = NDArray[np.float32]  # (channels, height / 8, width / 8)
 
 MAX_SEED = 2**63 - 1
@@ -30,6 +33,11 @@ Side = Annotated[int, Field(ge=8, multiple_of=8, description="pixels, a multiple
 Count = Annotated[int, Field(ge=1, description="images to make")]
 Priority = Annotated[int, Field(ge=-10, le=10, description="higher goes first; 0 is normal")]
 TimeoutS = Annotated[float, Field(gt=0, le=3600, description="seconds until it is given up")]
+Strength = Annotated[
+    float, Field(gt=0, le=1, description="how far the start image is noised; 1: all the way")
+]
+Scale = Annotated[float, Field(ge=0, le=2, description="how strongly a condition acts")]
+Fraction = Annotated[float, Field(ge=0, le=1, description="of the steps")]
 PartialImages = Annotated[int, Field(ge=0, le=3, description="previews while it is made")]
 AdapterWeight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
 
@@ -67,13 +75,41 @@ class ImageRequest:
     timeout_s: TimeoutS | None = None
 
 
+@dataclass(frozen=True)
+class ControlUse:
+    """A ControlNet of a job. `map`: the index of its control map among the job's arrays."""
+
+    type: str
+    map: int
+    conditioning_scale: float = 0.5
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
+class IpAdapterUse:
+    """The IP-Adapter of a job. `embeds`: indices among the job's arrays, one an image."""
+
+    embeds: tuple[int, ...]
+    scale: float = 0.5
+
+
 @validated(frozen=True, config=_STRICT)
 class ImageJob:
     """A request with every gap filled: what a diffusion replica works on.
 
+    Pictures travel beside the job, as arrays that it names by index: each is an argument of its
+    own in a handle call, so that a preprocessor's result goes straight to the replica.
+
     Attributes:
         job_id: unique; what a cancellation names.
         seeds: one per image, in order.
+        image: index of the picture to start from, (height, width, 3) uint8.
+        mask: index of the mask, (height, width) uint8: 255 is made anew, 0 is kept.
+        strength: with `image`: the share of the steps that is taken.
+        controls: maps of (height, width, 3) uint8 each.
+        ip_adapter: embeddings as the image encoder makes them, (2, ...) float32: the
+            picture's, and those of no picture.
         timeout_s: seconds from submission; relative, because clocks of nodes differ.
     """
 
@@ -87,6 +123,11 @@ class ImageJob:
     eta: Eta = 0.3
     guidance_scale: Guidance = 0.0
     loras: tuple[LoraWeight, ...] = ()
+    image: int | None = None
+    mask: int | None = None
+    strength: Strength = 1.0
+    controls: tuple[ControlUse, ...] = ()
+    ip_adapter: IpAdapterUse | None = None
     partial_images: PartialImages = 0
     priority: Priority = 0
     timeout_s: TimeoutS | None = None

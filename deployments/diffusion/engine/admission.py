@@ -1,12 +1,25 @@
 """A job against what this model can do: every reason to refuse it, before it costs anything."""
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import InvalidRequest, NotFound
-from deployments.contracts.jobs import ImageJob
+from deployments.contracts.jobs import Asset, ImageJob
 from deployments.diffusion.engine.components import Components
 from deployments.diffusion.engine.lora_shelf import lora_key
 from deployments.diffusion.engine.prompts import Tokenizers
-from deployments.diffusion.engine.spec import LATENT_SCALE, RowSpec, partial_steps
+from deployments.diffusion.engine.spec import (
+    LATENT_SCALE,
+    Control,
+    ImagePrompt,
+    RowSpec,
+    Source,
+    partial_steps,
+    real_steps,
+)
 
 
 class Admission:
@@ -18,10 +31,11 @@ class Admission:
 
     def __init__(self, components: Components, config: ModelUserConfig) -> None:
         self.config = config
+        self._parts = components
         self._tokenizers = Tokenizers(components)
 
-    def admit(self, job: ImageJob) -> tuple[list[RowSpec], dict[str, str]]:
-        """The rows of a job, and the sources of its adapters by key.
+    def admit(self, job: ImageJob, assets: Sequence[Asset]) -> tuple[list[RowSpec], dict[str, str]]:
+        """The rows of a job with the arrays it names, and the sources of its adapters by key.
 
         Raises `InvalidRequest` or `NotFound` naming the field.
         """
@@ -38,7 +52,17 @@ class Admission:
                 f"(it is {job.guidance_scale:g})",
                 "negative_prompt",
             )
+        steps = real_steps(job.num_inference_steps, job.strength)
+        if steps < 1:
+            raise InvalidRequest(
+                f"strength {job.strength:g} of {job.num_inference_steps} steps leaves no step; "
+                f"it must be at least {1 / job.num_inference_steps:.3g}",
+                "strength",
+            )
         weights, sources = _loras(job, config)
+        controls = self._controls(job, assets)
+        image_prompt = self._image_prompt(job, assets)
+        source = self._source(job, assets)
         prompt = self._tokenizers.tokenize(job.prompt, "prompt")
         negative = None
         if job.guidance_scale > 1:
@@ -55,7 +79,11 @@ class Admission:
                 negative=negative,
                 negative_given=job.negative_prompt is not None,
                 loras=weights,
-                partial_steps=partial_steps(job.num_inference_steps, job.partial_images),
+                partial_steps=partial_steps(steps, job.partial_images),
+                source=source,
+                strength=job.strength,
+                controls=controls,
+                image_prompt=image_prompt,
             )
             for seed in job.seeds
         ]
@@ -67,6 +95,58 @@ class Admission:
         if job.negative_prompt is not None:
             tokens += self._tokenizers.tokenize(job.negative_prompt, "negative_prompt").tokens
         return tokens
+
+    def _source(self, job: ImageJob, assets: Sequence[Asset]) -> Source | None:
+        if job.image is None:
+            if self._parts.takes_mask:
+                raise InvalidRequest("this model only inpaints: image and mask are needed", "image")
+            if job.mask is not None or job.strength != 1:
+                param = "mask" if job.mask is not None else "strength"
+                raise InvalidRequest(f"{param} needs an image", param)
+            return None
+        if job.mask is None and self._parts.takes_mask:
+            raise InvalidRequest("this model only inpaints: a mask is needed", "mask")
+        pixels = _array(assets[job.image], (job.height, job.width, 3), "image")
+        if job.mask is None:
+            return Source(pixels)
+        return Source(pixels, _array(assets[job.mask], (job.height, job.width), "mask"))
+
+    def _controls(self, job: ImageJob, assets: Sequence[Asset]) -> tuple[Control, ...]:
+        types = self._parts.controlnets.types
+        seen: set[str] = set()
+        controls: list[Control] = []
+        for use in job.controls:
+            if use.type not in types:
+                known = ", ".join(sorted(types)) or "none"
+                raise InvalidRequest(
+                    f"control type {use.type!r}: this model has {known}", "controls"
+                )
+            if use.type in seen:
+                raise InvalidRequest(f"control type {use.type!r} is named twice", "controls")
+            if use.start >= use.end:
+                raise InvalidRequest("a control's start must be before its end", "controls")
+            seen.add(use.type)
+            pixels = _array(assets[use.map], (job.height, job.width, 3), "controls")
+            controls.append(Control(use.type, pixels, use.conditioning_scale, use.start, use.end))
+        return tuple(controls)
+
+    def _image_prompt(self, job: ImageJob, assets: Sequence[Asset]) -> ImagePrompt | None:
+        if job.ip_adapter is None:
+            return None
+        if self._parts.ip_adapter is None:
+            raise InvalidRequest("this model has no IP-Adapter", "ip_adapter")
+        embeds = tuple(
+            np.asarray(assets[index], dtype=np.float32) for index in job.ip_adapter.embeds
+        )
+        return ImagePrompt(embeds, job.ip_adapter.scale)
+
+
+def _array(asset: Asset, shape: tuple[int, ...], param: str) -> NDArray[np.uint8]:
+    if asset.shape != shape or asset.dtype != np.uint8:
+        raise InvalidRequest(
+            f"{param} is an array of {asset.shape} {asset.dtype}; {shape} uint8 is needed", param
+        )
+    return np.asarray(asset, dtype=np.uint8)
 
 
 def _check_size(job: ImageJob, limits: Limits) -> None:

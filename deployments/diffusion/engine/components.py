@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, TCDScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, TCDScheduler, UNet2DConditionModel
 from diffusers.loaders.lora_pipeline import (
     StableDiffusionLoraLoaderMixin,
     StableDiffusionXLLoraLoaderMixin,
@@ -17,8 +17,11 @@ from transformers.utils.logging import disable_progress_bar
 from configs.app import ModelArgs
 from configs.families import FAMILIES, Family
 from configs.sources import fetch
+from deployments.diffusion.engine.conditioning import ControlNets, IpAdapter
 from deployments.diffusion.engine.lora import LoraReader, LoraStack, lora_file, record_input_ranks
 from deployments.diffusion.engine.tcd import Schedule
+
+INPAINTING_CHANNELS = 9  # latents 4, mask 1, masked picture 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Components:
         vae: in float32 where the checkpoint says that half precision overflows.
         text_encoders: one, or for sdxl two, with their tokenizers.
         zero_empty_negative: an absent negative prompt is all zeros, not the empty text.
+        controlnets: the nets that requests may name.
+        ip_adapter: on the UNet, if the model has one.
         lora_stacks: style adapters by model name.
         lora_reader: reads style adapters for these models.
     """
@@ -43,13 +48,20 @@ class Components:
     text_encoders: tuple[nn.Module, ...]
     schedule: Schedule
     zero_empty_negative: bool
+    controlnets: ControlNets
+    ip_adapter: IpAdapter | None
     lora_stacks: dict[str, LoraStack]
     lora_reader: LoraReader
 
     @property
     def latent_channels(self) -> int:
         """Channels of the latents that the UNet denoises."""
-        return int(self.unet.config.in_channels)
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the UNet was trained to inpaint: it sees mask and masked picture."""
+        return int(self.unet.config.in_channels) == INPAINTING_CHANNELS
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -77,6 +89,15 @@ def load(args: ModelArgs) -> Components:
     )
     if args.tcd_lora is not None:
         _fuse(unet, fetch(args.tcd_lora), family)
+    ip_adapter = (
+        None if args.ip_adapter is None else IpAdapter(unet, fetch(args.ip_adapter.adapter))
+    )
+    nets = {
+        kind: ControlNetModel.from_pretrained(
+            fetch(source, variant=args.variant), torch_dtype=dtype, **weights
+        )
+        for kind, source in args.controls.items()
+    }
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **weights)
     if dtype is torch.float16 and vae.config.force_upcast:
         vae = vae.to(torch.float32)
@@ -90,7 +111,7 @@ def load(args: ModelArgs) -> Components:
         CLIPTokenizer.from_pretrained(folder, subfolder=name.replace("text_encoder", "tokenizer"))
         for name in names
     )
-    for model in (unet, vae, *encoders):
+    for model in (unet, vae, *encoders, *nets.values()):
         model.to(device).eval().requires_grad_(False)
 
     models: dict[str, nn.Module] = {"unet": unet, **dict(zip(names, encoders, strict=True))}
@@ -104,6 +125,8 @@ def load(args: ModelArgs) -> Components:
         text_encoders=tuple(encoders),
         schedule=_schedule(folder),
         zero_empty_negative=_zero_empty_negative(folder),
+        controlnets=ControlNets(nets),
+        ip_adapter=ip_adapter,
         lora_stacks={
             name: LoraStack(model, _input_ranks(model, device, dtype))
             for name, model in models.items()

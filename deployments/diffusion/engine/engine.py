@@ -13,7 +13,7 @@ the engine's or the decoder's thread.
 
 import logging
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Thread
 from time import monotonic
@@ -27,6 +27,7 @@ from deployments.contracts.errors import (
     NotReady,
 )
 from deployments.contracts.jobs import (
+    Asset,
     EngineFigures,
     FailedImage,
     FinishedImage,
@@ -101,14 +102,14 @@ class Engine:
         self._thread = Thread(target=self._loop, name="tcd-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, job: ImageJob, sink: Sink) -> None:
-        """Takes a job, or refuses it whole. Every image ends in one `FinishedImage` or
-        `FailedImage` to `sink`.
+    def submit(self, job: ImageJob, sink: Sink, assets: Sequence[Asset] = ()) -> None:
+        """Takes a job with the arrays it names, or refuses it whole. Every image ends in one
+        `FinishedImage` or `FailedImage` to `sink`.
 
         Raises `InvalidRequest` or `NotFound` (it could never run), `QueueFull` (not now),
         `EngineFault` or `NotReady` (not here).
         """
-        specs, loras = self._admission.admit(job)
+        specs, loras = self._admission.admit(job, assets)
         entry = Entry(job, sink, specs)
         self._ledger.open(entry, self._admission.config.limits.max_pending)
         self._inbox.put(_Submit(entry, loras))
@@ -130,15 +131,15 @@ class Engine:
         """The engine at this moment."""
         return self._ledger.figures()
 
-    def generate(self, job: ImageJob) -> list[FinishedImage]:
+    def generate(self, job: ImageJob, assets: Sequence[Asset] = ()) -> list[FinishedImage]:
         """Submits a job and waits for it; raises what it failed with."""
-        return [event for event in self.events(job) if isinstance(event, FinishedImage)]
+        return [event for event in self.events(job, assets) if isinstance(event, FinishedImage)]
 
-    def events(self, job: ImageJob) -> Iterator[JobEvent]:
+    def events(self, job: ImageJob, assets: Sequence[Asset] = ()) -> Iterator[JobEvent]:
         """Submits a job and returns an iterator over its events, which raises what the job
         failed with. Leaving the iterator early cancels the job."""
         inbox: queue.SimpleQueue[JobEvent] = queue.SimpleQueue()
-        self.submit(job, inbox.put)
+        self.submit(job, inbox.put, assets)
         return self._received(job, inbox)
 
     def _received(self, job: ImageJob, inbox: "queue.SimpleQueue[JobEvent]") -> Iterator[JobEvent]:

@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from deployments.contracts.jobs import Pixels
 from deployments.diffusion.engine.batch import Advanced, Batch, Outcome, OutOfMemory
 from deployments.diffusion.engine.components import Components
+from deployments.diffusion.engine.conditioning import RowControl, RowPrompt, UNetInput
+from deployments.diffusion.engine.pictures import SourceLatents, encode_source
 from deployments.diffusion.engine.prompts import Prompt, PromptEmbeds, PromptEncoder
-from deployments.diffusion.engine.spec import PromptIds, RowSpec
+from deployments.diffusion.engine.spec import ImagePrompt, PromptIds, RowSpec
 from deployments.diffusion.engine.tcd import Step, coefficients, tcd_step
 
 RUN_AHEAD = 2  # UNet calls queued on a GPU before the host waits for the oldest
@@ -32,6 +36,10 @@ class _Row:
     x_0: Tensor
     cond: PromptEmbeds
     uncond: PromptEmbeds | None
+    source: SourceLatents | None
+    maps: tuple[Tensor, ...]  # of the row's controls, in order
+    seen: RowPrompt | None
+    seen_by_twin: RowPrompt | None
     noise: Tensor | None = None  # drawn for the next step and not used yet
 
 
@@ -92,10 +100,47 @@ class Runner:
             self._rows[row.slot] = self._new_row(row.spec, cond, uncond)
 
     def _new_row(self, spec: RowSpec, cond: PromptEmbeds, uncond: PromptEmbeds | None) -> _Row:
+        parts = self._parts
         generator = torch.Generator("cpu").manual_seed(spec.seed)
-        latents = self._draw(spec, generator).to(self._parts.device)
-        steps = self._parts.schedule.steps(spec.num_inference_steps, spec.eta)
-        return _Row(spec, steps, generator, latents, latents, cond, uncond)
+        steps = parts.schedule.steps(spec.num_inference_steps, spec.eta, spec.strength)
+        source = None
+        if spec.source is None:
+            latents = self._draw(spec, generator).to(parts.device)
+        else:
+            source = encode_source(parts.vae, spec.source, generator, parts.dtype)
+            latents = self._noised(source, steps[0], whole=spec.strength == 1)
+        return _Row(
+            spec=spec,
+            steps=steps,
+            generator=generator,
+            latents=latents,
+            x_0=latents,
+            cond=cond,
+            uncond=uncond,
+            source=source,
+            maps=tuple(self._map(control.pixels) for control in spec.controls),
+            seen=self._seen(spec.image_prompt, 0),
+            seen_by_twin=self._seen(spec.image_prompt, 1) if spec.guided else None,
+        )
+
+    def _noised(self, source: SourceLatents, first: Step, *, whole: bool) -> Tensor:
+        if whole and source.mask is not None:
+            return source.noise  # as diffusers' inpainting starts at strength 1
+        return first.alpha_t * source.image + first.sigma_t * source.noise
+
+    def _map(self, pixels: Pixels) -> Tensor:
+        """(3, height, width) in [0, 1]."""
+        tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        return tensor.to(self._parts.device, self._parts.dtype)
+
+    def _seen(self, prompt: ImagePrompt | None, which: int) -> RowPrompt | None:
+        """The image tokens of a row (`which` 0) or of its unconditional twin (1)."""
+        adapter = self._parts.ip_adapter
+        if prompt is None or adapter is None:
+            return None
+        embeds = np.stack([pair[which] for pair in prompt.embeds])
+        tokens = adapter.tokens(torch.from_numpy(embeds).to(self._parts.device, self._parts.dtype))
+        return RowPrompt(tokens, prompt.scale)
 
     def _prompt(self, ids: PromptIds, spec: RowSpec) -> Prompt:
         stacks = self._parts.lora_stacks
@@ -108,9 +153,10 @@ class Runner:
 
     def _denoise(self, batch: Batch) -> None:
         rows = [self._rows[row.slot] for row in batch.rows if row.slot is not None]
-        steps = [row.steps[t.cursor] for row, t in zip(rows, batch.rows, strict=True)]
+        cursors = [row.cursor for row in batch.rows]
+        steps = [row.steps[cursor] for row, cursor in zip(rows, cursors, strict=True)]
         latents = torch.stack([row.latents for row in rows])
-        output = self._predict(rows, steps, latents)
+        output = self._predict(rows, cursors, latents)
         z = self._noise(rows, steps).to(self._parts.device)
         x_prev, x_0 = tcd_step(
             latents,
@@ -119,22 +165,38 @@ class Runner:
             z,
             self._parts.schedule.prediction_type,
         )
-        for index, row in enumerate(rows):
+        for index, (row, step) in enumerate(zip(rows, steps, strict=True)):
             row.latents, row.x_0, row.noise = x_prev[index], x_0[index], None
+            if row.source is not None and not self._parts.takes_mask:
+                row.latents = row.source.blended(row.latents, step.alpha_prev, step.sigma_prev)
 
-    def _predict(self, rows: Sequence[_Row], steps: Sequence[Step], latents: Tensor) -> Tensor:
+    def _predict(self, rows: Sequence[_Row], cursors: Sequence[int], latents: Tensor) -> Tensor:
         """What the UNet says for each row, guidance applied: (B, C, H / 8, W / 8)."""
         parts = self._parts
         twins = [index for index, row in enumerate(rows) if row.uncond is not None]
         order = [*range(len(rows)), *twins]
         embeds = [row.cond for row in rows] + [row.uncond for row in rows if row.uncond]
+        timesteps = [rows[index].steps[cursors[index]].t for index in order]
+        call = UNetInput(
+            sample=torch.cat([latents, latents[twins]]) if twins else latents,
+            timesteps=torch.tensor(timesteps).to(parts.device),
+            hidden=torch.stack([e.hidden for e in embeds]),
+            added=self._added([rows[index].spec for index in order], embeds),
+        )
         loras = [dict(rows[index].spec.loras) for index in order]
         parts.lora_stacks["unet"].set_rows(loras, parts.device, parts.dtype)
+        if parts.ip_adapter is not None:
+            seen = [row.seen for row in rows] + [rows[index].seen_by_twin for index in twins]
+            parts.ip_adapter.prompts.set_rows(seen)
+        controls = [self._controls(rows[index], cursors[index]) for index in order]
+        residuals = parts.controlnets.residuals(call, controls)
         output: Tensor = parts.unet(
-            torch.cat([latents, latents[twins]]) if twins else latents,
-            torch.tensor([steps[index].t for index in order]).to(parts.device),
-            encoder_hidden_states=torch.stack([e.hidden for e in embeds]),
-            added_cond_kwargs=self._added([rows[index].spec for index in order], embeds),
+            self._unet_sample(call.sample, [rows[index] for index in order]),
+            call.timesteps,
+            encoder_hidden_states=call.hidden,
+            added_cond_kwargs=call.added,
+            down_block_additional_residuals=residuals and residuals.down,
+            mid_block_additional_residual=residuals and residuals.mid,
             return_dict=False,
         )[0]
         if not twins:
@@ -143,6 +205,23 @@ class Runner:
         scale = torch.tensor([rows[i].spec.guidance_scale for i in twins], dtype=output.dtype)
         guided = uncond + scale.to(output.device).view(-1, 1, 1, 1) * (cond[twins] - uncond)
         return cond.index_copy(0, torch.tensor(twins, device=output.device), guided)
+
+    def _controls(self, row: _Row, cursor: int) -> list[RowControl]:
+        return [
+            RowControl(control.type, tensor, control.scale_at(cursor, row.spec.steps))
+            for control, tensor in zip(row.spec.controls, row.maps, strict=True)
+        ]
+
+    def _unet_sample(self, sample: Tensor, rows: Sequence[_Row]) -> Tensor:
+        """The latents, with mask and masked picture beside them for a 9-channel UNet."""
+        if not self._parts.takes_mask:
+            return sample
+        beside = [
+            torch.cat([row.source.mask, row.source.masked_image])
+            for row in rows
+            if row.source and row.source.mask is not None and row.source.masked_image is not None
+        ]
+        return torch.cat([sample, torch.stack(beside)], dim=1)
 
     def _added(
         self, specs: Sequence[RowSpec], embeds: Sequence[PromptEmbeds]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from deployments.contracts.jobs import Embeds, Mask, Pixels
 from deployments.diffusion.engine.batch import BatchKey
 
 LATENT_SCALE = 8  # pixels per latent pixel, a side, in all three families
@@ -20,7 +21,49 @@ class PromptIds(NamedTuple):
     tokens: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A picture to start from.
+
+    Attributes:
+        pixels: (height, width, 3) uint8.
+        mask: (height, width) uint8, 255 where the picture is made anew; `None`: everywhere.
+    """
+
+    pixels: Pixels
+    mask: Mask | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """A ControlNet in force for the steps from `start` to `end` (fractions of all steps).
+
+    Attributes:
+        type: name of the net in the model's configuration.
+        pixels: control map, (height, width, 3) uint8.
+    """
+
+    type: str
+    pixels: Pixels
+    conditioning_scale: float = 0.5
+    start: float = 0.0
+    end: float = 1.0
+
+    def scale_at(self, step: int, steps: int) -> float:
+        """Its scale in a step, counted from 0, as diffusers' `controlnet_keep` has it."""
+        off = step / steps < self.start or (step + 1) / steps > self.end
+        return 0.0 if off else self.conditioning_scale
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePrompt:
+    """What the IP-Adapter sees: `embeds` of each picture, (2, ...) float32."""
+
+    embeds: tuple[Embeds, ...]
+    scale: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
 class RowSpec:
     """One image.
 
@@ -31,6 +74,7 @@ class RowSpec:
         height, width: pixels.
         guidance_scale: above 1, as in diffusers, wherever `negative` is not `None`.
         loras: adapter keys and weights.
+        strength: with `source`: the share of the steps that is taken, the last ones.
         partial_steps: after these many steps the estimate of x_0 is decoded.
     """
 
@@ -45,6 +89,15 @@ class RowSpec:
     negative_given: bool = False
     loras: tuple[tuple[str, float], ...] = ()
     partial_steps: tuple[int, ...] = ()
+    source: Source | None = None
+    strength: float = 1.0
+    controls: tuple[Control, ...] = ()
+    image_prompt: ImagePrompt | None = None
+
+    @property
+    def steps(self) -> int:
+        """UNet steps that it takes."""
+        return real_steps(self.num_inference_steps, self.strength)
 
     @property
     def key(self) -> BatchKey:
@@ -57,10 +110,15 @@ class RowSpec:
         return self.negative is not None
 
 
-def partial_steps(num_inference_steps: int, partial_images: int) -> tuple[int, ...]:
+def real_steps(num_inference_steps: int, strength: float) -> int:
+    """Steps left of a schedule at a strength, as diffusers' image-to-image rounds it."""
+    return min(int(num_inference_steps * strength), num_inference_steps)
+
+
+def partial_steps(steps: int, partial_images: int) -> tuple[int, ...]:
     """After which real steps to show `partial_images` previews, evenly spread.
 
     Fewer than asked for if there are fewer steps before the last.
     """
-    count = min(partial_images, num_inference_steps - 1)
-    return tuple((i + 1) * num_inference_steps // (count + 1) for i in range(count))
+    count = min(partial_images, steps - 1)
+    return tuple((i + 1) * steps // (count + 1) for i in range(count))

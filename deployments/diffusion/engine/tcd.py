@@ -15,6 +15,8 @@ import torch
 from diffusers import TCDScheduler
 from torch import Tensor
 
+from deployments.diffusion.engine.spec import real_steps
+
 
 @dataclass(frozen=True)
 class Step:
@@ -25,6 +27,8 @@ class Step:
         alpha_t, sigma_t: signal and noise scales at t: sqrt(abar_t), sqrt(1 - abar_t).
         alpha_s, sigma_s: the same at s.
         rise, renoise: x_{t_prev} = rise * x_s + renoise * z.
+        alpha_prev, sigma_prev: scales at t_prev, 1 and 0 after the last step: how a known
+            picture is noised to stand beside x_{t_prev}.
         draws: whether a z is drawn from the row's generator (eta above 0, not the last step).
     """
 
@@ -35,6 +39,8 @@ class Step:
     sigma_s: float
     rise: float
     renoise: float
+    alpha_prev: float
+    sigma_prev: float
     draws: bool
 
 
@@ -61,12 +67,16 @@ class Schedule:
         self._abar: Tensor = scheduler.alphas_cumprod
         self._known: dict[tuple[int, float], tuple[Step, ...]] = {}
 
-    def steps(self, num_inference_steps: int, eta: float) -> tuple[Step, ...]:
+    def steps(
+        self, num_inference_steps: int, eta: float, strength: float = 1.0
+    ) -> tuple[Step, ...]:
         """The steps of a row from noise to latents.
 
         Args:
             num_inference_steps: 1 to the scheduler's `original_inference_steps` (50).
             eta: 0 to 1.
+            strength: the share of the steps that is taken, the last ones; of less than one
+                step there is none.
         """
         key = (num_inference_steps, eta)
         if key not in self._known:
@@ -76,7 +86,8 @@ class Schedule:
                 self._step(t, t_prev, eta)
                 for t, t_prev in zip(timesteps, [*timesteps[1:], None], strict=True)
             )
-        return self._known[key]
+        taken = real_steps(num_inference_steps, strength)
+        return self._known[key][num_inference_steps - taken :]
 
     def _step(self, t: int, t_prev: int | None, eta: float) -> Step:
         prev = torch.tensor(t_prev if t_prev is not None else 0)
@@ -90,6 +101,8 @@ class Schedule:
             sigma_s=float((1 - abar_s).sqrt()),
             rise=float((abar_prev / abar_s).sqrt()),
             renoise=float((1 - abar_prev / abar_s).clamp(min=0).sqrt()),
+            alpha_prev=1.0 if t_prev is None else float(abar_prev.sqrt()),
+            sigma_prev=0.0 if t_prev is None else float((1 - abar_prev).sqrt()),
             draws=eta > 0 and t_prev is not None,
         )
 

@@ -53,7 +53,7 @@ class Trajectory:
     @property
     def steps(self) -> int:
         """UNet steps from start to end."""
-        return self.spec.num_inference_steps
+        return self.spec.steps
 
     @property
     def unet_rows(self) -> int:
