@@ -111,10 +111,28 @@ class ModelUserConfig(Frozen):
     limits: Limits = Limits()
 
 
+class PreprocessorArgs(Frozen):
+    """A preprocessor that runs a model: where its weights come from, and where it runs.
+
+    Attributes:
+        checkpoint: source of a DPT or of a CLIP vision checkpoint.
+    """
+
+    checkpoint: str
+    device: str = "auto"
+    dtype: Dtype = "float32"
+
+
 class ServiceArgs(Frozen):
     """`args` of the `tcd` application.
 
     Attributes:
+        depth: the depth estimator; `None`: depth maps must come ready-made.
+        image_encoders: encoders for IP-Adapters, by the name that models use.
+        map_cache_mb: MiB of control maps and embeddings remembered across requests.
+        allowed_url_hosts: hosts from which `https://` pictures may be fetched.
+        allowed_s3_buckets: buckets from which `s3://` pictures may be fetched.
+        max_image_bytes, max_image_pixels: of one picture in a request.
         default_model: the model of a request that names none; `None`: naming one is required.
         max_images: highest `n` of one request.
         max_prompt_chars: characters of a prompt; a longer one is refused before tokenising.
@@ -126,9 +144,16 @@ class ServiceArgs(Frozen):
     """
 
     default_model: ModelName | None = None
+    depth: PreprocessorArgs | None = None
+    image_encoders: dict[ModelName, PreprocessorArgs] = {}
+    map_cache_mb: int = Field(512, ge=0)
+    allowed_url_hosts: tuple[str, ...] = ()
+    allowed_s3_buckets: tuple[str, ...] = ()
+    max_image_bytes: int = Field(20 * 2**20, ge=1024)
+    max_image_pixels: int = Field(4096 * 4096, ge=64)
     max_images: int = Field(10, ge=1, le=64)
     max_prompt_chars: int = Field(4000, ge=1)
-    max_body_bytes: int = Field(2**20, ge=1024)
+    max_body_bytes: int = Field(64 * 2**20, ge=1024)
     request_timeout_s: float = Field(300.0, gt=0)
     discovery_period_s: float = Field(2.0, gt=0)
     api_keys_env: str | None = None

@@ -3,8 +3,11 @@
     python -m demo.standins [--out demo/models] [--force]
 
     sd15/  sd21/  sdxl/                                  diffusers pipeline folders
+    sd15-inpainting/  sdxl-inpainting/                   the same, UNets of nine channels
+    sdxl-animagine/                                      a community fine-tune
     tcd-lora/<family>/pytorch_lora_weights.safetensors   TCD-LoRAs
     loras/<family>/{papercut,ink,neon}.safetensors       style LoRAs
+    controlnet/<family>/{depth,canny}/                   ControlNets
 
 torch and diffusers are imported when something is written, so that finding the folder up to
 date takes no time.
@@ -13,13 +16,15 @@ date takes no time.
 import argparse
 import hashlib
 import json
+import tempfile
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 MODELS = Path(__file__).with_name("models")
 STAMP = "standins.json"
+# Of this package, but they write no stand-in.
+OTHER_SOURCES = ("gallery.py", "run.py")
 LIBRARIES = ("diffusers", "safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -36,40 +41,33 @@ def write_all(out: Path, *, force: bool = False) -> None:
     if not force and is_current(stamp, recipe):
         print(f"{out} is up to date")
         return
+    from demo import layout
+
     out.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
-    folders: list[Path] = []
-    for folder in write_folders(out):
-        folders.append(folder)
-        size = sum(file.stat().st_size for file in files_in(folder))
-        print(f"{folder}  {size / 1e6:.1f} MB")
-    sizes = {
-        file.relative_to(out).as_posix(): file.stat().st_size
-        for folder in folders
-        for file in files_in(folder)
-    }
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as staging:
+        written = Path(staging)
+        for path in layout.write_folders(written):
+            size = sum(file.stat().st_size for file in files_in(path))
+            print(f"{out / path.relative_to(written)}  {size / 1e6:.1f} MB")
+        stamp.unlink(missing_ok=True)
+        sizes = publish(written, out)
     stamp.write_text(json.dumps({"recipe": recipe, "files": sizes}, indent=2) + "\n")
     total = sum(sizes.values()) / 1e6
     print(f"{total:.1f} MB in {time.perf_counter() - started:.1f} s")
 
 
-def write_folders(out: Path) -> Iterator[Path]:
-    """Write one folder after the other, and yield each once it is complete."""
-    from demo import base, lora
+def publish(written: Path, out: Path) -> dict[str, int]:
+    """Move each file below `written` to the same place below `out`; returns their sizes.
 
-    for family in base.FAMILIES:
-        base_folder = out / family
-        base.write_base(family, base_folder)
-        yield base_folder
-        tcd_folder = out / "tcd-lora" / family
-        tcd_file = tcd_folder / "pytorch_lora_weights.safetensors"
-        lora.write_tcd_lora(family, base_folder, tcd_file)
-        yield tcd_folder
-        style_folder = out / "loras" / family
-        for name in lora.STYLES:
-            style_file = style_folder / f"{name}.safetensors"
-            lora.write_style_lora(name, family, base_folder, style_file)
-        yield style_folder
+    A file is replaced whole, so that a process which reads the old one meanwhile keeps it.
+    """
+    sizes: dict[str, int] = {}
+    for file in files_in(written):
+        name = file.relative_to(written)
+        sizes[name.as_posix()] = file.stat().st_size
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        file.replace(out / name)
+    return sizes
 
 
 def write_base(family: str, folder: Path, *, scale: int = 1) -> None:
@@ -101,10 +99,12 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def recipe_hash() -> str:
-    """A hash of this package's sources and of the library versions that shape the files."""
+    """A hash of the recipe's sources and of the library versions that shape the files."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
     for source in sorted([*here.glob("*.py"), *here.glob("*.txt")]):
+        if source.name in OTHER_SOURCES:
+            continue
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     for library in LIBRARIES:
         digest.update(f"{library}=={version(library)}\0".encode())

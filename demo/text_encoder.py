@@ -42,7 +42,7 @@ def text_config(
 
 
 def write_text_encoder(
-    folder: Path, family: str, config: CLIPTextConfig, *, with_projection: bool = False
+    folder: Path, name: str, config: CLIPTextConfig, *, with_projection: bool = False
 ) -> None:
     """Write `config.json` and `model.safetensors`, its keys named as on the hub.
 
@@ -51,12 +51,12 @@ def write_text_encoder(
     """
     model_class = CLIPTextModelWithProjection if with_projection else CLIPTextModel
     model = model_class(config)
-    fill(model, generator(family, folder.name), GAINS)
+    fill(model, generator(name, folder.name), GAINS)
     config.architectures = [model_class.__name__]
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     tensors = {
-        name if with_projection else PREFIX + name: tensor.contiguous()
-        for name, tensor in model.state_dict().items()
+        key if with_projection else PREFIX + key: tensor.contiguous()
+        for key, tensor in model.state_dict().items()
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

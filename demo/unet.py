@@ -14,9 +14,11 @@ from demo.init import fill, generator
 
 SAMPLE_SIZE = 16  # latent side; the default picture is 8 times as wide
 LATENT_CHANNELS = 4
+INPAINTING_CHANNELS = 2 * LATENT_CHANNELS + 1  # latents, mask, masked latents
 NORM_GROUPS = 8
 WIDTHS = (32, 32, 48, 48)
 NOISE_SHARE = 0.85  # of the normalised latents in the output
+MASK_GAIN = 4.0  # of the first layer, for the mask and the masked latents
 GAINS = {
     "conv_out": 0.45,
     "time_emb": 1.7,
@@ -30,11 +32,11 @@ GAINS = {
 ADDITION_TIME_EMBED_DIM = 8
 
 
-def sd15_unet(cross_attention_dim: int, scale: int) -> UNet2DConditionModel:
+def sd15_unet(cross_attention_dim: int, scale: int, in_channels: int) -> UNet2DConditionModel:
     """SD 1.5: convolutions project into attention; `attention_head_dim` counts the heads."""
     return UNet2DConditionModel(
         sample_size=SAMPLE_SIZE,
-        in_channels=LATENT_CHANNELS,
+        in_channels=in_channels,
         out_channels=LATENT_CHANNELS,
         down_block_types=(
             "CrossAttnDownBlock2D",
@@ -56,11 +58,11 @@ def sd15_unet(cross_attention_dim: int, scale: int) -> UNet2DConditionModel:
     )
 
 
-def sd21_unet(cross_attention_dim: int, scale: int) -> UNet2DConditionModel:
+def sd21_unet(cross_attention_dim: int, scale: int, in_channels: int) -> UNet2DConditionModel:
     """SD 2.1 base: linear projections, a number of heads for each level."""
     return UNet2DConditionModel(
         sample_size=SAMPLE_SIZE,
-        in_channels=LATENT_CHANNELS,
+        in_channels=in_channels,
         out_channels=LATENT_CHANNELS,
         down_block_types=(
             "CrossAttnDownBlock2D",
@@ -83,11 +85,13 @@ def sd21_unet(cross_attention_dim: int, scale: int) -> UNet2DConditionModel:
     )
 
 
-def sdxl_unet(cross_attention_dim: int, pooled_dim: int, scale: int) -> UNet2DConditionModel:
+def sdxl_unet(
+    cross_attention_dim: int, pooled_dim: int, scale: int, in_channels: int
+) -> UNet2DConditionModel:
     """SDXL: three levels, no attention on the first, size and pooled text as extra conditions."""
     return UNet2DConditionModel(
         sample_size=SAMPLE_SIZE,
-        in_channels=LATENT_CHANNELS,
+        in_channels=in_channels,
         out_channels=LATENT_CHANNELS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -104,9 +108,11 @@ def sdxl_unet(cross_attention_dim: int, pooled_dim: int, scale: int) -> UNet2DCo
     )
 
 
-def fill_unet(unet: UNet2DConditionModel, family: str) -> None:
-    """Random weights of the family's own seed, and the path by hand."""
-    fill(unet, generator(family, "unet"), GAINS)
+def fill_unet(unet: UNet2DConditionModel, name: str) -> None:
+    """Random weights of the base's own seed, and the path by hand."""
+    fill(unet, generator(name, "unet"), GAINS)
+    with torch.no_grad():
+        unet.conv_in.weight[:, LATENT_CHANNELS:] *= MASK_GAIN
     carry_latents(unet)
 
 
@@ -125,7 +131,7 @@ def carry_latents(unet: UNet2DConditionModel) -> None:
     signed = torch.stack([identity, -identity], dim=1).reshape(carried, LATENT_CHANNELS)
 
     unet.conv_in.weight[:carried] = 0
-    unet.conv_in.weight[:carried, :, 1, 1] = signed
+    unet.conv_in.weight[:carried, :LATENT_CHANNELS, 1, 1] = signed
     # The skip connection's channels come after those of the level below.
     skip = slice(width, width + carried)
     resnet.conv_shortcut.weight[:carried] = 0

@@ -14,7 +14,7 @@ GAINS = {
 }
 
 
-def build_vae(family: str, *, scaling_factor: float, force_upcast: bool) -> AutoencoderKL:
+def build_vae(name: str, *, scaling_factor: float, force_upcast: bool) -> AutoencoderKL:
     """An autoencoder whose latents, times `scaling_factor`, are about unit normal."""
     levels = len(WIDTHS)
     vae = AutoencoderKL(
@@ -28,7 +28,7 @@ def build_vae(family: str, *, scaling_factor: float, force_upcast: bool) -> Auto
         scaling_factor=scaling_factor,
         force_upcast=force_upcast,
     )
-    fill(vae, generator(family, "vae"), GAINS)
+    fill(vae, generator(name, "vae"), GAINS)
     scale_latents(vae, scaling_factor)
     return vae
 

@@ -1,10 +1,17 @@
-"""The graph of the `tcd` application: the ingress, which finds the model applications."""
+"""The graph of the `tcd` application: the ingress, the map store, and the preprocessors.
+
+The ingress finds the diffusion deployments, which are applications of their own, by name.
+"""
 
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from configs.app import ServiceArgs
 from deployments.ingress.deployment import Ingress
+from deployments.preprocess import Canny, Depth, ImageEncoder, MapStore
+from graphs.routing import route
+
+MIB = 2**20
 
 INGRESS = serve.deployment(
     name="Ingress",
@@ -13,8 +20,38 @@ INGRESS = serve.deployment(
     health_check_period_s=2,
     ray_actor_options={"num_cpus": 0.1},
 )(Ingress)
+MAP_STORE = serve.deployment(
+    name="MapStore",
+    num_replicas=1,
+    max_ongoing_requests=1000,
+    health_check_period_s=2,
+    ray_actor_options={"num_cpus": 0.1},
+)(MapStore)
+
+
+def _preprocessor(cls: type, name: str) -> Deployment:
+    """Each scales by itself; the Serve config overrides these options by name."""
+    return serve.deployment(
+        name=name,
+        max_ongoing_requests=64,
+        graceful_shutdown_timeout_s=60,
+        health_check_period_s=2,
+        autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 8},
+        ray_actor_options={"num_cpus": 1},
+    )(cls)
 
 
 def build(args: ServiceArgs) -> Application:
-    """`import_path: graphs.service:build` of the application named `tcd`."""
-    return INGRESS.bind(args)
+    """`import_path: graphs.service:build` of the application named `tcd`.
+
+    Its deployments are `Ingress`, `MapStore`, `Canny`, `Depth` if one is configured, and
+    `ImageEncoder-<name>` for every image encoder.
+    """
+    canny = _preprocessor(Canny, "Canny").bind()
+    depth = None if args.depth is None else _preprocessor(Depth, "Depth").bind(args.depth)
+    encoders = {
+        name: _preprocessor(ImageEncoder, f"ImageEncoder-{name}").bind(encoder)
+        for name, encoder in args.image_encoders.items()
+    }
+    maps = MAP_STORE.bind(args.map_cache_mb * MIB, canny, depth, encoders)
+    return INGRESS.bind(args, maps, route)

@@ -1,25 +1,32 @@
 """What the HTTP API says and hears: OpenAI's images API plus this service's own fields."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deployments.contracts.jobs import (
     AdapterWeight,
+    Control,
     Count,
     Eta,
+    Fraction,
     Guidance,
     ImageRequest,
+    IpAdapter,
     LoraWeight,
     PartialImages,
     Priority,
+    Scale,
     Seed,
     Steps,
+    Strength,
+    Threshold,
     TimeoutS,
 )
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+IMAGE = "a data URL, an https:// URL, an s3:// URI, or the id of a control map"
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
@@ -32,12 +39,35 @@ class LoraBody(BaseModel):
     weight: AdapterWeight = 1.0
 
 
-class GenerationsBody(BaseModel):
-    """`POST /v1/images/generations`. OpenAI's fields first, then the extensions."""
+class ControlBody(BaseModel):
+    """One ControlNet of a request."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    prompt: str
+    type: str = Field(description="a type from the model's `controls`")
+    image: str = Field(description=IMAGE)
+    preprocessed: bool = Field(False, description="the image is the control map itself")
+    conditioning_scale: Scale = 0.5
+    start: Fraction = 0.0
+    end: Fraction = 1.0
+    low_threshold: Threshold | None = None
+    high_threshold: Threshold | None = None
+
+
+class IpAdapterBody(BaseModel):
+    """What the image should resemble."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    image: str | list[str] = Field(description=IMAGE + "; or several of them")
+    scale: Scale = 0.5
+
+
+class ImagesRequestBody(BaseModel):
+    """What the images routes have in common. OpenAI's fields first, then the extensions."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
     model: str | None = Field(None, description="a name from `GET /v1/models`")
     n: Count | None = 1
     size: str | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
@@ -61,6 +91,8 @@ class GenerationsBody(BaseModel):
     guidance_scale: Guidance | None = None
     negative_prompt: str | None = None
     loras: list[LoraBody] = []
+    controls: list[ControlBody] = []
+    ip_adapter: IpAdapterBody | None = None
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
 
@@ -76,19 +108,27 @@ class GenerationsBody(BaseModel):
         return size
 
     @model_validator(mode="after")
-    def _fields_fit_together(self) -> "GenerationsBody":
+    def _fields_fit_together(self) -> Self:
         if self.output_compression is not None and self.output_format not in ("jpeg", "webp"):
             raise ValueError("output_compression needs output_format jpeg or webp")
         if self.partial_images and not self.stream:
             raise ValueError("partial_images needs stream: true")
         return self
 
-    def to_request(self) -> ImageRequest:
-        """The same request as other Ray applications would make it."""
+    def _request(
+        self,
+        prompt: str,
+        *,
+        image: bytes | None = None,
+        mask: bytes | None = None,
+        strength: float | None = None,
+        preserve_unmasked: bool = True,
+        ip_adapter: IpAdapter | None = None,
+    ) -> ImageRequest:
         sized = self.size is not None and self.size != "auto"
         width, height = map(int, _sides(self.size)) if sized else (None, None)
         return ImageRequest(
-            prompt=self.prompt,
+            prompt=prompt,
             model=self.model,
             negative_prompt=self.negative_prompt,
             n=1 if self.n is None else self.n,
@@ -99,10 +139,65 @@ class GenerationsBody(BaseModel):
             guidance_scale=self.guidance_scale,
             seed=self.seed,
             loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.loras),
+            image=image,
+            mask=mask,
+            strength=strength,
+            preserve_unmasked=preserve_unmasked,
+            controls=tuple(Control(**dict(control)) for control in self.controls),
+            ip_adapter=ip_adapter or self._ip_adapter(),
             partial_images=self.partial_images or 0,
             priority=self.priority,
             timeout_s=self.timeout_s,
         )
+
+    def _ip_adapter(self) -> IpAdapter | None:
+        if self.ip_adapter is None:
+            return None
+        named = self.ip_adapter.image
+        return IpAdapter(
+            (named,) if isinstance(named, str) else tuple(named), self.ip_adapter.scale
+        )
+
+
+class GenerationsBody(ImagesRequestBody):
+    """`POST /v1/images/generations`."""
+
+    prompt: str
+
+    def to_request(self) -> ImageRequest:
+        """The same request as other Ray applications would make it."""
+        return self._request(self.prompt)
+
+
+class EditsForm(ImagesRequestBody):
+    """`POST /v1/images/edits`, without its files. Nested fields come as JSON text."""
+
+    prompt: str
+    strength: Strength | None = None
+    preserve_unmasked: bool = Field(
+        True, description="keep the pixels outside the mask as they are"
+    )
+
+    def to_request(self, image: bytes, mask: bytes | None) -> ImageRequest:
+        """The same request as other Ray applications would make it."""
+        return self._request(
+            self.prompt,
+            image=image,
+            mask=mask,
+            strength=self.strength,
+            preserve_unmasked=self.preserve_unmasked,
+        )
+
+
+class VariationsForm(ImagesRequestBody):
+    """`POST /v1/images/variations`, without its file."""
+
+    prompt: str = Field("", description="beside the picture; empty by default")
+    scale: Scale = Field(1.0, description="how strongly the picture acts")
+
+    def to_request(self, image: bytes) -> ImageRequest:
+        """The same request as other Ray applications would make it."""
+        return self._request(self.prompt, ip_adapter=IpAdapter((image,), self.scale))
 
 
 def _sides(size: str | None) -> tuple[str, str]:
@@ -198,6 +293,8 @@ class ModelCard(BaseModel):
     loras: dict[str, str]
     controls: dict[str, str] = {}
     ip_adapter: str | None = None
+    image_encoder: str | None = Field(None, description="the encoder that its IP-Adapter reads")
+    image_encoder_hidden: bool = False
     motion_adapter: str | None = None
     defaults: CardDefaults
     limits: CardLimits

@@ -34,14 +34,20 @@ Count = Annotated[int, Field(ge=1, description="images to make")]
 Priority = Annotated[int, Field(ge=-10, le=10, description="higher goes first; 0 is normal")]
 TimeoutS = Annotated[float, Field(gt=0, le=3600, description="seconds until it is given up")]
 Strength = Annotated[
-    float, Field(gt=0, le=1, description="how far the start image is noised; 1: all the way")
+    float, Field(gt=0, lt=1, description="how far the start image is noised; below 1")
 ]
 Scale = Annotated[float, Field(ge=0, le=2, description="how strongly a condition acts")]
 Fraction = Annotated[float, Field(ge=0, le=1, description="of the steps")]
+Threshold = Annotated[int, Field(ge=0, le=255, description="of canny's edge strength")]
 PartialImages = Annotated[int, Field(ge=0, le=3, description="previews while it is made")]
 AdapterWeight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
 
+# A picture as a caller gives it: an array, the bytes of a file, or text: a data URL, an
+# https:// URL, an s3:// URI, or the id of a control map.
+ImageInput = np.ndarray | bytes | str
+
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_ARRAYS = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 @validated(frozen=True, config=_STRICT)
@@ -52,9 +58,44 @@ class LoraWeight:
     weight: AdapterWeight = 1.0
 
 
-@validated(frozen=True, config=_STRICT)
+@validated(frozen=True, config=_ARRAYS)
+class Control:
+    """A ControlNet by its type, and the picture it follows.
+
+    Attributes:
+        image: the picture, of which the type's preprocessor makes a control map; with
+            `preprocessed`, the map itself, ready-made.
+        start, end: fractions of the steps between which it acts.
+        low_threshold, high_threshold: of canny, 0-255.
+    """
+
+    type: str
+    image: ImageInput
+    preprocessed: bool = False
+    conditioning_scale: Scale = 0.5
+    start: Fraction = 0.0
+    end: Fraction = 1.0
+    low_threshold: Threshold | None = None
+    high_threshold: Threshold | None = None
+
+
+@validated(frozen=True, config=_ARRAYS)
+class IpAdapter:
+    """Pictures that the image should resemble."""
+
+    images: tuple[ImageInput, ...] = Field(min_length=1, max_length=8)
+    scale: Scale = 0.5
+
+
+@validated(frozen=True, config=_ARRAYS)
 class ImageRequest:
-    """Text to image, as a caller asks for it; `None` means the model's default.
+    """An image, as a caller asks for it; `None` means the model's default.
+
+    Attributes:
+        image: the picture to start from: image-to-image, or with a mask inpainting.
+        mask: white is made anew, black is kept; if it has an alpha channel, that decides
+            alone: transparent is made anew.
+        preserve_unmasked: pixels outside the mask come back exactly as they were.
 
     Raises `pydantic.ValidationError` naming the field that is out of range.
     """
@@ -70,6 +111,12 @@ class ImageRequest:
     guidance_scale: Guidance | None = None
     seed: Seed | None = None
     loras: tuple[LoraWeight, ...] = ()
+    image: ImageInput | None = None
+    mask: ImageInput | None = None
+    strength: Strength | None = None
+    preserve_unmasked: bool = True
+    controls: tuple[Control, ...] = ()
+    ip_adapter: IpAdapter | None = None
     partial_images: PartialImages = 0
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
@@ -125,12 +172,17 @@ class ImageJob:
     loras: tuple[LoraWeight, ...] = ()
     image: int | None = None
     mask: int | None = None
-    strength: Strength = 1.0
+    strength: float = 1.0
     controls: tuple[ControlUse, ...] = ()
     ip_adapter: IpAdapterUse | None = None
     partial_images: PartialImages = 0
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
+
+
+def real_steps(num_inference_steps: int, strength: float) -> int:
+    """Steps left of a schedule at a strength, as diffusers' image-to-image rounds it."""
+    return min(int(num_inference_steps * strength), num_inference_steps)
 
 
 @dataclass(frozen=True)

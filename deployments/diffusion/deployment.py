@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from ray import serve
@@ -12,6 +12,7 @@ from configs.families import FAMILIES
 from deployments.contracts.api import CardDefaults, CardLimits, ModelCard
 from deployments.contracts.errors import EngineFault, TcdError
 from deployments.contracts.jobs import (
+    Asset,
     Completed,
     EngineFigures,
     FailedImage,
@@ -24,6 +25,7 @@ from deployments.contracts.jobs import (
     Refusal,
     StreamEvent,
     Usage,
+    real_steps,
 )
 
 if TYPE_CHECKING:
@@ -51,11 +53,11 @@ class Diffusion:
         self._config = ModelUserConfig.model_validate(user_config)
         self._engine.reconfigure(self._config)
 
-    async def submit(self, job: ImageJob) -> ImageResult | Refusal:
+    async def submit(self, job: ImageJob, *assets: Asset) -> ImageResult | Refusal:
         """Makes all images of a job. Cancelling the call cancels the job."""
         images: dict[int, FinishedImage] = {}
         try:
-            async for event in self._events(job):
+            async for event in self._events(job, assets):
                 if isinstance(event, FinishedImage):
                     images[event.image_index] = event
         except TcdError as error:
@@ -70,10 +72,10 @@ class Diffusion:
             usage=self._usage(job),
         )
 
-    async def stream(self, job: ImageJob) -> AsyncIterator[StreamEvent | Refusal]:
+    async def stream(self, job: ImageJob, *assets: Asset) -> AsyncIterator[StreamEvent | Refusal]:
         """Progress, partial and finished images of a job as they come, then `Completed`."""
         try:
-            async for event in self._events(job):
+            async for event in self._events(job, assets):
                 yield event
         except TcdError as error:
             yield Refusal(error)
@@ -89,16 +91,21 @@ class Diffusion:
         args, config = self._args, self._config
         side = FAMILIES[args.family].default_size
         defaults = args.defaults
+        adapter, loaded = args.ip_adapter, self._engine.components.ip_adapter
         tokens = self._engine.components.max_prompt_tokens
         return ModelCard(
             id=args.name,
             created=self._created,
             family=args.family,
-            tasks=["text-to-image"],
+            tasks=self._tasks(),
             checkpoint=args.checkpoint,
             dtype=args.dtype,
             tcd_lora=args.tcd_lora,
             loras=dict(config.loras),
+            controls=dict(args.controls),
+            ip_adapter=None if adapter is None else adapter.adapter,
+            image_encoder=None if adapter is None else adapter.image_encoder,
+            image_encoder_hidden=loaded is not None and loaded.plus,
             defaults=CardDefaults(
                 width=defaults.width or side,
                 height=defaults.height or side,
@@ -127,7 +134,7 @@ class Diffusion:
             engine.stop()
 
     async def _events(
-        self, job: ImageJob
+        self, job: ImageJob, assets: Sequence[Asset]
     ) -> AsyncIterator[Progress | PartialImage | FinishedImage]:
         """A job's events up to its last image; raises what an image failed with."""
         loop = asyncio.get_running_loop()
@@ -136,7 +143,7 @@ class Diffusion:
         def sink(event: JobEvent) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        self._engine.submit(job, sink)
+        self._engine.submit(job, sink, assets)
         left = len(job.seeds)
         try:
             while left:
@@ -149,10 +156,20 @@ class Diffusion:
             if left:
                 self._engine.cancel(job.job_id)
 
+    def _tasks(self) -> list[str]:
+        parts = self._engine.components
+        if parts.takes_mask:
+            tasks = ["inpainting"]
+        else:
+            tasks = ["text-to-image", "image-to-image", "inpainting"]
+        if self._args.ip_adapter is not None:
+            tasks.append("image-variation")
+        return tasks
+
     def _usage(self, job: ImageJob) -> Usage:
         patches = -(-job.width // PATCH) * -(-job.height // PATCH)
         return Usage(
             prompt_tokens=self._engine.prompt_tokens(job),
             image_tokens=patches * len(job.seeds),
-            denoising_steps=job.num_inference_steps * len(job.seeds),
+            denoising_steps=real_steps(job.num_inference_steps, job.strength) * len(job.seeds),
         )

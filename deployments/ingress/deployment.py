@@ -8,10 +8,14 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
 from deployments.contracts.jobs import ImageRequest, ImageResult, StreamEvent
+from deployments.contracts.routes import Router
+from deployments.ingress.assembly import Assembler
 from deployments.ingress.catalogue import Catalogue
+from deployments.ingress.pictures import Pictures
 from deployments.ingress.routes import make_app
 from deployments.ingress.service import Service
 
@@ -20,9 +24,10 @@ from deployments.ingress.service import Service
 class Ingress:
     """The front of the application."""
 
-    def __init__(self, args: ServiceArgs) -> None:
+    def __init__(self, args: ServiceArgs, maps: DeploymentHandle[object], route: Router) -> None:
         self._args = args
-        self._service = Service(args, Catalogue(args.discovery_period_s))
+        assembler = Assembler(args, Pictures(args), maps, route)
+        self._service = Service(args, Catalogue(args.discovery_period_s), assembler)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""

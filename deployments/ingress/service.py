@@ -4,13 +4,12 @@ The HTTP routes and the Python handle both end here.
 """
 
 import asyncio
-import secrets
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import cast
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -19,21 +18,23 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from configs.app import ServiceArgs
-from deployments.contracts.api import ModelCard
 from deployments.contracts.errors import (
     DeadlineExceeded,
     InvalidRequest,
     NotReady,
     QueueFull,
+    TcdError,
 )
 from deployments.contracts.jobs import (
-    MAX_SEED,
+    FinishedImage,
     ImageJob,
     ImageRequest,
     ImageResult,
+    PartialImage,
     Refusal,
     StreamEvent,
 )
+from deployments.ingress.assembly import Assembled, Assembler
 from deployments.ingress.catalogue import Catalogue, Model
 
 GRACE_S = 5.0  # the replica itself ends a late job; the ingress only waits no longer than this
@@ -43,53 +44,71 @@ BACK_PRESSURE_RETRY_MS = 1000
 class Service:
     """Answers image requests with the models that run."""
 
-    def __init__(self, args: ServiceArgs, catalogue: Catalogue) -> None:
+    def __init__(self, args: ServiceArgs, catalogue: Catalogue, assembler: Assembler) -> None:
         self._args = args
         self.catalogue = catalogue
+        self.assembler = assembler
 
     async def generate(self, request: ImageRequest) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it cannot."""
-        model, job = await self._job(request)
         with _translated():
+            model, ready = await self._assembled(request)
             try:
-                return await self._submit(model, job)
+                result = await self._submit(model, ready)
             except RayActorError:
                 # The replica died under it. Seeded work may be done twice: ask another, once.
-                return await self._submit(model, job)
+                result = await self._submit(model, ready)
+        if ready.original is None:
+            return result
+        images = await asyncio.to_thread(lambda: tuple(map(ready.restored, result.images)))
+        return replace(result, images=images)
 
     async def stream(self, request: ImageRequest) -> AsyncIterator[StreamEvent]:
         """A request's events as they come; raises a `TcdError` if it cannot go on."""
-        model, job = await self._job(request)
-        events = cast(
-            DeploymentResponseGenerator[StreamEvent | Refusal],
-            model.handle.options(stream=True).stream.remote(job),
-        )
-        try:
-            with _translated():
-                async with asyncio.timeout(_patience_s(job)):
+        with _translated():
+            model, ready = await self._assembled(request)
+            events = cast(
+                DeploymentResponseGenerator[StreamEvent | Refusal],
+                model.handle.options(stream=True).stream.remote(ready.job, *ready.assets),
+            )
+            try:
+                async with asyncio.timeout(_patience_s(ready.job)):
                     async for event in events:
                         if isinstance(event, Refusal):
                             raise event.error
-                        yield event
-        except TimeoutError as error:
-            raise _too_late(job) from error
-        finally:
-            events.cancel()
+                        if isinstance(event, PartialImage | FinishedImage):
+                            pixels = await asyncio.to_thread(ready.restored, event.pixels)
+                            yield replace(event, pixels=pixels)
+                        else:
+                            yield event
+            except TimeoutError as error:
+                raise _too_late(ready.job) from error
+            except RayTaskError:
+                await self.assembler.forget(ready.map_ids)
+                raise
+            finally:
+                events.cancel()
 
-    async def _submit(self, model: Model, job: ImageJob) -> ImageResult:
-        response = cast(DeploymentResponse[ImageResult | Refusal], model.handle.submit.remote(job))
+    async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
+        response = cast(
+            DeploymentResponse[ImageResult | Refusal],
+            model.handle.submit.remote(ready.job, *ready.assets),
+        )
         try:
-            async with asyncio.timeout(_patience_s(job)):
+            async with asyncio.timeout(_patience_s(ready.job)):
                 result = await response
         except TimeoutError as error:
-            raise _too_late(job) from error
+            raise _too_late(ready.job) from error
+        except RayTaskError:
+            await self.assembler.forget(ready.map_ids)
+            raise
         finally:
             response.cancel()  # does nothing to a call that has ended
         if isinstance(result, Refusal):
             raise result.error
         return result
 
-    async def _job(self, request: ImageRequest) -> tuple[Model, ImageJob]:
+    async def _assembled(self, request: ImageRequest) -> tuple[Model, Assembled]:
         args = self._args
         if len(request.prompt) > args.max_prompt_chars:
             raise InvalidRequest(
@@ -100,34 +119,7 @@ class Service:
             raise InvalidRequest(f"n is {request.n}; {args.max_images} at most", "n")
         name = request.model or args.default_model
         model = await (self.catalogue.find(name) if name else self.catalogue.only())
-        return model, resolve(request, model.card, args.request_timeout_s)
-
-
-def resolve(request: ImageRequest, card: ModelCard, timeout_s: float) -> ImageJob:
-    """The job that a request means for a model: the model's defaults in every gap."""
-    defaults = card.defaults
-    if (request.width is None) != (request.height is None):
-        raise InvalidRequest("width and height come together or not at all", "size")
-    first = secrets.randbelow(2**32) if request.seed is None else request.seed
-    if first + request.n - 1 > MAX_SEED:
-        raise InvalidRequest(f"seed + n - 1 must be at most {MAX_SEED}", "seed")
-    return ImageJob(
-        job_id=uuid.uuid4().hex,
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        seeds=tuple(range(first, first + request.n)),
-        width=request.width or defaults.width,
-        height=request.height or defaults.height,
-        num_inference_steps=request.num_inference_steps or defaults.num_inference_steps,
-        eta=defaults.eta if request.eta is None else request.eta,
-        guidance_scale=(
-            defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-        ),
-        loras=request.loras,
-        partial_images=request.partial_images,
-        priority=request.priority,
-        timeout_s=request.timeout_s or timeout_s,
-    )
+        return model, await self.assembler.assemble(request, model.card)
 
 
 @contextmanager
@@ -135,6 +127,9 @@ def _translated() -> Iterator[None]:
     """What a handle call raises, as one of this service's own errors where it is one."""
     try:
         yield
+    except RayTaskError as error:
+        # What a replica raised on purpose, without the traceback that its wrapper speaks.
+        raise error.cause if isinstance(error.cause, TcdError) else error from error
     except BackPressureError as error:
         raise QueueFull("the model's queue is full", BACK_PRESSURE_RETRY_MS) from error
     except (RayActorError, DeploymentUnavailableError, RayServeException) as error:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import InvalidRequest, NotFound
-from deployments.contracts.jobs import Asset, ImageJob
+from deployments.contracts.jobs import Asset, ImageJob, real_steps
 from deployments.diffusion.engine.components import Components
 from deployments.diffusion.engine.lora_shelf import lora_key
 from deployments.diffusion.engine.prompts import Tokenizers
@@ -18,7 +18,6 @@ from deployments.diffusion.engine.spec import (
     RowSpec,
     Source,
     partial_steps,
-    real_steps,
 )
 
 

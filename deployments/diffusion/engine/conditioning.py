@@ -141,12 +141,13 @@ class RowAttention(nn.Module):
             image = _joined(F.scaled_dot_product_attention(query, key, value, attn_mask=seen.mask))
             out = out + seen.scales * image
         projected: Tensor = attn.to_out[1](attn.to_out[0](out))
-        return projected / attn.rescale_output_factor
+        return projected / float(attn.rescale_output_factor)
 
 
 def _heads(attn: Attention, x: Tensor) -> Tensor:
     """(B, n, heads * d) to (B, heads, n, d)."""
-    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    batch, length, width = x.shape
+    return x.view(batch, length, attn.heads, width // attn.heads).transpose(1, 2)
 
 
 def _joined(x: Tensor) -> Tensor:

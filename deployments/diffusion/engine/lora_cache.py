@@ -4,13 +4,15 @@ A job names the adapters it needs. It becomes ready at the moment when all of th
 resident together; from then until `release` they are pinned and cannot be evicted. Jobs
 wait in order of arrival, and what an older job waits for is never evicted for a younger
 one: the oldest always gets on as soon as pins are released, so no two jobs can hold each
-other's adapters for ever.
+other's adapters for ever. While it waits for that, at most `PATIENCE` younger jobs become
+ready: they could otherwise take turns in keeping an adapter pinned.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 PREFETCH = 4
+PATIENCE = 16
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class LoraCache:
         self._loading: set[str] = set()
         self._waiting: dict[str, tuple[str, ...]] = {}
         self._pinned: dict[str, tuple[str, ...]] = {}
+        self._overtaken: dict[str, int] = {}  # younger jobs made ready while it lacked room
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -96,12 +99,12 @@ class LoraCache:
         self._loading.discard(key)
         victims = tuple(job for job, keys in self._waiting.items() if key in keys)
         for job_id in victims:
-            del self._waiting[job_id]
+            self._forget(job_id)
         return victims, self._settle()
 
     def release(self, job_id: str) -> list[Action]:
         """A job needs its adapters no longer, or gives up waiting for them."""
-        self._waiting.pop(job_id, None)
+        self._forget(job_id)
         self._pinned.pop(job_id, None)
         return self._settle()
 
@@ -113,11 +116,12 @@ class LoraCache:
     def _settle(self) -> list[Action]:
         actions: list[Action] = []
         protected: set[str] = set()
+        short_of_room: list[str] = []
         self._evict(0, protected, actions)
         for job_id, keys in list(self._waiting.items()):
             known = [self._resident.get(key, self._parked.get(key, 0)) for key in keys]
             if sum(known) > self.budget_bytes:
-                del self._waiting[job_id]
+                self._forget(job_id)
                 actions.append(TooLarge(job_id, sum(known)))
                 continue
             protected |= set(keys)
@@ -127,16 +131,26 @@ class LoraCache:
                 elif key not in self._resident and key not in self._loading:
                     self._load(key, actions)
             if all(key in self._resident for key in keys):
-                del self._waiting[job_id]
+                self._forget(job_id)
                 self._pinned[job_id] = keys
                 for key in keys:
                     self._resident[key] = self._resident.pop(key)
                 actions.append(Ready(job_id))
+                for older in short_of_room:
+                    self._overtaken[older] += 1
+            elif any(key in self._parked for key in keys):
+                short_of_room.append(job_id)
+                if self._overtaken.setdefault(job_id, 0) >= PATIENCE:
+                    break
         wanted = {key for keys in self._waiting.values() for key in keys}
         for key in [key for key in self._parked if key not in wanted]:
             del self._parked[key]
             actions.append(Discard(key))
         return actions
+
+    def _forget(self, job_id: str) -> None:
+        self._waiting.pop(job_id, None)
+        self._overtaken.pop(job_id, None)
 
     def _load(self, key: str, actions: list[Action]) -> None:
         # The oldest waiting job may always load: a parked adapter of a younger one must

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from deployments.contracts.jobs import Embeds, Mask, Pixels
+from deployments.contracts.jobs import Embeds, Mask, Pixels, real_steps
 from deployments.diffusion.engine.batch import BatchKey
 
 LATENT_SCALE = 8  # pixels per latent pixel, a side, in all three families
@@ -108,11 +108,6 @@ class RowSpec:
     def guided(self) -> bool:
         """Whether the row brings its unconditional twin."""
         return self.negative is not None
-
-
-def real_steps(num_inference_steps: int, strength: float) -> int:
-    """Steps left of a schedule at a strength, as diffusers' image-to-image rounds it."""
-    return min(int(num_inference_steps * strength), num_inference_steps)
 
 
 def partial_steps(steps: int, partial_images: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import torch
 from diffusers import TCDScheduler
 from torch import Tensor
 
-from deployments.diffusion.engine.spec import real_steps
+from deployments.contracts.jobs import real_steps
 
 
 @dataclass(frozen=True)

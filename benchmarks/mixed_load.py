@@ -1,0 +1,87 @@
+"""Many different requests, eight at a time, against one pipeline that takes them in turn."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks.bare import BarePipeline
+from benchmarks.models import SIDE
+from deployments.contracts.jobs import ImageJob, LoraWeight, Pixels
+from deployments.diffusion.engine.engine import Engine
+
+AT_A_TIME = 8
+REQUESTS = 24
+STEPS = (4, 8, 1, 6, 2, 12, 4, 8)
+GUIDANCE = (0.0, 0.0, 5.0)
+MIXES: tuple[dict[str, float], ...] = (
+    {},
+    {"papercut": 0.8},
+    {"ink": 1.0},
+    {"neon": 0.6, "ink": 0.3},
+    {},
+)
+
+
+@dataclass
+class Rounds:
+    """Seconds for all requests, one number a round, and how far apart the images are.
+
+    Attributes:
+        levels: the largest difference at any pixel of any image, of 255.
+    """
+
+    engine_s: list[float] = field(default_factory=list)
+    pipeline_s: list[float] = field(default_factory=list)
+    levels: int = 0
+
+
+def mixed_jobs() -> list[ImageJob]:
+    """Requests that differ in prompt, seed, steps, guidance and style adapters."""
+    jobs: list[ImageJob] = []
+    for i in range(REQUESTS):
+        guidance = GUIDANCE[i % len(GUIDANCE)]
+        mix = MIXES[i % len(MIXES)]
+        jobs.append(
+            ImageJob(
+                job_id=f"mixed-{i}",
+                prompt=f"a red fox {i}",
+                seeds=(i,),
+                width=SIDE,
+                height=SIDE,
+                negative_prompt="blurry" if guidance else None,
+                num_inference_steps=STEPS[i % len(STEPS)],
+                guidance_scale=guidance,
+                loras=tuple(LoraWeight(name, weight) for name, weight in mix.items()),
+            )
+        )
+    return jobs
+
+
+def run_rounds(engine: Engine, pipeline: BarePipeline, rounds: int) -> Rounds:
+    """Both sides take turns, round by round, after one that is not counted."""
+    jobs = mixed_jobs()
+    result = Rounds()
+    for _ in range(rounds + 1):
+        started = perf_counter()
+        ours = _crowd(engine, jobs)
+        halfway = perf_counter()
+        theirs = [pipeline.image(job) for job in jobs]
+        ended = perf_counter()
+        result.engine_s.append(halfway - started)
+        result.pipeline_s.append(ended - halfway)
+        result.levels = max(result.levels, *map(_levels_apart, ours, theirs))
+    del result.engine_s[0], result.pipeline_s[0]
+    return result
+
+
+def _crowd(engine: Engine, jobs: Sequence[ImageJob]) -> list[Pixels]:
+    """As many callers as `AT_A_TIME`, each with its next request as soon as one is answered."""
+    with ThreadPoolExecutor(AT_A_TIME) as callers:
+        return [images[0].pixels for images in callers.map(engine.generate, jobs)]
+
+
+def _levels_apart(ours: Pixels, theirs: Pixels) -> int:
+    return int(np.abs(ours.astype(int) - theirs.astype(int)).max())

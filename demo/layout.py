@@ -1,0 +1,39 @@
+"""Which stand-in lies where below the models' folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from demo import base, controlnet, lora
+
+INPAINTING_FAMILIES = ("sd15", "sdxl")
+
+
+def write_folders(out: Path) -> Iterator[Path]:
+    """Write one folder after the other, and yield each once it is complete."""
+    for family in base.FAMILIES:
+        yield from write_family(family, out)
+    for family in INPAINTING_FAMILIES:
+        folder = out / f"{family}-inpainting"
+        base.write_base(family, folder, name=folder.name, inpainting=True)
+        yield folder
+    animagine = out / "sdxl-animagine"
+    base.write_base("sdxl", animagine, name=animagine.name)
+    yield animagine
+
+
+def write_family(family: str, out: Path) -> Iterator[Path]:
+    """The base of `family`, and what is made to fit it."""
+    base_folder = out / family
+    base.write_base(family, base_folder)
+    yield base_folder
+    tcd_folder = out / "tcd-lora" / family
+    lora.write_tcd_lora(family, base_folder, tcd_folder / "pytorch_lora_weights.safetensors")
+    yield tcd_folder
+    style_folder = out / "loras" / family
+    for name in lora.STYLES:
+        lora.write_style_lora(name, family, base_folder, style_folder / f"{name}.safetensors")
+    yield style_folder
+    control_folder = out / "controlnet" / family
+    for kind in controlnet.KINDS:
+        controlnet.write_controlnet(kind, family, base_folder, control_folder / kind)
+    yield control_folder

@@ -1,0 +1,324 @@
+"""A request made ready for a replica: gaps filled, pictures brought in, maps on their way."""
+
+import asyncio
+import secrets
+import uuid
+from dataclasses import dataclass, field
+
+import numpy as np
+import ray
+from ray.serve.handle import DeploymentHandle
+
+from configs.app import ServiceArgs
+from deployments.contracts.api import ModelCard
+from deployments.contracts.errors import InvalidRequest, NotFound
+from deployments.contracts.jobs import (
+    MAX_SEED,
+    Control,
+    ControlUse,
+    ImageInput,
+    ImageJob,
+    ImageRequest,
+    IpAdapterUse,
+    Mask,
+    Pixels,
+)
+from deployments.contracts.maps import MapRef, MapSpec
+from deployments.contracts.routes import Router
+from deployments.ingress.pictures import Loaded, Pictures
+from preprocessors.image_file import edit_mask
+from preprocessors.resize import resize
+
+MASKED_STEPS, MASKED_STRENGTH, PLAIN_STRENGTH = 8, 0.99, 0.8
+HALF = 128  # of 255: from here on a mask counts as "make anew"
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A job, and what goes with it.
+
+    Attributes:
+        assets: arrays, and references to maps that may still be in the making; each is
+            an argument of its own in the call to the replica.
+        map_ids: the maps among them; to be forgotten if the call fails.
+        original, mask: with a mask whose surroundings are to come back as they were.
+    """
+
+    job: ImageJob
+    assets: tuple[object, ...] = ()
+    map_ids: tuple[str, ...] = ()
+    original: Pixels | None = None
+    mask: Mask | None = None
+
+    def restored(self, pixels: Pixels) -> Pixels:
+        """An answer's picture with the pixels outside the mask as they were."""
+        if self.original is None or self.mask is None:
+            return pixels
+        return np.where(self.mask[:, :, None] >= HALF, pixels, self.original)
+
+
+@dataclass
+class _Parts:
+    """Assets and maps as they are gathered."""
+
+    assets: list[object] = field(default_factory=list)
+    map_ids: list[str] = field(default_factory=list)
+
+    def add(self, asset: object) -> int:
+        """Its index."""
+        self.assets.append(asset)
+        return len(self.assets) - 1
+
+    def add_map(self, found: MapRef) -> int:
+        """Its index."""
+        self.map_ids.append(found.map_id)
+        return self.add(found.ref)
+
+
+class Assembler:
+    """Makes requests ready.
+
+    Args:
+        maps: the map store's handle.
+        route: which preprocessors a request needs (`graphs.routing`).
+    """
+
+    def __init__(
+        self, args: ServiceArgs, pictures: Pictures, maps: DeploymentHandle[object], route: Router
+    ) -> None:
+        self._args = args
+        self._pictures = pictures
+        self._maps = maps
+        self._route = route
+
+    async def assemble(self, request: ImageRequest, card: ModelCard) -> Assembled:
+        """The job that a request means for a model. Raises `InvalidRequest` or `NotFound`."""
+        _check(request, card)
+        start, mask_picture = await asyncio.gather(
+            self._optional(request.image, "image"), self._optional(request.mask, "mask")
+        )
+        width, height = _size(request, card, start)
+        parts = _Parts()
+        original: Pixels | None = None
+        mask: Mask | None = None
+        if start is not None:
+            original = await asyncio.to_thread(resize, start.pixels, (width, height))
+            parts.add(original)
+            mask = await asyncio.to_thread(_mask, start, mask_picture, (width, height))
+            if mask is not None:
+                parts.add(mask)
+        controls = await self._controls(request, (width, height), parts)
+        ip_adapter = await self._ip_adapter(request, card, parts)
+        job = _job(
+            request,
+            card,
+            (width, height),
+            self._args.request_timeout_s,
+            image=None if start is None else 0,
+            mask=None if mask is None else 1,
+            controls=controls,
+            ip_adapter=ip_adapter,
+        )
+        keep = mask is not None and request.preserve_unmasked
+        return Assembled(
+            job,
+            tuple(parts.assets),
+            tuple(parts.map_ids),
+            original if keep else None,
+            mask if keep else None,
+        )
+
+    async def preprocess(self, kind: str, image: bytes, control: Control) -> tuple[str, Pixels]:
+        """A control map of the picture's own size, and its id."""
+        loaded = await self._pictures.load(image, "image")
+        found = await self._make(_control_spec(control, kind, loaded, loaded.picture.size), loaded)
+        try:
+            pixels: Pixels = await asyncio.wrap_future(found.ref.future())  # type: ignore[attr-defined]
+        except Exception:
+            await self.forget((found.map_id,))
+            raise
+        return found.map_id, pixels
+
+    async def forget(self, map_ids: tuple[str, ...]) -> None:
+        """A call with these maps failed: whichever could not be made must be tried again."""
+        if map_ids:
+            await self._maps.forget.remote(map_ids)
+
+    async def _optional(self, given: ImageInput | None, param: str) -> Loaded | None:
+        return None if given is None else await self._pictures.load(given, param)
+
+    async def _controls(
+        self, request: ImageRequest, size: tuple[int, int], parts: _Parts
+    ) -> tuple[ControlUse, ...]:
+        routed = {r.index: r.preprocessor for r in self._route(request) if r.field == "controls"}
+
+        async def bring(index: int, control: Control) -> MapRef | Pixels:
+            param = f"controls.{index}.image"
+            if isinstance(control.image, str) and control.image.startswith("map-"):
+                return await self._named_map(control.image, param)
+            loaded = await self._pictures.load(control.image, param)
+            if index not in routed:
+                return await asyncio.to_thread(resize, loaded.pixels, size)
+            spec = _control_spec(control, routed[index], loaded, size)
+            return await self._make(spec, loaded)
+
+        brought = await asyncio.gather(
+            *(bring(index, control) for index, control in enumerate(request.controls))
+        )
+        return tuple(
+            ControlUse(
+                control.type,
+                parts.add_map(found) if isinstance(found, MapRef) else parts.add(found),
+                control.conditioning_scale,
+                control.start,
+                control.end,
+            )
+            for control, found in zip(request.controls, brought, strict=True)
+        )
+
+    async def _ip_adapter(
+        self, request: ImageRequest, card: ModelCard, parts: _Parts
+    ) -> IpAdapterUse | None:
+        if request.ip_adapter is None:
+            return None
+        if card.image_encoder is None:
+            raise InvalidRequest(f"model {card.id!r} has no IP-Adapter", "ip_adapter")
+        encoder, hidden = card.image_encoder, card.image_encoder_hidden
+
+        async def bring(index: int, image: ImageInput) -> MapRef:
+            loaded = await self._pictures.load(image, f"ip_adapter.image.{index}")
+            spec = MapSpec("image_encoder", loaded.digest, encoder=encoder, hidden=hidden)
+            return await self._make(spec, loaded)
+
+        found = await asyncio.gather(
+            *(bring(index, image) for index, image in enumerate(request.ip_adapter.images))
+        )
+        embeds = tuple(parts.add_map(ref) for ref in found)
+        return IpAdapterUse(embeds, request.ip_adapter.scale)
+
+    async def _make(self, spec: MapSpec, loaded: Loaded) -> MapRef:
+        picture = await asyncio.to_thread(ray.put, loaded.pixels)
+        made: MapRef = await self._maps.make.remote(spec, [picture])
+        return made
+
+    async def _named_map(self, map_id: str, param: str) -> MapRef:
+        found: MapRef = await self._maps.find.remote(map_id)
+        if found.ref is None:
+            raise NotFound(f"{param}: control map {map_id!r} is not (or no longer) known", param)
+        return found
+
+
+def _check(request: ImageRequest, card: ModelCard) -> None:
+    if (request.width is None) != (request.height is None):
+        raise InvalidRequest("width and height come together or not at all", "size")
+    if request.image is None:
+        for param, given in (("mask", request.mask), ("strength", request.strength)):
+            if given is not None:
+                raise InvalidRequest(f"{param} needs an image", param)
+    unknown = [c.type for c in request.controls if c.type not in card.controls]
+    if unknown:
+        known = ", ".join(sorted(card.controls)) or "none"
+        raise InvalidRequest(
+            f"model {card.id!r} has no control {unknown[0]!r}; it has: {known}", "controls"
+        )
+    for index, control in enumerate(request.controls):
+        thresholds = (control.low_threshold, control.high_threshold)
+        if thresholds != (None, None) and (control.type != "canny" or control.preprocessed):
+            raise InvalidRequest(
+                "thresholds have no effect but on canny maps made here",
+                f"controls.{index}.low_threshold",
+            )
+
+
+def _size(request: ImageRequest, card: ModelCard, start: Loaded | None) -> tuple[int, int]:
+    """(width, height): asked for, or the start picture's own, or the model's default."""
+    if request.width is not None and request.height is not None:
+        return request.width, request.height
+    if start is None:
+        return card.defaults.width, card.defaults.height
+    width, height = start.picture.size
+    if width % 8 or height % 8:
+        raise InvalidRequest(
+            f"the image has {width}x{height} pixels, and sizes are multiples of 8; name the size "
+            f"to be made, such as {max(8, width // 8 * 8)}x{max(8, height // 8 * 8)}",
+            "size",
+        )
+    return width, height
+
+
+def _mask(start: Loaded, given: Loaded | None, size: tuple[int, int]) -> Mask | None:
+    """The mask: a picture of its own, or else where the start picture is transparent."""
+    if given is None:
+        alpha = start.picture.alpha
+        if alpha is None or not (alpha < HALF).any():
+            return None
+        return resize(edit_mask(start.picture), size)
+    if given.picture.size != start.picture.size:
+        raise InvalidRequest(
+            "mask and image must have the same size; they have "
+            f"{_shown(given.picture.size)} and {_shown(start.picture.size)}",
+            "mask",
+        )
+    return resize(edit_mask(given.picture), size)
+
+
+def _control_spec(
+    control: Control, preprocessor: str, loaded: Loaded, size: tuple[int, int]
+) -> MapSpec:
+    plain = MapSpec(preprocessor, loaded.digest, *size)
+    if preprocessor != "canny":
+        return plain
+    low = plain.low_threshold if control.low_threshold is None else control.low_threshold
+    high = plain.high_threshold if control.high_threshold is None else control.high_threshold
+    if low > high:
+        raise InvalidRequest(f"low_threshold {low} is above high_threshold {high}", "low_threshold")
+    return MapSpec("canny", loaded.digest, *size, low, high)
+
+
+def _job(
+    request: ImageRequest,
+    card: ModelCard,
+    size: tuple[int, int],
+    timeout_s: float,
+    *,
+    image: int | None,
+    mask: int | None,
+    controls: tuple[ControlUse, ...],
+    ip_adapter: IpAdapterUse | None,
+) -> ImageJob:
+    defaults = card.defaults
+    first = secrets.randbelow(2**32) if request.seed is None else request.seed
+    if first + request.n - 1 > MAX_SEED:
+        raise InvalidRequest(f"seed + n - 1 must be at most {MAX_SEED}", "seed")
+    steps = request.num_inference_steps
+    if steps is None:
+        steps = defaults.num_inference_steps if mask is None else MASKED_STEPS
+    strength = request.strength
+    if strength is None:
+        strength = 1.0 if image is None else PLAIN_STRENGTH if mask is None else MASKED_STRENGTH
+    return ImageJob(
+        job_id=uuid.uuid4().hex,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seeds=tuple(range(first, first + request.n)),
+        width=size[0],
+        height=size[1],
+        num_inference_steps=steps,
+        eta=defaults.eta if request.eta is None else request.eta,
+        guidance_scale=(
+            defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+        ),
+        loras=request.loras,
+        image=image,
+        mask=mask,
+        strength=strength,
+        controls=controls,
+        ip_adapter=ip_adapter,
+        partial_images=request.partial_images,
+        priority=request.priority,
+        timeout_s=request.timeout_s or timeout_s,
+    )
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

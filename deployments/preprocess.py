@@ -1,0 +1,177 @@
+"""The Serve shells around `preprocessors/`, and the store of what they made.
+
+The store starts a preprocessor and gives back a reference at once; the map goes straight to the
+diffusion replica that is handed the reference, and never through the ingress.
+"""
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from ray import ObjectRef, serve
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from configs.app import PreprocessorArgs
+from configs.sources import fetch
+from deployments.contracts.errors import GenerationFailed, InvalidRequest
+from deployments.contracts.jobs import Embeds, Pixels
+from deployments.contracts.maps import MapFigures, MapRef, MapSpec
+
+if TYPE_CHECKING:
+    pass
+
+MAX_BATCH = 8
+EMBEDS_BYTES = 2 * 257 * 1664 * 4  # the largest pair in use: hidden states of a ViT-bigG
+Handle = DeploymentHandle[object]
+
+
+class Depth:
+    """Depth estimation by DPT, batched."""
+
+    def __init__(self, args: PreprocessorArgs) -> None:
+        from preprocessors.depth import DepthEstimator
+
+        folder = fetch(args.checkpoint)
+        self._model: DepthEstimator = DepthEstimator(folder, args.device, args.dtype)
+
+    async def estimate(self, image: Pixels, spec: MapSpec) -> Pixels:
+        """(height, width, 3) uint8 of the size that `spec` says."""
+        return await self._batch((image, (spec.width, spec.height)))
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
+    async def _batch(self, items: list[tuple[Pixels, tuple[int, int]]]) -> list[Pixels]:
+        images, sizes = [image for image, _ in items], [size for _, size in items]
+        try:
+            return await asyncio.to_thread(self._model.estimate, images, sizes)
+        except FloatingPointError as error:
+            raise GenerationFailed(str(error)) from error
+
+
+class Canny:
+    """Canny edges. Runs without torch."""
+
+    async def detect(self, image: Pixels, spec: MapSpec) -> Pixels:
+        """(height, width, 3) uint8 of the size that `spec` says."""
+        from preprocessors.canny import canny
+        from preprocessors.resize import resize
+
+        def work() -> Pixels:
+            sized = resize(image, (spec.width, spec.height))
+            return canny(sized, spec.low_threshold, spec.high_threshold)
+
+        return await asyncio.to_thread(work)
+
+
+class ImageEncoder:
+    """CLIP vision embeddings for IP-Adapters, batched."""
+
+    def __init__(self, args: PreprocessorArgs) -> None:
+        from preprocessors.image_encoder import ImageEncoder as Encoder
+
+        self._model: Encoder = Encoder(fetch(args.checkpoint), args.device, args.dtype)
+
+    async def encode(self, image: Pixels, spec: MapSpec) -> Embeds:
+        """(2, ...) float32: the embedding of the picture, and that of no picture."""
+        embedding = await (self._hidden(image) if spec.hidden else self._projected(image))
+        return np.stack([embedding, self._model.unconditional(hidden=spec.hidden)])
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
+    async def _projected(self, images: list[Pixels]) -> list[Embeds]:
+        return await self._encode(images, hidden=False)
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
+    async def _hidden(self, images: list[Pixels]) -> list[Embeds]:
+        return await self._encode(images, hidden=True)
+
+    async def _encode(self, images: Sequence[Pixels], *, hidden: bool) -> list[Embeds]:
+        return await asyncio.to_thread(self._model.encode, images, hidden=hidden)
+
+
+class MapStore:
+    """Remembers preprocessed pictures by content, within a budget, and has the others made.
+
+    One replica: what one ingress had made, another finds.
+
+    Args:
+        canny, depth, image_encoders: handles of the preprocessors; `None`: not deployed.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        canny: Handle,
+        depth: Handle | None,
+        image_encoders: Mapping[str, Handle],
+    ) -> None:
+        self._budget_bytes = budget_bytes
+        self._canny = canny
+        self._depth = depth
+        self._image_encoders = image_encoders
+        self._stored: OrderedDict[str, tuple[ObjectRef[object], int]] = OrderedDict()
+        self._stored_bytes = 0
+        self._computed: Counter[str] = Counter()
+        self._reused: Counter[str] = Counter()
+
+    async def make(self, spec: MapSpec, picture: Sequence[ObjectRef[Pixels]]) -> MapRef:
+        """A reference to the map of `picture` (one reference, in a list so that it is not
+        fetched here), made now if it is not remembered. Does not wait for it."""
+        map_id = spec.map_id
+        if map_id in self._stored:
+            self._reused[spec.preprocessor] += 1
+            self._stored.move_to_end(map_id)
+            return MapRef(map_id, self._stored[map_id][0])
+        self._computed[spec.preprocessor] += 1
+        response = self._start(spec, picture[0])
+        # From here to the end nothing is awaited but the routing of the call.
+        ref = await response._to_object_ref()
+        self._remember(map_id, ref, spec.width * spec.height * 3 or EMBEDS_BYTES)
+        return MapRef(map_id, ref)
+
+    async def find(self, map_id: str) -> MapRef:
+        """The map of an id that was given out before; its `ref` is `None` if it is gone."""
+        if map_id not in self._stored:
+            return MapRef(map_id, None)
+        self._stored.move_to_end(map_id)
+        return MapRef(map_id, self._stored[map_id][0])
+
+    async def forget(self, map_ids: Sequence[str]) -> None:
+        """Drops maps that could not be made, so that the next request tries again."""
+        for map_id in map_ids:
+            if map_id in self._stored:
+                self._stored_bytes -= self._stored.pop(map_id)[1]
+
+    async def figures(self) -> MapFigures:
+        """What was made and what was reused."""
+        computed, reused = dict(self._computed), dict(self._reused)
+        return MapFigures(computed, reused, len(self._stored), self._stored_bytes)
+
+    def _start(self, spec: MapSpec, picture: ObjectRef[Pixels]) -> DeploymentResponse[object]:
+        if spec.preprocessor == "canny":
+            started = self._canny.detect.remote(picture, spec)
+        elif spec.preprocessor == "depth":
+            if self._depth is None:
+                raise InvalidRequest(
+                    "no depth estimator is deployed; send the depth map itself with "
+                    "preprocessed: true",
+                    "controls",
+                )
+            started = self._depth.estimate.remote(picture, spec)
+        else:
+            encoder = self._image_encoders.get(spec.encoder)
+            if encoder is None:
+                raise InvalidRequest(
+                    f"image encoder {spec.encoder!r} is not deployed", "ip_adapter"
+                )
+            started = encoder.encode.remote(picture, spec)
+        return cast(DeploymentResponse[object], started)
+
+    def _remember(self, map_id: str, ref: "ObjectRef[object]", nbytes: int) -> None:
+        if map_id in self._stored:
+            return
+        self._stored[map_id] = (ref, nbytes)
+        self._stored_bytes += nbytes
+        while self._stored_bytes > self._budget_bytes and len(self._stored) > 1:
+            _, (_, freed) = self._stored.popitem(last=False)
+            self._stored_bytes -= freed

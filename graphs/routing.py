@@ -1,0 +1,36 @@
+"""Which preprocessors a request needs: a pure function of the request."""
+
+from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.jobs import ImageRequest
+from deployments.contracts.routes import Route
+
+MAPPED = ("canny", "depth")  # control types whose maps this service can make
+
+
+def route(request: ImageRequest) -> tuple[Route, ...]:
+    """One `Route` for every picture of the request that a preprocessor must see first.
+
+    Pictures that come ready-made (`preprocessed`, or the id of a control map) need none.
+
+    Raises `InvalidRequest` for a picture of a control type that has no preprocessor.
+    """
+    routes: list[Route] = []
+    for index, control in enumerate(request.controls):
+        if control.preprocessed or is_map_id(control.image):
+            continue
+        if control.type not in MAPPED:
+            raise InvalidRequest(
+                f"there is no preprocessor for {control.type!r}; send the control map itself with "
+                f"preprocessed: true (maps are made for: {', '.join(MAPPED)})",
+                f"controls.{index}.type",
+            )
+        routes.append(Route("controls", index, control.type))
+    if request.ip_adapter is not None:
+        count = len(request.ip_adapter.images)
+        routes += [Route("ip_adapter", index, "image_encoder") for index in range(count)]
+    return tuple(routes)
+
+
+def is_map_id(image: object) -> bool:
+    """Whether a picture is named by the id of a control map."""
+    return isinstance(image, str) and image.startswith("map-")

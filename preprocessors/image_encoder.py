@@ -1,0 +1,109 @@
+"""Images as IP-Adapters see them: embeddings of a CLIP vision model with projection.
+
+The arithmetic is that of `encode_image` in diffusers' Stable Diffusion pipelines.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+from transformers.utils.logging import disable_progress_bar
+
+from preprocessors.image_file import MAX_ASPECT_RATIO
+from preprocessors.pixels import Pixels
+from preprocessors.placement import refuse_missing, torch_device, torch_dtype
+
+Embedding = NDArray[np.float32]  # (projection,), or with `hidden` (tokens, width)
+
+
+class ImageEncoder:
+    """A CLIP vision checkpoint (`h94/IP-Adapter`'s `models/image_encoder`), ready to encode.
+
+    Args:
+        folder: config.json and model.safetensors; preprocessor_config.json where it has one,
+            else the processor is made from the model's image size, as
+            `load_ip_adapter` of diffusers does.
+        device: a torch device, or "auto".
+        dtype: of weights and activations: "float32", "float16" or "bfloat16".
+
+    Raises `OSError` if a file is missing, `ValueError` if weights or the dtype's name are.
+    """
+
+    def __init__(self, folder: Path, device: str, dtype: str) -> None:
+        disable_progress_bar()
+        self._device = torch_device(device)
+        self._dtype = torch_dtype(dtype)
+        model, info = CLIPVisionModelWithProjection.from_pretrained(
+            folder,
+            dtype=self._dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        refuse_missing(info["missing_keys"], folder)
+        self._model = model.to(self._device).eval().requires_grad_(False)
+        if (folder / "preprocessor_config.json").exists():
+            self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        else:
+            side = int(model.config.image_size)
+            self._processor = CLIPImageProcessorPil(size=side, crop_size=side)
+
+    def encode(self, images: Sequence[Pixels], *, hidden: bool) -> list[Embedding]:
+        """The embedding of each image, in one batch.
+
+        Args:
+            images: (height, width, 3) uint8 each, of any sizes; may be read-only.
+            hidden: what `plus` adapters read: the last but one hidden states, (tokens, width).
+                Otherwise the projected image embedding, (projection,).
+
+        Returns float32 arrays, in order.
+
+        Raises `ValueError` if an image is longer than `MAX_ASPECT_RATIO` times its width:
+        its shorter side is enlarged to the model's size before the crop.
+        """
+        if not images:
+            return []
+        for image in images:
+            if max(image.shape[:2]) > MAX_ASPECT_RATIO * min(image.shape[:2]):
+                raise ValueError(
+                    f"an image of {image.shape[1]} x {image.shape[0]} pixels cannot be encoded; "
+                    f"one side may be at most {MAX_ASPECT_RATIO} times the other"
+                )
+        pictures = [Image.fromarray(image) for image in images]
+        pixels: Tensor = self._processor(pictures, return_tensors="pt").pixel_values
+        return list(self._forward(pixels, hidden))
+
+    def unconditional(self, *, hidden: bool) -> Embedding:
+        """What guidance steers away from: zeros, or with `hidden` the encoding of zero pixels.
+
+        Read-only; shaped like an element of `encode`'s result.
+        """
+        return self._blank_hidden if hidden else self._blank
+
+    @cached_property
+    def _blank(self) -> Embedding:
+        blank = np.zeros(int(self._model.config.projection_dim), np.float32)
+        blank.flags.writeable = False
+        return blank
+
+    @cached_property
+    def _blank_hidden(self) -> Embedding:
+        crop = self._processor.crop_size
+        pixels = torch.zeros(1, 3, int(crop["height"]), int(crop["width"]))
+        blank: Embedding = self._forward(pixels, True)[0]
+        blank.flags.writeable = False
+        return blank
+
+    def _forward(self, pixels: Tensor, hidden: bool) -> Embedding:
+        with torch.inference_mode():
+            pixels = pixels.to(self._device, self._dtype)
+            output = self._model(pixels, output_hidden_states=hidden)
+            states: Tensor = output.hidden_states[-2] if hidden else output.image_embeds
+            array: Embedding = states.float().cpu().numpy()
+            return array
