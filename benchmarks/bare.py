@@ -1,9 +1,13 @@
 """The yardstick: diffusers' own pipeline, one request after the other."""
 
+import warnings
+
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline, TCDScheduler
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from benchmarks.models import Model
 from deployments.contracts.jobs import ImageJob, Pixels
@@ -64,6 +68,14 @@ class BarePipeline:
             generator=generator,
         ).images[0]
         return np.asarray(image)
+
+
+def quiet_libraries() -> None:
+    """Keeps progress bars and advice out of the results."""
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="Already found a .peft_config.")
 
 
 def unet_inputs(pipeline: BarePipeline, rows: int, side: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,13 +3,19 @@
 import os
 import platform
 from collections.abc import Sequence
-from statistics import median
+from statistics import median, quantiles
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """ "median (lowest-highest)"."""
     low, high = min(values), max(values)
     return f"{median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def quartiles(values: Sequence[float]) -> str:
+    """ "median (first quartile-third quartile)"."""
+    first, second, third = quantiles(values)
+    return f"{second:.3f} ({first:.2f}-{third:.2f})"
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:

@@ -8,12 +8,14 @@ machine does meanwhile slows both alike, and every step is compared with the cal
 import queue
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from time import perf_counter
 
 import torch
 
 from benchmarks.bare import BarePipeline, unet_inputs
 from benchmarks.models import SIDE, STYLES
+from benchmarks.report import ratios
 from deployments.contracts.jobs import FailedImage, ImageJob, JobEvent, LoraWeight, Progress
 from deployments.diffusion.engine.engine import Engine
 
@@ -25,18 +27,23 @@ class Turns:
     """Seconds of the engine's steps and of the bare calls that took turns with them.
 
     Attributes:
-        end_to_end_s: from the first submission, encoding the prompts, to the last decoded
-            image, the bare calls left out.
+        end_to_end_s: per run, from the first submission, encoding the prompts, to the last
+            decoded image, the bare calls left out; divided by the number of steps.
     """
 
     steps_s: list[float] = field(default_factory=list)
     calls_s: list[float] = field(default_factory=list)
-    end_to_end_s: float = 0.0
+    end_to_end_s: list[float] = field(default_factory=list)
 
     @property
     def ratios(self) -> list[float]:
         """The engine's rows per second, of those of the bare call beside each step."""
-        return [call / step for call, step in zip(self.calls_s, self.steps_s, strict=True)]
+        return ratios(self.calls_s, self.steps_s)
+
+    @property
+    def end_to_end(self) -> float:
+        """The same with everything that a request needs beside its steps."""
+        return median(self.calls_s) / median(self.end_to_end_s)
 
 
 def step_jobs(rows: int, steps: int, *, styles: bool) -> list[ImageJob]:
@@ -51,14 +58,17 @@ def step_jobs(rows: int, steps: int, *, styles: bool) -> list[ImageJob]:
     return [replace(job, loras=mix) for job, mix in zip(jobs, mixes, strict=True)]
 
 
-def take_turns(engine: Engine, pipeline: BarePipeline, jobs: Sequence[ImageJob]) -> Turns:
-    """Runs jobs, all of the same step count, and a bare call of as many rows after each step.
+def take_turns(
+    engine: Engine, pipeline: BarePipeline, jobs: Sequence[ImageJob], turns: Turns
+) -> None:
+    """Runs jobs, all of the same step count, with a bare call of as many rows after each step,
+    and adds what it measured to `turns`.
 
     Raises `RuntimeError` if a row joined or left while steps were measured.
     """
-    turns = Turns()
     unet, inputs = pipeline.unet, unet_inputs(pipeline, len(jobs), SIDE)
-    last_measured = jobs[0].num_inference_steps - SETTLED
+    steps = jobs[0].num_inference_steps
+    last_measured = steps - SETTLED
     answers: queue.SimpleQueue[JobEvent] = queue.SimpleQueue()
     counted: list[tuple[int, int]] = []
     paused_s = 0.0
@@ -93,8 +103,7 @@ def take_turns(engine: Engine, pipeline: BarePipeline, jobs: Sequence[ImageJob])
         answer = answers.get()
         if isinstance(answer, FailedImage):
             raise answer.error
-    turns.end_to_end_s = perf_counter() - started - paused_s
+    turns.end_to_end_s.append((perf_counter() - started - paused_s) / steps)
     first, second = counted[SETTLED - 1], counted[last_measured - 1]
     if second[1] - first[1] != len(jobs) * (second[0] - first[0]):
         raise RuntimeError("a row joined or left while the engine was measured")
-    return turns

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel
 
 from demo.init import fill, generator
-from demo.unet import LATENT_CHANNELS
+from demo.unet import LATENT_CHANNELS, unet_of
 
 KINDS = ("depth", "canny")
 EMBEDDING_WIDTHS = (8, 16, 16, 32)  # the real ones: 16, 32, 96, 256
@@ -30,11 +30,10 @@ def write_controlnet(kind: str, family: str, base_folder: Path, folder: Path) ->
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    config = UNet2DConditionModel.load_config(base_folder, subfolder="unet", local_files_only=True)
-    # The constructors draw weights, which are then overwritten: leave the caller's state alone.
+    # The constructor draws weights, which are then overwritten: leave the caller's state alone.
     with torch.random.fork_rng(devices=[]):
         controlnet = ControlNetModel.from_unet(
-            UNet2DConditionModel.from_config(config),
+            unet_of(base_folder),
             conditioning_embedding_out_channels=EMBEDDING_WIDTHS,
             load_weights_from_unet=False,
         )

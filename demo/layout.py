@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from demo import base, controlnet, lora
+from demo import base, controlnet, image_encoder, ip_adapter, lora
 
 INPAINTING_FAMILIES = ("sd15", "sdxl")
 
@@ -16,6 +16,9 @@ def write_folders(out: Path) -> Iterator[Path]:
         folder = out / f"{family}-inpainting"
         base.write_base(family, folder, name=folder.name, inpainting=True)
         yield folder
+    adapters = out / "ip-adapter"
+    write_ip_adapters(out, adapters)
+    yield adapters
     animagine = out / "sdxl-animagine"
     base.write_base("sdxl", animagine, name=animagine.name)
     yield animagine
@@ -37,3 +40,14 @@ def write_family(family: str, out: Path) -> Iterator[Path]:
     for kind in controlnet.KINDS:
         controlnet.write_controlnet(kind, family, base_folder, control_folder / kind)
     yield control_folder
+
+
+def write_ip_adapters(out: Path, folder: Path) -> None:
+    """The image encoders and adapters, laid out as h94/IP-Adapter, for the bases in `out`."""
+    encoders = {"vit-h": "models/image_encoder", "vit-bigg": "sdxl_models/image_encoder"}
+    for name, place in encoders.items():
+        image_encoder.write_image_encoder(name, folder / place)
+    for name, adapter in ip_adapter.ADAPTERS.items():
+        models = "sdxl_models" if adapter.family == "sdxl" else "models"
+        file = folder / models / f"{name}.safetensors"
+        ip_adapter.write_ip_adapter(name, out / adapter.family, file)

@@ -8,6 +8,7 @@
     tcd-lora/<family>/pytorch_lora_weights.safetensors   TCD-LoRAs
     loras/<family>/{papercut,ink,neon}.safetensors       style LoRAs
     controlnet/<family>/{depth,canny}/                   ControlNets
+    ip-adapter/{models,sdxl_models}/                     IP-Adapters and their image encoders
 
 torch and diffusers are imported when something is written, so that finding the folder up to
 date takes no time.

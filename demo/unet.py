@@ -7,6 +7,8 @@ input, which is what the best guess of the noise is when nothing else is known. 
 weights are random and add to that guess.
 """
 
+from pathlib import Path
+
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -106,6 +108,15 @@ def sdxl_unet(
         addition_time_embed_dim=ADDITION_TIME_EMBED_DIM,
         projection_class_embeddings_input_dim=6 * ADDITION_TIME_EMBED_DIM + pooled_dim,
     )
+
+
+def unet_of(base_folder: Path) -> UNet2DConditionModel:
+    """A UNet shaped like that of the base in `base_folder`, with any weights."""
+    config = UNet2DConditionModel.load_config(base_folder, subfolder="unet", local_files_only=True)
+    # The constructor draws weights: leave the caller's state alone.
+    with torch.random.fork_rng(devices=[]):
+        unet: UNet2DConditionModel = UNet2DConditionModel.from_config(config)
+    return unet
 
 
 def fill_unet(unet: UNet2DConditionModel, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The running service that tests of the graph share: one Ray cluster with two models on it."""
+"""The running service that tests of the graph share: one Ray cluster with the demo's models."""
 
 import os
 import socket
@@ -12,14 +12,29 @@ import openai
 import pytest
 import ray
 from ray import serve
+from ray.serve import Application, RunTarget
 
-from configs.app import Defaults, Limits, ModelUserConfig, ServiceArgs
+from configs.app import (
+    Defaults,
+    IpAdapterArgs,
+    Limits,
+    ModelArgs,
+    ModelUserConfig,
+    PreprocessorArgs,
+    ServiceArgs,
+)
 from configs.families import FamilyName
 from graphs.model import DIFFUSION
 from graphs.service import build as build_service
-from tests.conftest import demo_loras, model_args
+from tests.conftest import demo_loras
 
 SMALL_QUEUE = 3
+MAX_BODY_BYTES = 4 * 2**20
+IP_ADAPTERS = {
+    "sd15": "models/ip-adapter_sd15.safetensors",
+    "sdxl": "sdxl_models/ip-adapter_sdxl.safetensors",
+}
+IMAGE_ENCODERS = {"sd15": "models/image_encoder", "sdxl": "sdxl_models/image_encoder"}
 
 
 @dataclass(frozen=True)
@@ -31,16 +46,48 @@ class Served:
     def openai(self, max_retries: int = 0) -> openai.OpenAI:
         """The official client, which by itself retries nothing here."""
         return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=max_retries, timeout=60
+            base_url=f"{self.url}/v1", api_key="none", max_retries=max_retries, timeout=120
         )
 
     def engine_figure(self, name: str, model: str) -> float:
-        """One number of `/metrics`."""
+        """One number of an engine in `/metrics`."""
+        return self.figure(f"tcd_engine_{name}", f'model="{model}"')
+
+    def figure(self, name: str, label: str) -> float:
+        """One number of `/metrics`; 0 if it is not there yet."""
         text = httpx.get(f"{self.url}/metrics", timeout=30).text
         for line in text.splitlines():
-            if line.startswith(f"tcd_engine_{name}{{") and f'model="{model}"' in line:
+            if line.startswith(f"{name}{{") and label in line:
                 return float(line.rpartition(" ")[2])
-        raise AssertionError(f"{name} of {model} is not in /metrics")
+        return 0.0
+
+
+def plain_model(models: Path, family: FamilyName, name: str) -> ModelArgs:
+    """A base checkpoint with its TCD-LoRA, making 128x128 pictures."""
+    checkpoints = {"animagine": "sdxl-animagine", "sdxl-inpainting": "sdxl-inpainting"}
+    return ModelArgs(
+        name=name,
+        family=family,
+        checkpoint=str(models / checkpoints.get(name, family)),
+        tcd_lora=str(models / "tcd-lora" / family),
+        dtype="float32",
+        device="cpu",
+        defaults=Defaults(width=128, height=128),
+    )
+
+
+def full_model(models: Path, family: FamilyName, name: str) -> ModelArgs:
+    """The same with depth and canny ControlNets and an IP-Adapter."""
+    nets = models / "controlnet" / family
+    adapter = IpAdapterArgs(
+        adapter=str(models / "ip-adapter" / IP_ADAPTERS[family]), image_encoder=family
+    )
+    return plain_model(models, family, name).model_copy(
+        update={
+            "controls": {kind: str(nets / kind) for kind in ("depth", "canny")},
+            "ip_adapter": adapter,
+        }
+    )
 
 
 def free_port() -> int:
@@ -51,34 +98,63 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def served(demo_models: Path) -> Iterator[Served]:
-    """`sd15` with the usual limits, and `small`: an sdxl whose queue holds three images."""
+    """`sd15` and `sdxl` with everything, the guide's `sdxl-inpainting` and `animagine`, and
+    `small`: an sd21 whose queue holds three images."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         ray.init(
             address="local",
             include_dashboard=False,
-            num_cpus=8,
+            num_cpus=12,
             object_store_memory=200 * 2**20,
             _temp_dir=folder,
             log_to_driver=False,
         )
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-            run_model(demo_models, "sd15", "sd15", Limits(max_side=512))
-            run_model(demo_models, "sdxl", "small", Limits(max_side=512, max_pending=SMALL_QUEUE))
-            service = build_service(ServiceArgs(default_model="sd15", max_images=4))
-            serve.run(service, name="tcd", route_prefix="/")
+            usual = Limits(max_side=512)
+            models = [
+                full_model(demo_models, "sd15", "sd15"),
+                full_model(demo_models, "sdxl", "sdxl"),
+                plain_model(demo_models, "sdxl", "sdxl-inpainting"),
+                plain_model(demo_models, "sdxl", "animagine"),
+            ]
+            small = plain_model(demo_models, "sd21", "small")
+            usual = Limits(max_side=512)
+            serve.run_many(
+                [
+                    RunTarget(service(demo_models), name="tcd", route_prefix="/"),
+                    *(model_target(demo_models, args, usual) for args in models),
+                    model_target(demo_models, small, Limits(max_pending=SMALL_QUEUE)),
+                ]
+            )
             yield Served(f"http://127.0.0.1:{port}")
         finally:
             serve.shutdown()
             ray.shutdown()
 
 
-def run_model(models: Path, family: FamilyName, name: str, limits: Limits) -> None:
-    config = ModelUserConfig(loras=demo_loras(models, family), limits=limits)
+def service(models: Path) -> Application:
+    """The ingress with all preprocessors."""
+    encoders = {
+        name: PreprocessorArgs(checkpoint=str(models / "ip-adapter" / folder), device="cpu")
+        for name, folder in IMAGE_ENCODERS.items()
+    }
+    return build_service(
+        ServiceArgs(
+            default_model="sd15",
+            max_images=4,
+            max_body_bytes=MAX_BODY_BYTES,
+            max_image_pixels=1024 * 1024,
+            depth=PreprocessorArgs(checkpoint=str(models / "dpt-hybrid"), device="cpu"),
+            image_encoders=encoders,
+        )
+    )
+
+
+def model_target(models: Path, args: ModelArgs, limits: Limits) -> RunTarget:
+    """A model application of the name that the ingress looks for."""
+    config = ModelUserConfig(loras=demo_loras(models, args.family), limits=limits)
     deployment = DIFFUSION.options(user_config=config.model_dump())
-    small = Defaults(width=128, height=128)
-    args = model_args(models, family).model_copy(update={"name": name, "defaults": small})
-    application = deployment.bind(args)
-    serve.run(application, name=f"model-{name}", route_prefix=None)
+    return RunTarget(deployment.bind(args), name=f"model-{args.name}", route_prefix=None)

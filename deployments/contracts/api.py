@@ -1,7 +1,7 @@
 """What the HTTP API says and hears: OpenAI's images API plus this service's own fields."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -67,6 +67,7 @@ class ImagesRequestBody(BaseModel):
     """What the images routes have in common. OpenAI's fields first, then the extensions."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    EVENTS: ClassVar[str] = "image_generation"  # how the route's server-sent events begin
 
     model: str | None = Field(None, description="a name from `GET /v1/models`")
     n: Count | None = 1
@@ -172,6 +173,8 @@ class GenerationsBody(ImagesRequestBody):
 class EditsForm(ImagesRequestBody):
     """`POST /v1/images/edits`, without its files. Nested fields come as JSON text."""
 
+    EVENTS: ClassVar[str] = "image_edit"
+
     prompt: str
     strength: Strength | None = None
     preserve_unmasked: bool = Field(
@@ -203,6 +206,15 @@ class VariationsForm(ImagesRequestBody):
 def _sides(size: str | None) -> tuple[str, str]:
     width, _, height = (size or "").partition("x")
     return width, height
+
+
+class PreprocessForm(BaseModel):
+    """`POST /v1/preprocess/{depth,canny}`, without its file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    low_threshold: Threshold | None = None
+    high_threshold: Threshold | None = None
 
 
 class InputTokens(BaseModel):

@@ -3,7 +3,9 @@
 import asyncio
 import secrets
 import uuid
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import ray
@@ -23,7 +25,7 @@ from deployments.contracts.jobs import (
     Mask,
     Pixels,
 )
-from deployments.contracts.maps import MapRef, MapSpec
+from deployments.contracts.maps import MapFigures, MapRef, MapSpec
 from deployments.contracts.routes import Router
 from deployments.ingress.pictures import Loaded, Pictures
 from preprocessors.image_file import edit_mask
@@ -128,21 +130,27 @@ class Assembler:
             mask if keep else None,
         )
 
-    async def preprocess(self, kind: str, image: bytes, control: Control) -> tuple[str, Pixels]:
-        """A control map of the picture's own size, and its id."""
-        loaded = await self._pictures.load(image, "image")
-        found = await self._make(_control_spec(control, kind, loaded, loaded.picture.size), loaded)
+    async def preprocess(self, control: Control) -> tuple[str, Pixels]:
+        """A control map of the picture's own size: its id, and the map itself."""
+        _check_thresholds(control, "low_threshold")
+        loaded = await self._pictures.load(control.image, "image")
+        spec = _control_spec(control, control.type, loaded, loaded.picture.size)
+        found = await self._make(spec, loaded)
         try:
-            pixels: Pixels = await asyncio.wrap_future(found.ref.future())  # type: ignore[attr-defined]
+            return found.map_id, await cast(Awaitable[Pixels], found.ref)
         except Exception:
             await self.forget((found.map_id,))
             raise
-        return found.map_id, pixels
 
     async def forget(self, map_ids: tuple[str, ...]) -> None:
         """A call with these maps failed: whichever could not be made must be tried again."""
         if map_ids:
             await self._maps.forget.remote(map_ids)
+
+    async def map_figures(self) -> MapFigures:
+        """What the map store made and reused."""
+        figures: MapFigures = await self._maps.figures.remote()
+        return figures
 
     async def _optional(self, given: ImageInput | None, param: str) -> Loaded | None:
         return None if given is None else await self._pictures.load(given, param)
@@ -222,12 +230,13 @@ def _check(request: ImageRequest, card: ModelCard) -> None:
             f"model {card.id!r} has no control {unknown[0]!r}; it has: {known}", "controls"
         )
     for index, control in enumerate(request.controls):
-        thresholds = (control.low_threshold, control.high_threshold)
-        if thresholds != (None, None) and (control.type != "canny" or control.preprocessed):
-            raise InvalidRequest(
-                "thresholds have no effect but on canny maps made here",
-                f"controls.{index}.low_threshold",
-            )
+        _check_thresholds(control, f"controls.{index}.low_threshold")
+
+
+def _check_thresholds(control: Control, param: str) -> None:
+    thresholds = (control.low_threshold, control.high_threshold)
+    if thresholds != (None, None) and (control.type != "canny" or control.preprocessed):
+        raise InvalidRequest("thresholds have an effect only on canny maps made here", param)
 
 
 def _size(request: ImageRequest, card: ModelCard, start: Loaded | None) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from deployments.contracts.jobs import EngineFigures
+from deployments.contracts.maps import MapFigures
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -57,11 +58,12 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def render(self, figures: Figures) -> bytes:
+    def render(self, figures: Figures, maps: MapFigures) -> bytes:
         """Prometheus text."""
-        engines = CollectorRegistry()
-        engines.register(_Engines(figures))
-        return generate_latest(self._registry) + generate_latest(engines)
+        others = CollectorRegistry()
+        others.register(_Engines(figures))
+        others.register(_Maps(maps))
+        return generate_latest(self._registry) + generate_latest(others)
 
 
 class _Engines:
@@ -85,3 +87,23 @@ class _Engines:
                 for engine in replicas:
                     family.add_metric([model, engine.replica], getattr(engine, field.name))
             yield family
+
+
+class _Maps:
+    """A collector over one look at the map store."""
+
+    def __init__(self, maps: MapFigures) -> None:
+        self._maps = maps
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        maps = self._maps
+        for name, text, counts in (
+            ("computed", "control maps and embeddings made", maps.computed_total),
+            ("reused", "control maps and embeddings found in the store", maps.reused_total),
+        ):
+            family = CounterMetricFamily(f"tcd_maps_{name}", text, labels=["preprocessor"])
+            for preprocessor, count in counts.items():
+                family.add_metric([preprocessor], count)
+            yield family
+        yield GaugeMetricFamily("tcd_maps_stored", "maps in the store", maps.stored)
+        yield GaugeMetricFamily("tcd_maps_stored_bytes", "their size", maps.stored_bytes)

@@ -1,40 +1,36 @@
 """The HTTP routes: bodies in, answers and event streams out."""
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from configs.app import ServiceArgs
 from deployments.contracts.api import (
+    EditsForm,
     ErrorAnswer,
     GenerationsBody,
     ImageBody,
     ImagesBody,
-    InputTokens,
+    ImagesRequestBody,
     ModelCard,
     ModelsBody,
-    UsageBody,
+    PreprocessForm,
+    VariationsForm,
 )
 from deployments.contracts.errors import NotFound
-from deployments.contracts.jobs import (
-    Completed,
-    FinishedImage,
-    PartialImage,
-    StreamEvent,
-    Usage,
-)
+from deployments.contracts.jobs import ImageRequest
 from deployments.ingress.failures import Failure, failure, from_faults, http_failure
-from deployments.ingress.media import encode_base64
+from deployments.ingress.forms import received_form
+from deployments.ingress.media import encode, encode_base64
 from deployments.ingress.metrics import CONTENT_TYPE, Metrics
 from deployments.ingress.middleware import Authentication, BodyLimit, RequestCount
 from deployments.ingress.service import Service
+from deployments.ingress.streams import stream_images, usage_body
 
 DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the sampler's own
 fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
@@ -75,9 +71,45 @@ def make_app(service: Service, args: ServiceArgs) -> FastAPI:
     async def generations(body: GenerationsBody) -> Response:
         """Text to image."""
         try:
-            if body.stream:
-                return await stream_images(service, body)
-            return JSONResponse((await make_images(service, body)).model_dump())
+            return await images_answer(service, body, body.to_request())
+        except Exception as error:
+            return answer(failure(error))
+
+    @app.post("/v1/images/edits", response_model=ImagesBody, responses=ERRORS)
+    async def edits(request: Request) -> Response:
+        """A picture made anew: inside a mask, or as a whole. Multipart: `image`, optional
+        `mask`, and the fields of `EditsForm`."""
+        try:
+            async with received_form(request) as form:
+                body = form.fields(EditsForm)
+                image, mask = await form.file("image"), await form.optional_file("mask")
+            return await images_answer(service, body, body.to_request(image, mask))
+        except Exception as error:
+            return answer(failure(error))
+
+    @app.post("/v1/images/variations", response_model=ImagesBody, responses=ERRORS)
+    async def variations(request: Request) -> Response:
+        """Pictures that resemble one: by IP-Adapter. Multipart: `image`, and the fields of
+        `VariationsForm`."""
+        try:
+            async with received_form(request) as form:
+                body = form.fields(VariationsForm)
+                image = await form.file("image")
+            return await images_answer(service, body, body.to_request(image))
+        except Exception as error:
+            return answer(failure(error))
+
+    @app.post("/v1/preprocess/{preprocessor}", responses=ERRORS, response_class=Response)
+    async def preprocess(preprocessor: Literal["depth", "canny"], request: Request) -> Response:
+        """A control map of a picture's own size, as PNG; `x-map-id` names it in later requests.
+        Multipart: `image`, and canny's `low_threshold` and `high_threshold`."""
+        try:
+            async with received_form(request) as form:
+                body = form.fields(PreprocessForm)
+                image = await form.file("image")
+            map_id, pixels = await service.preprocess(preprocessor, image, body)
+            data = await asyncio.to_thread(encode, pixels, "png")
+            return Response(data, media_type="image/png", headers={"x-map-id": map_id})
         except Exception as error:
             return answer(failure(error))
 
@@ -110,8 +142,10 @@ def make_app(service: Service, args: ServiceArgs) -> FastAPI:
     @app.get("/metrics")
     async def metrics_text() -> Response:
         """Prometheus text: requests here, and every replica's engine."""
-        figures = await service.catalogue.figures()
-        text = await asyncio.to_thread(metrics.render, figures)
+        figures, maps = await asyncio.gather(
+            service.catalogue.figures(), service.assembler.map_figures()
+        )
+        text = await asyncio.to_thread(metrics.render, figures, maps)
         return Response(text, media_type=CONTENT_TYPE)
 
     return app
@@ -122,9 +156,13 @@ def answer(refusal: Failure) -> JSONResponse:
     return JSONResponse(refusal.body.model_dump(), refusal.status, refusal.headers)
 
 
-async def make_images(service: Service, body: GenerationsBody) -> ImagesBody:
-    """Waits for all images of a request; encodes them off the event loop."""
-    result = await service.generate(body.to_request())
+async def images_answer(
+    service: Service, body: ImagesRequestBody, request: ImageRequest
+) -> Response:
+    """The images of a request: all at once, or as events."""
+    if body.stream:
+        return await stream_images(service, body, request)
+    result = await service.generate(request)
     output_format = body.output_format or "png"
     texts = await asyncio.gather(
         *(
@@ -132,7 +170,7 @@ async def make_images(service: Service, body: GenerationsBody) -> ImagesBody:
             for pixels in result.images
         )
     )
-    return ImagesBody(
+    made = ImagesBody(
         created=int(time.time()),
         model=result.model,
         output_format=output_format,
@@ -143,80 +181,4 @@ async def make_images(service: Service, body: GenerationsBody) -> ImagesBody:
         ],
         usage=usage_body(result.usage),
     )
-
-
-async def stream_images(service: Service, body: GenerationsBody) -> StreamingResponse:
-    """Server-sent events. Waits for the first, so that a refusal still has its status."""
-    events = service.stream(body.to_request())
-    first = await anext(events)
-    return StreamingResponse(_server_sent(first, events, body), media_type="text/event-stream")
-
-
-async def _server_sent(
-    first: StreamEvent, rest: AsyncIterator[StreamEvent], body: GenerationsBody
-) -> AsyncIterator[str]:
-    """OpenAI's events. `completed` of the last image waits for the usage figures."""
-    held: FinishedImage | None = None
-    try:
-        async for event in _chain(first, rest):
-            match event:
-                case PartialImage():
-                    yield await _event("partial_image", event, body)
-                case FinishedImage():
-                    if held is not None:
-                        yield await _event("completed", held, body)
-                    held = event
-                case Completed() if held is not None:
-                    yield await _event("completed", held, body, event.usage)
-    except Exception as error:
-        refusal = failure(error)
-        yield f"event: error\ndata: {refusal.body.model_dump_json()}\n\n"
-
-
-async def _chain(
-    first: StreamEvent, rest: AsyncIterator[StreamEvent]
-) -> AsyncIterator[StreamEvent]:
-    yield first
-    async for event in rest:
-        yield event
-
-
-async def _event(
-    name: str,
-    image: PartialImage | FinishedImage,
-    body: GenerationsBody,
-    usage: Usage | None = None,
-) -> str:
-    output_format = body.output_format or "png"
-    text = await asyncio.to_thread(
-        encode_base64, image.pixels, output_format, body.output_compression
-    )
-    height, width = image.pixels.shape[:2]
-    data: dict[str, object] = {
-        "type": f"image_generation.{name}",
-        "b64_json": text,
-        "created_at": int(time.time()),
-        "size": f"{width}x{height}",
-        "quality": "auto",
-        "background": "opaque",
-        "output_format": output_format,
-        "image_index": image.image_index,
-    }
-    if isinstance(image, PartialImage):
-        data |= {"partial_image_index": image.partial_index, "step": image.step}
-    else:
-        data["seed"] = image.seed
-    if usage is not None:
-        data["usage"] = usage_body(usage).model_dump()
-    return f"event: image_generation.{name}\ndata: {json.dumps(data)}\n\n"
-
-
-def usage_body(usage: Usage) -> UsageBody:
-    """The usage figures as HTTP says them."""
-    return UsageBody(
-        input_tokens=usage.prompt_tokens,
-        input_tokens_details=InputTokens(text_tokens=usage.prompt_tokens),
-        output_tokens=usage.image_tokens,
-        total_tokens=usage.prompt_tokens + usage.image_tokens,
-        denoising_steps=usage.denoising_steps,
-    )
+    return JSONResponse(made.model_dump())

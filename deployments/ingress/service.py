@@ -18,6 +18,7 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from configs.app import ServiceArgs
+from deployments.contracts.api import PreprocessForm
 from deployments.contracts.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -26,11 +27,13 @@ from deployments.contracts.errors import (
     TcdError,
 )
 from deployments.contracts.jobs import (
+    Control,
     FinishedImage,
     ImageJob,
     ImageRequest,
     ImageResult,
     PartialImage,
+    Pixels,
     Refusal,
     StreamEvent,
 )
@@ -88,6 +91,19 @@ class Service:
                 raise
             finally:
                 events.cancel()
+
+    async def preprocess(
+        self, preprocessor: str, image: bytes, form: PreprocessForm
+    ) -> tuple[str, Pixels]:
+        """The id of a picture's control map, and the map: (height, width, 3) uint8."""
+        control = Control(
+            preprocessor,
+            image,
+            low_threshold=form.low_threshold,
+            high_threshold=form.high_threshold,
+        )
+        with _translated():
+            return await self.assembler.preprocess(control)
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(

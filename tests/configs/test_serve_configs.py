@@ -22,11 +22,14 @@ def test_config(path: Path, demo_models: Path) -> None:
     assert names[0] == "tcd"
     assert len(set(names)) == len(names)
     for application in config.applications:
-        (deployment,) = application.deployments
         if application.import_path == "graphs.service:build":
-            build_service(ServiceArgs.model_validate(application.args))
-            assert deployment.name == "Ingress"
+            service = ServiceArgs.model_validate(application.args)
+            build_service(service)
+            encoders = {f"ImageEncoder-{name}" for name in service.image_encoders}
+            known = {"Ingress", "MapStore", "Canny", "Depth", *encoders}
+            assert {deployment.name for deployment in application.deployments} <= known
             continue
+        (deployment,) = application.deployments
         assert application.import_path == "graphs.model:build"
         args = ModelArgs.model_validate(application.args)
         build_model(args)
@@ -34,8 +37,9 @@ def test_config(path: Path, demo_models: Path) -> None:
         assert application.route_prefix is None
         assert deployment.name == "Diffusion"
         user_config = ModelUserConfig.model_validate(deployment.user_config)
-        for source in (args.checkpoint, args.tcd_lora, *user_config.loras.values()):
-            assert source is not None
+        adapter = () if args.ip_adapter is None else (args.ip_adapter.adapter,)
+        sources = (args.checkpoint, *args.controls.values(), *adapter, *user_config.loras.values())
+        for source in sources if args.tcd_lora is None else (*sources, args.tcd_lora):
             parse(source)
 
 

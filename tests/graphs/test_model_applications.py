@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 
 from configs.app import Limits
-from tests.serving import Served, run_model
+from tests.serving import Served, model_target, plain_model
 
 BODY = {
     "model": "guest",
@@ -29,7 +29,8 @@ def test_a_model_comes_dies_and_goes_while_another_serves(
 ) -> None:
     neighbour = replica_pids("model-sd15")
     with Neighbour(served) as other:
-        run_model(demo_models, "sd15", "guest", Limits())
+        guest = plain_model(demo_models, "sd15", "guest")
+        serve.run_many([model_target(demo_models, guest, Limits())])
         wait_until(lambda: "guest" in names(served))
         first = httpx.post(f"{served.url}/v1/images/generations", json=BODY, timeout=120)
         assert first.status_code == 200

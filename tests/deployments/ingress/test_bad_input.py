@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from tests.serving import Served
+from tests.serving import MAX_BODY_BYTES, Served
 
 PROMPT = {"prompt": "a red ball"}
 LONG = "word " * 100
@@ -96,7 +96,7 @@ def test_body_that_is_not_json(served: Served) -> None:
 
 def test_body_that_is_too_large(served: Served) -> None:
     answer = httpx.post(
-        f"{served.url}/v1/images/generations", json={"prompt": "a" * 2**21}, timeout=60
+        f"{served.url}/v1/images/generations", json={"prompt": "a" * MAX_BODY_BYTES}, timeout=60
     )
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "request_too_large"

@@ -77,6 +77,8 @@ class Device:
         return self.carry_out(self.cache.resize(budget))
 
     def carry_out(self, actions: list[Action]) -> list[Action]:
+        shrinks = self.attached_bytes > self.cache.budget_bytes
+        evicted: list[str] = []
         for action in actions:
             match action:
                 case Load(key):
@@ -87,9 +89,13 @@ class Device:
                     assert key not in self.attached
                     self.attached.add(key)
                     assert self.attached_bytes <= self.cache.budget_bytes
+                    if not shrinks:
+                        assert all(self.wanted_since(v) > self.wanted_since(key) for v in evicted)
+                    evicted.clear()
                 case Detach(key):
                     assert key not in self.in_use
                     self.attached.remove(key)
+                    evicted.append(key)
                 case Discard(key):
                     self.parked.remove(key)
                 case Ready(job_id):
@@ -100,6 +106,11 @@ class Device:
                     assert self.cache.budget_bytes < needed <= sum(SIZES[key] for key in keys)
                     self.ended[job_id] = "too large"
         return actions
+
+    def wanted_since(self, key: str) -> float:
+        """The place in line of the first waiting job that wants it."""
+        line = (place for place, keys in enumerate(self.waiting.values()) if key in keys)
+        return next(line, float("inf"))
 
     @property
     def attached_bytes(self) -> int:
@@ -152,7 +163,9 @@ class LoraCacheMachine(RuleBasedStateMachine):
     @invariant()
     def only_adapters_in_use_may_exceed_the_budget(self) -> None:
         device = self.device
-        assert device.attached_bytes <= device.cache.budget_bytes or device.attached <= device.in_use
+        assert (
+            device.attached_bytes <= device.cache.budget_bytes or device.attached <= device.in_use
+        )
 
     @invariant()
     def the_cache_knows_what_is_attached(self) -> None:
@@ -169,6 +182,12 @@ class LoraCacheMachine(RuleBasedStateMachine):
         """A load, or the release of adapters in use: nothing else can wake it."""
         device = self.device
         assert not device.waiting or device.loading or device.in_use
+
+    @invariant()
+    def everything_for_the_oldest_is_on_its_way(self) -> None:
+        device = self.device
+        for keys in list(device.waiting.values())[:1]:
+            assert keys <= device.loading | device.parked | device.attached
 
     @invariant()
     def what_is_parked_is_wanted(self) -> None:

@@ -1,0 +1,150 @@
+"""The engine against what it is made of. Results go to standard output, in markdown.
+
+    python -m benchmarks.bench_engine [--quick]
+
+Two questions: what the step loop costs beside the UNet calls that it makes, and how long
+a mixed load takes beside one diffusers pipeline that answers one request after the other.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.bare import BarePipeline, quiet_libraries
+from benchmarks.mixed_load import AT_A_TIME, REQUESTS, mixed_jobs, run_rounds
+from benchmarks.models import STYLES, Model, write_model
+from benchmarks.report import machine, print_table, quartiles, ratios, spread
+from benchmarks.step_loop import Turns, step_jobs, take_turns
+from configs.app import ModelUserConfig
+from deployments.diffusion.engine.components import load
+from deployments.diffusion.engine.engine import Engine
+
+BAR = 0.90  # of the bare loop's rows per second
+SLOW_ENOUGH_MS = 20.0  # forward at batch 1, from which on the bar counts
+STEP_LOOP_SCALE = 2  # just above that on one core: a wider UNet would hide the loop's cost
+MIXED_SCALES = (1, 2)
+STEPS_BY_BATCH = {1: 50, 4: 36, 8: 26}  # for about equal times
+WARM_UP_STEPS = 8
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_engine")
+    parser.add_argument("--quick", action="store_true", help="a third of the repetitions")
+    repetitions = 1 if parser.parse_args().quick else 3
+    quiet_libraries()
+    torch.set_num_threads(1)  # as a replica with one CPU has it; both sides alike
+    print(f"{machine()}, one torch thread\n")
+    with tempfile.TemporaryDirectory() as folder:
+        models = {scale: write_model(Path(folder) / str(scale), scale) for scale in MIXED_SCALES}
+        bench_step_loop(models[STEP_LOOP_SCALE], repetitions)
+        bench_mixed_load(list(models.values()), repetitions)
+
+
+@contextmanager
+def running_engine(model: Model) -> Iterator[Engine]:
+    """An engine with the usual limits, which allow a batch of eight."""
+    engine = Engine(load(model.args), ModelUserConfig(loras=model.loras))
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def bench_step_loop(model: Model, repetitions: int) -> None:
+    """Prints the engine's rows per second as a share of a bare loop's."""
+    results: dict[tuple[str, int], Turns] = {}
+    with running_engine(model) as engine:
+        pipeline = BarePipeline(model)
+        for batch in STEPS_BY_BATCH:
+            turns = measure_steps(engine, pipeline, batch, repetitions, styles=False)
+            results["none loaded", batch] = turns
+        pipeline.load_styles()
+        pipeline.weigh(dict.fromkeys(STYLES, 0.5))
+        for batch in STEPS_BY_BATCH:
+            turns = measure_steps(engine, pipeline, batch, repetitions, styles=True)
+            results["three in use", batch] = turns
+        pipeline = BarePipeline(model)
+        for batch in STEPS_BY_BATCH:
+            turns = measure_steps(engine, pipeline, batch, repetitions, styles=False)
+            results["three loaded, none in use", batch] = turns
+    print("### Step loop\n")
+    print_table(
+        ("style LoRAs", "batch", "call, ms", "step, ms", "engine : bare", "end to end"),
+        [
+            (
+                styles,
+                str(batch),
+                f"{median(turns.calls_s) * 1e3:.1f}",
+                f"{median(turns.steps_s) * 1e3:.1f}",
+                quartiles(turns.ratios),
+                f"{turns.end_to_end:.2f}",
+            )
+            for (styles, batch), turns in results.items()
+        ],
+    )
+    lowest = min(median(turns.ratios) for turns in results.values())
+    forward_ms = median(results["none loaded", 1].calls_s) * 1e3
+    print(
+        f"Lowest ratio {lowest:.3f}: the bar of {BAR:.2f} {'holds' if lowest >= BAR else 'FAILS'}. "
+        f"The forward takes {forward_ms:.0f} ms at batch 1; the bar is meant for "
+        f"{SLOW_ENOUGH_MS:.0f} ms and more.\n"
+    )
+
+
+def measure_steps(
+    engine: Engine, pipeline: BarePipeline, batch: int, repetitions: int, *, styles: bool
+) -> Turns:
+    """Warms up, then runs one batch again and again."""
+    take_turns(engine, pipeline, step_jobs(batch, WARM_UP_STEPS, styles=styles), Turns())
+    turns = Turns()
+    for _ in range(repetitions):
+        jobs = step_jobs(batch, STEPS_BY_BATCH[batch], styles=styles)
+        take_turns(engine, pipeline, jobs, turns)
+    return turns
+
+
+def bench_mixed_load(models: list[Model], repetitions: int) -> None:
+    """Prints the time of a mixed load as a share of one pipeline's, for each model."""
+    rows: list[tuple[str, ...]] = []
+    for model in models:
+        with running_engine(model) as engine:
+            pipeline = BarePipeline(model)
+            pipeline.load_styles()
+            before = engine.figures()
+            rounds = run_rounds(engine, pipeline, repetitions)
+            after = engine.figures()
+        batch = (after.rows_total - before.rows_total) / (after.steps_total - before.steps_total)
+        rows.append(
+            (
+                f"x{model.scale}",
+                f"{REQUESTS / median(rounds.pipeline_s):.2f}",
+                f"{REQUESTS / median(rounds.engine_s):.2f}",
+                spread(ratios(rounds.pipeline_s, rounds.engine_s)),
+                f"{batch:.1f}",
+                str(rounds.levels),
+            )
+        )
+    steps = [job.num_inference_steps for job in mixed_jobs()]
+    told = f"{REQUESTS} mixed requests of {min(steps)} to {max(steps)} steps, {AT_A_TIME} at a time"
+    print(f"### {told}\n")
+    print_table(
+        (
+            "UNet width",
+            "pipeline, images/s",
+            "engine, images/s",
+            "engine : pipeline",
+            "UNet rows a call",
+            "largest pixel difference, of 255",
+        ),
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Events of a request as OpenAI's server-sent events."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+
+from fastapi.responses import StreamingResponse
+
+from deployments.contracts.api import ImagesRequestBody, InputTokens, UsageBody
+from deployments.contracts.jobs import (
+    Completed,
+    FinishedImage,
+    ImageRequest,
+    PartialImage,
+    StreamEvent,
+    Usage,
+)
+from deployments.ingress.failures import failure
+from deployments.ingress.media import encode_base64
+from deployments.ingress.service import Service
+
+
+async def stream_images(
+    service: Service, body: ImagesRequestBody, request: ImageRequest
+) -> StreamingResponse:
+    """Server-sent events. Waits for the first, so that a refusal still has its status."""
+    events = service.stream(request)
+    first = await anext(events)
+    return StreamingResponse(_server_sent(first, events, body), media_type="text/event-stream")
+
+
+async def _server_sent(
+    first: StreamEvent, rest: AsyncIterator[StreamEvent], body: ImagesRequestBody
+) -> AsyncIterator[str]:
+    """OpenAI's events. `completed` of the last image waits for the usage figures."""
+    held: FinishedImage | None = None
+    try:
+        async for event in _chain(first, rest):
+            match event:
+                case PartialImage():
+                    yield await _event("partial_image", event, body)
+                case FinishedImage():
+                    if held is not None:
+                        yield await _event("completed", held, body)
+                    held = event
+                case Completed() if held is not None:
+                    yield await _event("completed", held, body, event.usage)
+    except Exception as error:
+        refusal = failure(error)
+        yield f"event: error\ndata: {refusal.body.model_dump_json()}\n\n"
+
+
+async def _chain(
+    first: StreamEvent, rest: AsyncIterator[StreamEvent]
+) -> AsyncIterator[StreamEvent]:
+    yield first
+    async for event in rest:
+        yield event
+
+
+async def _event(
+    name: str,
+    image: PartialImage | FinishedImage,
+    body: ImagesRequestBody,
+    usage: Usage | None = None,
+) -> str:
+    kind = f"{body.EVENTS}.{name}"
+    output_format = body.output_format or "png"
+    text = await asyncio.to_thread(
+        encode_base64, image.pixels, output_format, body.output_compression
+    )
+    height, width = image.pixels.shape[:2]
+    data: dict[str, object] = {
+        "type": kind,
+        "b64_json": text,
+        "created_at": int(time.time()),
+        "size": f"{width}x{height}",
+        "quality": "auto",
+        "background": "opaque",
+        "output_format": output_format,
+        "image_index": image.image_index,
+    }
+    if isinstance(image, PartialImage):
+        data |= {"partial_image_index": image.partial_index, "step": image.step}
+    else:
+        data["seed"] = image.seed
+    if usage is not None:
+        data["usage"] = usage_body(usage).model_dump()
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+
+
+def usage_body(usage: Usage) -> UsageBody:
+    """The usage figures as HTTP says them."""
+    return UsageBody(
+        input_tokens=usage.prompt_tokens,
+        input_tokens_details=InputTokens(text_tokens=usage.prompt_tokens),
+        output_tokens=usage.image_tokens,
+        total_tokens=usage.prompt_tokens + usage.image_tokens,
+        denoising_steps=usage.denoising_steps,
+    )
