@@ -9,7 +9,8 @@ import queue
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from time import perf_counter
+from time import perf_counter, thread_time
+from typing import NamedTuple
 
 import torch
 
@@ -22,28 +23,59 @@ from deployments.diffusion.engine.engine import Engine
 SETTLED = 3  # steps after which every row has joined; as many at the end are left out
 
 
+class Clock(NamedTuple):
+    """Seconds on the wall, and seconds of CPU time of the engine's thread."""
+
+    wall: float
+    cpu: float
+
+    @staticmethod
+    def now() -> "Clock":
+        """To be read on the engine's thread."""
+        return Clock(perf_counter(), thread_time())
+
+    def since(self, start: "Clock") -> "Clock":
+        """The time from `start` to this."""
+        return Clock(self.wall - start.wall, self.cpu - start.cpu)
+
+
 @dataclass
 class Turns:
-    """Seconds of the engine's steps and of the bare calls that took turns with them.
+    """The engine's steps, and the bare calls that took turns with them.
 
     Attributes:
         end_to_end_s: per run, from the first submission, encoding the prompts, to the last
             decoded image, the bare calls left out; divided by the number of steps.
     """
 
-    steps_s: list[float] = field(default_factory=list)
-    calls_s: list[float] = field(default_factory=list)
+    steps: list[Clock] = field(default_factory=list)
+    calls: list[Clock] = field(default_factory=list)
     end_to_end_s: list[float] = field(default_factory=list)
+
+    @property
+    def call_s(self) -> float:
+        """A bare call."""
+        return median(call.wall for call in self.calls)
+
+    @property
+    def step_s(self) -> float:
+        """A step of the engine."""
+        return median(step.wall for step in self.steps)
 
     @property
     def ratios(self) -> list[float]:
         """The engine's rows per second, of those of the bare call beside each step."""
-        return ratios(self.calls_s, self.steps_s)
+        return ratios([call.wall for call in self.calls], [step.wall for step in self.steps])
+
+    @property
+    def cpu_ratios(self) -> list[float]:
+        """The same per second of CPU time."""
+        return ratios([call.cpu for call in self.calls], [step.cpu for step in self.steps])
 
     @property
     def end_to_end(self) -> float:
         """The same with everything that a request needs beside its steps."""
-        return median(self.calls_s) / median(self.end_to_end_s)
+        return self.call_s / median(self.end_to_end_s)
 
 
 def step_jobs(rows: int, steps: int, *, styles: bool) -> list[ImageJob]:
@@ -72,25 +104,25 @@ def take_turns(
     answers: queue.SimpleQueue[JobEvent] = queue.SimpleQueue()
     counted: list[tuple[int, int]] = []
     paused_s = 0.0
-    resumed = 0.0
+    resumed = Clock(0.0, 0.0)
 
     def listen(event: JobEvent) -> None:
         nonlocal paused_s, resumed
         if not isinstance(event, Progress):
             answers.put(event)
             return
-        step_s = perf_counter() - resumed
+        step = Clock.now().since(resumed)
         figures = engine.figures()
         counted.append((figures.steps_total, figures.rows_total))
-        started = perf_counter()
+        started = Clock.now()
         with torch.inference_mode():
             unet(*inputs[:2], encoder_hidden_states=inputs[2], return_dict=False)
-        call_s = perf_counter() - started
+        call = Clock.now().since(started)
         if SETTLED < event.step <= last_measured:
-            turns.steps_s.append(step_s)
-            turns.calls_s.append(call_s)
-        paused_s += call_s
-        resumed = perf_counter()
+            turns.steps.append(step)
+            turns.calls.append(call)
+        paused_s += call.wall
+        resumed = Clock.now()
 
     def wait_only(event: JobEvent) -> None:
         if not isinstance(event, Progress):

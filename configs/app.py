@@ -41,6 +41,7 @@ class Limits(Frozen):
         max_running: rows that hold device memory (latents and embeddings) at once.
         max_pending: images accepted and not yet answered; above it a request gets 429.
         max_loras: style adapters in one request.
+        max_frames: of one video.
         lora_budget_mb: MiB of style adapters kept on the device; the least recently used
             go first, those in use never.
         prompt_cache_mb: MiB of prompt embeddings kept on the device.
@@ -54,6 +55,7 @@ class Limits(Frozen):
     max_running: int = Field(32, ge=1, le=1024)
     max_pending: int = Field(128, ge=1)
     max_loras: int = Field(8, ge=0)
+    max_frames: int = Field(32, ge=1)
     lora_budget_mb: int = Field(2048, ge=1)
     prompt_cache_mb: int = Field(256, ge=0)
     aging_steps: int = Field(16, ge=1)
@@ -84,6 +86,7 @@ class ModelArgs(Frozen):
         checkpoint, tcd_lora: sources (see `configs.sources`). `tcd_lora: null` serves a
             checkpoint that needs none, because it was fused before it was saved.
         controls: ControlNets by the type that requests name (`depth`, `canny`, ...).
+        motion_adapter: AnimateDiff's motion modules; with it the model makes videos too.
         variant: which weights of a diffusers folder, as in `from_pretrained` ("fp16").
         device: a torch device; "auto" takes the GPU that Ray assigned, else the CPU.
     """
@@ -93,6 +96,7 @@ class ModelArgs(Frozen):
     checkpoint: str
     tcd_lora: str | None
     controls: dict[ModelName, str] = {}
+    motion_adapter: str | None = None
     ip_adapter: IpAdapterArgs | None = None
     dtype: Dtype = "float16"
     variant: str | None = None
@@ -105,9 +109,11 @@ class ModelUserConfig(Frozen):
 
     Attributes:
         loras: style adapters by the name that requests use, each a source.
+        motion_loras: the same for camera motions of videos.
     """
 
     loras: dict[ModelName, str] = {}
+    motion_loras: dict[ModelName, str] = {}
     limits: Limits = Limits()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from demo import base, controlnet, image_encoder, ip_adapter, lora
+from demo import base, controlnet, depth, image_encoder, ip_adapter, lora, motion
 
 INPAINTING_FAMILIES = ("sd15", "sdxl")
 
@@ -19,6 +19,16 @@ def write_folders(out: Path) -> Iterator[Path]:
     adapters = out / "ip-adapter"
     write_ip_adapters(out, adapters)
     yield adapters
+    depth_folder = out / "dpt-hybrid"
+    depth.write_depth_estimator(depth_folder)
+    yield depth_folder
+    motion_folder = out / "motion-adapter" / "sd15"
+    motion.write_motion_adapter(out / "sd15", motion_folder)
+    yield motion_folder
+    lora_folder = out / "motion-loras"
+    for name in motion.MOTIONS:
+        motion.write_motion_lora(name, motion_folder, lora_folder / f"{name}.safetensors")
+    yield lora_folder
     animagine = out / "sdxl-animagine"
     base.write_base("sdxl", animagine, name=animagine.name)
     yield animagine

@@ -9,6 +9,9 @@
     loras/<family>/{papercut,ink,neon}.safetensors       style LoRAs
     controlnet/<family>/{depth,canny}/                   ControlNets
     ip-adapter/{models,sdxl_models}/                     IP-Adapters and their image encoders
+    dpt-hybrid/                                          a depth estimator
+    motion-adapter/sd15/                                 an AnimateDiff adapter
+    motion-loras/{zoom-in,pan-left}.safetensors          motion LoRAs for it
 
 torch and diffusers are imported when something is written, so that finding the folder up to
 date takes no time.
@@ -67,6 +70,7 @@ def publish(written: Path, out: Path) -> dict[str, int]:
         name = file.relative_to(written)
         sizes[name.as_posix()] = file.stat().st_size
         (out / name).parent.mkdir(parents=True, exist_ok=True)
+        file.chmod(0o644)  # safetensors leaves its files to their owner alone
         file.replace(out / name)
     return sizes
 

@@ -87,11 +87,12 @@ def _grey(depth: Tensor, size: tuple[int, int]) -> Pixels:
     depth = interpolate(
         depth[None, None], size=(height, width), mode="bicubic", align_corners=False
     )[0, 0]
-    low, high = float(depth.amin()), float(depth.amax())
-    if not np.isfinite([low, high]).all():
+    low, high = depth.amin(), depth.amax()
+    span = high - low
+    if not torch.isfinite(span):
         raise FloatingPointError("the depth estimate left the finite range")
-    if high - low <= _NOISE * max(abs(low), abs(high)):
+    if span <= _NOISE * torch.maximum(low.abs(), high.abs()):
         return np.zeros((height, width, 3), np.uint8)
-    unit = ((depth - low) / (high - low)).cpu().numpy()
+    unit = ((depth - low) / span).cpu().numpy()
     grey = (unit * 255.0).clip(0, 255).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)

@@ -64,8 +64,8 @@ class ImageEncoder:
 
         Returns float32 arrays, in order.
 
-        Raises `ValueError` if an image is longer than `MAX_ASPECT_RATIO` times its width:
-        its shorter side is enlarged to the model's size before the crop.
+        Raises `ValueError` if one side of an image is more than `MAX_ASPECT_RATIO` times the
+        other: the processor enlarges the shorter one to the model's size before it crops.
         """
         if not images:
             return []

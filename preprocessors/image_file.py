@@ -95,8 +95,9 @@ def read_image(data: bytes, *, max_pixels: int, max_bytes: int) -> Picture:
     except ImageError:
         raise
     except Exception as error:  # damaged files raise whatever the decoder stumbled over
+        reason = str(error) or type(error).__name__
         raise ImageError(
-            f"the {kind} image is truncated or corrupt ({error}); {ALLOWED}"
+            f"the {kind} image is truncated or corrupt ({reason}); {ALLOWED}"
         ) from error
 
 

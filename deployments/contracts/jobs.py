@@ -30,6 +30,7 @@ Guidance = Annotated[
 ]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="image i of n uses seed + i")]
 Side = Annotated[int, Field(ge=8, multiple_of=8, description="pixels, a multiple of 8")]
+Frames = Annotated[int, Field(ge=1, le=256, description="frames of a video")]
 Count = Annotated[int, Field(ge=1, description="images to make")]
 Priority = Annotated[int, Field(ge=-10, le=10, description="higher goes first; 0 is normal")]
 TimeoutS = Annotated[float, Field(gt=0, le=3600, description="seconds until it is given up")]
@@ -157,6 +158,7 @@ class ImageJob:
         controls: maps of (height, width, 3) uint8 each.
         ip_adapter: embeddings as the image encoder makes them, (2, ...) float32: the
             picture's, and those of no picture.
+        num_frames: with it, every image of the job is a video of so many frames.
         timeout_s: seconds from submission; relative, because clocks of nodes differ.
     """
 
@@ -175,6 +177,8 @@ class ImageJob:
     strength: float = 1.0
     controls: tuple[ControlUse, ...] = ()
     ip_adapter: IpAdapterUse | None = None
+    num_frames: Frames | None = None
+    motion_loras: tuple[LoraWeight, ...] = ()
     partial_images: PartialImages = 0
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
@@ -206,7 +210,10 @@ class PartialImage:
 
 @dataclass(frozen=True)
 class FinishedImage:
-    """An image that is done. `latents` are the final ones, before the VAE's scaling."""
+    """An image that is done. `latents` are the final ones, before the VAE's scaling.
+
+    Of a video, `pixels` are (frames, height, width, 3) and `latents` (4, frames, h, w).
+    """
 
     image_index: int
     seed: int

@@ -9,7 +9,7 @@ from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.jobs import Asset, ImageJob, real_steps
 from deployments.diffusion.engine.components import Components
-from deployments.diffusion.engine.lora_shelf import lora_key
+from deployments.diffusion.engine.lora_shelf import LoraSource
 from deployments.diffusion.engine.prompts import Tokenizers
 from deployments.diffusion.engine.spec import (
     LATENT_SCALE,
@@ -33,8 +33,10 @@ class Admission:
         self._parts = components
         self._tokenizers = Tokenizers(components)
 
-    def admit(self, job: ImageJob, assets: Sequence[Asset]) -> tuple[list[RowSpec], dict[str, str]]:
-        """The rows of a job with the arrays it names, and the sources of its adapters by key.
+    def admit(
+        self, job: ImageJob, assets: Sequence[Asset]
+    ) -> tuple[list[RowSpec], dict[str, LoraSource]]:
+        """The rows of a job with the arrays it names, and its adapters' sources by key.
 
         Raises `InvalidRequest` or `NotFound` naming the field.
         """
@@ -58,6 +60,7 @@ class Admission:
                 f"it must be at least {1 / job.num_inference_steps:.3g}",
                 "strength",
             )
+        self._check_video(job)
         weights, sources = _loras(job, config)
         controls = self._controls(job, assets)
         image_prompt = self._image_prompt(job, assets)
@@ -83,6 +86,7 @@ class Admission:
                 strength=job.strength,
                 controls=controls,
                 image_prompt=image_prompt,
+                frames=job.num_frames,
             )
             for seed in job.seeds
         ]
@@ -94,6 +98,28 @@ class Admission:
         if job.negative_prompt is not None:
             tokens += self._tokenizers.tokenize(job.negative_prompt, "negative_prompt").tokens
         return tokens
+
+    def _check_video(self, job: ImageJob) -> None:
+        if job.num_frames is None:
+            if job.motion_loras:
+                raise InvalidRequest("motion_loras need num_frames: a video", "motion_loras")
+            return
+        motion_unet = self._parts.motion_unet
+        if motion_unet is None:
+            raise InvalidRequest("this model makes no videos: it has no motion adapter", "model")
+        most = min(self.config.limits.max_frames, int(motion_unet.config.motion_max_seq_length))
+        if job.num_frames > most:
+            raise InvalidRequest(
+                f"num_frames is {job.num_frames}; this model makes at most {most}", "num_frames"
+            )
+        for param, given in (
+            ("image", job.image is not None),
+            ("controls", bool(job.controls)),
+            ("ip_adapter", job.ip_adapter is not None),
+            ("partial_images", job.partial_images > 0),
+        ):
+            if given:
+                raise InvalidRequest(f"{param} cannot be used with videos", param)
 
     def _source(self, job: ImageJob, assets: Sequence[Asset]) -> Source | None:
         if job.image is None:
@@ -163,21 +189,31 @@ def _check_size(job: ImageJob, limits: Limits) -> None:
 
 def _loras(
     job: ImageJob, config: ModelUserConfig
-) -> tuple[tuple[tuple[str, float], ...], dict[str, str]]:
-    if len(job.loras) > config.limits.max_loras:
-        raise InvalidRequest(
-            f"{len(job.loras)} loras asked for; this model mixes at most {config.limits.max_loras}",
-            "loras",
-        )
+) -> tuple[tuple[tuple[str, float], ...], dict[str, LoraSource]]:
+    """Adapter weights and sources by key; of a video both kinds go to the motion UNet."""
+    unet = "unet" if job.num_frames is None else "motion_unet"
     weights: dict[str, float] = {}
-    sources: dict[str, str] = {}
-    for lora in job.loras:
-        if lora.name not in config.loras:
-            known = ", ".join(sorted(config.loras)) or "none"
-            raise NotFound(f"lora {lora.name!r} does not exist; this model has: {known}", "loras")
-        key = lora_key(lora.name, config.loras[lora.name])
-        if key in weights:
-            raise InvalidRequest(f"lora {lora.name!r} is named twice", "loras")
-        weights[key] = lora.weight
-        sources[key] = config.loras[lora.name]
+    sources: dict[str, LoraSource] = {}
+    for param, asked, known in (
+        ("loras", job.loras, config.loras),
+        ("motion_loras", job.motion_loras, config.motion_loras),
+    ):
+        if len(asked) > config.limits.max_loras:
+            raise InvalidRequest(
+                f"{len(asked)} {param} asked for; this model mixes at most "
+                f"{config.limits.max_loras}",
+                param,
+            )
+        for lora in asked:
+            if lora.name not in known:
+                names = ", ".join(sorted(known)) or "none"
+                raise NotFound(
+                    f"{param} {lora.name!r} does not exist; this model has: {names}", param
+                )
+            source = LoraSource(known[lora.name], unet)
+            key = source.key(lora.name)
+            if key in weights:
+                raise InvalidRequest(f"{param} {lora.name!r} is named twice", param)
+            weights[key] = lora.weight
+            sources[key] = source
     return tuple(weights.items()), sources

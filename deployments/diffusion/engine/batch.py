@@ -8,10 +8,15 @@ if TYPE_CHECKING:
 
 
 class BatchKey(NamedTuple):
-    """Rows share a UNet call only if these are equal: the latent size, in latent pixels."""
+    """Rows share a UNet call only if these are equal: the latent size, in latent pixels.
+
+    `frames` is `None` for images. A video shares its calls with nobody: its frames are a
+    batch already, and its motion layers mix them.
+    """
 
     height: int
     width: int
+    frames: int | None = None
 
 
 @dataclass(frozen=True)

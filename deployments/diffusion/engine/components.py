@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, TCDScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    MotionAdapter,
+    TCDScheduler,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
 from diffusers.loaders.lora_pipeline import (
     StableDiffusionLoraLoaderMixin,
     StableDiffusionXLLoraLoaderMixin,
@@ -35,6 +42,7 @@ class Components:
         zero_empty_negative: an absent negative prompt is all zeros, not the empty text.
         controlnets: the nets that requests may name.
         ip_adapter: on the UNet, if the model has one.
+        motion_unet: the UNet with AnimateDiff's motion layers, a copy of its own.
         lora_stacks: style adapters by model name.
         lora_reader: reads style adapters for these models.
     """
@@ -50,6 +58,7 @@ class Components:
     zero_empty_negative: bool
     controlnets: ControlNets
     ip_adapter: IpAdapter | None
+    motion_unet: UNetMotionModel | None
     lora_stacks: dict[str, LoraStack]
     lora_reader: LoraReader
 
@@ -89,6 +98,13 @@ def load(args: ModelArgs) -> Components:
     )
     if args.tcd_lora is not None:
         _fuse(unet, fetch(args.tcd_lora), family)
+    motion_unet = None
+    if args.motion_adapter is not None:
+        # Before the IP-Adapter: videos go without, and its layers would not fit.
+        motion = MotionAdapter.from_pretrained(
+            fetch(args.motion_adapter, variant=args.variant), torch_dtype=dtype, **weights
+        )
+        motion_unet = UNetMotionModel.from_unet2d(unet, motion)
     ip_adapter = (
         None if args.ip_adapter is None else IpAdapter(unet, fetch(args.ip_adapter.adapter))
     )
@@ -115,6 +131,8 @@ def load(args: ModelArgs) -> Components:
         model.to(device).eval().requires_grad_(False)
 
     models: dict[str, nn.Module] = {"unet": unet, **dict(zip(names, encoders, strict=True))}
+    if motion_unet is not None:
+        models["motion_unet"] = motion_unet.to(device).eval().requires_grad_(False)
     return Components(
         family=family,
         device=device,
@@ -127,6 +145,7 @@ def load(args: ModelArgs) -> Components:
         zero_empty_negative=_zero_empty_negative(folder),
         controlnets=ControlNets(nets),
         ip_adapter=ip_adapter,
+        motion_unet=motion_unet,
         lora_stacks={
             name: LoraStack(model, _input_ranks(model, device, dtype))
             for name, model in models.items()
@@ -173,10 +192,25 @@ def _input_ranks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     def forward() -> object:
         if isinstance(model, UNet2DConditionModel):
             return model(**_unet_probe(model, device, dtype))
+        if isinstance(model, UNetMotionModel):
+            return model(**_motion_probe(model, device, dtype))
         return model(torch.zeros(1, 4, dtype=torch.long, device=device))
 
     with torch.inference_mode():
         return record_input_ranks(model, forward)
+
+
+def _motion_probe(
+    unet: UNetMotionModel, device: torch.device, dtype: torch.dtype
+) -> dict[str, object]:
+    frames, config = 2, unet.config
+    sample = torch.zeros(1, config.in_channels, frames, 16, 16, device=device, dtype=dtype)
+    text = torch.zeros(frames, 77, config.cross_attention_dim, device=device, dtype=dtype)
+    return {
+        "sample": sample,
+        "timestep": torch.tensor([999], device=device),
+        "encoder_hidden_states": text,
+    }
 
 
 def _unet_probe(

@@ -12,10 +12,14 @@ from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Latents, Pixels
 from deployments.diffusion.engine.components import Components
 
+VIDEO_DIMS = 5  # (B, C, frames, h, w)
+FRAMES_AT_ONCE = 16  # in one VAE call
+
 
 @dataclass(frozen=True)
 class Decoded:
-    """`pixels`: (height, width, 3) uint8; `latents`: (C, height / 8, width / 8) float32."""
+    """`pixels`: (height, width, 3) uint8; `latents`: (C, height / 8, width / 8) float32. Of a
+    video (frames, height, width, 3) and (C, frames, height / 8, width / 8)."""
 
     pixels: Pixels
     latents: Latents
@@ -105,10 +109,10 @@ class Decoder:
                 if item.ready is not None and self._stream is not None:
                     self._stream.wait_event(item.ready)
             latents = torch.stack([item.latents for item in items])
-            images = self._vae(latents)
+            images = self._images(latents)
             finite = latents.isfinite().flatten(1).all(1) & images.isfinite().flatten(1).all(1)
             pixels = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round()
-            pixels = pixels.nan_to_num().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+            pixels = pixels.nan_to_num().to(torch.uint8).movedim(-3, -1).contiguous().cpu()
             host, fine = latents.float().cpu(), finite.tolist()
         return [
             Decoded(pixels[i].numpy(), host[i].numpy())
@@ -116,6 +120,14 @@ class Decoder:
             else GenerationFailed("the image's numbers left the finite range")
             for i in range(len(items))
         ]
+
+    def _images(self, latents: Tensor) -> Tensor:
+        """(B, 3, height, width), or of videos (B, frames, 3, height, width)."""
+        if latents.ndim == VIDEO_DIMS:
+            frames = latents.movedim(2, 1).flatten(0, 1).split(FRAMES_AT_ONCE)
+            images = torch.cat([self._vae(chunk) for chunk in frames])
+            return images.view(len(latents), -1, *images.shape[1:])
+        return self._vae(latents)
 
     def _vae(self, latents: Tensor) -> Tensor:
         """(B, 3, height, width) in [-1, 1], as the diffusers pipelines decode."""

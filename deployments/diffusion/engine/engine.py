@@ -41,7 +41,7 @@ from deployments.diffusion.engine.batch import Advanced, Batch, Outcome
 from deployments.diffusion.engine.components import Components
 from deployments.diffusion.engine.decoder import Decoded, Decoder
 from deployments.diffusion.engine.ledger import Entry, Ledger, Sink
-from deployments.diffusion.engine.lora_shelf import LoraRead, LoraShelf, Settled
+from deployments.diffusion.engine.lora_shelf import LoraRead, LoraShelf, LoraSource, Settled
 from deployments.diffusion.engine.runner import Runner
 from deployments.diffusion.engine.scheduler import Scheduler
 from deployments.diffusion.engine.trajectory import Status, Trajectory
@@ -53,7 +53,7 @@ log = logging.getLogger("tcd.engine")
 @dataclass(frozen=True)
 class _Submit:
     entry: Entry
-    loras: dict[str, str]  # sources by key
+    loras: dict[str, LoraSource]  # by key
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Engine:
         deadlines = [row.deadline for row in self._scheduler.live if row.deadline is not None]
         return max(0.0, min(deadlines) - monotonic()) if deadlines else None
 
-    def _add(self, entry: Entry, loras: dict[str, str]) -> None:
+    def _add(self, entry: Entry, loras: dict[str, LoraSource]) -> None:
         for index, row in entry.rows.items():
             row.status = Status.PREPARING if loras else Status.WAITING
             self._scheduler.add(row)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel, UNetMotionModel
 from diffusers.loaders.lora_pipeline import (
     StableDiffusionLoraLoaderMixin,
     StableDiffusionXLLoraLoaderMixin,
@@ -72,7 +72,8 @@ class LoraReader:
     """Reads adapters for one checkpoint. Not thread-safe: one thread reads.
 
     Args:
-        models: the live models by name: "unet", "text_encoder", for sdxl "text_encoder_2".
+        models: the live models by name: "unet", "text_encoder", for sdxl "text_encoder_2", and
+            "motion_unet" where there is one.
             Only their configurations, devices and dtypes are used.
     """
 
@@ -88,11 +89,12 @@ class LoraReader:
             else StableDiffusionLoraLoaderMixin
         )
 
-    def read(self, path: Path, key: str) -> LoraWeights:
+    def read(self, path: Path, key: str, unet: str = "unet") -> LoraWeights:
         """Reads an adapter and brings its weights to the models' devices and dtypes.
 
         Args:
             path: a safetensors file, or a folder with one.
+            unet: which UNet it goes to, "unet" or "motion_unet".
             key: the name its PEFT layers use; letters, digits, '_' and '-'.
 
         Raises `LoraError` for anything but a plain LoRA of this family with finite weights.
@@ -100,7 +102,7 @@ class LoraReader:
         file = lora_file(path)
         tensors = _check_file(file)
         try:
-            return self._read(file, key, tensors)
+            return self._read(file, key, tensors, unet)
         except LoraError:
             raise
         except Exception as error:  # the loaders raise whatever the odd file provokes
@@ -112,8 +114,8 @@ class LoraReader:
             for skeleton in self._skeletons.values():
                 _strip(skeleton)
 
-    def _read(self, file: Path, key: str, tensors: int) -> LoraWeights:
-        unet = self._skeletons["unet"]
+    def _read(self, file: Path, key: str, tensors: int, target: str) -> LoraWeights:
+        unet = self._skeletons[target]
         unet_config = {"unet_config": unet.config} if "text_encoder_2" in self._skeletons else {}
         state_dict, alphas, metadata = self._loader.lora_state_dict(
             str(file), return_lora_metadata=True, **unet_config
@@ -126,7 +128,9 @@ class LoraReader:
         }
         self._loader.load_lora_into_unet(state_dict, unet=unet, **common)
         for name, encoder in self._skeletons.items():
-            if name != "unet" and any(k.startswith(f"{name}.") for k in state_dict):
+            if name.startswith("text_encoder") and any(
+                k.startswith(f"{name}.") for k in state_dict
+            ):
                 self._loader.load_lora_into_text_encoder(
                     state_dict, text_encoder=encoder, prefix=name, **common
                 )
@@ -218,8 +222,13 @@ class LoraStack:
         for name in self._in_place:
             self._layers[name]._active_adapter = active
         for key in active:
-            column = torch.tensor([dict(row).get(key, 0.0) for row in wanted], dtype=dtype)
-            column = column.to(device)
+            weights = [dict(row).get(key, 0.0) for row in wanted]
+            if len(set(weights)) == 1:
+                # One number for all, also where a layer folds frames or pixels into the batch.
+                for name in self._by_key[key]:
+                    self._layers[name].scaling[key] = weights[0]
+                continue
+            column = torch.tensor(weights, dtype=dtype).to(device)
             views = {rank: column.view(-1, *[1] * (rank - 1)) for rank in (2, 3, 4)}
             for name in self._by_key[key]:
                 self._layers[name].scaling[key] = views[self._input_ranks[name]]
@@ -295,8 +304,8 @@ def _settle(
 def _skeleton(model: nn.Module) -> nn.Module:
     """The same tree of modules, whose weights are views of one zero: shapes without memory."""
     with init_empty_weights():
-        if isinstance(model, UNet2DConditionModel):
-            skeleton: nn.Module = UNet2DConditionModel.from_config(model.config)
+        if isinstance(model, UNet2DConditionModel | UNetMotionModel):
+            skeleton: nn.Module = type(model).from_config(model.config)
         else:
             skeleton = type(model)(model.config)
     for module in skeleton.modules():

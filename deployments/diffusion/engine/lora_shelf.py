@@ -36,9 +36,17 @@ class Settled:
     error: Exception | None = None
 
 
-def lora_key(name: str, source: str) -> str:
-    """The key of an adapter: another source under the same name is another adapter."""
-    return f"{name.replace('.', '_')}-{sha256(source.encode()).hexdigest()[:8]}"
+@dataclass(frozen=True)
+class LoraSource:
+    """Where an adapter comes from, and which UNet it goes to: "unet" or "motion_unet"."""
+
+    source: str
+    unet: str = "unet"
+
+    def key(self, name: str) -> str:
+        """The key of an adapter: another source under the same name is another adapter."""
+        digest = sha256(f"{self.unet} {self.source}".encode()).hexdigest()[:8]
+        return f"{name.replace('.', '_')}-{digest}"
 
 
 class LoraShelf:
@@ -55,7 +63,7 @@ class LoraShelf:
         self._parts = components
         self._deliver = deliver
         self._cache = LoraCache(budget_bytes)
-        self._sources: dict[str, str] = {}
+        self._sources: dict[str, LoraSource] = {}
         self._parked: dict[str, LoraWeights] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tcd-lora")
         self.loads = 0
@@ -71,7 +79,7 @@ class LoraShelf:
         """Their size."""
         return self._cache.resident_bytes
 
-    def request(self, job_id: str, sources: Mapping[str, str]) -> list[Settled]:
+    def request(self, job_id: str, sources: Mapping[str, LoraSource]) -> list[Settled]:
         """A job needs these adapters: sources by key."""
         self._sources |= sources
         return self._carry_out(self._cache.request(job_id, list(sources)))
@@ -120,15 +128,18 @@ class LoraShelf:
                     settled.append(Settled(action.job_id, self._too_large(action.needed)))
         return settled
 
-    def _load(self, key: str, source: str) -> None:
+    def _load(self, key: str, source: LoraSource) -> None:
         """On the loading thread: always delivers, whatever happens."""
         try:
-            self._deliver(LoraRead(key, self._parts.lora_reader.read(fetch(source), key)))
+            self._deliver(LoraRead(key, self._read(key, source)))
         except (LoraError, SourceError) as error:
             name = key.rpartition("-")[0]
             self._deliver(LoraRead(key, InvalidRequest(f"lora {name!r}: {error}", "loras")))
         except Exception as error:
             self._deliver(LoraRead(key, GenerationFailed(f"lora {key!r} could not load: {error}")))
+
+    def _read(self, key: str, source: LoraSource) -> LoraWeights:
+        return self._parts.lora_reader.read(fetch(source.source), key, source.unet)
 
     def _too_large(self, needed: int) -> InvalidRequest:
         return InvalidRequest(

@@ -17,6 +17,7 @@ from deployments.contracts.jobs import Pixels
 from deployments.diffusion.engine.batch import Advanced, Batch, Outcome, OutOfMemory
 from deployments.diffusion.engine.components import Components
 from deployments.diffusion.engine.conditioning import RowControl, RowPrompt, UNetInput
+from deployments.diffusion.engine.lora import RowWeights
 from deployments.diffusion.engine.pictures import SourceLatents, encode_source
 from deployments.diffusion.engine.prompts import Prompt, PromptEmbeds, PromptEncoder
 from deployments.diffusion.engine.spec import ImagePrompt, PromptIds, RowSpec
@@ -144,11 +145,16 @@ class Runner:
 
     def _prompt(self, ids: PromptIds, spec: RowSpec) -> Prompt:
         stacks = self._parts.lora_stacks
-        on_text = {key for name in stacks if name != "unet" for key in stacks[name].keys}
+        on_text = {
+            key
+            for name, stack in stacks.items()
+            if name.startswith("text_encoder")
+            for key in stack.keys
+        }
         return Prompt(ids, tuple((key, w) for key, w in spec.loras if key in on_text))
 
     def _draw(self, spec: RowSpec, generator: torch.Generator) -> Tensor:
-        shape = (1, self._parts.latent_channels, *spec.key)
+        shape = (1, self._parts.latent_channels, *spec.latent_size)
         return torch.randn(shape, generator=generator, dtype=self._parts.dtype)[0]
 
     def _denoise(self, batch: Batch) -> None:
@@ -184,6 +190,9 @@ class Runner:
             added=self._added([rows[index].spec for index in order], embeds),
         )
         loras = [dict(rows[index].spec.loras) for index in order]
+        frames = rows[0].spec.frames
+        if frames is not None:
+            return self._guided(rows, twins, self._predict_video(call, frames, loras))
         parts.lora_stacks["unet"].set_rows(loras, parts.device, parts.dtype)
         if parts.ip_adapter is not None:
             seen = [row.seen for row in rows] + [rows[index].seen_by_twin for index in twins]
@@ -199,11 +208,29 @@ class Runner:
             mid_block_additional_residual=residuals and residuals.mid,
             return_dict=False,
         )[0]
+        return self._guided(rows, twins, output)
+
+    def _predict_video(self, call: UNetInput, frames: int, loras: Sequence[RowWeights]) -> Tensor:
+        """What the motion UNet says: (1 or 2, C, frames, H / 8, W / 8)."""
+        parts = self._parts
+        assert parts.motion_unet is not None
+        parts.lora_stacks["motion_unet"].set_rows(loras, parts.device, parts.dtype)
+        output: Tensor = parts.motion_unet(
+            call.sample,
+            call.timesteps,
+            encoder_hidden_states=call.hidden.repeat_interleave(frames, dim=0),
+            return_dict=False,
+        )[0]
+        return output
+
+    def _guided(self, rows: Sequence[_Row], twins: Sequence[int], output: Tensor) -> Tensor:
+        """Guidance, where it is in force: the twins' outputs stand behind all others."""
         if not twins:
             return output
         cond, uncond = output[: len(rows)], output[len(rows) :]
         scale = torch.tensor([rows[i].spec.guidance_scale for i in twins], dtype=output.dtype)
-        guided = uncond + scale.to(output.device).view(-1, 1, 1, 1) * (cond[twins] - uncond)
+        scale = scale.to(output.device).view(-1, *[1] * (output.ndim - 1))
+        guided = uncond + scale * (cond[list(twins)] - uncond)
         return cond.index_copy(0, torch.tensor(twins, device=output.device), guided)
 
     def _controls(self, row: _Row, cursor: int) -> list[RowControl]:

@@ -91,7 +91,7 @@ class Scheduler:
         chosen: list[Trajectory] = []
         room = self.batch_limit
         for row in candidates:
-            if chosen and row.key != chosen[0].key:
+            if chosen and (row.key != chosen[0].key or row.key.frames is not None):
                 continue
             # A guided row runs even where only one row fits: it cannot be split.
             if row.unet_rows > room and chosen:

@@ -74,6 +74,7 @@ class RowSpec:
         height, width: pixels.
         guidance_scale: above 1, as in diffusers, wherever `negative` is not `None`.
         loras: adapter keys and weights.
+        frames: of a video; `None`: it is an image.
         strength: with `source`: the share of the steps that is taken, the last ones.
         partial_steps: after these many steps the estimate of x_0 is decoded.
     """
@@ -93,6 +94,7 @@ class RowSpec:
     strength: float = 1.0
     controls: tuple[Control, ...] = ()
     image_prompt: ImagePrompt | None = None
+    frames: int | None = None
 
     @property
     def steps(self) -> int:
@@ -102,7 +104,13 @@ class RowSpec:
     @property
     def key(self) -> BatchKey:
         """What must be equal for rows to share a UNet call."""
-        return BatchKey(self.height // LATENT_SCALE, self.width // LATENT_SCALE)
+        return BatchKey(self.height // LATENT_SCALE, self.width // LATENT_SCALE, self.frames)
+
+    @property
+    def latent_size(self) -> tuple[int, ...]:
+        """(h, w) of an image, (frames, h, w) of a video."""
+        size = (self.height // LATENT_SCALE, self.width // LATENT_SCALE)
+        return size if self.frames is None else (self.frames, *size)
 
     @property
     def guided(self) -> bool:

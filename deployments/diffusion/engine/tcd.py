@@ -127,7 +127,7 @@ def tcd_step(
 
     Returns latents of `x_t`'s dtype; computed in float32.
     """
-    alpha_t, sigma_t, alpha_s, sigma_s, rise, renoise = rows
+    alpha_t, sigma_t, alpha_s, sigma_s, rise, renoise = rows.reshape(6, -1, *[1] * (x_t.ndim - 1))
     x, out = x_t.float(), model_output.float()
     if prediction_type == "epsilon":
         eps = out

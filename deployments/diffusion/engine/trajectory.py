@@ -57,8 +57,8 @@ class Trajectory:
 
     @property
     def unet_rows(self) -> int:
-        """Rows that it takes in a UNet call: 2 if guidance is in force, else 1."""
-        return 2 if self.spec.guided else 1
+        """Rows that it takes in a UNet call: one a frame, twice if guidance is in force."""
+        return (self.spec.frames or 1) * (2 if self.spec.guided else 1)
 
     @property
     def pending_unet_rows(self) -> int:

@@ -2,9 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Condition
-from time import monotonic
+from time import monotonic, sleep
+
+import torch
+from torch import Tensor
 
 from deployments.contracts.jobs import (
     FailedImage,
@@ -120,11 +123,84 @@ class Listener:
 
 def eventually(met: Callable[[], bool], within_s: float = 10.0) -> bool:
     """Whether something that no event tells of comes true."""
-    from time import sleep
-
     end = monotonic() + within_s
     while not met():
         if monotonic() > end:
             return False
         sleep(0.005)
     return True
+
+
+@dataclass(frozen=True)
+class UnetCall:
+    """One call of the UNet on its way: `run` lets it happen."""
+
+    sample: Tensor
+    t: list[int]
+    run: Callable[[], Tensor]
+
+    def rows_of(self, *seeds: int) -> list[int]:
+        """The rows that take their first step and began with the noise of these seeds."""
+        _, *shape = self.sample.shape
+        firsts = [first_noise(seed, *shape[1:]) for seed in seeds]
+        return [i for i, x in enumerate(self.sample) if any(torch.equal(x, f) for f in firsts)]
+
+
+def first_noise(seed: int, height: int = 16, width: int = 16) -> Tensor:
+    """(4, height, width): the latents that a seed starts from."""
+    return torch.randn((1, 4, height, width), generator=torch.Generator().manual_seed(seed))[0]
+
+
+def tap_unet(engine: Engine, tap: Callable[[UnetCall], Tensor]) -> None:
+    """Puts `tap` between an engine and its UNet: it sees, holds, changes or breaks calls."""
+    unet = engine.components.unet
+    forward = unet.forward
+
+    def tapped(sample: Tensor, timestep: Tensor, **more: object) -> tuple[Tensor]:
+        call = UnetCall(sample, timestep.tolist(), lambda: forward(sample, timestep, **more)[0])
+        return (tap(call),)
+
+    unet.forward = tapped
+
+
+class Gate:
+    """Holds every UNet call until it is let through; opens for good at the end of a `with`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.calls: list[list[int]] = []  # timesteps of each call's rows
+        self._news = Condition()
+        self._let = 0.0
+        tap_unet(engine, self._hold)
+
+    def wait(self) -> None:
+        """Returns when a call stands at the gate."""
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.calls) > self._let, WAIT_S)
+
+    def let(self, calls: int = 1) -> None:
+        """Lets this many calls through, and returns when the next one stands at the gate."""
+        for _ in range(calls):
+            self.wait()
+            with self._news:
+                self._let += 1
+                self._news.notify_all()
+        self.wait()
+
+    def open(self) -> None:
+        """Lets everything through from now on."""
+        with self._news:
+            self._let = float("inf")
+            self._news.notify_all()
+
+    def _hold(self, call: UnetCall) -> Tensor:
+        with self._news:
+            self.calls.append(call.t)
+            self._news.notify_all()
+            assert self._news.wait_for(lambda: self._let >= len(self.calls), WAIT_S)
+        return call.run()
+
+    def __enter__(self) -> "Gate":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
