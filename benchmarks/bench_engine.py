@@ -129,6 +129,7 @@ def bench_mixed_load(models: list[Model], rounds: int) -> None:
                 f"{REQUESTS / median(result.pipeline_s):.2f}",
                 f"{REQUESTS / median(result.engine_s):.2f}",
                 spread(ratios(result.pipeline_s, result.engine_s)),
+                spread(ratios(result.pipeline_cpu_s, result.engine_cpu_s)),
                 f"{result.rows_a_call:.1f}",
                 str(result.levels),
             )
@@ -142,6 +143,7 @@ def bench_mixed_load(models: list[Model], rounds: int) -> None:
             "pipeline, images/s",
             "engine, images/s",
             "engine : pipeline",
+            "by CPU time",
             "UNet rows a call",
             "largest pixel difference, of 255",
         ),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 
@@ -30,12 +30,15 @@ class Rounds:
     """Seconds for all requests, one number a round, and how far apart the images are.
 
     Attributes:
+        engine_cpu_s, pipeline_cpu_s: CPU time of the whole process, decoding included.
         levels: the largest difference at any pixel of any image, of 255.
         rows_a_call: mean batch of the engine's UNet calls.
     """
 
     engine_s: list[float] = field(default_factory=list)
     pipeline_s: list[float] = field(default_factory=list)
+    engine_cpu_s: list[float] = field(default_factory=list)
+    pipeline_cpu_s: list[float] = field(default_factory=list)
     levels: int = 0
     rows_a_call: float = 0.0
 
@@ -71,13 +74,14 @@ def run_rounds(engine: Engine, pipeline: BarePipeline, rounds: int) -> Rounds:
     result = Rounds()
     before = engine.figures()
     for _ in range(rounds):
-        started = perf_counter()
+        started, started_cpu = perf_counter(), process_time()
         ours = _crowd(engine, jobs)
-        halfway = perf_counter()
+        halfway, halfway_cpu = perf_counter(), process_time()
         theirs = [pipeline.image(job) for job in jobs]
-        ended = perf_counter()
+        result.pipeline_s.append(perf_counter() - halfway)
+        result.pipeline_cpu_s.append(process_time() - halfway_cpu)
         result.engine_s.append(halfway - started)
-        result.pipeline_s.append(ended - halfway)
+        result.engine_cpu_s.append(halfway_cpu - started_cpu)
         result.levels = max(result.levels, *map(_levels_apart, ours, theirs))
     after = engine.figures()
     steps = after.steps_total - before.steps_total

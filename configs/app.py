@@ -129,6 +129,42 @@ class PreprocessorArgs(Frozen):
     dtype: Dtype = "float32"
 
 
+class FolderStorage(Frozen):
+    """Files are kept in a folder: of the one node that runs the ingress, or shared by all.
+
+    Attributes:
+        path: absolute, or relative to the project's root.
+        public_url: where a web server of your own shows that folder; `None`: the ingress
+            shows the files itself, as `GET /v1/files/{name}`.
+    """
+
+    kind: Literal["folder"]
+    path: str
+    public_url: str | None = Field(None, pattern=r"^https?://\S+$")
+
+
+class S3Storage(Frozen):
+    """Files are kept in an S3 bucket, and shown by presigned URLs.
+
+    Credentials and region come from boto3's usual places.
+
+    Attributes:
+        prefix: put before the name of every file, such as "images/".
+        presign_s: seconds for which a URL is valid; S3 allows seven days.
+        endpoint_url: of an S3 that is not Amazon's; `None`: `AWS_ENDPOINT_URL_S3`,
+            `AWS_ENDPOINT_URL`, or Amazon's.
+    """
+
+    kind: Literal["s3"]
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")
+    prefix: str = ""
+    presign_s: int = Field(3600, ge=1, le=7 * 24 * 3600)
+    endpoint_url: str | None = Field(None, pattern=r"^https?://\S+$")
+
+
+StorageArgs = Annotated[FolderStorage | S3Storage, Field(discriminator="kind")]
+
+
 class ServiceArgs(Frozen):
     """`args` of the `tcd` application.
 
@@ -138,11 +174,15 @@ class ServiceArgs(Frozen):
         map_cache_mb: MiB of control maps and embeddings remembered across requests.
         allowed_url_hosts: hosts from which `https://` pictures may be fetched.
         allowed_s3_buckets: buckets from which `s3://` pictures may be fetched.
+        storage: where files go that requests want by URL (`response_format: "url"`);
+            `None`: such requests are refused.
         max_image_bytes, max_image_pixels: of one picture in a request.
         default_model: the model of a request that names none; `None`: naming one is required.
         max_images: highest `n` of one request.
         max_prompt_chars: characters of a prompt; a longer one is refused before tokenising.
         max_body_bytes: of one HTTP request.
+        max_videos: unfinished at a time.
+        video_ttl_s, video_cache_mb: how long, and in how many MiB, finished videos are kept.
         request_timeout_s: a request without `timeout_s` of its own is given up after this.
         discovery_period_s: how often the ingress looks for model applications.
         api_keys_env: name of the environment variable with the accepted bearer keys,
@@ -155,11 +195,15 @@ class ServiceArgs(Frozen):
     map_cache_mb: int = Field(512, ge=0)
     allowed_url_hosts: tuple[str, ...] = ()
     allowed_s3_buckets: tuple[str, ...] = ()
+    storage: StorageArgs | None = None
     max_image_bytes: int = Field(20 * 2**20, ge=1024)
     max_image_pixels: int = Field(4096 * 4096, ge=64)
     max_images: int = Field(10, ge=1, le=64)
     max_prompt_chars: int = Field(4000, ge=1)
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
+    max_videos: int = Field(32, ge=1)
+    video_ttl_s: float = Field(3600.0, gt=0)
+    video_cache_mb: int = Field(512, ge=1)
     request_timeout_s: float = Field(300.0, gt=0)
     discovery_period_s: float = Field(2.0, gt=0)
     api_keys_env: str | None = None

@@ -1,37 +1,44 @@
 """Which stand-in lies where below the models' folder."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from demo import base, controlnet, depth, image_encoder, ip_adapter, lora, motion
+from demo import (
+    base,
+    controlnet,
+    depth,
+    image_encoder,
+    ip_adapter,
+    lora,
+    motion,
+    single_file,
+)
 
 INPAINTING_FAMILIES = ("sd15", "sdxl")
+SINGLE_FILE_FAMILIES = ("sd15", "sdxl")
 
 
-def write_folders(out: Path) -> Iterator[Path]:
-    """Write one folder after the other, and yield each once it is complete."""
+def write_everything(out: Path) -> Iterator[Path]:
+    """Write one folder or file after the other, and yield each once it is complete."""
     for family in base.FAMILIES:
         yield from write_family(family, out)
     for family in INPAINTING_FAMILIES:
         folder = out / f"{family}-inpainting"
         base.write_base(family, folder, name=folder.name, inpainting=True)
         yield folder
-    adapters = out / "ip-adapter"
-    write_ip_adapters(out, adapters)
-    yield adapters
+    yield from write_ip_adapters(out)
     depth_folder = out / "dpt-hybrid"
     depth.write_depth_estimator(depth_folder)
     yield depth_folder
-    motion_folder = out / "motion-adapter" / "sd15"
-    motion.write_motion_adapter(out / "sd15", motion_folder)
-    yield motion_folder
-    lora_folder = out / "motion-loras"
-    for name in motion.MOTIONS:
-        motion.write_motion_lora(name, motion_folder, lora_folder / f"{name}.safetensors")
-    yield lora_folder
+    yield from write_motion(out)
     animagine = out / "sdxl-animagine"
     base.write_base("sdxl", animagine, name=animagine.name)
     yield animagine
+    for family in SINGLE_FILE_FAMILIES:
+        file = out / f"{family}-community.safetensors"
+        write_community(family, file)
+        yield file
 
 
 def write_family(family: str, out: Path) -> Iterator[Path]:
@@ -52,8 +59,9 @@ def write_family(family: str, out: Path) -> Iterator[Path]:
     yield control_folder
 
 
-def write_ip_adapters(out: Path, folder: Path) -> None:
-    """The image encoders and adapters, laid out as h94/IP-Adapter, for the bases in `out`."""
+def write_ip_adapters(out: Path) -> Iterator[Path]:
+    """The image encoders and adapters for the bases in `out`, laid out as h94/IP-Adapter."""
+    folder = out / "ip-adapter"
     encoders = {"vit-h": "models/image_encoder", "vit-bigg": "sdxl_models/image_encoder"}
     for name, place in encoders.items():
         image_encoder.write_image_encoder(name, folder / place)
@@ -61,3 +69,23 @@ def write_ip_adapters(out: Path, folder: Path) -> None:
         models = "sdxl_models" if adapter.family == "sdxl" else "models"
         file = folder / models / f"{name}.safetensors"
         ip_adapter.write_ip_adapter(name, out / adapter.family, file)
+    yield folder
+
+
+def write_motion(out: Path) -> Iterator[Path]:
+    """The motion adapter for the sd15 base in `out`, and its LoRAs."""
+    adapter_folder = out / "motion-adapter" / "sd15"
+    motion.write_motion_adapter(out / "sd15", adapter_folder)
+    yield adapter_folder
+    lora_folder = out / "motion-loras"
+    for name in motion.MOTIONS:
+        motion.write_motion_lora(name, adapter_folder, lora_folder / f"{name}.safetensors")
+    yield lora_folder
+
+
+def write_community(family: str, file: Path) -> None:
+    """A fine-tune of `family` as one file, named like it; its folder is not kept."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        base.write_base(family, folder, name=file.stem)
+        single_file.write_single_file(folder, file)

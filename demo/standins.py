@@ -5,6 +5,7 @@
     sd15/  sd21/  sdxl/                                  diffusers pipeline folders
     sd15-inpainting/  sdxl-inpainting/                   the same, UNets of nine channels
     sdxl-animagine/                                      a community fine-tune
+    {sd15,sdxl}-community.safetensors                    two more, as single files
     tcd-lora/<family>/pytorch_lora_weights.safetensors   TCD-LoRAs
     loras/<family>/{papercut,ink,neon}.safetensors       style LoRAs
     controlnet/<family>/{depth,canny}/                   ControlNets
@@ -37,7 +38,7 @@ def write_all(out: Path, *, force: bool = False) -> None:
 
     `out` is up to date when its stamp names this recipe and these library versions, and
     every file has the size that was written. `force` writes in any case. Prints a line for
-    each folder.
+    each folder or single file.
     """
     started = time.perf_counter()
     recipe = recipe_hash()
@@ -50,7 +51,7 @@ def write_all(out: Path, *, force: bool = False) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as staging:
         written = Path(staging)
-        for path in layout.write_folders(written):
+        for path in layout.write_everything(written):
             size = sum(file.stat().st_size for file in files_in(path))
             print(f"{out / path.relative_to(written)}  {size / 1e6:.1f} MB")
         stamp.unlink(missing_ok=True)
@@ -98,9 +99,9 @@ def write_style_lora(
     lora.write_style_lora(name, family, base_folder, file, seed=seed)
 
 
-def files_in(folder: Path) -> list[Path]:
-    """All files below `folder`, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def files_in(place: Path) -> list[Path]:
+    """All files below the folder `place`, sorted; or `place` itself, if it is a file."""
+    return sorted(path for path in [place, *place.rglob("*")] if path.is_file())
 
 
 def recipe_hash() -> str:

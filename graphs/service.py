@@ -8,6 +8,7 @@ from ray.serve import Application, Deployment
 
 from configs.app import ServiceArgs
 from deployments.ingress.deployment import Ingress
+from deployments.ingress.videos import Videos
 from deployments.preprocess import Canny, Depth, ImageEncoder, MapStore
 from graphs.routing import route
 
@@ -20,6 +21,14 @@ INGRESS = serve.deployment(
     health_check_period_s=2,
     ray_actor_options={"num_cpus": 0.1},
 )(Ingress)
+VIDEOS = serve.deployment(
+    name="Videos",
+    num_replicas=1,
+    max_ongoing_requests=1000,
+    graceful_shutdown_timeout_s=300,
+    health_check_period_s=2,
+    ray_actor_options={"num_cpus": 0.1},
+)(Videos)
 MAP_STORE = serve.deployment(
     name="MapStore",
     num_replicas=1,
@@ -44,7 +53,7 @@ def _preprocessor(cls: type, name: str) -> Deployment:
 def build(args: ServiceArgs) -> Application:
     """`import_path: graphs.service:build` of the application named `tcd`.
 
-    Its deployments are `Ingress`, `MapStore`, `Canny`, `Depth` if one is configured, and
+    Its deployments are `Ingress`, `Videos`, `MapStore`, `Canny`, `Depth` if one is configured, and
     `ImageEncoder-<name>` for every image encoder.
     """
     canny = _preprocessor(Canny, "Canny").bind()
@@ -54,4 +63,4 @@ def build(args: ServiceArgs) -> Application:
         for name, encoder in args.image_encoders.items()
     }
     maps = MAP_STORE.bind(args.map_cache_mb * MIB, canny, depth, encoders)
-    return INGRESS.bind(args, maps, route)
+    return INGRESS.bind(args, maps, VIDEOS.bind(args, maps, route), route)

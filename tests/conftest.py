@@ -13,7 +13,7 @@ from configs.families import FamilyName
 if TYPE_CHECKING:
     from deployments.diffusion.engine.engine import Engine
 
-pytest_plugins = ["tests.serving"]
+pytest_plugins = ["tests.serving", "tests.object_store"]
 STYLES = ("papercut", "ink", "neon")
 
 # Shared cores make any deadline a lottery; a fixed choice of examples makes a red run repeatable.

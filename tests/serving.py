@@ -79,6 +79,7 @@ def plain_model(models: Path, family: FamilyName, name: str) -> ModelArgs:
 def full_model(models: Path, family: FamilyName, name: str) -> ModelArgs:
     """The same with depth and canny ControlNets and an IP-Adapter."""
     nets = models / "controlnet" / family
+    motion = str(models / "motion-adapter" / "sd15") if family == "sd15" else None
     adapter = IpAdapterArgs(
         adapter=str(models / "ip-adapter" / IP_ADAPTERS[family]), image_encoder=family
     )
@@ -86,6 +87,7 @@ def full_model(models: Path, family: FamilyName, name: str) -> ModelArgs:
         update={
             "controls": {kind: str(nets / kind) for kind in ("depth", "canny")},
             "ip_adapter": adapter,
+            "motion_adapter": motion,
         }
     )
 
@@ -155,6 +157,12 @@ def service(models: Path) -> Application:
 
 def model_target(models: Path, args: ModelArgs, limits: Limits) -> RunTarget:
     """A model application of the name that the ingress looks for."""
-    config = ModelUserConfig(loras=demo_loras(models, args.family), limits=limits)
+    motions = {
+        name: str(models / "motion-loras" / f"{name}.safetensors")
+        for name in ("zoom-in", "pan-left")
+        if args.motion_adapter is not None
+    }
+    loras = demo_loras(models, args.family)
+    config = ModelUserConfig(loras=loras, motion_loras=motions, limits=limits)
     deployment = DIFFUSION.options(user_config=config.model_dump())
     return RunTarget(deployment.bind(args), name=f"model-{args.name}", route_prefix=None)

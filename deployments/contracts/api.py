@@ -10,7 +10,9 @@ from deployments.contracts.jobs import (
     Control,
     Count,
     Eta,
+    Fps,
     Fraction,
+    Frames,
     Guidance,
     ImageRequest,
     IpAdapter,
@@ -23,11 +25,31 @@ from deployments.contracts.jobs import (
     Strength,
     Threshold,
     TimeoutS,
+    VideoRequest,
 )
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+VideoFormat = Literal["mp4", "gif", "webp"]
 IMAGE = "a data URL, an https:// URL, an s3:// URI, or the id of a control map"
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+
+
+def readable_size(size: str | None) -> str | None:
+    """`size` as it came; `ValueError` if it is neither WIDTHxHEIGHT in multiples of 8 nor auto."""
+    if size in (None, "auto"):
+        return size
+    found = _SIZE.fullmatch(size)
+    if found is None:
+        raise ValueError("must be WIDTHxHEIGHT in pixels, such as 512x768, or auto")
+    if any(int(side) % 8 or int(side) == 0 for side in found.groups()):
+        raise ValueError("width and height must be multiples of 8")
+    return size
+
+
+def size_of(size: str | None) -> tuple[int, int] | tuple[None, None]:
+    """(width, height) of a readable size; (None, None) where the model's default is meant."""
+    found = _SIZE.fullmatch(size or "")
+    return (None, None) if found is None else (int(found[1]), int(found[2]))
 
 
 class LoraBody(BaseModel):
@@ -72,7 +94,9 @@ class ImagesRequestBody(BaseModel):
     model: str | None = Field(None, description="a name from `GET /v1/models`")
     n: Count | None = 1
     size: str | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
-    response_format: Literal["b64_json"] | None = "b64_json"
+    response_format: Literal["b64_json", "url"] | None = Field(
+        "b64_json", description="url needs a service with storage, and does not go with stream"
+    )
     output_format: OutputFormat | None = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="quality of jpeg and webp, 0-100; 100 by default"
@@ -100,13 +124,7 @@ class ImagesRequestBody(BaseModel):
     @field_validator("size")
     @classmethod
     def _size_is_readable(cls, size: str | None) -> str | None:
-        if size not in (None, "auto") and not _SIZE.fullmatch(size):
-            raise ValueError("must be WIDTHxHEIGHT in pixels, such as 512x768, or auto")
-        if size not in (None, "auto") and any(
-            int(side) % 8 or side == "0" for side in _sides(size)
-        ):
-            raise ValueError("width and height must be multiples of 8")
-        return size
+        return readable_size(size)
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
@@ -126,8 +144,7 @@ class ImagesRequestBody(BaseModel):
         preserve_unmasked: bool = True,
         ip_adapter: IpAdapter | None = None,
     ) -> ImageRequest:
-        sized = self.size is not None and self.size != "auto"
-        width, height = map(int, _sides(self.size)) if sized else (None, None)
+        width, height = size_of(self.size)
         return ImageRequest(
             prompt=prompt,
             model=self.model,
@@ -203,9 +220,103 @@ class VariationsForm(ImagesRequestBody):
         return self._request(self.prompt, ip_adapter=IpAdapter((image,), self.scale))
 
 
-def _sides(size: str | None) -> tuple[str, str]:
-    width, _, height = (size or "").partition("x")
-    return width, height
+class VideoBody(BaseModel):
+    """`POST /v1/videos`. OpenAI's fields first, then the extensions."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: str
+    model: str | None = Field(None, description="a model with the task video")
+    seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(
+        None, description="length; num_frames says it exactly"
+    )
+    size: str | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
+
+    num_frames: Frames | None = Field(None, description="16 by default")
+    fps: Fps = 8
+    output_format: VideoFormat = "mp4"
+    seed: Seed | None = None
+    num_inference_steps: Steps | None = None
+    eta: Eta | None = None
+    guidance_scale: Guidance | None = None
+    negative_prompt: str | None = None
+    loras: list[LoraBody] = []
+    motion_loras: list[LoraBody] = []
+    priority: Priority = -1
+    timeout_s: TimeoutS | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _size_is_readable(cls, size: str | None) -> str | None:
+        return readable_size(size)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.seconds is not None and self.num_frames is not None:
+            raise ValueError("seconds and num_frames both say how long the video is; send one")
+        return self
+
+    def to_request(self) -> VideoRequest:
+        """The same request as other Ray applications would make it."""
+        width, height = size_of(self.size)
+        frames = 16 if self.num_frames is None else self.num_frames
+        if self.seconds is not None:
+            frames = max(1, round(self.seconds * self.fps))
+        return VideoRequest(
+            prompt=self.prompt,
+            model=self.model,
+            negative_prompt=self.negative_prompt,
+            width=width,
+            height=height,
+            num_frames=frames,
+            fps=self.fps,
+            num_inference_steps=self.num_inference_steps,
+            eta=self.eta,
+            guidance_scale=self.guidance_scale,
+            seed=self.seed,
+            loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.loras),
+            motion_loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.motion_loras),
+            priority=self.priority,
+            timeout_s=self.timeout_s,
+        )
+
+
+class VideoError(BaseModel):
+    """Why a video failed."""
+
+    code: str
+    message: str
+
+
+class VideoCard(BaseModel):
+    """A video job, as OpenAI shows it, with the sampler's numbers beside."""
+
+    id: str
+    object: Literal["video"] = "video"
+    created_at: int
+    completed_at: int | None = None
+    expires_at: int | None = None
+    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    progress: int = 0
+    error: VideoError | None = None
+    model: str | None
+    prompt: str
+    size: str | None
+    seconds: str
+    num_frames: int
+    fps: int
+    output_format: VideoFormat
+    seed: int | None = None
+
+
+class VideosBody(BaseModel):
+    """`GET /v1/videos`, the newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[VideoCard]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class PreprocessForm(BaseModel):
@@ -235,9 +346,10 @@ class UsageBody(BaseModel):
 
 
 class ImageBody(BaseModel):
-    """One image of an answer."""
+    """One image of an answer: itself, or where it is."""
 
-    b64_json: str
+    b64_json: str | None = None
+    url: str | None = None
     seed: int
 
 
@@ -287,6 +399,7 @@ class CardLimits(BaseModel):
     max_pixels: int
     max_prompt_tokens: int
     max_loras: int
+    max_frames: int
     max_pending: int
 
 
@@ -308,6 +421,7 @@ class ModelCard(BaseModel):
     image_encoder: str | None = Field(None, description="the encoder that its IP-Adapter reads")
     image_encoder_hidden: bool = False
     motion_adapter: str | None = None
+    motion_loras: dict[str, str] = {}
     defaults: CardDefaults
     limits: CardLimits
 

@@ -53,6 +53,10 @@ class NotReady(TcdError):
     """The model exists but no replica can answer now."""
 
 
+class StorageUnavailable(TcdError):
+    """The image was made, but the storage for files did not take it."""
+
+
 class Unauthorized(TcdError):
     """The request carries no key, or one that is not accepted."""
 

@@ -22,8 +22,9 @@ Latents = NDArray[np.float32]  # (channels, height / 8, width / 8)
 
 MAX_SEED = 2**63 - 1
 MAX_LORA_WEIGHT = 10.0
+MAX_STEPS = 50
 
-Steps = Annotated[int, Field(ge=1, le=50, description="denoising steps, 1-50")]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS, description="denoising steps, 1-50")]
 Eta = Annotated[float, Field(ge=0, le=1, description="stochasticity of TCD, the paper's gamma")]
 Guidance = Annotated[
     float, Field(ge=0, le=30, description="classifier-free guidance; above 1 it is in force")
@@ -31,6 +32,7 @@ Guidance = Annotated[
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="image i of n uses seed + i")]
 Side = Annotated[int, Field(ge=8, multiple_of=8, description="pixels, a multiple of 8")]
 Frames = Annotated[int, Field(ge=1, le=256, description="frames of a video")]
+Fps = Annotated[int, Field(ge=1, le=60, description="frames a second")]
 Count = Annotated[int, Field(ge=1, description="images to make")]
 Priority = Annotated[int, Field(ge=-10, le=10, description="higher goes first; 0 is normal")]
 TimeoutS = Annotated[float, Field(gt=0, le=3600, description="seconds until it is given up")]
@@ -120,6 +122,35 @@ class ImageRequest:
     ip_adapter: IpAdapter | None = None
     partial_images: PartialImages = 0
     priority: Priority = 0
+    timeout_s: TimeoutS | None = None
+
+
+@validated(frozen=True, config=_STRICT)
+class VideoRequest:
+    """A video by AnimateDiff, as a caller asks for it; `None` means the model's default.
+
+    Attributes:
+        fps: frames a second of the file; the frames themselves do not depend on it.
+        motion_loras: camera motions by their catalogue names.
+        priority: below that of images, so that an image that waits goes before the next step.
+
+    Raises `pydantic.ValidationError` naming the field that is out of range.
+    """
+
+    prompt: str
+    model: str | None = None
+    negative_prompt: str | None = None
+    width: Side | None = None
+    height: Side | None = None
+    num_frames: Frames = 16
+    fps: Fps = 8
+    num_inference_steps: Steps | None = None
+    eta: Eta | None = None
+    guidance_scale: Guidance | None = None
+    seed: Seed | None = None
+    loras: tuple[LoraWeight, ...] = ()
+    motion_loras: tuple[LoraWeight, ...] = ()
+    priority: Priority = -1
     timeout_s: TimeoutS | None = None
 
 
@@ -263,6 +294,17 @@ class ImageResult:
     seeds: tuple[int, ...]
     width: int
     height: int
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """The answer to a `VideoRequest`. `frames`: (frames, height, width, 3) uint8."""
+
+    model: str
+    frames: Pixels
+    seed: int
+    fps: int
     usage: Usage
 
 

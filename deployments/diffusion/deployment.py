@@ -104,6 +104,8 @@ class Diffusion:
             loras=dict(config.loras),
             controls=dict(args.controls),
             ip_adapter=None if adapter is None else adapter.adapter,
+            motion_adapter=args.motion_adapter,
+            motion_loras=dict(config.motion_loras),
             image_encoder=None if adapter is None else adapter.image_encoder,
             image_encoder_hidden=loaded is not None and loaded.plus,
             defaults=CardDefaults(
@@ -164,10 +166,12 @@ class Diffusion:
             tasks = ["text-to-image", "image-to-image", "inpainting"]
         if self._args.ip_adapter is not None:
             tasks.append("image-variation")
+        if self._args.motion_adapter is not None:
+            tasks.append("video")
         return tasks
 
     def _usage(self, job: ImageJob) -> Usage:
-        patches = -(-job.width // PATCH) * -(-job.height // PATCH)
+        patches = -(-job.width // PATCH) * -(-job.height // PATCH) * (job.num_frames or 1)
         return Usage(
             prompt_tokens=self._engine.prompt_tokens(job),
             image_tokens=patches * len(job.seeds),

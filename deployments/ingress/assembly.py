@@ -24,6 +24,7 @@ from deployments.contracts.jobs import (
     IpAdapterUse,
     Mask,
     Pixels,
+    VideoRequest,
 )
 from deployments.contracts.maps import MapFigures, MapRef, MapSpec
 from deployments.contracts.routes import Router
@@ -324,6 +325,31 @@ def _job(
         controls=controls,
         ip_adapter=ip_adapter,
         partial_images=request.partial_images,
+        priority=request.priority,
+        timeout_s=request.timeout_s or timeout_s,
+    )
+
+
+def video_job(request: VideoRequest, card: ModelCard, timeout_s: float) -> ImageJob:
+    """The job that a request for a video means for a model."""
+    if (request.width is None) != (request.height is None):
+        raise InvalidRequest("width and height come together or not at all", "size")
+    defaults = card.defaults
+    return ImageJob(
+        job_id=uuid.uuid4().hex,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seeds=(secrets.randbelow(2**32) if request.seed is None else request.seed,),
+        width=request.width or defaults.width,
+        height=request.height or defaults.height,
+        num_inference_steps=request.num_inference_steps or defaults.num_inference_steps,
+        eta=defaults.eta if request.eta is None else request.eta,
+        guidance_scale=(
+            defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+        ),
+        loras=request.loras,
+        motion_loras=request.motion_loras,
+        num_frames=request.num_frames,
         priority=request.priority,
         timeout_s=request.timeout_s or timeout_s,
     )

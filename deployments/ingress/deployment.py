@@ -11,7 +11,13 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
-from deployments.contracts.jobs import ImageRequest, ImageResult, StreamEvent
+from deployments.contracts.jobs import (
+    ImageRequest,
+    ImageResult,
+    StreamEvent,
+    VideoRequest,
+    VideoResult,
+)
 from deployments.contracts.routes import Router
 from deployments.ingress.assembly import Assembler
 from deployments.ingress.catalogue import Catalogue
@@ -24,14 +30,21 @@ from deployments.ingress.service import Service
 class Ingress:
     """The front of the application."""
 
-    def __init__(self, args: ServiceArgs, maps: DeploymentHandle[object], route: Router) -> None:
+    def __init__(
+        self,
+        args: ServiceArgs,
+        maps: DeploymentHandle[object],
+        videos: DeploymentHandle[object],
+        route: Router,
+    ) -> None:
         self._args = args
+        self._videos = videos
         assembler = Assembler(args, Pictures(args), maps, route)
         self._service = Service(args, Catalogue(args.discovery_period_s), assembler)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
-        return make_app(self._service, self._args)
+        return make_app(self._service, self._videos, self._args)
 
     async def generate(self, request: ImageRequest) -> ImageResult:
         """Makes the images of a request. Cancelling the call cancels the work."""
@@ -42,3 +55,7 @@ class Ingress:
         `handle.options(stream=True)`."""
         async for event in self._service.stream(request):
             yield event
+
+    async def animate(self, request: VideoRequest) -> VideoResult:
+        """Makes a video, and waits for it. Cancelling the call cancels the work."""
+        return await self._service.animate(request, lambda _: None)

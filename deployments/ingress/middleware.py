@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.contracts.errors import TcdError, TooLarge, Unauthorized
 from deployments.ingress.failures import failure
 from deployments.ingress.metrics import Metrics
+from deployments.ingress.storage import FILES_PATH
 
 
 class RequestCount:
@@ -85,7 +86,10 @@ class BodyLimit:
 
 
 class Authentication:
-    """Asks for a bearer key below `/v1/`, if the named environment variable holds any."""
+    """Asks for a bearer key below `/v1/`, if the named environment variable holds any.
+
+    Stored files are shown without one: their names are secrets themselves, as in a presigned URL.
+    """
 
     def __init__(self, app: ASGIApp, env_name: str | None) -> None:
         self._app = app
@@ -96,7 +100,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http" and self._keys and scope["path"].startswith("/v1/"):
+        if scope["type"] == "http" and self._keys and _needs_key(scope):
             scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
             known = [secrets.compare_digest(key.strip().encode(), k) for k in self._keys]
             if scheme.lower() != "bearer" or not any(known):
@@ -104,6 +108,12 @@ class Authentication:
                 await _refuse(error, scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _needs_key(scope: Scope) -> bool:
+    # Below a route prefix, `path` has the prefix in front.
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.startswith("/v1/") and not path.startswith(FILES_PATH)
 
 
 async def _refuse(error: TcdError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
+from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from configs.app import ServiceArgs
@@ -22,15 +23,17 @@ from deployments.contracts.api import (
     PreprocessForm,
     VariationsForm,
 )
-from deployments.contracts.errors import NotFound
-from deployments.contracts.jobs import ImageRequest
+from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
+from deployments.contracts.jobs import ImageRequest, Pixels
 from deployments.ingress.failures import Failure, failure, from_faults, http_failure
 from deployments.ingress.forms import received_form
-from deployments.ingress.media import encode, encode_base64
+from deployments.ingress.media import MEDIA_TYPES, encode, encode_base64
 from deployments.ingress.metrics import CONTENT_TYPE, Metrics
 from deployments.ingress.middleware import Authentication, BodyLimit, RequestCount
 from deployments.ingress.service import Service
+from deployments.ingress.storage import FILES_PATH, FolderStore, Storage, make_storage
 from deployments.ingress.streams import stream_images, usage_body
+from deployments.ingress.video_routes import video_routes
 
 DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the sampler's own
 fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
@@ -38,11 +41,18 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer} for code in (400, 401, 404, 408, 413, 429, 500, 503)
 }
 
+# A name is never given to another file, and what is shown is a picture, whatever it holds.
+FILE_HEADERS = {
+    "cache-control": "private, max-age=31536000, immutable",
+    "x-content-type-options": "nosniff",
+}
 
-def make_app(service: Service, args: ServiceArgs) -> FastAPI:
-    """The web application around a service."""
+
+def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceArgs) -> FastAPI:
+    """The web application around a service, and the deployment that keeps videos."""
     app = FastAPI(title="tcd", description=DESCRIPTION, version="1")
     metrics = Metrics()
+    storage = make_storage(args.storage)
     app.add_middleware(Authentication, env_name=args.api_keys_env)
     app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes)
     app.add_middleware(RequestCount, metrics=metrics)  # the last one added is the outermost
@@ -63,15 +73,19 @@ def make_app(service: Service, args: ServiceArgs) -> FastAPI:
     async def refuse_route(_: Request, error: HTTPException) -> Response:
         return answer(http_failure(error.status_code, str(error.detail)))
 
+    @app.exception_handler(TcdError)
+    async def refuse(_: Request, error: TcdError) -> Response:
+        return answer(failure(error))
+
     @app.exception_handler(Exception)
     async def fail(_: Request, error: Exception) -> Response:
         return answer(failure(error))
 
     @app.post("/v1/images/generations", response_model=ImagesBody, responses=ERRORS)
-    async def generations(body: GenerationsBody) -> Response:
+    async def generations(body: GenerationsBody, request: Request) -> Response:
         """Text to image."""
         try:
-            return await images_answer(service, body, body.to_request())
+            return await images_answer(service, storage, request, body, body.to_request())
         except Exception as error:
             return answer(failure(error))
 
@@ -83,7 +97,8 @@ def make_app(service: Service, args: ServiceArgs) -> FastAPI:
             async with received_form(request) as form:
                 body = form.fields(EditsForm)
                 image, mask = await form.file("image"), await form.optional_file("mask")
-            return await images_answer(service, body, body.to_request(image, mask))
+            asked = body.to_request(image, mask)
+            return await images_answer(service, storage, request, body, asked)
         except Exception as error:
             return answer(failure(error))
 
@@ -95,7 +110,7 @@ def make_app(service: Service, args: ServiceArgs) -> FastAPI:
             async with received_form(request) as form:
                 body = form.fields(VariationsForm)
                 image = await form.file("image")
-            return await images_answer(service, body, body.to_request(image))
+            return await images_answer(service, storage, request, body, body.to_request(image))
         except Exception as error:
             return answer(failure(error))
 
@@ -112,6 +127,17 @@ def make_app(service: Service, args: ServiceArgs) -> FastAPI:
             return Response(data, media_type="image/png", headers={"x-map-id": map_id})
         except Exception as error:
             return answer(failure(error))
+
+    if isinstance(storage, FolderStore):
+
+        @app.get(FILES_PATH + "{name}", response_class=FileResponse, responses=ERRORS)
+        async def file(name: str) -> Response:
+            """A stored file, by the URL that an answer gave."""
+            path = await asyncio.to_thread(storage.find, name)
+            if path is None:
+                return answer(failure(NotFound("this file does not exist", "name")))
+            media_type = next(t for f, t in MEDIA_TYPES.items() if path.suffix == f".{f}")
+            return FileResponse(path, media_type=media_type, headers=FILE_HEADERS)
 
     @app.get("/v1/models", response_model=ModelsBody)
     async def models() -> ModelsBody:
@@ -148,6 +174,7 @@ def make_app(service: Service, args: ServiceArgs) -> FastAPI:
         text = await asyncio.to_thread(metrics.render, figures, maps)
         return Response(text, media_type=CONTENT_TYPE)
 
+    app.include_router(video_routes(videos), responses=ERRORS)
     return app
 
 
@@ -157,28 +184,47 @@ def answer(refusal: Failure) -> JSONResponse:
 
 
 async def images_answer(
-    service: Service, body: ImagesRequestBody, request: ImageRequest
+    service: Service,
+    storage: Storage | None,
+    request: Request,
+    body: ImagesRequestBody,
+    asked: ImageRequest,
 ) -> Response:
-    """The images of a request: all at once, or as events."""
-    if body.stream:
-        return await stream_images(service, body, request)
-    result = await service.generate(request)
-    output_format = body.output_format or "png"
-    texts = await asyncio.gather(
-        *(
-            asyncio.to_thread(encode_base64, pixels, output_format, body.output_compression)
-            for pixels in result.images
+    """The images that were asked for: all at once, or as events."""
+    by_url = body.response_format == "url"
+    if by_url and storage is None:
+        raise InvalidRequest(
+            "this service stores no files: ask for response_format b64_json, or configure "
+            "`storage` in the args of the application",
+            "response_format",
         )
-    )
+    if by_url and body.stream:
+        raise InvalidRequest(
+            "events carry their images: with stream, response_format is b64_json",
+            "response_format",
+        )
+    if body.stream:
+        return await stream_images(service, body, asked)
+    result = await service.generate(asked)
+    output_format = body.output_format or "png"
+    base_url = str(request.base_url).rstrip("/")
+
+    async def deliver(pixels: Pixels, seed: int) -> ImageBody:
+        quality = body.output_compression
+        if storage is None or not by_url:
+            text = await asyncio.to_thread(encode_base64, pixels, output_format, quality)
+            return ImageBody(b64_json=text, seed=seed)
+        data = await asyncio.to_thread(encode, pixels, output_format, quality)
+        url = await storage.put(data, output_format)
+        return ImageBody(url=base_url + url if url.startswith("/") else url, seed=seed)
+
+    images = await asyncio.gather(*map(deliver, result.images, result.seeds))
     made = ImagesBody(
         created=int(time.time()),
         model=result.model,
         output_format=output_format,
         size=f"{result.width}x{result.height}",
-        data=[
-            ImageBody(b64_json=text, seed=seed)
-            for text, seed in zip(texts, result.seeds, strict=True)
-        ],
+        data=images,
         usage=usage_body(result.usage),
     )
-    return JSONResponse(made.model_dump())
+    return JSONResponse(made.model_dump(exclude_none=True))

@@ -4,7 +4,7 @@ The HTTP routes and the Python handle both end here.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
@@ -27,6 +27,7 @@ from deployments.contracts.errors import (
     TcdError,
 )
 from deployments.contracts.jobs import (
+    Completed,
     Control,
     FinishedImage,
     ImageJob,
@@ -34,12 +35,16 @@ from deployments.contracts.jobs import (
     ImageResult,
     PartialImage,
     Pixels,
+    Progress,
     Refusal,
     StreamEvent,
+    VideoRequest,
+    VideoResult,
 )
-from deployments.ingress.assembly import Assembled, Assembler
+from deployments.ingress.assembly import Assembled, Assembler, video_job
 from deployments.ingress.catalogue import Catalogue, Model
 
+OnProgress = Callable[[Progress], None]
 GRACE_S = 5.0  # the replica itself ends a late job; the ingress only waits no longer than this
 BACK_PRESSURE_RETRY_MS = 1000
 
@@ -54,7 +59,7 @@ class Service:
 
     async def generate(self, request: ImageRequest) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it cannot."""
-        with _translated():
+        with translated():
             model, ready = await self._assembled(request)
             try:
                 result = await self._submit(model, ready)
@@ -68,29 +73,62 @@ class Service:
 
     async def stream(self, request: ImageRequest) -> AsyncIterator[StreamEvent]:
         """A request's events as they come; raises a `TcdError` if it cannot go on."""
-        with _translated():
+        with translated():
             model, ready = await self._assembled(request)
-            events = cast(
-                DeploymentResponseGenerator[StreamEvent | Refusal],
-                model.handle.options(stream=True).stream.remote(ready.job, *ready.assets),
-            )
             try:
-                async with asyncio.timeout(_patience_s(ready.job)):
-                    async for event in events:
-                        if isinstance(event, Refusal):
-                            raise event.error
-                        if isinstance(event, PartialImage | FinishedImage):
-                            pixels = await asyncio.to_thread(ready.restored, event.pixels)
-                            yield replace(event, pixels=pixels)
-                        else:
-                            yield event
-            except TimeoutError as error:
-                raise _too_late(ready.job) from error
+                async for event in self._events(model, ready.job, ready.assets):
+                    if isinstance(event, PartialImage | FinishedImage):
+                        pixels = await asyncio.to_thread(ready.restored, event.pixels)
+                        yield replace(event, pixels=pixels)
+                    else:
+                        yield event
             except RayTaskError:
                 await self.assembler.forget(ready.map_ids)
                 raise
-            finally:
-                events.cancel()
+
+    async def _events(
+        self, model: Model, job: ImageJob, assets: tuple[object, ...]
+    ) -> AsyncIterator[StreamEvent]:
+        """A job's events from its replica; leaving the iterator cancels the job."""
+        events = cast(
+            DeploymentResponseGenerator[StreamEvent | Refusal],
+            model.handle.options(stream=True).stream.remote(job, *assets),
+        )
+        try:
+            async with asyncio.timeout(_patience_s(job)):
+                async for event in events:
+                    if isinstance(event, Refusal):
+                        raise event.error
+                    yield event
+        except TimeoutError as error:
+            raise _too_late(job) from error
+        finally:
+            events.cancel()
+
+    async def animate(self, request: VideoRequest, progress: OnProgress) -> VideoResult:
+        """Makes a video; tells `progress` of every step. Waits while the model's queue is full."""
+        with translated():
+            model = await self._model(request.prompt, request.model)
+            job = video_job(request, model.card, self._args.request_timeout_s)
+            while True:
+                try:
+                    return await self._animate(model, job, request.fps, progress)
+                except QueueFull as error:
+                    await asyncio.sleep(error.retry_after_ms / 1000)
+
+    async def _animate(
+        self, model: Model, job: ImageJob, fps: int, progress: OnProgress
+    ) -> VideoResult:
+        video: FinishedImage | None = None
+        async for event in self._events(model, job, ()):
+            match event:
+                case Progress():
+                    progress(event)
+                case FinishedImage():
+                    video = event
+                case Completed() if video is not None:
+                    return VideoResult(event.model, video.pixels, video.seed, fps, event.usage)
+        raise NotReady("the model's replica ended before the video was done")
 
     async def preprocess(
         self, preprocessor: str, image: bytes, form: PreprocessForm
@@ -102,7 +140,7 @@ class Service:
             low_threshold=form.low_threshold,
             high_threshold=form.high_threshold,
         )
-        with _translated():
+        with translated():
             return await self.assembler.preprocess(control)
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
@@ -125,21 +163,21 @@ class Service:
         return result
 
     async def _assembled(self, request: ImageRequest) -> tuple[Model, Assembled]:
-        args = self._args
-        if len(request.prompt) > args.max_prompt_chars:
-            raise InvalidRequest(
-                f"prompt has {len(request.prompt)} characters; {args.max_prompt_chars} at most",
-                "prompt",
-            )
-        if request.n > args.max_images:
-            raise InvalidRequest(f"n is {request.n}; {args.max_images} at most", "n")
-        name = request.model or args.default_model
-        model = await (self.catalogue.find(name) if name else self.catalogue.only())
+        if request.n > self._args.max_images:
+            raise InvalidRequest(f"n is {request.n}; {self._args.max_images} at most", "n")
+        model = await self._model(request.prompt, request.model)
         return model, await self.assembler.assemble(request, model.card)
+
+    async def _model(self, prompt: str, asked: str | None) -> Model:
+        most = self._args.max_prompt_chars
+        if len(prompt) > most:
+            raise InvalidRequest(f"prompt has {len(prompt)} characters; {most} at most", "prompt")
+        name = asked or self._args.default_model
+        return await (self.catalogue.find(name) if name else self.catalogue.only())
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """What a handle call raises, as one of this service's own errors where it is one."""
     try:
         yield

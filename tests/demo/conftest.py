@@ -1,4 +1,4 @@
-"""The stand-in models, freshly written, and a pipeline on each base."""
+"""The stand-in models, and a pipeline on each base."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, TCDScheduler
 
-from demo import standins
 from demo.base import FAMILIES
 from tests.demo.sampling import Pipeline, sample
 
@@ -22,10 +21,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="package")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("standins") / "models"
-    standins.write_all(out)
-    return out
+def models(demo_models: Path) -> Path:
+    """What every test of the project uses; one here writes it anew and compares."""
+    return demo_models
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

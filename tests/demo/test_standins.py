@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, TCDScheduler
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, TCDScheduler
 from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPTokenizer, PreTrainedModel
@@ -67,7 +67,7 @@ def test_another_process_writes_the_same_bytes(models: Path, tmp_path: Path) -> 
 
 def test_everything_is_small_and_safetensors(models: Path) -> None:
     files = standins.files_in(models)
-    assert sum(file.stat().st_size for file in files) < 60e6
+    assert sum(file.stat().st_size for file in files) < 80e6
     assert {file.suffix for file in files} == {".json", ".safetensors", ".txt"}
 
 
@@ -185,6 +185,20 @@ def test_scale_widens_the_unet_alone(models: Path, tmp_path: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     assert pipe.unet.config.block_out_channels == [64, 64, 96, 96]
     assert sample(pipe).abs().max() < 40
+
+
+def test_a_fine_tune_has_other_weights_of_the_same_shapes(models: Path) -> None:
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        models / "sdxl-animagine", local_files_only=True
+    )
+    base = StableDiffusionXLPipeline.from_pretrained(models / "sdxl", local_files_only=True)
+    for pipeline in (pipe, base):
+        pipeline.scheduler = TCDScheduler.from_config(pipeline.scheduler.config)
+        pipeline.set_progress_bar_config(disable=True)
+    assert change(sample(pipe), sample(base)) > 0.1
+    assert pipe.unet.config.cross_attention_dim == base.unet.config.cross_attention_dim
+    pipe.load_lora_weights(lora_file(models, "tcd", "sdxl"))
+    assert change(sample(pipe), sample(base)) > 0.1
 
 
 # The LoRAs

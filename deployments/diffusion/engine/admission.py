@@ -1,5 +1,6 @@
 """A job against what this model can do: every reason to refuse it, before it costs anything."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import InvalidRequest, NotFound
-from deployments.contracts.jobs import Asset, ImageJob, real_steps
+from deployments.contracts.jobs import MAX_STEPS, Asset, ImageJob, real_steps
 from deployments.diffusion.engine.components import Components
 from deployments.diffusion.engine.lora_shelf import LoraSource
 from deployments.diffusion.engine.prompts import Tokenizers
@@ -55,11 +56,7 @@ class Admission:
             )
         steps = real_steps(job.num_inference_steps, job.strength)
         if steps < 1:
-            raise InvalidRequest(
-                f"strength {job.strength:g} of {job.num_inference_steps} steps leaves no step; "
-                f"it must be at least {1 / job.num_inference_steps:.3g}",
-                "strength",
-            )
+            raise InvalidRequest(_no_step(job.num_inference_steps, job.strength), "strength")
         self._check_video(job)
         weights, sources = _loras(job, config)
         controls = self._controls(job, assets)
@@ -158,12 +155,36 @@ class Admission:
     def _image_prompt(self, job: ImageJob, assets: Sequence[Asset]) -> ImagePrompt | None:
         if job.ip_adapter is None:
             return None
-        if self._parts.ip_adapter is None:
+        adapter = self._parts.ip_adapter
+        if adapter is None:
             raise InvalidRequest("this model has no IP-Adapter", "ip_adapter")
-        embeds = tuple(
-            np.asarray(assets[index], dtype=np.float32) for index in job.ip_adapter.embeds
+        embeds = tuple(assets[index] for index in job.ip_adapter.embeds)
+        dims = 3 if adapter.plus else 2
+        for pair in embeds:
+            # Anything else would break the call that this row shares with its neighbours.
+            if pair.ndim != dims or len(pair) != 2 or pair.shape[-1] != adapter.embeds_width:
+                needed = f"(2, {'tokens, ' if adapter.plus else ''}{adapter.embeds_width})"
+                raise InvalidRequest(
+                    f"this model's IP-Adapter reads embeddings of {needed}; these have "
+                    f"{pair.shape}: its image encoder is another one",
+                    "ip_adapter",
+                )
+        return ImagePrompt(
+            tuple(np.asarray(pair, dtype=np.float32) for pair in embeds), job.ip_adapter.scale
         )
-        return ImagePrompt(embeds, job.ip_adapter.scale)
+
+
+def _no_step(steps: int, strength: float) -> str:
+    """Why a strength is refused, and what would be enough."""
+    ways = []
+    least = math.ceil(1000 / steps) / 1000
+    if least < 1:
+        ways.append(f"strength must be at least {least:g}")
+    enough = next((n for n in range(1, MAX_STEPS + 1) if real_steps(n, strength)), None)
+    if enough is not None:
+        ways.append(f"num_inference_steps must be at least {enough}")
+    text = f"strength {strength:g} of {steps} steps leaves no step"
+    return f"{text}; {', or '.join(ways) or 'both must be higher'}"
 
 
 def _array(asset: Asset, shape: tuple[int, ...], param: str) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+from diffusers.models.embeddings import ImageProjection
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -205,6 +206,11 @@ class IpAdapter:
     Args:
         unet: its cross-attention layers are given `RowAttention`.
         file: safetensors in the layout of h94/IP-Adapter (`image_proj.*`, `ip_adapter.*`).
+
+    Attributes:
+        plus: it reads the encoder's last but one states, (tokens, width), instead of the
+            projected embedding, (width,).
+        embeds_width: that width.
     """
 
     def __init__(self, unet: UNet2DConditionModel, file: Path) -> None:
@@ -217,7 +223,9 @@ class IpAdapter:
             parts[part][rest] = tensor
         unet._load_ip_adapter_weights([parts])
         self.project = unet.encoder_hid_proj.image_projection_layers[0].eval()
-        self.plus = "proj_in.weight" in parts["image_proj"]
+        self.plus = not isinstance(self.project, ImageProjection)
+        first = next(layer for layer in self.project.modules() if isinstance(layer, nn.Linear))
+        self.embeds_width = int(first.in_features)
         unet.encoder_hid_proj = None
         unet.config.encoder_hid_dim_type = None
         self.prompts = ImagePrompts()

@@ -224,7 +224,7 @@ class Engine:
             row.status = Status.PREPARING if loras else Status.WAITING
             self._scheduler.add(row)
             self._rows[row.row_id] = (entry, index)
-        if loras:
+        if loras and entry.rows:
             self._settle(self._shelf.request(entry.job.job_id, loras))
 
     def _settle(self, settled: list[Settled]) -> None:
@@ -283,7 +283,7 @@ class Engine:
         """A row's denoising is over: frees what it held."""
         if row.slot is not None:
             self._runner.free(row.slot)
-        del self._rows[row.row_id]
+        self._rows.pop(row.row_id, None)  # none if it was cancelled before `_add` saw it
         del entry.rows[index]
         if not entry.rows:
             self._settle(self._shelf.release(entry.job.job_id))

@@ -152,6 +152,21 @@ class LoraReader:
         return LoraWeights(layers, nbytes)
 
 
+class _RowScale:
+    """What PEFT multiplies an adapter's output by: a weight for each row.
+
+    Rows of weight 0 get nothing even where that output overflowed: 0 x inf would be NaN, and
+    one row's adapter would spoil its neighbours.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        self._weights = weights
+        self._used = weights != 0
+
+    def __rmul__(self, output: Tensor) -> Tensor:
+        return torch.where(self._used, output * self._weights, 0.0)
+
+
 class LoraStack:
     """The adapters on one live model, and the weights with which its rows use them.
 
@@ -212,7 +227,8 @@ class LoraStack:
     ) -> None:
         """Weighs the adapters for the next forward: one mapping per row of its batch."""
         wanted = tuple(
-            tuple(sorted((k, w) for k, w in row.items() if k in self._by_key)) for row in rows
+            tuple(sorted((k, w) for k, w in row.items() if k in self._by_key and w != 0))
+            for row in rows
         )
         if wanted == self._rows:
             return
@@ -229,7 +245,7 @@ class LoraStack:
                     self._layers[name].scaling[key] = weights[0]
                 continue
             column = torch.tensor(weights, dtype=dtype).to(device)
-            views = {rank: column.view(-1, *[1] * (rank - 1)) for rank in (2, 3, 4)}
+            views = {rank: _RowScale(column.view(-1, *[1] * (rank - 1))) for rank in (2, 3, 4)}
             for name in self._by_key[key]:
                 self._layers[name].scaling[key] = views[self._input_ranks[name]]
 
@@ -247,14 +263,14 @@ def record_input_ranks(model: nn.Module, forward: Callable[[], object]) -> dict[
     """Runs `forward` once and notes the dimensions of every linear and conv layer's input."""
     ranks: dict[str, int] = {}
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            ranks[name] = args[0].ndim
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            ranks[name] = (*args, *kwargs.values())[0].ndim
 
         return hook
 
     handles = [
-        module.register_forward_pre_hook(note(name))
+        module.register_forward_pre_hook(note(name), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     ]

@@ -1,0 +1,89 @@
+"""The HTTP routes of videos: OpenAI's job shape."""
+
+from typing import Literal, cast
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from deployments.contracts.api import VideoBody, VideoCard, VideoFormat, VideosBody
+from deployments.contracts.errors import InvalidRequest
+from deployments.ingress.failures import invalid
+from deployments.ingress.forms import received_form
+from deployments.ingress.service import translated
+from deployments.ingress.video_files import VIDEO_TYPES
+
+
+def video_routes(videos: DeploymentHandle[object]) -> APIRouter:
+    """Routes over the deployment that keeps the jobs."""
+    router = APIRouter()
+
+    @router.post("/v1/videos", response_model=VideoCard)
+    async def create(request: Request) -> Response:
+        """Starts a video. JSON, or multipart without files; the fields of `VideoBody`."""
+        body = await _received(request)
+        with translated():
+            card = await _card(videos.create.remote(body.to_request(), body.output_format))
+        return JSONResponse(card.model_dump())
+
+    @router.get("/v1/videos", response_model=VideosBody)
+    async def page(
+        after: str | None = None,
+        limit: int = Query(20, ge=1, le=100),
+        order: Literal["asc", "desc"] = "desc",
+    ) -> Response:
+        """The videos, the newest first."""
+        with translated():
+            found = cast(
+                DeploymentResponse[VideosBody], videos.page.remote(after, limit, order == "desc")
+            )
+            return JSONResponse((await found).model_dump())
+
+    @router.get("/v1/videos/{video_id}", response_model=VideoCard)
+    async def get(video_id: str) -> Response:
+        """How a video stands: `status` and `progress` in per cent."""
+        with translated():
+            return JSONResponse((await _card(videos.get.remote(video_id))).model_dump())
+
+    @router.post("/v1/videos/{video_id}/cancel", response_model=VideoCard)
+    async def cancel(video_id: str) -> Response:
+        """Stops a video at its next step."""
+        with translated():
+            return JSONResponse((await _card(videos.cancel.remote(video_id))).model_dump())
+
+    @router.delete("/v1/videos/{video_id}")
+    async def delete(video_id: str) -> dict[str, object]:
+        """Stops a video if it is being made, and forgets it."""
+        with translated():
+            await cast(DeploymentResponse[None], videos.delete.remote(video_id))
+        return {"id": video_id, "object": "video.deleted", "deleted": True}
+
+    @router.get("/v1/videos/{video_id}/content", response_class=Response)
+    async def content(video_id: str) -> Response:
+        """The file of a completed video."""
+        with translated():
+            found = cast(
+                DeploymentResponse[tuple[bytes, VideoFormat]], videos.content.remote(video_id)
+            )
+            data, output_format = await found
+        return Response(data, media_type=VIDEO_TYPES[output_format])
+
+    return router
+
+
+async def _card(response: object) -> VideoCard:
+    return await cast(DeploymentResponse[VideoCard], response)
+
+
+async def _received(request: Request) -> VideoBody:
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if kind == "multipart/form-data":
+        async with received_form(request) as form:
+            return form.fields(VideoBody)
+    try:
+        return VideoBody.model_validate(await request.json())
+    except ValidationError as error:
+        raise invalid(error, tuple(VideoBody.model_fields)) from error
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not JSON ({error})") from error

@@ -1,0 +1,161 @@
+"""Videos as jobs: made in the background, asked for by id.
+
+One replica keeps them all, in memory: what is done is kept for a while and within a budget, and
+is gone when the replica restarts.
+"""
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from ray.serve.handle import DeploymentHandle
+
+from configs.app import ServiceArgs
+from deployments.contracts.api import VideoCard, VideoError, VideoFormat, VideosBody
+from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull
+from deployments.contracts.jobs import Progress, VideoRequest
+from deployments.contracts.routes import Router
+from deployments.ingress.assembly import Assembler
+from deployments.ingress.catalogue import Catalogue
+from deployments.ingress.failures import failure
+from deployments.ingress.pictures import Pictures
+from deployments.ingress.service import Service
+from deployments.ingress.video_files import encode_video
+
+MIB = 2**20
+SAMPLED = 95  # per cent: sampling is done; the rest is decoding and encoding
+FULL_RETRY_MS = 10_000
+
+
+@dataclass
+class _Video:
+    """A job and what came of it."""
+
+    card: VideoCard
+    data: bytes = b""
+    task: "asyncio.Task[None] | None" = field(default=None, repr=False)
+
+
+class Videos:
+    """Makes videos, and remembers them."""
+
+    def __init__(self, args: ServiceArgs, maps: DeploymentHandle[object], route: Router) -> None:
+        self._args = args
+        assembler = Assembler(args, Pictures(args), maps, route)
+        self._service = Service(args, Catalogue(args.discovery_period_s), assembler)
+        self._videos: dict[str, _Video] = {}
+
+    async def create(self, request: VideoRequest, output_format: VideoFormat) -> VideoCard:
+        """Takes a job; it starts at once. Raises `QueueFull` if too many are unfinished."""
+        self._forget_old()
+        unfinished = sum(video.task is not None for video in self._videos.values())
+        if unfinished >= self._args.max_videos:
+            raise QueueFull(f"{unfinished} videos are unfinished already", FULL_RETRY_MS)
+        sized = request.width is not None
+        card = VideoCard(
+            id=f"video_{uuid.uuid4().hex}",
+            created_at=int(time.time()),
+            status="queued",
+            model=request.model or self._args.default_model,
+            prompt=request.prompt,
+            size=f"{request.width}x{request.height}" if sized else None,
+            seconds=f"{request.num_frames / request.fps:g}",
+            num_frames=request.num_frames,
+            fps=request.fps,
+            output_format=output_format,
+        )
+        video = self._videos[card.id] = _Video(card)
+        video.task = asyncio.create_task(self._make(video, request))
+        return video.card
+
+    async def get(self, video_id: str) -> VideoCard:
+        """How a job stands."""
+        return self._find(video_id).card
+
+    async def page(self, after: str | None, limit: int, newest_first: bool) -> VideosBody:
+        """Jobs in order of creation, from the one behind `after` on."""
+        self._forget_old()
+        cards = [video.card for video in self._videos.values()]
+        if newest_first:
+            cards.reverse()
+        ids = [card.id for card in cards]
+        if after is not None and after not in ids:
+            raise NotFound(f"video {after!r} does not exist", "after")
+        start = 0 if after is None else ids.index(after) + 1
+        shown = cards[start : start + limit]
+        return VideosBody(
+            data=shown,
+            first_id=shown[0].id if shown else None,
+            last_id=shown[-1].id if shown else None,
+            has_more=start + limit < len(cards),
+        )
+
+    async def cancel(self, video_id: str) -> VideoCard:
+        """Stops a job at its next step; one that has ended stays as it is."""
+        video = self._find(video_id)
+        if video.task is not None:
+            video.task.cancel()
+            await asyncio.gather(video.task, return_exceptions=True)
+        return video.card
+
+    async def delete(self, video_id: str) -> None:
+        """Stops a job if it runs, and forgets it."""
+        await self.cancel(video_id)
+        self._videos.pop(video_id, None)
+
+    async def content(self, video_id: str) -> tuple[bytes, VideoFormat]:
+        """The file of a job that is completed."""
+        video = self._find(video_id)
+        if video.card.status != "completed":
+            raise InvalidRequest(
+                f"video {video_id!r} is {video.card.status}; only a completed one has content",
+                "video_id",
+            )
+        return video.data, video.card.output_format
+
+    async def _make(self, video: _Video, request: VideoRequest) -> None:
+        def progressed(event: Progress) -> None:
+            done = SAMPLED * event.step // event.steps
+            video.card = video.card.model_copy(update={"status": "in_progress", "progress": done})
+
+        try:
+            result = await self._service.animate(request, progressed)
+            output_format = video.card.output_format
+            video.data = await asyncio.to_thread(
+                encode_video, result.frames, result.fps, output_format
+            )
+            height, width = result.frames.shape[1:3]
+            made = {"seed": result.seed, "model": result.model, "size": f"{width}x{height}"}
+            self._end(video, {"status": "completed", "progress": 100, **made})
+        except asyncio.CancelledError:
+            self._end(video, {"status": "cancelled"})
+        except Exception as error:
+            body = failure(error).body.error
+            told = VideoError(code=body.code or "failed", message=body.message)
+            self._end(video, {"status": "failed", "error": told})
+
+    def _end(self, video: _Video, update: dict[str, object]) -> None:
+        now = int(time.time())
+        expires = now + int(self._args.video_ttl_s)
+        times = {"completed_at": now, "expires_at": expires}
+        video.card = video.card.model_copy(update={**times, **update})
+        video.task = None
+        self._forget_old()
+
+    def _find(self, video_id: str) -> _Video:
+        self._forget_old()
+        if video_id not in self._videos:
+            raise NotFound(f"video {video_id!r} does not exist", "video_id")
+        return self._videos[video_id]
+
+    def _forget_old(self) -> None:
+        """Drops what has expired, and the oldest files above the budget."""
+        now = time.time()
+        ended = {i: v for i, v in self._videos.items() if v.task is None and v.card.expires_at}
+        total = sum(len(video.data) for video in ended.values())
+        for video_id, video in ended.items():
+            expired = (video.card.expires_at or 0) <= now
+            if expired or total > self._args.video_cache_mb * MIB:
+                total -= len(video.data)
+                del self._videos[video_id]

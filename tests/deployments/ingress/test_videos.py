@@ -1,0 +1,217 @@
+"""`/v1/videos` through the official client, against bare diffusers."""
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from diffusers import AnimateDiffPipeline, MotionAdapter, TCDScheduler
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence
+from ray import serve
+
+from deployments.contracts.jobs import LoraWeight, VideoRequest, VideoResult
+from tests.serving import Served
+
+LEVELS = 2
+PROMPT = "best quality, masterpiece, 1girl, looking at viewer, upper body, dress"
+BODY: dict[str, Any] = {
+    "model": "sd15",
+    "prompt": PROMPT,
+    "size": "64x64",
+    "num_frames": 8,
+    "num_inference_steps": 5,
+    "eta": 0.3,
+    "guidance_scale": 0,
+    "seed": 0,
+    "motion_loras": [{"name": "zoom-in", "weight": 1.2}],
+}
+
+
+@pytest.fixture(scope="module")
+def frames_of_the_guide(demo_models: Path) -> NDArray[np.int16]:
+    """The guide's AnimateDiff sample, on the stand-ins: frames before any palette."""
+    adapter = MotionAdapter.from_pretrained(demo_models / "motion-adapter" / "sd15")
+    pipe = AnimateDiffPipeline.from_pretrained(demo_models / "sd15", motion_adapter=adapter)
+    pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(demo_models / "tcd-lora" / "sd15", adapter_name="tcd")
+    pipe.load_lora_weights(
+        demo_models / "motion-loras" / "zoom-in.safetensors", adapter_name="motion-lora"
+    )
+    pipe.set_adapters(["tcd", "motion-lora"], adapter_weights=[1.0, 1.2])
+    frames = pipe(
+        prompt=PROMPT,
+        height=64,
+        width=64,
+        num_inference_steps=5,
+        guidance_scale=0,
+        cross_attention_kwargs={"scale": 1},
+        num_frames=8,
+        eta=0.3,
+        generator=torch.manual_seed(0),
+    ).frames[0]
+    return np.stack([np.asarray(frame) for frame in frames]).astype(np.int16)
+
+
+def ended(served: Served, video_id: str, timeout_s: float = 120) -> dict[str, Any]:
+    deadline = time.monotonic() + timeout_s
+    seen = [-1]
+    while True:
+        card: dict[str, Any] = httpx.get(f"{served.url}/v1/videos/{video_id}", timeout=30).json()
+        assert card["progress"] >= seen[-1]
+        seen.append(card["progress"])
+        if card["status"] in ("completed", "failed", "cancelled"):
+            return card
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def made(served: Served, **body: object) -> tuple[dict[str, Any], httpx.Response]:
+    started = httpx.post(f"{served.url}/v1/videos", json={**BODY, **body}, timeout=60)
+    assert started.status_code == 200, started.text
+    card = ended(served, started.json()["id"])
+    assert card["status"] == "completed", card
+    content = httpx.get(f"{served.url}/v1/videos/{card['id']}/content", timeout=60)
+    assert content.status_code == 200
+    return card, content
+
+
+def test_animatediff(served: Served, frames_of_the_guide: NDArray[np.int16]) -> None:
+    """The guide's sample: frames through the handle, before a file format touches them."""
+    request = VideoRequest(
+        PROMPT,
+        model="sd15",
+        width=64,
+        height=64,
+        num_frames=8,
+        num_inference_steps=5,
+        eta=0.3,
+        guidance_scale=0,
+        seed=0,
+        motion_loras=(LoraWeight("zoom-in", 1.2),),
+    )
+    response: Any = serve.get_app_handle("tcd").animate.remote(request)
+    result: VideoResult = response.result(timeout_s=120)
+    assert result.frames.shape == (8, 64, 64, 3)
+    assert np.abs(result.frames.astype(np.int16) - frames_of_the_guide).max() <= LEVELS
+
+
+def test_webp_keeps_the_frames(served: Served, frames_of_the_guide: NDArray[np.int16]) -> None:
+    card, content = made(served, output_format="webp", fps=10)
+    assert content.headers["content-type"] == "image/webp"
+    file = Image.open(io.BytesIO(content.content))
+    frames = [np.asarray(f.convert("RGB")).astype(np.int16) for f in ImageSequence.Iterator(file)]
+    assert np.abs(np.stack(frames) - frames_of_the_guide).max() <= LEVELS
+    assert (card["num_frames"], card["fps"], card["seconds"], card["size"]) == (
+        8,
+        10,
+        "0.8",
+        "64x64",
+    )
+    assert card["progress"] == 100
+
+
+def test_gif(served: Served) -> None:
+    _, content = made(served, output_format="gif")
+    file = Image.open(io.BytesIO(content.content))
+    assert file.format == "GIF"
+    assert getattr(file, "n_frames", 1) == 8
+
+
+def test_mp4(served: Served, frames_of_the_guide: NDArray[np.int16]) -> None:
+    _, content = made(served)
+    assert content.headers["content-type"] == "video/mp4"
+    with av.open(io.BytesIO(content.content), "r") as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 8
+    difference = np.abs(np.stack(frames).astype(np.int16) - frames_of_the_guide)
+    assert difference.mean() < 20  # colours are halved in resolution
+
+
+def test_the_official_client(served: Served) -> None:
+    client = served.openai()
+    video = client.videos.create(
+        model="sd15", prompt=PROMPT, extra_body={"size": "64x64", "num_frames": 4}
+    )
+    card = ended(served, video.id)
+    assert card["status"] == "completed"
+    assert client.videos.retrieve(video.id).status == "completed"
+    assert video.id in [listed.id for listed in client.videos.list(limit=2)]
+    assert len(client.videos.download_content(video.id).content) > 100
+    assert client.videos.delete(video.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.videos.retrieve(video.id)
+
+
+@pytest.fixture
+def long_video(served: Served) -> Iterator[str]:
+    body = {**BODY, "size": "256x256", "num_inference_steps": 50, "num_frames": 16}
+    started = httpx.post(f"{served.url}/v1/videos", json=body, timeout=60).json()
+    yield started["id"]
+    httpx.delete(f"{served.url}/v1/videos/{started['id']}", timeout=60)
+
+
+def test_a_waiting_image_goes_before_the_next_step(served: Served, long_video: str) -> None:
+    wait_until(lambda: served.engine_figure("running_rows", "sd15") == 1)
+    image = served.openai().images.generate(model="sd15", prompt="a cat", size="64x64")
+    assert image.data
+    card = httpx.get(f"{served.url}/v1/videos/{long_video}").json()
+    assert card["status"] == "in_progress"
+    assert card["progress"] < 95
+
+
+def test_cancel(served: Served, long_video: str) -> None:
+    wait_until(lambda: served.engine_figure("running_rows", "sd15") == 1)
+    cancelled = httpx.post(f"{served.url}/v1/videos/{long_video}/cancel", timeout=60).json()
+    assert cancelled["status"] == "cancelled"
+    wait_until(lambda: served.engine_figure("running_rows", "sd15") == 0)
+    content = httpx.get(f"{served.url}/v1/videos/{long_video}/content")
+    assert content.status_code == 400
+    assert "cancelled" in content.json()["error"]["message"]
+
+
+def test_a_failed_video_says_why(served: Served) -> None:
+    started = httpx.post(f"{served.url}/v1/videos", json={**BODY, "model": "animagine"}, timeout=60)
+    card = ended(served, started.json()["id"])
+    assert card["status"] == "failed"
+    assert "no videos" in card["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"num_frames": 0}, "num_frames"),
+        ({"fps": 0}, "fps"),
+        ({"output_format": "avi"}, "output_format"),
+        ({"seconds": "2"}, None),
+        ({"size": "63x64"}, "size"),
+        ({"prompt": None}, "prompt"),
+        ({"motion_loras": [{"name": "x", "weight": 99}]}, "motion_loras.0.weight"),
+        ({"image": "x"}, "image"),
+    ],
+)
+def test_bad_body(served: Served, change: dict[str, object], param: str | None) -> None:
+    answer = httpx.post(f"{served.url}/v1/videos", json={**BODY, **change}, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+def test_unknown_video(served: Served) -> None:
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/content")):
+        answer = httpx.request(method, f"{served.url}/v1/videos/video_none{path}", timeout=60)
+        assert answer.status_code == 404, (method, path)
+
+
+def wait_until(condition: Any, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
