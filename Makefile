@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := configs deployments graphs preprocessors demo benchmarks tests
+SOURCES := configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-deep check bench clean

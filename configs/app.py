@@ -85,6 +85,8 @@ class ModelArgs(Frozen):
     Attributes:
         checkpoint, tcd_lora: sources (see `configs.sources`). `tcd_lora: null` serves a
             checkpoint that needs none, because it was fused before it was saved.
+        config: with a single-file checkpoint: the source of a diffusers folder whose
+            configurations and tokenizers it shares; `None`: the family's base.
         controls: ControlNets by the type that requests name (`depth`, `canny`, ...).
         motion_adapter: AnimateDiff's motion modules; with it the model makes videos too.
         variant: which weights of a diffusers folder, as in `from_pretrained` ("fp16").
@@ -94,6 +96,7 @@ class ModelArgs(Frozen):
     name: ModelName
     family: FamilyName
     checkpoint: str
+    config: str | None = None
     tcd_lora: str | None
     controls: dict[ModelName, str] = {}
     motion_adapter: str | None = None

@@ -105,6 +105,8 @@ def served(demo_models: Path) -> Iterator[Served]:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        # For replicas that speak to moto's S3 server, which takes any key.
+        os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "testing"
         ray.init(
             address="local",
             include_dashboard=False,

@@ -195,7 +195,7 @@ class ImageJob:
 
     job_id: str
     prompt: str
-    seeds: tuple[Seed, ...]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     width: Side
     height: Side
     negative_prompt: str | None = None

@@ -1,6 +1,5 @@
 """The models of one checkpoint, loaded and fused. diffusers and transformers stop here."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     MotionAdapter,
-    TCDScheduler,
     UNet2DConditionModel,
     UNetMotionModel,
 )
@@ -18,12 +16,13 @@ from diffusers.loaders.lora_pipeline import (
     StableDiffusionXLLoraLoaderMixin,
 )
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from configs.app import ModelArgs
 from configs.families import FAMILIES, Family
 from configs.sources import fetch
+from deployments.diffusion.engine.checkpoint import TEXT_ENCODERS, read_checkpoint
 from deployments.diffusion.engine.conditioning import ControlNets, IpAdapter
 from deployments.diffusion.engine.lora import LoraReader, LoraStack, lora_file, record_input_ranks
 from deployments.diffusion.engine.tcd import Schedule
@@ -90,12 +89,9 @@ def load(args: ModelArgs) -> Components:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
         args.dtype
     ]
-    folder = fetch(args.checkpoint, variant=args.variant)
     weights = {"use_safetensors": True, "variant": args.variant, "local_files_only": True}
-
-    unet = UNet2DConditionModel.from_pretrained(
-        folder, subfolder="unet", torch_dtype=dtype, **weights
-    )
+    base = read_checkpoint(args, family, dtype)
+    unet, vae = base.unet, base.vae
     if args.tcd_lora is not None:
         _fuse(unet, fetch(args.tcd_lora), family)
     motion_unet = None
@@ -114,23 +110,13 @@ def load(args: ModelArgs) -> Components:
         )
         for kind, source in args.controls.items()
     }
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **weights)
     if dtype is torch.float16 and vae.config.force_upcast:
         vae = vae.to(torch.float32)
-    names = ["text_encoder", "text_encoder_2"][: family.text_encoders]
-    classes = [CLIPTextModel, CLIPTextModelWithProjection][: family.text_encoders]
-    encoders = [
-        cls.from_pretrained(folder, subfolder=name, dtype=dtype, **weights)
-        for name, cls in zip(names, classes, strict=True)
-    ]
-    tokenizers = tuple(
-        CLIPTokenizer.from_pretrained(folder, subfolder=name.replace("text_encoder", "tokenizer"))
-        for name in names
-    )
-    for model in (unet, vae, *encoders, *nets.values()):
+    for model in (unet, vae, *base.text_encoders, *nets.values()):
         model.to(device).eval().requires_grad_(False)
 
-    models: dict[str, nn.Module] = {"unet": unet, **dict(zip(names, encoders, strict=True))}
+    encoders = dict(zip(TEXT_ENCODERS, base.text_encoders, strict=False))
+    models: dict[str, nn.Module] = {"unet": unet, **encoders}
     if motion_unet is not None:
         models["motion_unet"] = motion_unet.to(device).eval().requires_grad_(False)
     return Components(
@@ -139,10 +125,10 @@ def load(args: ModelArgs) -> Components:
         dtype=dtype,
         unet=unet,
         vae=vae,
-        tokenizers=tokenizers,
-        text_encoders=tuple(encoders),
-        schedule=_schedule(folder),
-        zero_empty_negative=_zero_empty_negative(folder),
+        tokenizers=base.tokenizers,
+        text_encoders=base.text_encoders,
+        schedule=base.schedule,
+        zero_empty_negative=base.zero_empty_negative,
         controlnets=ControlNets(nets),
         ip_adapter=ip_adapter,
         motion_unet=motion_unet,
@@ -176,16 +162,6 @@ def _fuse(unet: UNet2DConditionModel, path: Path, family: Family) -> None:
         raise ValueError(f"{path} holds no weights for the UNet of {family.name}")
     unet.fuse_lora()
     unet.unload_lora()
-
-
-def _schedule(folder: Path) -> Schedule:
-    config = TCDScheduler.load_config(folder, subfolder="scheduler", local_files_only=True)
-    return Schedule(TCDScheduler.from_config(config))
-
-
-def _zero_empty_negative(folder: Path) -> bool:
-    index = json.loads((folder / "model_index.json").read_text())
-    return bool(index.get("force_zeros_for_empty_prompt", False))
 
 
 def _input_ranks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, int]:

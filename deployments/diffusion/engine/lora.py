@@ -33,6 +33,7 @@ _UNSUPPORTED = {
 }
 # kohya's, PEFT's, and the two older spellings of diffusers.
 _DOWN_PROJECTION = re.compile(r"(lora_down|lora_A(\.\w+)?|lora\.down|layer\.down)\.weight$")
+_THE_REST = re.compile(r"((lora_up|lora_B(\.\w+)?|lora\.up|layer\.up)\.weight|\.alpha)$")
 
 
 class LoraError(Exception):
@@ -103,12 +104,13 @@ class LoraReader:
         tensors = _check_file(file)
         try:
             return self._read(file, key, tensors, unet)
-        except LoraError:
+        except (LoraError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the loaders raise whatever the odd file provokes
+            first_line = str(error).partition("\n")[0]
             raise LoraError(
                 f"{file.name} does not fit this model; is it of another family? "
-                f"({type(error).__name__}: {str(error).splitlines()[0]})"
+                f"({type(error).__name__}: {first_line})"
             ) from error
         finally:
             for skeleton in self._skeletons.values():
@@ -295,6 +297,9 @@ def _check_file(file: Path) -> int:
     downs = [name for name in names if _DOWN_PROJECTION.search(name)]
     if not downs:
         raise LoraError(f"{file.name} holds no LoRA weights")
+    for name in names:
+        if not _DOWN_PROJECTION.search(name) and not _THE_REST.search(name):
+            raise LoraError(f"{file.name} holds {name!r}, which is no part of a plain LoRA")
     return len(downs)
 
 

@@ -18,7 +18,7 @@ class SourceLatents:
     """A start picture on the device. All tensors are (C, h, w) in latent pixels.
 
     Attributes:
-        image: the picture's latents.
+        image: the picture's latents; zeros where nothing of it is left.
         noise: what it is noised with, at the start and wherever it is put back.
         mask: (1, h, w), 1 where it is made anew; `None` without a mask.
         masked_image: latents of the picture with the hole grey; for 9-channel UNets.
@@ -38,19 +38,34 @@ class SourceLatents:
 
 
 def encode_source(
-    vae: AutoencoderKL, source: Source, generator: torch.Generator, dtype: torch.dtype
+    vae: AutoencoderKL,
+    source: Source,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    *,
+    only_masked: bool = False,
 ) -> SourceLatents:
     """Encodes a start picture, drawing from the row's generator in diffusers' order: the
-    picture's posterior, the noise, the masked picture's posterior."""
+    picture's posterior, the noise, the masked picture's posterior.
+
+    Args:
+        only_masked: the picture itself is not needed, and nothing is drawn for it: a 9-channel
+            UNet starts from pure noise.
+    """
     device = vae.device
     pixels = _pixels(source.pixels).to(device)
-    image = _posterior(vae, pixels, generator, dtype)
-    noise = torch.randn(image.shape, generator=generator, dtype=dtype).to(device)
+    height, width = (side // LATENT_SCALE for side in source.pixels.shape[:2])
+    shape = (int(vae.config.latent_channels), height, width)
+    image = (
+        torch.zeros(shape, dtype=dtype, device=device)
+        if only_masked
+        else _posterior(vae, pixels, generator, dtype)
+    )
+    noise = torch.randn(shape, generator=generator, dtype=dtype).to(device)
     if source.mask is None:
         return SourceLatents(image, noise, None, None)
     mask = torch.from_numpy(source.mask.copy())[None, None].ge(HALF).float().to(device)
     masked = _posterior(vae, pixels * (mask < 0.5), generator, dtype)
-    height, width = mask.shape[-2] // LATENT_SCALE, mask.shape[-1] // LATENT_SCALE
     small = F.interpolate(mask, size=(height, width))[0].to(dtype)
     return SourceLatents(image, noise, small, masked)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deployments.contracts.errors import InvalidRequest
+from deployments.diffusion.engine.checkpoint import TEXT_ENCODERS
 from deployments.diffusion.engine.components import Components
 from deployments.diffusion.engine.lora import RowWeights
 from deployments.diffusion.engine.spec import PromptIds
@@ -108,10 +109,9 @@ class PromptEncoder:
         hidden: list[Tensor] = []
         pooled: Tensor | None = None
         loras: list[RowWeights] = [dict(prompt.loras) for prompt in prompts]
-        names = ("text_encoder", "text_encoder_2")
         for index, encoder in enumerate(parts.text_encoders):
             ids = torch.tensor([prompt.ids.ids[index] for prompt in prompts]).to(parts.device)
-            parts.lora_stacks[names[index]].set_rows(loras, parts.device, parts.dtype)
+            parts.lora_stacks[TEXT_ENCODERS[index]].set_rows(loras, parts.device, parts.dtype)
             if parts.family.text_encoders == 1:
                 hidden.append(encoder(ids)[0])
                 continue

@@ -108,8 +108,15 @@ class Runner:
         if spec.source is None:
             latents = self._draw(spec, generator).to(parts.device)
         else:
-            source = encode_source(parts.vae, spec.source, generator, parts.dtype)
-            latents = self._noised(source, steps[0], whole=spec.strength == 1)
+            whole = spec.strength == 1
+            source = encode_source(
+                parts.vae,
+                spec.source,
+                generator,
+                parts.dtype,
+                only_masked=whole and parts.takes_mask,
+            )
+            latents = self._noised(source, steps[0], whole=whole)
         return _Row(
             spec=spec,
             steps=steps,

@@ -136,6 +136,7 @@ def test_mp4(served: Served, frames_of_the_guide: NDArray[np.int16]) -> None:
     assert difference.mean() < 20  # colours are halved in resolution
 
 
+@pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 def test_the_official_client(served: Served) -> None:
     client = served.openai()
     video = client.videos.create(

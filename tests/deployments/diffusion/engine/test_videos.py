@@ -1,0 +1,137 @@
+"""AnimateDiff in the engine: diffusers' latents, whatever goes on beside it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AnimateDiffPipeline, MotionAdapter, TCDScheduler
+
+from configs.app import Limits, ModelUserConfig
+from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.jobs import FinishedImage, ImageJob, LoraWeight, Progress
+from deployments.diffusion.engine.components import load
+from deployments.diffusion.engine.engine import Engine
+from tests.conftest import demo_loras, model_args
+
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def engine(demo_models: Path) -> Iterator[Engine]:
+    motion = str(demo_models / "motion-adapter" / "sd15")
+    args = model_args(demo_models, "sd15").model_copy(update={"motion_adapter": motion})
+    motions = {"zoom-in": str(demo_models / "motion-loras" / "zoom-in.safetensors")}
+    config = ModelUserConfig(
+        loras=demo_loras(demo_models, "sd15"), motion_loras=motions, limits=Limits(max_frames=20)
+    )
+    engine = Engine(load(args), config)
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def pipeline(demo_models: Path) -> AnimateDiffPipeline:
+    adapter = MotionAdapter.from_pretrained(demo_models / "motion-adapter" / "sd15")
+    pipe = AnimateDiffPipeline.from_pretrained(demo_models / "sd15", motion_adapter=adapter)
+    pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(demo_models / "tcd-lora" / "sd15")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    return pipe
+
+
+def video(job_id: str, **fields: object) -> ImageJob:
+    usual: dict[str, object] = {"num_frames": 6, "num_inference_steps": 5, "seeds": (0,)}
+    return ImageJob(job_id, "a girl in a garden", width=64, height=64, **(usual | fields))  # type: ignore[arg-type]
+
+
+def distance(ours: FinishedImage, theirs: torch.Tensor) -> float:
+    return float((torch.from_numpy(ours.latents) - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
+def test_motion_and_style_with_guidance_beside_images(
+    engine: Engine, pipeline: AnimateDiffPipeline, demo_models: Path
+) -> None:
+    job = video(
+        "v",
+        guidance_scale=3.0,
+        negative_prompt="bad",
+        loras=(LoraWeight("neon", 0.5),),
+        motion_loras=(LoraWeight("zoom-in", 1.2),),
+    )
+    events = engine.events(job)
+    images = [
+        engine.events(ImageJob(f"i{n}", "a ball", (n,), 64, 64, num_inference_steps=8))
+        for n in range(3)
+    ]
+    ours = next(event for event in events if isinstance(event, FinishedImage))
+    assert all(any(isinstance(e, FinishedImage) for e in image) for image in images)
+
+    sources = {
+        "zoom-in": demo_models / "motion-loras" / "zoom-in.safetensors",
+        "neon": demo_models / "loras" / "sd15" / "neon.safetensors",
+    }
+    for name, source in sources.items():
+        pipeline.load_lora_weights(source, adapter_name=name)
+    pipeline.set_adapters(["zoom-in", "neon"], [1.2, 0.5])
+    theirs = pipeline(
+        prompt=job.prompt,
+        negative_prompt="bad",
+        width=64,
+        height=64,
+        num_frames=6,
+        num_inference_steps=5,
+        eta=0.3,
+        guidance_scale=3.0,
+        generator=torch.manual_seed(0),
+        output_type="latent",
+    ).frames[0]
+    pipeline.unload_lora_weights()
+    assert ours.pixels.shape == (6, 64, 64, 3)
+    assert distance(ours, theirs) < TOLERANCE
+
+
+def test_two_videos_take_turns_and_do_not_mix(
+    engine: Engine, pipeline: AnimateDiffPipeline
+) -> None:
+    jobs = [video("a", seeds=(1,)), video("b", seeds=(2,), num_frames=4)]
+    runs = [engine.events(job) for job in jobs]
+    for job, run in zip(jobs, runs, strict=True):
+        ours = next(event for event in run if isinstance(event, FinishedImage))
+        theirs = pipeline(
+            prompt=job.prompt,
+            width=64,
+            height=64,
+            num_frames=job.num_frames,
+            num_inference_steps=5,
+            eta=0.3,
+            guidance_scale=0,
+            generator=torch.manual_seed(job.seeds[0]),
+            output_type="latent",
+        ).frames[0]
+        assert distance(ours, theirs) < TOLERANCE
+
+
+def test_an_image_goes_before_a_videos_next_step(engine: Engine) -> None:
+    slow = engine.events(video("slow", num_inference_steps=50, priority=-1))
+    assert isinstance(next(slow), Progress)
+    image = engine.generate(ImageJob("quick", "a ball", (1,), 64, 64, num_inference_steps=8))
+    assert len(image) == 1
+    steps = sum(isinstance(event, Progress) for event in slow)
+    assert steps > 30  # most of the video came after the image
+
+
+def test_what_videos_cannot_do(engine: Engine) -> None:
+    with pytest.raises(InvalidRequest, match="at most 20") as caught:
+        engine.generate(video("long", num_frames=21))
+    assert caught.value.param == "num_frames"
+    with pytest.raises(InvalidRequest, match="partial_images"):
+        engine.generate(video("partial", partial_images=1))
+    with pytest.raises(InvalidRequest, match="zoom-in"):
+        engine.generate(video("unknown", motion_loras=(LoraWeight("roll"),)))
+    still = ImageJob("m", "a", (0,), 64, 64, motion_loras=(LoraWeight("zoom-in"),))
+    with pytest.raises(InvalidRequest, match="num_frames"):
+        engine.generate(still)
