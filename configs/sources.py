@@ -8,14 +8,32 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 WANTED_SUFFIXES = (".json", ".txt", ".safetensors", ".model")
+CONFIG_SUFFIXES = (".json", ".txt", ".model")
+PIPELINE_PARTS = (
+    "scheduler",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "unet",
+    "vae",
+)
+# Other weights beside the plain ones, as hub repositories name them.
+VARIANTS = ("fp16", "bf16", "non_ema")
+# What of a folder is brought: all of it; of a diffusers pipeline what is read here; the latter
+# without weights.
+Layout = Literal["any", "pipeline", "pipeline_configs"]
 _HUB_ID = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+?))?(?:@(?P<revision>[\w.-]+))?"
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<path>[\w./-]+?))?(?:@(?P<revision>[\w./-]+))?"
 )
 
 
@@ -30,21 +48,42 @@ class Source:
     Attributes:
         kind: "local", "s3" or "hub".
         location: absolute path, `s3://` URI, or `owner/name` of a hub repository.
-        file: a single file inside a hub repository; `None` for the whole repository.
-        revision: branch, tag or commit of a hub repository.
+        file: a single file inside a hub repository.
+        folder: a folder inside a hub repository; neither: the whole repository.
+        revision: branch, tag, commit or `refs/pr/N` of a hub repository.
     """
 
     kind: Literal["local", "s3", "hub"]
     location: str
     file: str | None = None
+    folder: str | None = None
     revision: str | None = None
+
+    def __str__(self) -> str:
+        path = self.file or self.folder
+        at = f"@{self.revision}" if self.revision else ""
+        return (f"{self.location}/{path}" if path else self.location) + at
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Which paths of a hub repository are brought, as shell patterns whose `*` crosses `/`."""
+
+    allow: list[str]
+    ignore: list[str]
+
+    def match(self, path: str) -> bool:
+        """Whether a path of the repository is brought."""
+        wanted = any(fnmatchcase(path, pattern) for pattern in self.allow)
+        return wanted and not any(fnmatchcase(path, pattern) for pattern in self.ignore)
 
 
 def parse(text: str) -> Source:
     """Reads a source as a config writes it.
 
     An `s3://` URI; an absolute path; a path relative to the project's root that exists; or
-    `owner/name[/file][@revision]` on the hub. Raises `SourceError` for anything else.
+    `owner/name[/path][@revision]` on the hub, where a path that ends in a suffix is a file, and
+    else a folder. Raises `SourceError` for anything else.
     """
     if text.startswith("s3://"):
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+/.+", text):
@@ -54,20 +93,26 @@ def parse(text: str) -> Source:
     if local.exists():
         return Source("local", str(local))
     hub = _HUB_ID.fullmatch(text)
-    if hub is None or text.startswith((".", "/")):
+    path = hub["path"] if hub is not None else None
+    strange = path is not None and not all(part.strip(".") for part in path.split("/"))
+    if hub is None or strange or text.startswith((".", "/")):
         raise SourceError(
             f"{text!r} does not exist below {PROJECT_ROOT}, and is neither an s3:// URI "
-            "nor a hub id of the form owner/name"
+            "nor a hub id of the form owner/name[/path][@revision]"
         )
-    return Source("hub", hub["repo"], hub["file"], hub["revision"])
+    is_file = path is not None and re.search(r"\.[A-Za-z]\w*$", path) is not None
+    file, folder = (path, None) if is_file else (None, path)
+    return Source("hub", hub["repo"], file, folder, hub["revision"])
 
 
-def fetch(text: str, *, variant: str | None = None) -> Path:
+def fetch(text: str, *, variant: str | None = None, layout: Layout = "any") -> Path:
     """Brings a source to this machine and returns its local file or folder.
 
     Args:
         text: the source, as `parse` reads it.
-        variant: with a hub repository, bring weights of this variant ("fp16") only.
+        variant: with a folder on the hub, bring weights of this variant ("fp16") only; the
+            plain weights where a folder that is no pipeline has none of it.
+        layout: what of a folder on the hub is brought.
 
     Raises `SourceError` when it cannot be had; nothing half-written is left behind.
     """
@@ -76,7 +121,9 @@ def fetch(text: str, *, variant: str | None = None) -> Path:
         return Path(source.location)
     if source.kind == "s3":
         return _fetch_s3(source.location)
-    return _fetch_hub(source, variant)
+    if source.file is not None:
+        return _fetch_hub_file(source, source.file)
+    return _fetch_hub_folder(source, variant, layout)
 
 
 def cache_root() -> Path:
@@ -84,36 +131,73 @@ def cache_root() -> Path:
     return Path(os.environ.get("TCD_CACHE", "~/.cache/tcd")).expanduser()
 
 
-def _fetch_hub(source: Source, variant: str | None) -> Path:
-    from huggingface_hub import hf_hub_download, snapshot_download
+def hub_patterns(folder: str | None, variant: str | None, layout: Layout) -> Patterns:
+    """The files of a hub repository, or of a folder in it, that `fetch` brings."""
+    weights = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"] if variant else []
+    ignore = [] if variant else [f"*.{other}{end}" for other in VARIANTS for end in (".*", "-*")]
+    wanted = [f"*{suffix}" for suffix in CONFIG_SUFFIXES]
+    if layout != "pipeline_configs":
+        wanted += weights or ["*.safetensors"]
+    inside = "" if folder is None else f"{folder}/"
+    if layout == "any":
+        return Patterns([inside + pattern for pattern in wanted], ignore)
+    parts = [f"{part}/{pattern}" for part in PIPELINE_PARTS for pattern in wanted]
+    return Patterns([inside + path for path in ("model_index.json", *parts)], ignore)
 
-    try:
-        if source.file is not None:
-            return Path(hf_hub_download(source.location, source.file, revision=source.revision))
-        weights = f"*.{variant}.safetensors" if variant else "*.safetensors"
-        return Path(
-            snapshot_download(
-                source.location,
-                revision=source.revision,
-                allow_patterns=["*.json", "*.txt", "*.model", weights],
+
+def _fetch_hub_file(source: Source, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(source):
+        return Path(hf_hub_download(source.location, file, revision=source.revision))
+
+
+def _fetch_hub_folder(source: Source, variant: str | None, layout: Layout) -> Path:
+    from huggingface_hub import snapshot_download
+
+    for tried in (variant, None) if variant and layout == "any" else (variant,):
+        patterns = hub_patterns(source.folder, tried, layout)
+        with _hub_errors(source):
+            root = Path(
+                snapshot_download(
+                    source.location,
+                    revision=source.revision,
+                    allow_patterns=patterns.allow,
+                    ignore_patterns=patterns.ignore,
+                )
             )
-        )
+        folder = root / (source.folder or "")
+        weights = (path.relative_to(root).as_posix() for path in folder.rglob("*.safetensors"))
+        if layout == "pipeline_configs" or any(map(patterns.match, weights)):
+            return folder
+    raise SourceError(
+        f"hub {source}: no safetensors{f' of variant {variant}' if variant else ''} are there "
+        "(or offline, in the cache); nothing else is read"
+    )
+
+
+@contextmanager
+def _hub_errors(source: Source) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # the hub client raises some twenty unrelated classes
-        where = source.location if source.file is None else f"{source.location}/{source.file}"
         raise SourceError(
-            f"hub {where} could not be fetched ({type(error).__name__}: {error}); "
+            f"hub {source} could not be fetched ({type(error).__name__}: {error}); "
             "for a local path, check that it exists"
         ) from error
 
 
 def _fetch_s3(uri: str) -> Path:
     import boto3
+    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
+    from s3transfer.exceptions import RetriesExceededError
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     folder = cache_root() / "s3" / hashlib.sha256(uri.encode()).hexdigest()[:16]
     try:
-        client = boto3.client("s3")
+        retries = Config(connect_timeout=10, retries={"mode": "standard", "total_max_attempts": 4})
+        client = boto3.client("s3", config=retries)
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
         found = [item for page in pages for item in page.get("Contents", ())]
         prefix = key.rstrip("/") + "/"
@@ -138,11 +222,14 @@ def _fetch_s3(uri: str) -> Path:
             with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as partial:
                 try:
                     client.download_fileobj(bucket, item["Key"], partial)
+                    partial.flush()
+                    if os.fstat(partial.fileno()).st_size != item["Size"]:
+                        raise SourceError(f"{uri}: {item['Key']} did not come whole")
                     os.replace(partial.name, target)
                 except BaseException:
                     os.unlink(partial.name)
                     raise
             stamp.write_text(item["ETag"])
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError, RetriesExceededError) as error:
         raise SourceError(f"{uri} could not be fetched: {error}") from error
     return folder / Path(key).name if is_file else folder

@@ -65,10 +65,7 @@ class ContactSheet:
 
     async def sheet(self, prompt: str, seed: int) -> bytes:
         """The same prompt and seed, plain and in every style; made side by side in one batch."""
-        if self._tcd is None:
-            # Not in the constructor: the other application may be starting at the same time.
-            self._tcd = await asyncio.to_thread(serve.get_app_handle, "tcd")
-        tcd = self._tcd
+        tcd = await self._service()
         plain = ImageRequest(prompt, model=self._args.model, seed=seed)
         styled = [
             ImageRequest(prompt, model=self._args.model, seed=seed, loras=(LoraWeight(style),))
@@ -82,6 +79,14 @@ class ContactSheet:
         tiles = np.concatenate([result.images[0] for result in results], axis=1)
         await asyncio.to_thread(Image.fromarray(tiles).save, file, "PNG")
         return file.getvalue()
+
+    async def _service(self) -> DeploymentHandle[object]:
+        if self._tcd is not None:
+            return self._tcd
+        # Not in the constructor: the other application may be starting at the same time.
+        tcd: DeploymentHandle[object] = await asyncio.to_thread(serve.get_app_handle, "tcd")
+        self._tcd = tcd
+        return tcd
 
 
 def build(args: SheetArgs) -> Application:

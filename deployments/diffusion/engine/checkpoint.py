@@ -40,10 +40,11 @@ def read_checkpoint(args: ModelArgs, family: Family, dtype: torch.dtype) -> Chec
     A single file holds weights only: its configurations and tokenizers are those of
     `args.config`, by default the family's base.
     """
-    path = fetch(args.checkpoint, variant=args.variant)
+    path = fetch(args.checkpoint, variant=args.variant, layout="pipeline")
     if path.is_dir():
         return _from_folder(path, args.variant, family, dtype)
-    return _from_file(path, fetch(args.config or family.base), family, dtype)
+    configs = fetch(args.config or family.base, layout="pipeline_configs")
+    return _from_file(path, configs, family, dtype)
 
 
 def _from_folder(

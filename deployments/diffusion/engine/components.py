@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import (
@@ -27,6 +28,7 @@ from deployments.diffusion.engine.conditioning import ControlNets, IpAdapter
 from deployments.diffusion.engine.lora import LoraReader, LoraStack, lora_file, record_input_ranks
 from deployments.diffusion.engine.tcd import Schedule
 
+Addition = TypeVar("Addition", ControlNetModel, MotionAdapter)
 INPAINTING_CHANNELS = 9  # latents 4, mask 1, masked picture 4
 
 
@@ -89,7 +91,6 @@ def load(args: ModelArgs) -> Components:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
         args.dtype
     ]
-    weights = {"use_safetensors": True, "variant": args.variant, "local_files_only": True}
     base = read_checkpoint(args, family, dtype)
     unet, vae = base.unet, base.vae
     if args.tcd_lora is not None:
@@ -97,17 +98,13 @@ def load(args: ModelArgs) -> Components:
     motion_unet = None
     if args.motion_adapter is not None:
         # Before the IP-Adapter: videos go without, and its layers would not fit.
-        motion = MotionAdapter.from_pretrained(
-            fetch(args.motion_adapter, variant=args.variant), torch_dtype=dtype, **weights
-        )
+        motion = _addition(MotionAdapter, args.motion_adapter, args.variant, dtype)
         motion_unet = UNetMotionModel.from_unet2d(unet, motion)
     ip_adapter = (
         None if args.ip_adapter is None else IpAdapter(unet, fetch(args.ip_adapter.adapter))
     )
     nets = {
-        kind: ControlNetModel.from_pretrained(
-            fetch(source, variant=args.variant), torch_dtype=dtype, **weights
-        )
+        kind: _addition(ControlNetModel, source, args.variant, dtype)
         for kind, source in args.controls.items()
     }
     if dtype is torch.float16 and vae.config.force_upcast:
@@ -144,6 +141,18 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def _addition(
+    kind: type[Addition], source: str, variant: str | None, dtype: torch.dtype
+) -> Addition:
+    """A ControlNet or motion adapter: of the checkpoint's variant, where it is published in it."""
+    folder = fetch(source, variant=variant)
+    if variant is not None and not any(folder.glob(f"*.{variant}.safetensors")):
+        variant = None
+    return kind.from_pretrained(
+        folder, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
+    )
 
 
 def _fuse(unet: UNet2DConditionModel, path: Path, family: Family) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,8 @@ def wishes(draw: st.DrawFn, sizes: list[tuple[int, int]], *, only_inpaints: bool
     guidance = draw(st.sampled_from([0.0, 0.0, 1.5, 5.0]))
     steps = draw(st.integers(1, 12))
     starts = only_inpaints or draw(st.booleans())
-    strengths = hundredths(0.05, 1).filter(lambda strength: real_steps(steps, strength) > 0)
+    strengths = hundredths(ceil(100 / steps) / 100, 1)  # that leave a step
+    masked = only_inpaints or (starts and draw(st.booleans()))
     styles = draw(st.lists(st.sampled_from(STYLES), unique=True, max_size=2))
     counts = st.tuples(st.integers(1, 3), hundredths(0, 1.2))
     return Wish(
@@ -125,7 +127,7 @@ def wishes(draw: st.DrawFn, sizes: list[tuple[int, int]], *, only_inpaints: bool
         loras=tuple(LoraWeight(name, draw(hundredths(-1.5, 1.5))) for name in styles),
         nets=draw(nets()),
         strength=draw(strengths) if starts else None,
-        hole=draw(hundredths(0, 0.5)) if only_inpaints or starts and draw(st.booleans()) else None,
+        hole=draw(hundredths(0, 0.5)) if masked else None,
         pictures=draw(st.none() | counts),
     )
 

@@ -1,0 +1,178 @@
+"""A style that cannot be had costs only the requests that want it."""
+
+import shutil
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from configs.app import Limits, ModelUserConfig
+from deployments.contracts.errors import GenerationFailed, InvalidRequest
+from deployments.diffusion.engine.lora import LoraWeights
+from tests.conftest import MakeEngine, demo_loras
+from tests.deployments.diffusion.engine.conftest import Oracles
+from tests.deployments.diffusion.engine.harness import Gate, Listener, image_job, styles
+from tests.deployments.diffusion.engine.oracle import assert_same
+
+
+@pytest.fixture
+def broken_styles(demo_models: Path, tmp_path: Path) -> dict[str, tuple[str, str]]:
+    """Sources that no model can use, and what is said of them."""
+    neon = Path(demo_loras(demo_models, "sd15")["neon"])
+    whole = neon.read_bytes()
+    (tmp_path / "short.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.safetensors").write_text("not weights at all")
+    shutil.copy(neon, tmp_path / "pickle.bin")
+    tensors = load_file(neon)
+    first = next(iter(tensors))
+    save_file({**tensors, first: tensors[first] * float("nan")}, tmp_path / "nan.safetensors")
+    dora = {**tensors, first.replace("lora_A.weight", "dora_scale"): torch.ones(4)}
+    save_file(dora, tmp_path / "dora.safetensors")
+    return {
+        "short": (str(tmp_path / "short.safetensors"), "not a readable safetensors file"),
+        "text": (str(tmp_path / "text.safetensors"), "not a readable safetensors file"),
+        "pickle": (str(tmp_path / "pickle.bin"), "no other format is read"),
+        "nan": (str(tmp_path / "nan.safetensors"), "not finite"),
+        "dora": (str(tmp_path / "dora.safetensors"), "is DoRA"),
+        "missing": (str(tmp_path / "nowhere.safetensors"), "does not exist"),
+        "other": (str(demo_models / "loras" / "sd21" / "ink.safetensors"), "another family"),
+    }
+
+
+def test_a_broken_style_fails_its_own_requests_only(
+    broken_styles: dict[str, tuple[str, str]],
+    make_engine: MakeEngine,
+    oracle_of: Oracles,
+    demo_models: Path,
+) -> None:
+    sources = {name: source for name, (source, _) in broken_styles.items()}
+    engine = make_engine(loras=demo_loras(demo_models, "sd15") | sources)
+    listener = Listener(engine)
+    plain = image_job("plain", seeds=(1,), num_inference_steps=13)
+    styled = image_job("styled", seeds=(2,), num_inference_steps=8, loras=styles(neon=1.0))
+    listener.submit(plain)
+    for name in broken_styles:
+        loras = styles(neon=0.5, **{name: 1.0})
+        listener.submit(image_job(name, seeds=(1, 2), num_inference_steps=2, loras=loras))
+    listener.submit(styled)
+    listener.wait()
+
+    for name, (_, says) in broken_styles.items():
+        for index in (0, 1):
+            error = listener.error(name, index)
+            assert isinstance(error, InvalidRequest), repr(error)
+            assert error.param == "loras"
+            assert str(error).startswith(f"lora {name!r}: ")
+            assert says in str(error)
+        assert listener.steps(name) == 0
+    for job in (plain, styled):
+        assert_same(listener.image(job.job_id), oracle_of("sd15").image(job))
+    assert engine.fault is None
+    assert engine.figures().loras_resident == 1
+
+
+def test_a_style_that_was_broken_is_read_again_for_the_next_request(
+    make_engine: MakeEngine, oracle_of: Oracles, demo_models: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "style.safetensors"
+    file.write_bytes(b"still being uploaded")
+    engine = make_engine(loras={"style": str(file)})
+    job = image_job("job", loras=styles(style=1.0))
+    with pytest.raises(InvalidRequest, match="not a readable safetensors file"):
+        engine.generate(job)
+    shutil.copy(demo_loras(demo_models, "sd15")["neon"], file)
+    (image,) = engine.generate(job)
+    assert_same(image, oracle_of("sd15").image(image_job(loras=styles(neon=1.0))))
+
+
+def test_a_load_that_fails_for_another_reason_is_not_the_requests_fault(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+
+    def refuse(path: Path, key: str, unet: str) -> LoraWeights:
+        raise torch.OutOfMemoryError("the device is full")
+
+    monkeypatch.setattr(engine.components.lora_reader, "read", refuse)
+    with pytest.raises(GenerationFailed, match="the device is full"):
+        engine.generate(image_job(loras=styles(neon=1.0)))
+    assert len(engine.generate(image_job("plain"))) == 1
+
+
+def test_styles_that_do_not_fit_the_budget_together_are_refused(
+    make_engine: MakeEngine, oracle_of: Oracles, demo_models: Path, tmp_path: Path
+) -> None:
+    """neon has 0.6 MiB and its copy as much; 1 MiB is kept."""
+    loras = demo_loras(demo_models, "sd15")
+    loras["copy"] = shutil.copy(loras["neon"], str(tmp_path / "copy.safetensors"))
+    engine = make_engine(loras=loras, limits=Limits(lora_budget_mb=1))
+    listener = Listener(engine)
+    both = image_job("both", loras=styles(neon=1.0, copy=1.0))
+    one = image_job("one", loras=styles(neon=1.0))
+    other = image_job("other", loras=styles(copy=1.0))
+    listener.submit(both, one, other)
+    listener.wait()
+
+    error = listener.error("both")
+    assert isinstance(error, InvalidRequest)
+    assert error.param == "loras"
+    assert "loras need 1.2 MiB together; this model keeps at most 1.0 MiB" in str(error)
+    for name in ("one", "other"):
+        assert_same(listener.image(name), oracle_of("sd15").image(one))
+    assert engine.figures().lora_bytes <= 2**20
+
+
+def test_a_smaller_budget_evicts_and_lets_what_is_in_use_finish(
+    make_engine: MakeEngine, oracle_of: Oracles
+) -> None:
+    engine = make_engine()
+    listener = Listener(engine)
+    everything = image_job("everything", loras=styles(neon=1.0, ink=1.0, papercut=1.0))
+    neon = image_job("neon", num_inference_steps=8, loras=styles(neon=1.0))
+    listener.submit(everything)
+    listener.wait()
+    assert engine.figures().lora_bytes > 2**20
+    with Gate(engine) as gate:
+        listener.submit(neon)
+        gate.wait()
+        names = engine._admission.config.loras
+        engine.reconfigure(ModelUserConfig(loras=names, limits=Limits(lora_budget_mb=1)))
+        gate.let(2)
+        assert engine.figures().lora_bytes <= 2**20
+    listener.wait()
+    assert_same(listener.image("neon"), oracle_of("sd15").image(neon))
+    assert engine.figures().lora_evictions_total >= 1
+
+
+def test_others_go_on_while_an_adapter_is_read(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    arrived, go_on = Event(), Event()
+    read = engine.components.lora_reader.read
+
+    def slow_read(path: Path, key: str, unet: str) -> LoraWeights:
+        arrived.set()
+        assert go_on.wait(60)
+        return read(path, key, unet)
+
+    monkeypatch.setattr(engine.components.lora_reader, "read", slow_read)
+    listener = Listener(engine)
+    listener.submit(image_job("styled", loras=styles(neon=1.0)))
+    assert arrived.wait(60)
+    assert len(engine.generate(image_job("plain"))) == 1
+    assert not listener.answered("styled")
+    go_on.set()
+    listener.wait()
+    assert listener.image("styled").seed == 1
+
+
+def test_requests_for_the_same_style_share_one_load(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    listener = Listener(engine)
+    for n in range(5):
+        listener.submit(image_job(str(n), num_inference_steps=1, loras=styles(neon=float(n))))
+    listener.wait()
+    assert engine.figures().lora_loads_total == 1
