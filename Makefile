@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-deep check bench clean
+.PHONY: help setup demo serve fetch test test-deep check bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,10 @@ demo: $(READY) ## make a picture through the HTTP API of a freshly started servi
 serve: $(READY) ## run the service with the demo models on 127.0.0.1:8000 until Ctrl-C
 	$(BIN)/python -m demo.standins
 	$(BIN)/serve run --address local serve_config.yaml
+
+CONFIG ?= configs/production/guide.yaml
+fetch: $(READY) ## bring the weights of CONFIG (all, or MODEL="sdxl sd15") and check them
+	$(BIN)/python -m configs.fetch $(CONFIG) $(addprefix --model ,$(MODEL))
 
 test: $(READY) ## all tests but the deep ones
 	$(BIN)/python -m pytest -m 'not deep and not gpu'

@@ -41,6 +41,10 @@ class SourceError(Exception):
     """A source that is malformed, missing or out of reach. `str(error)` names it."""
 
 
+class SourceUnavailable(SourceError):
+    """A source that cannot be reached now, and may be there later."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A parsed source.
@@ -148,16 +152,16 @@ def hub_patterns(folder: str | None, variant: str | None, layout: Layout) -> Pat
 def _fetch_hub_file(source: Source, file: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    with _hub_errors(source):
+    with hub_errors(source):
         return Path(hf_hub_download(source.location, file, revision=source.revision))
 
 
 def _fetch_hub_folder(source: Source, variant: str | None, layout: Layout) -> Path:
     from huggingface_hub import snapshot_download
 
-    for tried in (variant, None) if variant and layout == "any" else (variant,):
+    for tried in tried_variants(variant, layout):
         patterns = hub_patterns(source.folder, tried, layout)
-        with _hub_errors(source):
+        with hub_errors(source):
             root = Path(
                 snapshot_download(
                     source.location,
@@ -170,18 +174,32 @@ def _fetch_hub_folder(source: Source, variant: str | None, layout: Layout) -> Pa
         weights = (path.relative_to(root).as_posix() for path in folder.rglob("*.safetensors"))
         if layout == "pipeline_configs" or any(map(patterns.match, weights)):
             return folder
-    raise SourceError(
+    raise no_weights(source, variant)
+
+
+def tried_variants(variant: str | None, layout: Layout) -> tuple[str | None, ...]:
+    """A folder that is no pipeline may have plain weights only."""
+    return (variant, None) if variant and layout == "any" else (variant,)
+
+
+def no_weights(source: Source, variant: str | None) -> SourceError:
+    """The error of a hub folder without weights that can be read."""
+    return SourceError(
         f"hub {source}: no safetensors{f' of variant {variant}' if variant else ''} are there "
         "(or offline, in the cache); nothing else is read"
     )
 
 
 @contextmanager
-def _hub_errors(source: Source) -> Iterator[None]:
+def hub_errors(source: Source) -> Iterator[None]:
+    """What the hub client raises, as a `SourceError` that names the source."""
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+
     try:
         yield
     except Exception as error:  # the hub client raises some twenty unrelated classes
-        raise SourceError(
+        offline = isinstance(error, IncompleteSnapshotError | LocalEntryNotFoundError)
+        raise (SourceUnavailable if offline else SourceError)(
             f"hub {source} could not be fetched ({type(error).__name__}: {error}); "
             "for a local path, check that it exists"
         ) from error
@@ -230,6 +248,10 @@ def _fetch_s3(uri: str) -> Path:
                     os.unlink(partial.name)
                     raise
             stamp.write_text(item["ETag"])
-    except (BotoCoreError, ClientError, RetriesExceededError) as error:
-        raise SourceError(f"{uri} could not be fetched: {error}") from error
+    except ClientError as error:
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        kind = SourceUnavailable if status >= 500 else SourceError
+        raise kind(f"{uri} could not be fetched: {error}") from error
+    except (BotoCoreError, RetriesExceededError) as error:
+        raise SourceUnavailable(f"{uri} could not be fetched: {error}") from error
     return folder / Path(key).name if is_file else folder

@@ -2,6 +2,7 @@
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import ImageRequest
+from deployments.contracts.maps import is_map_id
 from deployments.contracts.routes import Route
 
 MAPPED = ("canny", "depth")  # control types whose maps this service can make
@@ -29,8 +30,3 @@ def route(request: ImageRequest) -> tuple[Route, ...]:
         count = len(request.ip_adapter.images)
         routes += [Route("ip_adapter", index, "image_encoder") for index in range(count)]
     return tuple(routes)
-
-
-def is_map_id(image: object) -> bool:
-    """Whether a picture is named by the id of a control map."""
-    return isinstance(image, str) and image.startswith("map-")

@@ -147,11 +147,11 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> Picture:
             )
         data, exif = jpeg.bare, jpeg.exif
     elif kind == "WebP":  # its decoder allocates all pixels when it is made
-        _check_size(*_webp_size(data), max_pixels)
+        check_size(*_webp_size(data), max_pixels)
     elif kind == "PNG":
         depth = data[24]
     with _DECODERS[kind](BytesIO(data)) as image:
-        _check_size(*image.size, max_pixels)
+        check_size(*image.size, max_pixels)
         if getattr(image, "is_animated", False):
             raise ImageError(f"the {kind} image is animated; {ALLOWED}")
         image.load()
@@ -164,7 +164,8 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> Picture:
     return Picture(np.array(rgb), None if alpha is None else np.array(alpha))
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises `ImageError` if a picture of so many pixels is not accepted."""
     if width < 1 or height < 1:
         raise ImageError(f"the image is {width} x {height} pixels; there must be at least one")
     if width * height > max_pixels:

@@ -1,5 +1,6 @@
 """What every test may use: the demo models, engines on them, and how Hypothesis runs here."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.serving", "tests.object_store"]
 STYLES = ("papercut", "ink", "neon")
+
+# Tensors this small are slower on two threads, and very slow on two busy cores. torch reads
+# this when it is imported, in this process and in those that it starts.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Shared cores make any deadline a lottery; a fixed choice of examples makes a red run repeatable.
 settings.register_profile(
@@ -66,12 +71,9 @@ def model_args(models: Path, family: FamilyName) -> ModelArgs:
 
 
 def _engines(models: Path) -> Iterator[MakeEngine]:
-    import torch
-
     from deployments.diffusion.engine.components import load
     from deployments.diffusion.engine.engine import Engine
 
-    torch.set_num_threads(1)  # tensors this small are slower on two threads
     started: list[Engine] = []
 
     def make(

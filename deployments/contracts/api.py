@@ -215,6 +215,11 @@ class VariationsForm(ImagesRequestBody):
     prompt: str = Field("", description="beside the picture; empty by default")
     scale: Scale = Field(1.0, description="how strongly the picture acts")
 
+    @field_validator("ip_adapter")
+    @classmethod
+    def _picture_is_the_file(cls, _: IpAdapterBody | None) -> None:
+        raise ValueError("is not taken here: the picture is image, its strength is scale")
+
     def to_request(self, image: bytes) -> ImageRequest:
         """The same request as other Ray applications would make it."""
         return self._request(self.prompt, ip_adapter=IpAdapter((image,), self.scale))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import TypeGuard
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class MapSpec:
         """The same for the same picture and parameters, on every replica."""
         text = json.dumps(asdict(self), sort_keys=True)
         return f"map-{self.preprocessor}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def is_map_id(image: object) -> TypeGuard[str]:
+    """Whether a picture is named by the id of a control map."""
+    return isinstance(image, str) and image.startswith("map-")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from deployments.contracts.jobs import (
     Pixels,
     VideoRequest,
 )
-from deployments.contracts.maps import MapFigures, MapRef, MapSpec
+from deployments.contracts.maps import MapFigures, MapRef, MapSpec, is_map_id
 from deployments.contracts.routes import Router
 from deployments.ingress.pictures import Loaded, Pictures
 from preprocessors.image_file import edit_mask
@@ -133,7 +133,7 @@ class Assembler:
 
     async def preprocess(self, control: Control) -> tuple[str, Pixels]:
         """A control map of the picture's own size: its id, and the map itself."""
-        _check_thresholds(control, "low_threshold")
+        _check_thresholds(control)
         loaded = await self._pictures.load(control.image, "image")
         spec = _control_spec(control, control.type, loaded, loaded.picture.size)
         found = await self._make(spec, loaded)
@@ -163,7 +163,7 @@ class Assembler:
 
         async def bring(index: int, control: Control) -> MapRef | Pixels:
             param = f"controls.{index}.image"
-            if isinstance(control.image, str) and control.image.startswith("map-"):
+            if is_map_id(control.image):
                 return await self._named_map(control.image, param)
             loaded = await self._pictures.load(control.image, param)
             if index not in routed:
@@ -195,7 +195,13 @@ class Assembler:
         encoder, hidden = card.image_encoder, card.image_encoder_hidden
 
         async def bring(index: int, image: ImageInput) -> MapRef:
-            loaded = await self._pictures.load(image, f"ip_adapter.image.{index}")
+            param = f"ip_adapter.image.{index}"
+            if is_map_id(image):
+                # The map goes from its preprocessor to the encoder; its id tells what it shows.
+                found = await self._named_map(image, param)
+                spec = MapSpec("image_encoder", image, encoder=encoder, hidden=hidden)
+                return cast(MapRef, await self._maps.make.remote(spec, [found.ref]))
+            loaded = await self._pictures.load(image, param)
             spec = MapSpec("image_encoder", loaded.digest, encoder=encoder, hidden=hidden)
             return await self._make(spec, loaded)
 
@@ -231,17 +237,42 @@ def _check(request: ImageRequest, card: ModelCard) -> None:
             f"model {card.id!r} has no control {unknown[0]!r}; it has: {known}", "controls"
         )
     for index, control in enumerate(request.controls):
-        _check_thresholds(control, f"controls.{index}.low_threshold")
+        _check_thresholds(control, f"controls.{index}.")
 
 
-def _check_thresholds(control: Control, param: str) -> None:
-    thresholds = (control.low_threshold, control.high_threshold)
-    if thresholds != (None, None) and (control.type != "canny" or control.preprocessed):
-        raise InvalidRequest("thresholds have an effect only on canny maps made here", param)
+def _check_thresholds(control: Control, place: str = "") -> None:
+    ready = control.preprocessed or is_map_id(control.image)
+    for name, given in (
+        ("low_threshold", control.low_threshold),
+        ("high_threshold", control.high_threshold),
+    ):
+        if given is not None and (control.type != "canny" or ready):
+            raise InvalidRequest(
+                f"{place}{name} has an effect only on canny maps made here", place + name
+            )
 
 
 def _size(request: ImageRequest, card: ModelCard, start: Loaded | None) -> tuple[int, int]:
-    """(width, height): asked for, or the start picture's own, or the model's default."""
+    """(width, height): asked for, or the start picture's own, or the model's default.
+
+    Checked before anything is brought to it: pictures are enlarged here, and maps made.
+    """
+    width, height = _wanted_size(request, card, start)
+    limits = card.limits
+    if (
+        not limits.min_side <= min(width, height) <= max(width, height) <= limits.max_side
+        or width * height > limits.max_pixels
+    ):
+        raise InvalidRequest(
+            f"size {width}x{height} is not allowed: each side must be a multiple of 8 from "
+            f"{limits.min_side} to {limits.max_side} pixels, and the area at most "
+            f"{limits.max_pixels} pixels",
+            "size",
+        )
+    return width, height
+
+
+def _wanted_size(request: ImageRequest, card: ModelCard, start: Loaded | None) -> tuple[int, int]:
     if request.width is not None and request.height is not None:
         return request.width, request.height
     if start is None:

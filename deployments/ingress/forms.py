@@ -1,43 +1,50 @@
 """Multipart bodies: files, and fields that are checked like JSON ones."""
 
 import json
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.ingress.failures import invalid
 
 Fields = TypeVar("Fields", bound=BaseModel)
 NESTED = ("loras", "controls", "ip_adapter")  # sent as JSON text
-FILES = ("image", "mask")
 
 
 class Form:
-    """A received form."""
+    """A received form.
 
-    def __init__(self, data: FormData) -> None:
+    Args:
+        files: names of the files that it may hold.
+    """
+
+    def __init__(self, data: FormData, files: Sequence[str] = ()) -> None:
         self._data = data
+        self._files = files
 
     def fields(self, model: type[Fields]) -> Fields:
         """The fields that are no files. Raises `InvalidRequest` naming the one that is wrong."""
         fields: dict[str, object] = {}
         for name, value in self._data.multi_items():
-            if name.removesuffix("[]") in FILES:
+            if name.removesuffix("[]") in self._files:
                 continue
             if isinstance(value, UploadFile):
-                raise InvalidRequest(f"{name} is a file; files are: {', '.join(FILES)}", name)
+                taken = ", ".join(self._files) or "none"
+                raise InvalidRequest(f"{name} is a file; files here: {taken}", name)
             if name in fields:
                 raise InvalidRequest(f"{name} is given twice", name)
             fields[name] = _parsed(name, value) if name in NESTED else value
         try:
             return model.model_validate(fields)
         except ValidationError as error:
-            raise invalid(error, (*FILES, *model.model_fields)) from error
+            raise invalid(error, (*self._files, *model.model_fields)) from error
 
     async def file(self, name: str) -> bytes:
         """The one file of a name (`name` or `name[]`). Raises `InvalidRequest`."""
@@ -59,17 +66,25 @@ class Form:
 
 
 @asynccontextmanager
-async def received_form(request: Request) -> AsyncIterator[Form]:
-    """The multipart form of a request; its files are closed at the end of the block."""
+async def received_form(request: Request, *files: str) -> AsyncIterator[Form]:
+    """The multipart form of a request, which may hold `files`; they are closed at the end of
+    the block. Raises `InvalidRequest` if it is none."""
     kind = request.headers.get("content-type", "").partition(";")[0]
     if kind != "multipart/form-data":
         raise InvalidRequest(f"the body must be multipart/form-data; it is {kind or 'untyped'}")
-    async with request.form() as data:
-        yield Form(data)
+    try:
+        # A text may be as long as the body, which `BodyLimit` bounds: controls hold pictures.
+        data = await request.form(max_part_size=sys.maxsize)
+    except HTTPException as error:
+        raise InvalidRequest(f"the multipart body cannot be read: {error.detail}") from error
+    try:
+        yield Form(data, files)
+    finally:
+        await data.close()
 
 
 def _parsed(name: str, text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{name} must be JSON text ({error})", name) from error

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from configs.app import ServiceArgs
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import ImageInput, Pixels
-from preprocessors.image_file import ImageError, Picture, read_image
+from preprocessors.image_file import ImageError, Picture, check_size, read_image
 
 FETCH_TIMEOUT_S = 20.0
 
@@ -45,7 +44,7 @@ class Pictures:
     async def load(self, given: ImageInput, param: str) -> Loaded:
         """Fetches and decodes, off the event loop. Raises `InvalidRequest` naming `param`."""
         if isinstance(given, np.ndarray):
-            return await asyncio.to_thread(_from_array, given, param)
+            return await asyncio.to_thread(self._from_array, given, param)
         data = given if isinstance(given, bytes) else await self._bytes(given, param)
         return await asyncio.to_thread(self._decode, data, param)
 
@@ -59,6 +58,22 @@ class Pictures:
             raise InvalidRequest(f"{param}: {error}", param) from error
         return Loaded(picture, _digest(picture.rgb))
 
+    def _from_array(self, array: np.ndarray, param: str) -> Loaded:
+        """(height, width, 3) or (height, width, 4) uint8, from a caller in Python."""
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (3, 4):
+            raise InvalidRequest(
+                f"{param} is an array of {array.shape} {array.dtype}; (height, width, 3 or 4) "
+                "uint8 is needed",
+                param,
+            )
+        try:
+            check_size(array.shape[1], array.shape[0], self._args.max_image_pixels)
+        except ImageError as error:
+            raise InvalidRequest(f"{param}: {error}", param) from error
+        rgb = np.ascontiguousarray(array[:, :, :3])
+        alpha = np.ascontiguousarray(array[:, :, 3]) if array.shape[2] == 4 else None
+        return Loaded(Picture(rgb, alpha), _digest(rgb))
+
     async def _bytes(self, text: str, param: str) -> bytes:
         schemes: dict[str, Callable[[str, str], Awaitable[bytes]]] = {
             "data": self._from_data_url,
@@ -68,8 +83,8 @@ class Pictures:
         fetch = schemes.get(text.partition(":")[0])
         if fetch is None:
             raise InvalidRequest(
-                f"{param} must be a data URL, an https:// URL, an s3:// URI, or the id of a "
-                f"control map; it begins with {text[:16]!r}",
+                f"{param} must be a data URL, an https:// URL or an s3:// URI, or in controls and "
+                f"ip_adapter the id of a control map; it begins with {text[:16]!r}",
                 param,
             )
         return await fetch(text, param)
@@ -82,7 +97,7 @@ class Pictures:
             return unquote_to_bytes(body)
         try:
             return base64.b64decode(body, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error is one; so is text that is not ASCII
             raise InvalidRequest(f"{param}: the data URL is not base64 ({error})", param) from error
 
     async def _from_https(self, url: str, param: str) -> bytes:
@@ -146,19 +161,6 @@ class Pictures:
                 f"{param}: s3://{bucket}/{key} could not be read ({error})", param
             ) from error
         return body
-
-
-def _from_array(array: np.ndarray, param: str) -> Loaded:
-    """(height, width, 3) or (height, width, 4) uint8, from a caller in Python."""
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (3, 4):
-        raise InvalidRequest(
-            f"{param} is an array of {array.shape} {array.dtype}; (height, width, 3 or 4) uint8 "
-            "is needed",
-            param,
-        )
-    rgb = np.ascontiguousarray(array[:, :, :3])
-    alpha = np.ascontiguousarray(array[:, :, 3]) if array.shape[2] == 4 else None
-    return Loaded(Picture(rgb, alpha), _digest(rgb))
 
 
 def _digest(pixels: Pixels) -> str:

@@ -94,7 +94,7 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         """A picture made anew: inside a mask, or as a whole. Multipart: `image`, optional
         `mask`, and the fields of `EditsForm`."""
         try:
-            async with received_form(request) as form:
+            async with received_form(request, "image", "mask") as form:
                 body = form.fields(EditsForm)
                 image, mask = await form.file("image"), await form.optional_file("mask")
             asked = body.to_request(image, mask)
@@ -107,7 +107,7 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         """Pictures that resemble one: by IP-Adapter. Multipart: `image`, and the fields of
         `VariationsForm`."""
         try:
-            async with received_form(request) as form:
+            async with received_form(request, "image") as form:
                 body = form.fields(VariationsForm)
                 image = await form.file("image")
             return await images_answer(service, storage, request, body, body.to_request(image))
@@ -119,7 +119,7 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         """A control map of a picture's own size, as PNG; `x-map-id` names it in later requests.
         Multipart: `image`, and canny's `low_threshold` and `high_threshold`."""
         try:
-            async with received_form(request) as form:
+            async with received_form(request, "image") as form:
                 body = form.fields(PreprocessForm)
                 image = await form.file("image")
             map_id, pixels = await service.preprocess(preprocessor, image, body)

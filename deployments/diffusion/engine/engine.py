@@ -147,9 +147,9 @@ class Engine:
         try:
             while left:
                 event = inbox.get()
+                left -= isinstance(event, FinishedImage | FailedImage)
                 if isinstance(event, FailedImage):
                     raise event.error
-                left -= isinstance(event, FinishedImage)
                 yield event
         finally:
             if left:

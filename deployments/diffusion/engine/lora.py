@@ -1,15 +1,15 @@
 """Style adapters: reading them from disk, putting them on a model, weighing them row by row.
 
-PEFT's layers do the arithmetic: they multiply an adapter's output by `layer.scaling[key]`,
-which may be a tensor with one weight per row of the batch. Reading happens beside the
-engine, on a skeleton of the model that holds no weights, by diffusers' own loaders (kohya
-and diffusers formats, ranks and alphas as there): a broken file or one of another family
-fails there and never touches the model that serves.
+PEFT's layers hold the matrices; a thin layer around them gives every row of the batch its own
+weight. Reading happens beside the engine, on a skeleton of the model that holds no weights, by
+diffusers' own loaders (kohya and diffusers formats, ranks and alphas as there): a broken file
+or one of another family fails there and never touches the model that serves.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ _UNSUPPORTED = {
     "lokr_": "LoKr",
     "hada_": "LoHa",
     "lora_mid": "LoCon with a middle layer",
+    ".bias": "LoRA with biases",
 }
 # kohya's, PEFT's, and the two older spellings of diffusers.
 _DOWN_PROJECTION = re.compile(r"(lora_down|lora_A(\.\w+)?|lora\.down|layer\.down)\.weight$")
@@ -154,26 +155,53 @@ class LoraReader:
         return LoraWeights(layers, nbytes)
 
 
-class _RowScale:
-    """What PEFT multiplies an adapter's output by: a weight for each row.
+_Weigh = Callable[[Tensor], Tensor]
 
-    Rows of weight 0 get nothing even where that output overflowed: 0 x inf would be NaN, and
-    one row's adapter would spoil its neighbours.
+
+class _RowWeights:
+    """Weighs the inner activations of an adapter, row by row.
+
+    Rows of weight 0 get exactly nothing, even where theirs overflowed: 0 x inf would be NaN,
+    and one row's adapter would spoil its neighbours.
     """
 
     def __init__(self, weights: Tensor) -> None:
         self._weights = weights
         self._used = weights != 0
 
-    def __rmul__(self, output: Tensor) -> Tensor:
-        return torch.where(self._used, output * self._weights, 0.0)
+    def __call__(self, inner: Tensor) -> Tensor:
+        return torch.where(self._used, inner * self._weights, 0.0)
+
+
+class _RowLora(nn.Module):
+    """A layer with its adapters: base(x) + up(weight x down(x)), summed over the adapters in use.
+
+    PEFT's own forward weighs what comes out of `up` instead. Between the two matrices it is the
+    same sum, on a few channels instead of hundreds.
+
+    Attributes:
+        layer: PEFT's layer, which holds the base layer and each adapter's pair.
+        weigh: how to weigh, by key of the adapters in use.
+    """
+
+    def __init__(self, layer: LoraLayer) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weigh: dict[str, _Weigh] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        y: Tensor = layer.base_layer(x)
+        for key, weigh in self.weigh.items():
+            y = y + layer.lora_B[key](weigh(layer.lora_A[key](x)))
+        return y
 
 
 class LoraStack:
     """The adapters on one live model, and the weights with which its rows use them.
 
-    A layer is wrapped only while a batch uses an adapter on it: PEFT's wrapper costs a few
-    microseconds a call even if no adapter is active, and a UNet has hundreds of layers.
+    A layer is wrapped only while a batch uses an adapter on it: a wrapper costs microseconds a
+    call even if no adapter is in use, and a UNet has hundreds of layers.
 
     Args:
         model: the live model; its layers are wrapped and unwrapped.
@@ -184,7 +212,7 @@ class LoraStack:
     def __init__(self, model: nn.Module, input_ranks: Mapping[str, int]) -> None:
         self._model = model
         self._input_ranks = input_ranks
-        self._layers: dict[str, LoraLayer] = {}  # by the name of the layer that it wraps
+        self._layers: dict[str, _RowLora] = {}  # by the name of the layer that it wraps
         self._in_place: set[str] = set()  # of these, those that stand in the model now
         self._by_key: dict[str, tuple[str, ...]] = {}
         self._rows: tuple[tuple[tuple[str, float], ...], ...] | None = None
@@ -200,14 +228,13 @@ class LoraStack:
             known = self._layers.get(name)
             if known is None:
                 layer.base_layer = self._model.get_submodule(name)
-                # Not set_adapter: it walks every parameter to set requires_grad.
-                layer._active_adapter = []
-                self._layers[name] = layer
+                layer._active_adapter = []  # PEFT's own idea of it, which nothing here uses
+                self._layers[name] = _RowLora(layer)
                 continue
             for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
                 source = getattr(layer, attribute)
                 if key in source:
-                    getattr(known, attribute)[key] = source[key]
+                    getattr(known.layer, attribute)[key] = source[key]
         if layers:
             self._by_key[key] = tuple(layers)
             self._rows = None
@@ -219,7 +246,7 @@ class LoraStack:
         kept = {name for others in self._by_key.values() for name in others}
         for name in names:
             if name in kept:
-                self._layers[name].delete_adapter(key)
+                self._layers[name].layer.delete_adapter(key)
             else:
                 del self._layers[name]
         self._rows = None
@@ -238,25 +265,25 @@ class LoraStack:
         active = sorted({key for row in wanted for key, _ in row})
         self._put({name for key in active for name in self._by_key[key]})
         for name in self._in_place:
-            self._layers[name]._active_adapter = active
+            self._layers[name].weigh = {}
         for key in active:
             weights = [dict(row).get(key, 0.0) for row in wanted]
             if len(set(weights)) == 1:
                 # One number for all, also where a layer folds frames or pixels into the batch.
                 for name in self._by_key[key]:
-                    self._layers[name].scaling[key] = weights[0]
+                    self._layers[name].weigh[key] = partial(torch.mul, other=weights[0])
                 continue
             column = torch.tensor(weights, dtype=dtype).to(device)
-            views = {rank: _RowScale(column.view(-1, *[1] * (rank - 1))) for rank in (2, 3, 4)}
+            views = {rank: _RowWeights(column.view(-1, *[1] * (rank - 1))) for rank in (2, 3, 4)}
             for name in self._by_key[key]:
-                self._layers[name].scaling[key] = views[self._input_ranks[name]]
+                self._layers[name].weigh[key] = views[self._input_ranks[name]]
 
     def _put(self, names: Set[str]) -> None:
         """Has exactly these layers wrapped."""
         for name in self._in_place ^ names:
             layer = self._layers[name]
             parent, _, child = name.rpartition(".")
-            module = layer if name in names else layer.base_layer
+            module = layer if name in names else layer.layer.base_layer
             setattr(self._model.get_submodule(parent), child, module)
         self._in_place = set(names)
 

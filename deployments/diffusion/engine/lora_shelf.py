@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 
-from configs.sources import SourceError, fetch
-from deployments.contracts.errors import GenerationFailed, InvalidRequest
+from configs.sources import SourceError, SourceUnavailable, fetch
+from deployments.contracts.errors import GenerationFailed, InvalidRequest, NotReady
 from deployments.diffusion.engine.components import Components
 from deployments.diffusion.engine.lora import LoraError, LoraWeights
 from deployments.diffusion.engine.lora_cache import (
@@ -130,10 +130,12 @@ class LoraShelf:
 
     def _load(self, key: str, source: LoraSource) -> None:
         """On the loading thread: always delivers, whatever happens."""
+        name = key.rpartition("-")[0]
         try:
             self._deliver(LoraRead(key, self._read(key, source)))
+        except SourceUnavailable as error:
+            self._deliver(LoraRead(key, NotReady(f"lora {name!r}: {error}")))
         except (LoraError, SourceError) as error:
-            name = key.rpartition("-")[0]
             self._deliver(LoraRead(key, InvalidRequest(f"lora {name!r}: {error}", "loras")))
         except Exception as error:
             self._deliver(LoraRead(key, GenerationFailed(f"lora {key!r} could not load: {error}")))

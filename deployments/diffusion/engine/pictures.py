@@ -71,8 +71,9 @@ def encode_source(
 
 
 def _pixels(pixels: Pixels) -> Tensor:
-    """(1, 3, height, width) in [-1, 1]."""
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    """(1, 3, height, width) in [-1, 1], channels last in memory, as diffusers has it: in another
+    layout convolutions round otherwise, and a VAE makes more of it."""
+    return torch.from_numpy(pixels[None].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _posterior(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from configs.families import FamilyName
 from tests.conftest import demo_loras
@@ -16,7 +15,6 @@ Oracles = Callable[[FamilyName], Oracle]
 @pytest.fixture(scope="session")
 def oracle_of(demo_models: Path) -> Oracles:
     """The oracle of a family, with the demo's styles."""
-    torch.set_num_threads(1)
     made: dict[FamilyName, Oracle] = {}
 
     def get(family: FamilyName) -> Oracle:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Condition
 from time import monotonic, sleep
 
@@ -50,7 +51,7 @@ class Listener:
             with self._news:
                 self._unanswered += len(job.seeds)
             try:
-                self.engine.submit(job, lambda event, job_id=job.job_id: self._hear(job_id, event))
+                self.engine.submit(job, partial(self._hear, job.job_id))
             except Exception:
                 with self._news:
                     self._unanswered -= len(job.seeds)

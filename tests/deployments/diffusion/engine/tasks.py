@@ -152,7 +152,8 @@ def task(
         ControlUse(net.type, add(control_map(net.type, *size)), net.scale, net.start, net.end)
         for net in nets
     )
-    ip_adapter, seen = None, ()
+    ip_adapter: IpAdapterUse | None = None
+    seen: tuple[Pixels, ...] = ()
     if sees is not None:
         checkpoint, count, scale = sees
         seen = tuple(picture(number, 150, 130) for number in range(count))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 import pytest
@@ -107,14 +108,12 @@ def meet(place: Place, crowd: list[Neighbour]) -> None:
     for neighbour in crowd:
         note(f"{neighbour}")
         if neighbour.joins:
-            listener.at("target", neighbour.joins, lambda n=neighbour: listener.submit(n.job))
+            listener.at("target", neighbour.joins, partial(listener.submit, neighbour.job))
         else:
             listener.submit(neighbour.job)
         if neighbour.leaves is not None:
             job_id = neighbour.job.job_id
-            listener.at(
-                "target", neighbour.leaves, lambda job_id=job_id: place.engine.cancel(job_id)
-            )
+            listener.at("target", neighbour.leaves, partial(place.engine.cancel, job_id))
     listener.submit(TARGET)
     listener.wait()
 

@@ -1,5 +1,7 @@
 """What the engine promises each job: places, turns, events, and an answer to every image."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic, sleep
@@ -167,7 +169,7 @@ def test_a_higher_priority_gets_the_next_free_place(make_engine: MakeEngine) -> 
         gate.wait()
         for priority in (-1, 0, 5):
             job = image_job(f"{priority}", priority=priority, num_inference_steps=1)
-            listener.at(job.job_id, 1, lambda name=job.job_id: order.append(name))
+            listener.at(job.job_id, 1, partial(order.append, job.job_id))
             listener.submit(job)
     listener.wait()
     assert order == ["5", "0", "-1"]
@@ -359,6 +361,6 @@ def test_the_figures_count_what_was_done(make_engine: MakeEngine) -> None:
     assert (figures.pending_images, figures.pending_steps) == (0, 0)
 
 
-def _place(events: list[object] | list[Progress], event: object) -> int:
+def _place(events: Sequence[object], event: object) -> int:
     """Its index, by identity: events with arrays do not compare."""
     return next(place for place, other in enumerate(events) if other is event)

@@ -119,7 +119,7 @@ def test_no_pickle_is_ever_opened(reader: LoraReader, tmp_path: Path) -> None:
 
     for name in ("style.bin", "style.pt", "style.safetensors"):
         (tmp_path / name).write_bytes(pickle.dumps(Trap()))
-        with pytest.raises(LoraError, match="not a (readable )?safetensors file"):
+        with pytest.raises(LoraError, match=r"not a (readable )?safetensors file"):
             reader.read(tmp_path / name, "key")
     assert not (tmp_path / "sprung").exists()
 
@@ -209,7 +209,7 @@ ODD_LAYERS: dict[str, Callable[[Tensors], Tensors]] = {
         UP: torch.zeros(48, 0, 1, 1),
     },
     "whole numbers": lambda whole: {n: t.to(torch.int32) for n, t in whole.items()},
-    "a token embedding": lambda whole: {
+    "a token embedding": lambda _: {
         f"text_encoder.text_model.embeddings.token_embedding.lora_{x}.weight": torch.zeros(4, 4)
         for x in "AB"
     },

@@ -1,4 +1,4 @@
-"""The adapter cache keeps its budget, never evicts what is in use, and lets no job wait for ever."""
+"""The adapter cache keeps its budget, never evicts what is in use, lets no job wait for ever."""
 
 from dataclasses import dataclass, field
 
@@ -212,7 +212,7 @@ class LoraCacheMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("patience", [1, lora_cache.PATIENCE])
 def test_any_order_of_calls(patience: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora_cache, "PATIENCE", patience)
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         LoraCacheMachine, settings=settings(max_examples=100, stateful_step_count=50)
     )
 
@@ -220,7 +220,7 @@ def test_any_order_of_calls(patience: int, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.deep
 @pytest.mark.timeout(3600)
 def test_any_order_of_calls_for_long() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         LoraCacheMachine, settings=settings(max_examples=5000, stateful_step_count=100)
     )
 

@@ -1,5 +1,6 @@
 """Every image of a mixed batch is the one that diffusers makes of its request alone."""
 
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -108,7 +109,7 @@ def test_a_mixed_batch_equals_diffusers_row_by_row(
     warm(listener)
     calls = watch_batches(engine)
     for step, jobs in JOINING.items():
-        listener.at("marathon", step, lambda jobs=jobs: listener.submit(*jobs))
+        listener.at("marathon", step, partial(listener.submit, *jobs))
     listener.submit(MARATHON)
     listener.wait()
 
@@ -158,7 +159,7 @@ def test_partial_images_are_the_x0_estimates_of_real_steps(
 def test_every_field_of_a_request_changes_its_image(
     family: FamilyName, make_engine: MakeEngine, oracle_of: Oracles
 ) -> None:
-    guided = {"guidance_scale": 5.0}
+    guided: dict[str, object] = {"guidance_scale": 5.0}
     variants: dict[str, dict[str, object]] = {
         "plain": {},
         "prompt": {"prompt": "a blue whale in the ocean at night"},

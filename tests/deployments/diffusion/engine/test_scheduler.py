@@ -348,7 +348,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 def test_any_order_of_calls() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         SchedulerMachine, settings=settings(max_examples=150, stateful_step_count=60)
     )
 
@@ -356,7 +356,7 @@ def test_any_order_of_calls() -> None:
 @pytest.mark.deep
 @pytest.mark.timeout(3600)
 def test_any_order_of_calls_for_long() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         SchedulerMachine, settings=settings(max_examples=3000, stateful_step_count=150)
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,7 +306,7 @@ def test_what_an_engine_refuses(demo_models: Path, engine_for: MakeFor) -> None:
         assets[asset] = to  # type: ignore[call-overload]
         return replace(good, assets=tuple(assets))
 
-    def with_job(**fields: object) -> Task:
+    def with_job(**fields: Any) -> Task:
         return replace(good, job=replace(good.job, **fields))
 
     image, mask, embeds = good.assets[3], good.assets[4], good.assets[2]

@@ -15,7 +15,7 @@ from deployments.diffusion.engine.tcd import Schedule, coefficients, tcd_step
 
 SHAPE = (4, 6, 5)
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
-EXACT = {"rtol": 1e-5, "atol": 1e-5}  # float32 rounding, of numbers around 1
+EXACT = 1e-5  # float32 rounding, of numbers around 1
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def assert_equal(rows: Sequence[Row], prediction_type: str) -> None:
         assert len(path) == len(expected) == row.steps
         for ours, theirs in zip(path, expected, strict=True):
             scale = max(1.0, float(theirs.abs().max()))
-            torch.testing.assert_close(ours / scale, theirs / scale, **EXACT)
+            torch.testing.assert_close(ours / scale, theirs / scale, rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
@@ -184,5 +184,5 @@ def test_a_prediction_type_that_tcd_does_not_know_is_refused() -> None:
 
 
 def test_more_steps_than_it_was_distilled_for_are_refused() -> None:
-    with pytest.raises(ValueError, match="original_inference_steps|num_inference_steps"):
+    with pytest.raises(ValueError, match=r"original_inference_steps|num_inference_steps"):
         Schedule(scheduler()).steps(51, 0.3)

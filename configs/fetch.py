@@ -1,0 +1,169 @@
+"""Brings the weights of a Serve config to this machine, and checks them.
+
+    python -m configs.fetch configs/production/guide.yaml [--model sdxl] [--model sd15]
+
+Hub files go to the hub's usual cache (`HF_HOME`), files from S3 to `TCD_CACHE`: where the
+replicas look for them. Run it again after it broke off; what is there stays.
+"""
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
+from configs.families import FAMILIES
+from configs.sources import Layout, Source, SourceError, fetch, parse, s3_objects
+
+
+class Need(NamedTuple):
+    """A source that a config names, and how much of it is read."""
+
+    source: str
+    variant: str | None = None
+    layout: Layout = "any"
+
+
+class ConfigError(Exception):
+    """The config is not one of ours, or has no model of that name."""
+
+
+def needs(config: dict[str, Any], models: Sequence[str] = ()) -> list[Need]:
+    """What the named models of a Serve config need, or all of it; each source once."""
+    service = ServiceArgs()
+    found: dict[str, tuple[ModelArgs, ModelUserConfig]] = {}
+    for application in config.get("applications", []):
+        path, args = application.get("import_path"), application.get("args", {})
+        if path == "graphs.service:build":
+            service = ServiceArgs.model_validate(args)
+        elif path == "graphs.model:build":
+            model = ModelArgs.model_validate(args)
+            (deployment,) = application.get("deployments") or [{}]
+            user_config = ModelUserConfig.model_validate(deployment.get("user_config", {}))
+            found[model.name] = (model, user_config)
+    if not found:
+        raise ConfigError("it holds no model application")
+    unknown = sorted(set(models) - set(found))
+    if unknown:
+        raise ConfigError(f"it has no model {unknown[0]!r}; models: {', '.join(found)}")
+    wanted: dict[Need, None] = {}
+    for name in models or found:
+        wanted |= dict.fromkeys(_of_model(*found[name], service))
+    if service.depth is not None and any("depth" in found[name][0].controls for name in models):
+        wanted[Need(service.depth.checkpoint)] = None
+    if not models:
+        preprocessors = [service.depth, *service.image_encoders.values()]
+        wanted |= {Need(args.checkpoint): None for args in preprocessors if args is not None}
+    return list(wanted)
+
+
+def _of_model(
+    args: ModelArgs, user_config: ModelUserConfig, service: ServiceArgs
+) -> Iterator[Need]:
+    yield Need(args.checkpoint, args.variant, "pipeline")
+    if args.checkpoint.endswith(".safetensors"):
+        yield Need(args.config or FAMILIES[args.family].base, None, "pipeline_configs")
+    if args.tcd_lora is not None:
+        yield Need(args.tcd_lora)
+    for source in args.controls.values():
+        yield Need(source, args.variant)
+    if args.motion_adapter is not None:
+        yield Need(args.motion_adapter, args.variant)
+    if args.ip_adapter is not None:
+        yield Need(args.ip_adapter.adapter)
+        encoder = service.image_encoders.get(args.ip_adapter.image_encoder)
+        if encoder is not None:
+            yield Need(encoder.checkpoint)
+    for source in (*user_config.loras.values(), *user_config.motion_loras.values()):
+        yield Need(source)
+
+
+def bring(need: Need) -> str:
+    """Fetches and checks one source. Returns what to say of it; raises `SourceError`."""
+    source = parse(need.source)
+    if source.kind == "hub":
+        return _bring_from_hub(need, source)
+    path = fetch(need.source)
+    if source.kind == "local":
+        return "is on this machine"
+    return _check_s3(source.location, path)
+
+
+def _bring_from_hub(need: Need, source: Source) -> str:
+    from configs import hub
+
+    listing = hub.list_files(source, need.variant, need.layout)
+    hub.bring_large(listing, ProgressLine())
+    fetch(need.source, variant=need.variant, layout=need.layout)
+    hub.check_small(listing)
+    size = sum(file.size for file in listing.files)
+    return f"{_amount(len(listing.files), size)}, hashes as the hub says; commit {listing.commit}"
+
+
+def _check_s3(uri: str, path: Path) -> str:
+    """Compares sizes, and contents where S3's entity tag is their MD5."""
+    size = 0
+    objects = s3_objects(uri)
+    for item in objects:
+        local = path if path.is_file() else path / item.relative
+        data_size = local.stat().st_size
+        if data_size != item.size or (item.md5 is not None and _md5(local) != item.md5):
+            local.unlink()
+            raise SourceError(f"{uri}: {local} is not what S3 holds; it was deleted, run this again")
+        size += data_size
+    return f"{_amount(len(objects), size)}, as S3 holds them"
+
+
+class ProgressLine:
+    """Says how far a file is: on a terminal all the time, elsewhere every ten seconds."""
+
+    def __init__(self) -> None:
+        self._said = 0.0
+
+    def __call__(self, path: str, have: int, size: int) -> None:
+        """`have` of `size` bytes of the file are there."""
+        live = sys.stderr.isatty()
+        now, done = time.monotonic(), have >= size
+        if not done and now - self._said < (0.2 if live else 10.0):
+            return
+        self._said = now
+        text = f"  {path}  {have / max(size, 1):4.0%} of {size / 1e6:.1f} MB"
+        print(f"\r{text}" if live else text, end="\n" if done or not live else "", file=sys.stderr)
+
+
+def _amount(files: int, size: int) -> str:
+    return f"{files} file{'' if files == 1 else 's'}, {size / 1e6:.1f} MB"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m configs.fetch", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("config", type=Path, help="a Serve config")
+    parser.add_argument(
+        "--model", action="append", default=[], help="a model's name; without any: all of them"
+    )
+    arguments = parser.parse_args()
+    try:
+        config = yaml.safe_load(arguments.config.read_text())
+        for need in needs(config, arguments.model):
+            print(need.source, flush=True)
+            print(f"  {bring(need)}", flush=True)
+    except ConfigError as error:
+        sys.exit(f"{arguments.config}: {error}")
+    except (SourceError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""A whole model from S3 (moto's server, over HTTP): the same image, and what an outage does."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from configs.app import Limits, ModelArgs, ModelUserConfig
+from configs.sources import SourceError, SourceUnavailable, cache_root, fetch
+from deployments.contracts.errors import NotReady
+from deployments.contracts.jobs import ImageJob, LoraWeight, Pixels
+from tests.conftest import model_args
+from tests.object_store import BUCKET, ObjectStore
+
+JOB = ImageJob(
+    "job", "a red fox", (3,), 128, 128, num_inference_steps=2, loras=(LoraWeight("ink", 0.7),)
+)
+ROOT = f"s3://{BUCKET}/weights"
+IN_S3 = ModelArgs(
+    name="sd15",
+    family="sd15",
+    checkpoint=f"{ROOT}/sd15",
+    tcd_lora=f"{ROOT}/tcd-lora",
+    dtype="float32",
+    device="cpu",
+)
+INK = f"{ROOT}/loras/ink.safetensors"
+
+
+@pytest.fixture
+def weights(
+    object_store: ObjectStore, demo_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ObjectStore:
+    """A store with a checkpoint, its TCD-LoRA and a style, and an empty cache here."""
+    monkeypatch.setenv("TCD_CACHE", str(tmp_path / "cache"))
+    upload(object_store, demo_models / "sd15", "weights/sd15")
+    upload(object_store, demo_models / "tcd-lora" / "sd15", "weights/tcd-lora")
+    upload(object_store, demo_models / "loras" / "sd15", "weights/loras")
+    return object_store
+
+
+def upload(store: ObjectStore, folder: Path, prefix: str) -> None:
+    client = store.client
+    for path in folder.rglob("*"):
+        if path.is_file():
+            key = f"{prefix}/{path.relative_to(folder).as_posix()}"
+            client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+
+
+def image(args: ModelArgs, ink: str) -> Pixels:
+    import torch
+
+    from deployments.diffusion.engine.components import load
+    from deployments.diffusion.engine.engine import Engine
+
+    torch.set_num_threads(1)
+    engine = Engine(load(args), ModelUserConfig(loras={"ink": ink}, limits=Limits()))
+    try:
+        return engine.generate(JOB)[0].pixels
+    finally:
+        engine.stop()
+
+
+def test_the_image_is_that_of_local_folders(weights: ObjectStore, demo_models: Path) -> None:
+    ink = str(demo_models / "loras" / "sd15" / "ink.safetensors")
+    local = image(model_args(demo_models, "sd15"), ink)
+    assert np.array_equal(image(IN_S3, INK), local)
+    weights.client.delete_object(Bucket=BUCKET, Key="weights/sd15/unet/config.json")
+    assert fetch(IN_S3.checkpoint).is_dir()  # what was brought stays
+
+
+def test_an_outage_names_what_could_not_be_had(weights: ObjectStore) -> None:
+    weights.stop()
+    try:
+        with pytest.raises(SourceUnavailable, match=IN_S3.checkpoint):
+            fetch(IN_S3.checkpoint)
+    finally:
+        weights.start()
+    assert fetch(IN_S3.checkpoint).is_dir()
+
+
+def test_an_outage_while_a_style_is_brought(weights: ObjectStore, demo_models: Path) -> None:
+    import torch
+
+    from deployments.diffusion.engine.components import load
+    from deployments.diffusion.engine.engine import Engine
+
+    torch.set_num_threads(1)
+    config = ModelUserConfig(loras={"ink": INK}, limits=Limits())
+    engine = Engine(load(model_args(demo_models, "sd15")), config)
+    try:
+        weights.stop()
+        try:
+            with pytest.raises(NotReady, match=INK):
+                engine.generate(JOB)
+            plain = ImageJob("plain", "a red fox", (3,), 128, 128, num_inference_steps=1)
+            assert len(engine.generate(plain)) == 1
+        finally:
+            weights.start()
+        assert len(engine.generate(JOB)) == 1
+    finally:
+        engine.stop()
+
+
+def test_what_does_not_exist_is_no_outage(weights: ObjectStore) -> None:
+    for uri in (f"{ROOT}/nothing", "s3://elsewhere/weights"):
+        with pytest.raises(SourceError, match=uri) as caught:
+            fetch(uri)
+        assert not isinstance(caught.value, SourceUnavailable)
+
+
+def test_a_connection_that_breaks_leaves_nothing_half_written(
+    weights: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{IN_S3.checkpoint}/unet/diffusion_pytorch_model.safetensors"
+    with cutting(weights.url) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(SourceUnavailable, match=uri):
+            fetch(uri)
+    assert not [path for path in cache_root().rglob("*") if path.is_file()]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", weights.url)
+    assert fetch(uri).stat().st_size > 0
+
+
+@contextmanager
+def cutting(target: str) -> Iterator[str]:
+    """The URL of a proxy that breaks off in the middle of every file."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self._pass_on()
+
+        def do_GET(self) -> None:
+            self._pass_on()
+
+        def _pass_on(self) -> None:
+            headers = {name: value for name, value in self.headers.items() if name != "Host"}
+            answer = httpx.request(self.command, target + self.path, headers=headers)
+            self.send_response(answer.status_code)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            is_file = "list-type" not in self.path
+            self.wfile.write(answer.content[: len(answer.content) // 2 if is_file else None])
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()

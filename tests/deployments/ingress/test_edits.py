@@ -1,0 +1,313 @@
+"""Edits, variations and control maps through the official client, against bare diffusers."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+import torch
+from PIL import Image
+from ray import serve
+
+from deployments.contracts.jobs import (
+    Control,
+    ControlUse,
+    FinishedImage,
+    ImageJob,
+    ImageRequest,
+    IpAdapter,
+    IpAdapterUse,
+    LoraWeight,
+    Mask,
+    Pixels,
+)
+from preprocessors.canny import canny
+from preprocessors.resize import resize
+from tests.deployments.diffusion.engine.pipelines import Pipelines
+from tests.deployments.diffusion.engine.tasks import (
+    ADAPTERS,
+    Checkpoint,
+    Task,
+    control_map,
+    picture,
+)
+from tests.deployments.ingress.images import LEVELS, apart, data_url, pixels_of, png, shown
+from tests.serving import Served
+
+WIDTH, HEIGHT = 136, 96
+PICTURE = picture(7, WIDTH, HEIGHT)
+HOLE = (slice(30, 70), slice(40, 100))
+PLAIN: dict[str, object] = {"seed": 5, "num_inference_steps": 6}
+
+
+@pytest.fixture(scope="module")
+def pipelines(demo_models: Path) -> Pipelines:
+    torch.set_num_threads(1)
+    return Pipelines(Checkpoint(demo_models, "sd15", "sd15", ADAPTERS["sd15"]))
+
+
+def hole() -> Mask:
+    """255 where the picture is made anew."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[HOLE] = 255
+    return mask
+
+
+def job(prompt: str = "a red ball", **fields: object) -> ImageJob:
+    """What an edit of `PICTURE` means, said to the engine; arrays: the picture, its mask."""
+    said: dict[str, object] = {"seeds": (5,), "num_inference_steps": 6, "image": 0, **fields}
+    return ImageJob(job_id="job", prompt=prompt, width=WIDTH, height=HEIGHT, **said)  # type: ignore[arg-type]
+
+
+def edit(served: Served, image: bytes, mask: bytes | None = None, **fields: object) -> Pixels:
+    """The picture that an edit gives."""
+    answer = served.openai().images.edit(
+        prompt="a red ball",
+        image=("image.png", image),
+        mask=openai.omit if mask is None else ("mask.png", mask),
+        extra_body={**PLAIN, **fields},
+    )
+    return pixels_of(answer)
+
+
+def test_without_a_mask_it_is_image_to_image(served: Served, pipelines: Pipelines) -> None:
+    made = edit(served, png(PICTURE), strength=0.6, guidance_scale=3.0)
+    expected = pipelines.image(Task(job(strength=0.6, guidance_scale=3.0), (PICTURE,)))
+    assert apart(made, expected.pixels).max() <= LEVELS
+
+
+def test_the_defaults_of_image_to_image(served: Served, pipelines: Pipelines) -> None:
+    answer = served.openai().images.edit(
+        prompt="a red ball", image=("a.png", png(PICTURE)), n=2, extra_body={"seed": 5}
+    )
+    assert answer.size == f"{WIDTH}x{HEIGHT}"
+    task = Task(job(seeds=(5, 6), num_inference_steps=4, strength=0.8), (PICTURE,))
+    for index in range(2):
+        expected = pipelines.image(task, index)
+        assert apart(pixels_of(answer, index), expected.pixels).max() <= LEVELS
+    assert answer.usage is not None
+    assert answer.usage.model_extra == {"denoising_steps": 2 * 3}
+
+
+def inpainted(pipelines: Pipelines, mask: Mask, **fields: object) -> Pixels:
+    task = Task(job(mask=1, **{"strength": 0.99, **fields}), (PICTURE, mask))
+    return pipelines.image(task).pixels
+
+
+def test_transparent_pixels_of_a_mask_are_made_anew(served: Served, pipelines: Pipelines) -> None:
+    expected = inpainted(pipelines, hole())
+    for colours in (PICTURE, np.zeros_like(PICTURE), np.full_like(PICTURE, 255)):
+        made = edit(served, png(PICTURE), png(colours, 255 - hole()), preserve_unmasked=False)
+        assert apart(made, expected).max() <= LEVELS
+
+
+def test_white_pixels_of_a_mask_without_alpha_are_made_anew(
+    served: Served, pipelines: Pipelines
+) -> None:
+    made = edit(served, png(PICTURE), png(hole()), preserve_unmasked=False)
+    assert apart(made, inpainted(pipelines, hole())).max() <= LEVELS
+
+
+def test_without_a_mask_transparent_pixels_of_the_image_are_made_anew(
+    served: Served, pipelines: Pipelines
+) -> None:
+    made = edit(served, png(PICTURE, 255 - hole()), preserve_unmasked=False)
+    assert apart(made, inpainted(pipelines, hole())).max() <= LEVELS
+
+
+def test_a_mask_counts_more_than_transparent_pixels(served: Served, pipelines: Pipelines) -> None:
+    other = np.roll(hole(), -20, axis=1)
+    made = edit(served, png(PICTURE, 255 - other), png(hole()), preserve_unmasked=False)
+    assert apart(made, inpainted(pipelines, hole())).max() <= LEVELS
+
+
+def test_an_opaque_alpha_channel_is_no_mask(served: Served, pipelines: Pipelines) -> None:
+    opaque = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    made = edit(served, png(PICTURE, opaque), strength=0.6)
+    expected = pipelines.image(Task(job(strength=0.6), (PICTURE,)))
+    assert apart(made, expected.pixels).max() <= LEVELS
+
+
+def test_the_defaults_of_inpainting(served: Served, pipelines: Pipelines) -> None:
+    answer = served.openai().images.edit(
+        prompt="a red ball",
+        image=("a.png", png(PICTURE)),
+        mask=("m.png", png(hole())),
+        extra_body={"seed": 5, "preserve_unmasked": False},
+    )
+    expected = inpainted(pipelines, hole(), num_inference_steps=8)
+    assert apart(pixels_of(answer), expected).max() <= LEVELS
+
+
+def test_pixels_outside_the_mask_come_back_as_they_were(served: Served) -> None:
+    inside = hole() > 0
+    graded = np.where(inside, 255, 0).astype(np.uint8)
+    graded[:, 10:20] = np.linspace(0, 255, 10).astype(np.uint8)  # half transparent
+    for mask in (hole(), graded):
+        anew = mask >= 128
+        kept = edit(served, png(PICTURE), png(PICTURE, 255 - mask))
+        loose = edit(served, png(PICTURE), png(PICTURE, 255 - mask), preserve_unmasked=False)
+        assert np.array_equal(kept[~anew], PICTURE[~anew])
+        assert apart(kept, loose)[anew].max() <= LEVELS
+        assert apart(kept, PICTURE)[anew].mean() > 5, "nothing was made anew"
+        assert apart(loose, PICTURE)[~anew].max() > 0, "the VAE kept every pixel by itself"
+
+
+def test_pixels_are_kept_at_another_size_too(served: Served) -> None:
+    answer = served.openai().images.edit(
+        prompt="a red ball",
+        image=("a.png", png(PICTURE)),
+        mask=("m.png", png(hole())),
+        size="64x160",  # type: ignore[arg-type]
+        extra_body=PLAIN,
+    )
+    made, anew = pixels_of(answer), resize(hole(), (64, 160)) >= 128
+    assert made.shape == (160, 64, 3)
+    assert np.array_equal(made[~anew], resize(PICTURE, (64, 160))[~anew])
+    assert apart(made, resize(PICTURE, (64, 160)))[anew].mean() > 5
+
+
+def test_a_stream_of_an_edit_keeps_the_pixels_too(served: Served) -> None:
+    events = list(
+        served.openai().images.edit(
+            prompt="a red ball",
+            image=("a.png", png(PICTURE)),
+            mask=("m.png", png(hole())),
+            stream=True,
+            partial_images=2,
+            extra_body=PLAIN,
+        )
+    )
+    kinds = ["partial_image", "partial_image", "completed"]
+    assert [event.type for event in events] == [f"image_edit.{kind}" for kind in kinds]
+    for event in events:
+        pixels = shown(base64.b64decode(event.b64_json))
+        assert np.array_equal(pixels[hole() == 0], PICTURE[hole() == 0])
+        assert apart(pixels, PICTURE)[HOLE].mean() > 5
+    whole = edit(served, png(PICTURE), png(hole()))
+    assert apart(shown(base64.b64decode(events[-1].b64_json)), whole).max() <= LEVELS
+
+
+def test_a_list_of_one_image(served: Served) -> None:
+    answer = served.openai().images.edit(
+        prompt="a red ball", image=[("a.png", png(PICTURE))], extra_body={**PLAIN, "strength": 0.6}
+    )
+    assert apart(pixels_of(answer), edit(served, png(PICTURE), strength=0.6)).max() <= LEVELS
+
+
+def test_a_photo_is_turned_upright(served: Served) -> None:
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    lying = Image.fromarray(np.rot90(PICTURE).copy())
+    lying.save(file, "PNG", exif=exif)
+    turned = edit(served, file.getvalue(), strength=0.6)
+    assert apart(turned, edit(served, png(PICTURE), strength=0.6)).max() <= LEVELS
+
+
+def test_everything_in_one_edit(served: Served, pipelines: Pipelines, demo_models: Path) -> None:
+    seen, edges = picture(3, 150, 130), control_map("canny", WIDTH, HEIGHT)
+    fields: dict[str, object] = {
+        "num_inference_steps": 7,
+        "guidance_scale": 2.5,
+        "negative_prompt": "blurry",
+        "eta": 0.6,
+        "strength": 0.9,
+    }
+    nested = {
+        "loras": [{"name": "ink", "weight": 0.7}],
+        "controls": [
+            {"type": "canny", "image": data_url(png(PICTURE)), "conditioning_scale": 0.8},
+            {
+                "type": "depth",
+                "image": data_url(png(edges)),
+                "preprocessed": True,
+                "start": 0.2,
+                "end": 0.9,
+            },
+        ],
+        "ip_adapter": {"image": [data_url(png(seen)), data_url(png(PICTURE))], "scale": 0.4},
+    }
+    made = edit(
+        served,
+        png(PICTURE),
+        png(hole()),
+        preserve_unmasked=False,
+        **fields,
+        **{name: json.dumps(value) for name, value in nested.items()},
+    )
+    checkpoint = Checkpoint(demo_models, "sd15", "sd15", ADAPTERS["sd15"])
+    assets = (
+        PICTURE,
+        hole(),
+        canny(PICTURE),
+        edges,
+        checkpoint.embeds(seen),
+        checkpoint.embeds(PICTURE),
+    )
+    controls = (ControlUse("canny", 2, 0.8), ControlUse("depth", 3, 0.5, 0.2, 0.9))
+    asked = job(
+        mask=1,
+        loras=(LoraWeight("ink", 0.7),),
+        controls=controls,
+        ip_adapter=IpAdapterUse((4, 5), 0.4),
+        **fields,
+    )
+    expected = pipelines.image(Task(asked, assets, (seen, PICTURE)))
+    assert apart(made, expected.pixels).max() <= LEVELS
+
+    request = ImageRequest(
+        "a red ball",
+        model="sd15",
+        seed=5,
+        image=PICTURE,
+        mask=np.dstack([PICTURE, 255 - hole()]),
+        preserve_unmasked=False,
+        loras=(LoraWeight("ink", 0.7),),
+        controls=(
+            Control("canny", PICTURE, conditioning_scale=0.8),
+            Control("depth", png(edges), preprocessed=True, start=0.2, end=0.9),
+        ),
+        ip_adapter=IpAdapter((seen, png(PICTURE)), 0.4),
+        **fields,  # type: ignore[arg-type]
+    )
+    handle = serve.get_app_handle("tcd")
+    (same,) = handle.generate.remote(request).result(timeout_s=60).images
+    assert apart(same, expected.pixels).max() <= LEVELS
+    events = list(handle.options(stream=True).stream.remote(request))
+    (last,) = [event for event in events if isinstance(event, FinishedImage)]
+    assert apart(last.pixels, expected.pixels).max() <= LEVELS
+
+
+def test_variations_are_pictures_like_one(
+    served: Served, pipelines: Pipelines, demo_models: Path
+) -> None:
+    seen = picture(3, 150, 130)
+    client = served.openai()
+    answer = client.images.create_variation(
+        image=("a.png", png(seen)), n=2, model="sd15", extra_body={"seed": 5}
+    )
+    checkpoint = Checkpoint(demo_models, "sd15", "sd15", ADAPTERS["sd15"])
+    asked = ImageJob("job", "", (5, 6), 128, 128, ip_adapter=IpAdapterUse((0,), 1.0))
+    task = Task(asked, (checkpoint.embeds(seen),), (seen,))
+    for index in range(2):
+        expected = pipelines.image(task, index)
+        assert apart(pixels_of(answer, index), expected.pixels).max() <= LEVELS
+    fields = {"seed": 5, "scale": 0.5, "prompt": "a red ball", "num_inference_steps": 6}
+    other = client.images.create_variation(
+        image=("a.png", png(seen)), size="256x256", response_format="b64_json", extra_body=fields
+    )
+    asked = ImageJob(
+        "job",
+        "a red ball",
+        (5,),
+        256,
+        256,
+        num_inference_steps=6,
+        ip_adapter=IpAdapterUse((0,), 0.5),
+    )
+    expected = pipelines.image(Task(asked, (checkpoint.embeds(seen),), (seen,)))
+    assert apart(pixels_of(other), expected.pixels).max() <= LEVELS
