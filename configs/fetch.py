@@ -7,7 +7,6 @@ replicas look for them. Run it again after it broke off; what is there stays.
 """
 
 import argparse
-import hashlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ import yaml
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
 from configs.families import FAMILIES
-from configs.sources import Layout, Source, SourceError, fetch, parse, s3_objects
+from configs.sources import Layout, Source, SourceError, fetch, parse
 
 
 class Need(NamedTuple):
@@ -88,10 +87,13 @@ def bring(need: Need) -> str:
     source = parse(need.source)
     if source.kind == "hub":
         return _bring_from_hub(need, source)
-    path = fetch(need.source)
+    fetch(need.source)
     if source.kind == "local":
-        return "is on this machine"
-    return _check_s3(source.location, path)
+        return "on this machine"
+    from configs import s3
+
+    objects = s3.check(source.location).objects
+    return f"{_amount(len(objects), sum(item.size for item in objects))}, as S3 holds them"
 
 
 def _bring_from_hub(need: Need, source: Source) -> str:
@@ -103,20 +105,6 @@ def _bring_from_hub(need: Need, source: Source) -> str:
     hub.check_small(listing)
     size = sum(file.size for file in listing.files)
     return f"{_amount(len(listing.files), size)}, hashes as the hub says; commit {listing.commit}"
-
-
-def _check_s3(uri: str, path: Path) -> str:
-    """Compares sizes, and contents where S3's entity tag is their MD5."""
-    size = 0
-    objects = s3_objects(uri)
-    for item in objects:
-        local = path if path.is_file() else path / item.relative
-        data_size = local.stat().st_size
-        if data_size != item.size or (item.md5 is not None and _md5(local) != item.md5):
-            local.unlink()
-            raise SourceError(f"{uri}: {local} is not what S3 holds; it was deleted, run this again")
-        size += data_size
-    return f"{_amount(len(objects), size)}, as S3 holds them"
 
 
 class ProgressLine:
@@ -138,11 +126,6 @@ class ProgressLine:
 
 def _amount(files: int, size: int) -> str:
     return f"{files} file{'' if files == 1 else 's'}, {size / 1e6:.1f} MB"
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def main() -> None:

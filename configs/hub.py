@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import httpx
-from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub import HfApi, constants, get_token, hf_hub_url
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers
 
 from configs.sources import (
     Layout,
@@ -32,7 +31,6 @@ from configs.sources import (
 
 ATTEMPTS = 5  # without a single byte in between
 PAUSE_S = 1.0
-CHUNK = 4 * 2**20
 Progress = Callable[[str, int, int], None]  # path, bytes that are there, bytes in all
 
 
@@ -143,12 +141,15 @@ def _receive_all(listing: Listing, file: RepoFile, out: BinaryIO, progress: Prog
 def _receive(listing: Listing, file: RepoFile, out: BinaryIO, progress: Progress) -> None:
     url = hf_hub_url(listing.source.location, file.path, revision=listing.commit)
     have = out.tell()
-    headers = build_hf_headers() | {"accept-encoding": "identity", "range": f"bytes={have}-"}
+    headers = {"accept-encoding": "identity", "range": f"bytes={have}-"}
+    token = get_token()
+    if token is not None:  # for gated repositories; not sent on to where the hub redirects
+        headers["authorization"] = f"Bearer {token}"
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
         answer.raise_for_status()
         if answer.status_code != 206:
             out.truncate(0)  # the server sends it from the beginning
-        for chunk in answer.iter_bytes(CHUNK):
+        for chunk in answer.iter_bytes():
             out.write(chunk)
             progress(file.path, out.tell(), file.size)
             if out.tell() > file.size:

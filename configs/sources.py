@@ -4,10 +4,7 @@
 weights enter. Only configuration, tokenizer and safetensors files are brought: no pickles.
 """
 
-import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-WANTED_SUFFIXES = (".json", ".txt", ".safetensors", ".model")
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
 PIPELINE_PARTS = (
     "scheduler",
@@ -94,7 +90,7 @@ def parse(text: str) -> Source:
             raise SourceError(f"{text!r} is not of the form s3://bucket/key")
         return Source("s3", text)
     local = PROJECT_ROOT / text
-    if local.exists():
+    if text and local.exists():
         return Source("local", str(local))
     hub = _HUB_ID.fullmatch(text)
     path = hub["path"] if hub is not None else None
@@ -124,15 +120,12 @@ def fetch(text: str, *, variant: str | None = None, layout: Layout = "any") -> P
     if source.kind == "local":
         return Path(source.location)
     if source.kind == "s3":
-        return _fetch_s3(source.location)
+        from configs import s3
+
+        return s3.bring(source.location)
     if source.file is not None:
         return _fetch_hub_file(source, source.file)
     return _fetch_hub_folder(source, variant, layout)
-
-
-def cache_root() -> Path:
-    """Folder for weights brought from S3: `$TCD_CACHE`, by default `~/.cache/tcd`."""
-    return Path(os.environ.get("TCD_CACHE", "~/.cache/tcd")).expanduser()
 
 
 def hub_patterns(folder: str | None, variant: str | None, layout: Layout) -> Patterns:
@@ -203,55 +196,3 @@ def hub_errors(source: Source) -> Iterator[None]:
             f"hub {source} could not be fetched ({type(error).__name__}: {error}); "
             "for a local path, check that it exists"
         ) from error
-
-
-def _fetch_s3(uri: str) -> Path:
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-    from s3transfer.exceptions import RetriesExceededError
-
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    folder = cache_root() / "s3" / hashlib.sha256(uri.encode()).hexdigest()[:16]
-    try:
-        retries = Config(connect_timeout=10, retries={"mode": "standard", "total_max_attempts": 4})
-        client = boto3.client("s3", config=retries)
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
-        found = [item for page in pages for item in page.get("Contents", ())]
-        prefix = key.rstrip("/") + "/"
-        is_file = any(item["Key"] == key for item in found)
-        wanted = [
-            item
-            for item in found
-            if item["Key"] == key
-            or (item["Key"].startswith(prefix) and item["Key"].endswith(WANTED_SUFFIXES))
-        ]
-        if not wanted:
-            raise SourceError(f"{uri}: nothing is stored there")
-        for item in wanted:
-            relative = Path(key).name if is_file else item["Key"].removeprefix(prefix)
-            target = folder / relative
-            if not target.resolve().is_relative_to(folder.resolve()):
-                raise SourceError(f"{uri}: the key {item['Key']!r} leads out of its folder")
-            stamp = target.with_name(target.name + ".etag")
-            if target.exists() and stamp.exists() and stamp.read_text() == item["ETag"]:
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as partial:
-                try:
-                    client.download_fileobj(bucket, item["Key"], partial)
-                    partial.flush()
-                    if os.fstat(partial.fileno()).st_size != item["Size"]:
-                        raise SourceError(f"{uri}: {item['Key']} did not come whole")
-                    os.replace(partial.name, target)
-                except BaseException:
-                    os.unlink(partial.name)
-                    raise
-            stamp.write_text(item["ETag"])
-    except ClientError as error:
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        kind = SourceUnavailable if status >= 500 else SourceError
-        raise kind(f"{uri} could not be fetched: {error}") from error
-    except (BotoCoreError, RetriesExceededError) as error:
-        raise SourceUnavailable(f"{uri} could not be fetched: {error}") from error
-    return folder / Path(key).name if is_file else folder

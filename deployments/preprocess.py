@@ -7,9 +7,11 @@ diffusion replica that is handed the reference, and never through the ingress.
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from contextvars import Context
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import ray
 from ray import ObjectRef, serve
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 MAX_BATCH = 8
 EMBEDS_BYTES = 2 * 257 * 1664 * 4  # the largest pair in use: hidden states of a ViT-bigG
 Handle = DeploymentHandle[object]
+Sized = tuple[Pixels, tuple[int, int]]  # a picture, and (width, height) of its map
 
 
 class Depth:
@@ -38,15 +41,23 @@ class Depth:
 
     async def estimate(self, image: Pixels, spec: MapSpec) -> Pixels:
         """(height, width, 3) uint8 of the size that `spec` says."""
-        return await self._batch((image, (spec.width, spec.height)))
+        made: Pixels | GenerationFailed = await self._batch((image, (spec.width, spec.height)))
+        if isinstance(made, GenerationFailed):
+            raise made
+        return made
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
-    async def _batch(self, items: list[tuple[Pixels, tuple[int, int]]]) -> list[Pixels]:
+    async def _batch(self, items: list[Sized]) -> list[Pixels | GenerationFailed]:
+        return await asyncio.to_thread(self._estimate, items)
+
+    def _estimate(self, items: Sequence[Sized]) -> list[Pixels | GenerationFailed]:
         images, sizes = [image for image, _ in items], [size for _, size in items]
         try:
-            return await asyncio.to_thread(self._model.estimate, images, sizes)
-        except FloatingPointError as error:
-            raise GenerationFailed(str(error)) from error
+            return list(self._model.estimate(images, sizes))
+        except FloatingPointError as error:  # whose fault it is shows when each is alone
+            if len(items) == 1:
+                return [GenerationFailed(str(error))]
+            return [made for item in items for made in self._estimate([item])]
 
 
 class Canny:
@@ -111,6 +122,7 @@ class MapStore:
         self._image_encoders = image_encoders
         self._stored: OrderedDict[str, tuple[ObjectRef[object], int]] = OrderedDict()
         self._stored_bytes = 0
+        self._starting: dict[str, asyncio.Task[ObjectRef[object]]] = {}
         self._computed: Counter[str] = Counter()
         self._reused: Counter[str] = Counter()
 
@@ -122,12 +134,16 @@ class MapStore:
             self._reused[spec.preprocessor] += 1
             self._stored.move_to_end(map_id)
             return MapRef(map_id, self._stored[map_id][0])
-        self._computed[spec.preprocessor] += 1
-        response = self._start(spec, picture[0])
-        # From here to the end nothing is awaited but the routing of the call.
-        ref = await response._to_object_ref()
-        self._remember(map_id, ref, spec.width * spec.height * 3 or EMBEDS_BYTES)
-        return MapRef(map_id, ref)
+        starting = self._starting.get(map_id)
+        if starting is None:
+            # A context of its own: if the request that came first is cancelled, Serve would cancel
+            # this call with it, for which others may wait.
+            starting = asyncio.create_task(self._begin(spec, picture[0]), context=Context())
+            self._starting[map_id] = starting
+            starting.add_done_callback(lambda _: self._starting.pop(map_id))
+        else:
+            self._reused[spec.preprocessor] += 1
+        return MapRef(map_id, await asyncio.shield(starting))
 
     async def find(self, map_id: str) -> MapRef:
         """The map of an id that was given out before; its `ref` is `None` if it is gone."""
@@ -136,16 +152,25 @@ class MapStore:
         self._stored.move_to_end(map_id)
         return MapRef(map_id, self._stored[map_id][0])
 
-    async def forget(self, map_ids: Sequence[str]) -> None:
-        """Drops maps that could not be made, so that the next request tries again."""
+    async def forget_failed(self, map_ids: Sequence[str]) -> None:
+        """Drops those that could not be made, so that the next request tries again."""
         for map_id in map_ids:
-            if map_id in self._stored:
+            known = self._stored.get(map_id)
+            failed = known is not None and await _has_failed(known[0])
+            if failed and self._stored.get(map_id) is known:
                 self._stored_bytes -= self._stored.pop(map_id)[1]
 
     async def figures(self) -> MapFigures:
         """What was made and what was reused."""
         computed, reused = dict(self._computed), dict(self._reused)
         return MapFigures(computed, reused, len(self._stored), self._stored_bytes)
+
+    async def _begin(self, spec: MapSpec, picture: ObjectRef[Pixels]) -> "ObjectRef[object]":
+        """Has a map made. Waits until a preprocessor's replica takes it, not until it is done."""
+        ref = await self._start(spec, picture)._to_object_ref()
+        self._computed[spec.preprocessor] += 1
+        self._remember(spec.map_id, ref, spec.width * spec.height * 3 or EMBEDS_BYTES)
+        return ref
 
     def _start(self, spec: MapSpec, picture: ObjectRef[Pixels]) -> DeploymentResponse[object]:
         if spec.preprocessor == "canny":
@@ -168,10 +193,20 @@ class MapStore:
         return cast(DeploymentResponse[object], started)
 
     def _remember(self, map_id: str, ref: "ObjectRef[object]", nbytes: int) -> None:
-        if map_id in self._stored:
-            return
         self._stored[map_id] = (ref, nbytes)
         self._stored_bytes += nbytes
         while self._stored_bytes > self._budget_bytes and len(self._stored) > 1:
             _, (_, freed) = self._stored.popitem(last=False)
             self._stored_bytes -= freed
+
+
+async def _has_failed(ref: "ObjectRef[object]") -> bool:
+    """Whether there will be no such map; one in the making has not failed."""
+    done, _ = await asyncio.to_thread(ray.wait, [ref], timeout=0)
+    if not done:
+        return False
+    try:
+        await ref
+    except Exception:
+        return True
+    return False

@@ -140,13 +140,13 @@ class Assembler:
         try:
             return found.map_id, await cast(Awaitable[Pixels], found.ref)
         except Exception:
-            await self.forget((found.map_id,))
+            await self.forget_failed((found.map_id,))
             raise
 
-    async def forget(self, map_ids: tuple[str, ...]) -> None:
+    async def forget_failed(self, map_ids: tuple[str, ...]) -> None:
         """A call with these maps failed: whichever could not be made must be tried again."""
         if map_ids:
-            await self._maps.forget.remote(map_ids)
+            await self._maps.forget_failed.remote(map_ids)
 
     async def map_figures(self) -> MapFigures:
         """What the map store made and reused."""

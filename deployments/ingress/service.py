@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -64,7 +64,9 @@ class Service:
             try:
                 result = await self._submit(model, ready)
             except RayActorError:
-                # The replica died under it. Seeded work may be done twice: ask another, once.
+                # A replica died under it: the model's, or one that was making a map. Seeded work
+                # may be done twice: once more, from the start.
+                model, ready = await self._assembled(request)
                 result = await self._submit(model, ready)
         if ready.original is None:
             return result
@@ -82,8 +84,8 @@ class Service:
                         yield replace(event, pixels=pixels)
                     else:
                         yield event
-            except RayTaskError:
-                await self.assembler.forget(ready.map_ids)
+            except RayError:
+                await self.assembler.forget_failed(ready.map_ids)
                 raise
 
     async def _events(
@@ -141,7 +143,10 @@ class Service:
             high_threshold=form.high_threshold,
         )
         with translated():
-            return await self.assembler.preprocess(control)
+            try:
+                return await self.assembler.preprocess(control)
+            except RayActorError:  # a replica died under it: ask another, once
+                return await self.assembler.preprocess(control)
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(
@@ -153,8 +158,8 @@ class Service:
                 result = await response
         except TimeoutError as error:
             raise _too_late(ready.job) from error
-        except RayTaskError:
-            await self.assembler.forget(ready.map_ids)
+        except RayError:
+            await self.assembler.forget_failed(ready.map_ids)
             raise
         finally:
             response.cancel()  # does nothing to a call that has ended

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from configs.app import Limits, ModelArgs, ModelUserConfig
-from configs.sources import SourceError, SourceUnavailable, cache_root, fetch
+from configs.s3 import cache_root
+from configs.sources import SourceError, SourceUnavailable, fetch
 from deployments.contracts.errors import NotReady
 from deployments.contracts.jobs import ImageJob, LoraWeight, Pixels
 from tests.conftest import model_args

@@ -1,9 +1,10 @@
-"""Edits, variations and control maps through the official client, against bare diffusers."""
+"""Edits and variations through the official client, against bare diffusers."""
 
 import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
@@ -56,13 +57,13 @@ def hole() -> Mask:
     return mask
 
 
-def job(prompt: str = "a red ball", **fields: object) -> ImageJob:
+def job(prompt: str = "a red ball", **fields: Any) -> ImageJob:
     """What an edit of `PICTURE` means, said to the engine; arrays: the picture, its mask."""
     said: dict[str, object] = {"seeds": (5,), "num_inference_steps": 6, "image": 0, **fields}
     return ImageJob(job_id="job", prompt=prompt, width=WIDTH, height=HEIGHT, **said)  # type: ignore[arg-type]
 
 
-def edit(served: Served, image: bytes, mask: bytes | None = None, **fields: object) -> Pixels:
+def edit(served: Served, image: bytes, mask: bytes | None = None, **fields: Any) -> Pixels:
     """The picture that an edit gives."""
     answer = served.openai().images.edit(
         prompt="a red ball",
@@ -92,7 +93,7 @@ def test_the_defaults_of_image_to_image(served: Served, pipelines: Pipelines) ->
     assert answer.usage.model_extra == {"denoising_steps": 2 * 3}
 
 
-def inpainted(pipelines: Pipelines, mask: Mask, **fields: object) -> Pixels:
+def inpainted(pipelines: Pipelines, mask: Mask, **fields: Any) -> Pixels:
     task = Task(job(mask=1, **{"strength": 0.99, **fields}), (PICTURE, mask))
     return pipelines.image(task).pixels
 
@@ -161,7 +162,7 @@ def test_pixels_are_kept_at_another_size_too(served: Served) -> None:
         prompt="a red ball",
         image=("a.png", png(PICTURE)),
         mask=("m.png", png(hole())),
-        size="64x160",  # type: ignore[arg-type]
+        size="64x160",
         extra_body=PLAIN,
     )
     made, anew = pixels_of(answer), resize(hole(), (64, 160)) >= 128
@@ -210,7 +211,7 @@ def test_a_photo_is_turned_upright(served: Served) -> None:
 
 def test_everything_in_one_edit(served: Served, pipelines: Pipelines, demo_models: Path) -> None:
     seen, edges = picture(3, 150, 130), control_map("canny", WIDTH, HEIGHT)
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "num_inference_steps": 7,
         "guidance_scale": 2.5,
         "negative_prompt": "blurry",
@@ -277,11 +278,13 @@ def test_everything_in_one_edit(served: Served, pipelines: Pipelines, demo_model
     handle = serve.get_app_handle("tcd")
     (same,) = handle.generate.remote(request).result(timeout_s=60).images
     assert apart(same, expected.pixels).max() <= LEVELS
-    events = list(handle.options(stream=True).stream.remote(request))
+    streaming: Any = handle.options(stream=True)
+    events = list(streaming.stream.remote(request))
     (last,) = [event for event in events if isinstance(event, FinishedImage)]
     assert apart(last.pixels, expected.pixels).max() <= LEVELS
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client's own
 def test_variations_are_pictures_like_one(
     served: Served, pipelines: Pipelines, demo_models: Path
 ) -> None:
@@ -296,7 +299,7 @@ def test_variations_are_pictures_like_one(
     for index in range(2):
         expected = pipelines.image(task, index)
         assert apart(pixels_of(answer, index), expected.pixels).max() <= LEVELS
-    fields = {"seed": 5, "scale": 0.5, "prompt": "a red ball", "num_inference_steps": 6}
+    fields: dict[str, Any] = {"seed": 5, "scale": 0.5, "prompt": "a red ball", "num_inference_steps": 6}
     other = client.images.create_variation(
         image=("a.png", png(seen)), size="256x256", response_format="b64_json", extra_body=fields
     )

@@ -1,0 +1,146 @@
+"""Weights from S3: a file, or all that is read of what is stored below a prefix."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.sources import CONFIG_SUFFIXES, SourceError, SourceUnavailable
+
+WANTED_SUFFIXES = (*CONFIG_SUFFIXES, ".safetensors")
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One file of a source.
+
+    Attributes:
+        path: where it belongs, below the folder for this source.
+        tag: S3's entity tag, as S3 writes it.
+    """
+
+    key: str
+    path: Path
+    size: int
+    tag: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a URI names now. `target`: the local file or folder for it."""
+
+    uri: str
+    bucket: str
+    target: Path
+    objects: tuple[StoredObject, ...]
+
+
+def cache_root() -> Path:
+    """Folder for weights brought from S3: `$TCD_CACHE`, by default `~/.cache/tcd`."""
+    return Path(os.environ.get("TCD_CACHE", "~/.cache/tcd")).expanduser()
+
+
+def list_objects(uri: str) -> Listing:
+    """Looks up a URI. Raises `SourceError` if nothing is stored there."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    folder = cache_root() / "s3" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    with _errors(uri):
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+        found = [item for page in pages for item in page.get("Contents", ())]
+    prefix = key.rstrip("/") + "/"
+    # A console marks a folder with an empty object whose key ends in "/".
+    is_file = not key.endswith("/") and any(item["Key"] == key for item in found)
+    objects = []
+    for item in found:
+        name: str = item["Key"]
+        in_folder = name.startswith(prefix) and name.endswith(WANTED_SUFFIXES)
+        if not (name == key if is_file else in_folder):
+            continue
+        path = folder / (Path(key).name if is_file else name.removeprefix(prefix))
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise SourceError(f"{uri}: the key {name!r} leads out of its folder")
+        objects.append(StoredObject(name, path, item["Size"], item["ETag"]))
+    if not objects:
+        raise SourceError(f"{uri}: nothing is stored there")
+    return Listing(uri, bucket, folder / Path(key).name if is_file else folder, tuple(objects))
+
+
+def bring(uri: str) -> Path:
+    """Downloads what is not here yet, or has changed. Raises `SourceError`; a file is here whole
+    or not at all, so that a broken download goes on with the file at which it broke off."""
+    listing = list_objects(uri)
+    with _errors(uri):
+        client = _client()
+        for item in listing.objects:
+            stamp = _stamp(item)
+            if item.path.exists() and stamp.exists() and stamp.read_text() == item.tag:
+                continue
+            item.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=item.path.parent, delete=False) as partial:
+                try:
+                    client.download_fileobj(listing.bucket, item.key, partial)
+                    partial.flush()
+                    if os.fstat(partial.fileno()).st_size != item.size:
+                        raise SourceUnavailable(f"{uri}: {item.key} did not come whole")
+                    os.replace(partial.name, item.path)
+                except BaseException:
+                    os.unlink(partial.name)
+                    raise
+            stamp.write_text(item.tag)
+    return listing.target
+
+
+def check(uri: str) -> Listing:
+    """Compares what was brought with what S3 holds: sizes, and contents where the entity tag is
+    their MD5, as it is for files that were not uploaded in parts. Raises `SourceError`."""
+    listing = list_objects(uri)
+    with _errors(uri):
+        client = _client()
+        for item in listing.objects:
+            md5 = item.tag.strip('"')
+            head = client.head_object(Bucket=listing.bucket, Key=item.key)
+            by_content = len(md5) == 32 and "kms" not in head.get("ServerSideEncryption", "")
+            right = item.path.is_file() and item.path.stat().st_size == item.size
+            if not right or (by_content and _md5(item.path) != md5):
+                item.path.unlink(missing_ok=True)
+                _stamp(item).unlink(missing_ok=True)
+                raise SourceError(
+                    f"{uri}: {item.path} is not what S3 holds; it was deleted, run this again"
+                )
+    return listing
+
+
+def _stamp(item: StoredObject) -> Path:
+    return item.path.with_name(item.path.name + ".etag")
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _client() -> Any:  # boto3 makes its clients' methods as it runs
+    import boto3
+    from botocore.config import Config
+
+    retries = Config(connect_timeout=10, retries={"mode": "standard", "total_max_attempts": 4})
+    return boto3.session.Session().client("s3", config=retries)
+
+
+@contextmanager
+def _errors(uri: str) -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
+    from s3transfer.exceptions import RetriesExceededError
+
+    try:
+        yield
+    except ClientError as error:
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        kind = SourceUnavailable if status >= 500 else SourceError
+        raise kind(f"{uri} could not be fetched: {error}") from error
+    except (BotoCoreError, RetriesExceededError) as error:
+        raise SourceUnavailable(f"{uri} could not be fetched: {error}") from error

@@ -1,0 +1,105 @@
+"""The configuration tree refuses what it does not know, names it, and does not change."""
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from configs.app import (
+    Defaults,
+    IpAdapterArgs,
+    Limits,
+    ModelArgs,
+    ModelUserConfig,
+    PreprocessorArgs,
+    ServiceArgs,
+)
+from configs.families import FAMILIES
+
+MODEL = {"name": "sd15", "family": "sd15", "checkpoint": "a/b", "tcd_lora": None}
+VALID: dict[type[BaseModel], dict[str, object]] = {
+    Defaults: {},
+    Limits: {},
+    ModelArgs: dict(MODEL),
+    IpAdapterArgs: {"adapter": "a/b/c.safetensors", "image_encoder": "clip"},
+    ModelUserConfig: {},
+    PreprocessorArgs: {"checkpoint": "a/b"},
+    ServiceArgs: {},
+}
+
+
+@pytest.mark.parametrize("model", VALID)
+def test_an_unknown_key_is_named(model: type[BaseModel]) -> None:
+    assert model.model_validate(VALID[model])
+    with pytest.raises(ValidationError, match="max_bacth") as refused:
+        model.model_validate({**VALID[model], "max_bacth": 4})
+    assert refused.value.errors()[0]["type"] == "extra_forbidden"
+
+
+def test_an_unknown_key_is_named_at_any_depth() -> None:
+    with pytest.raises(ValidationError, match=r"limits\.max_bacth"):
+        ModelUserConfig.model_validate({"limits": {"max_bacth": 4}})
+    with pytest.raises(ValidationError, match=r"defaults\.steps"):
+        ModelArgs.model_validate({**MODEL, "defaults": {"steps": 4}})
+
+
+@pytest.mark.parametrize("model", VALID)
+def test_it_does_not_change(model: type[BaseModel]) -> None:
+    config = model.model_validate(VALID[model])
+    for name in model.model_fields:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(config, name, getattr(config, name))
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "value"),
+    [
+        (Defaults, "num_inference_steps", 51),
+        (Defaults, "num_inference_steps", 0),
+        (Defaults, "eta", 1.1),
+        (Defaults, "guidance_scale", -1),
+        (Defaults, "width", 100),
+        (Limits, "max_batch", 1),
+        (Limits, "max_running", 0),
+        (Limits, "max_pending", 0),
+        (Limits, "min_side", 100),
+        (Limits, "max_side", 0),
+        (Limits, "lora_budget_mb", 0),
+        (Limits, "aging_steps", 0),
+        (Limits, "max_pixels", "many"),
+        (ModelArgs, "name", "Stable Diffusion"),
+        (ModelArgs, "name", "-sd15"),
+        (ModelArgs, "name", "s" * 65),
+        (ModelArgs, "family", "sd35"),
+        (ModelArgs, "dtype", "int8"),
+        (ModelArgs, "checkpoint", None),
+        (ModelUserConfig, "loras", {"Ink Wash": "a/b"}),
+        (ModelUserConfig, "loras", {"ink": None}),
+        (ServiceArgs, "max_images", 65),
+        (ServiceArgs, "request_timeout_s", 0),
+    ],
+)
+def test_a_value_out_of_range_is_named(model: type[BaseModel], key: str, value: object) -> None:
+    with pytest.raises(ValidationError) as refused:
+        model.model_validate({**VALID[model], key: value})
+    assert {error["loc"][0] for error in refused.value.errors()} == {key}
+
+
+def test_sides_must_be_in_order() -> None:
+    with pytest.raises(ValidationError, match="min_side 512 is above max_side 256"):
+        Limits(min_side=512, max_side=256)
+
+
+def test_leaving_out_the_tcd_lora_must_be_said() -> None:
+    """A checkpoint without one makes noise at 4 steps; `null` is for those fused beforehand."""
+    without = {key: value for key, value in MODEL.items() if key != "tcd_lora"}
+    with pytest.raises(ValidationError, match="tcd_lora"):
+        ModelArgs.model_validate(without)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_familys_default_size_is_within_the_default_limits(family: object) -> None:
+    from configs.families import Family
+
+    assert isinstance(family, Family)
+    limits = Limits()
+    assert limits.min_side <= family.default_size <= limits.max_side
+    assert family.default_size % 8 == 0

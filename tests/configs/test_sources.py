@@ -1,0 +1,129 @@
+"""Local paths, and what of a bucket is brought: pages of keys, single files, only what changed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from configs.sources import PROJECT_ROOT, Source, SourceError, fetch, parse
+from tests.object_store import BUCKET, ObjectStore
+
+
+@pytest.fixture
+def store(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ObjectStore:
+    """An empty bucket, and an empty cache here."""
+    monkeypatch.setenv("TCD_CACHE", str(tmp_path / "cache"))
+    return object_store
+
+
+def put(store: ObjectStore, files: Mapping[str, bytes]) -> None:
+    client = store.client
+    for key, body in files.items():
+        client.put_object(Bucket=BUCKET, Key=key, Body=body)
+
+
+def brought(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, the cache's own notes left out."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".etag"
+    }
+
+
+def test_a_local_file_and_a_local_folder_are_used_where_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "style.safetensors"
+    file.write_bytes(b"weights")
+    assert parse(str(file)) == Source("local", str(file))
+    assert fetch(str(file)) == file
+    assert fetch(str(tmp_path)) == tmp_path
+
+
+def test_a_relative_path_is_relative_to_the_project_wherever_we_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert fetch("configs/sources.py") == PROJECT_ROOT / "configs" / "sources.py"
+    (tmp_path / "here.safetensors").touch()
+    with pytest.raises(SourceError, match=r"'here\.safetensors' does not exist below"):
+        fetch("here.safetensors")
+
+
+@pytest.mark.parametrize("text", ["/no/such/place", "./nowhere", "../x/y", "nowhere", "", "a b/c"])
+def test_a_path_that_does_not_exist_says_what_a_source_may_be(text: str) -> None:
+    with pytest.raises(SourceError, match="neither an s3:// URI nor a hub id"):
+        fetch(text)
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3://bucket", "s3://bucket/", "s3://Bucket/key"])
+def test_an_s3_uri_without_bucket_or_key_is_refused(text: str) -> None:
+    with pytest.raises(SourceError, match="not of the form s3://bucket/key"):
+        fetch(text)
+
+
+def test_a_folder_of_more_keys_than_one_page_is_brought_whole(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")  # S3 and moto have pages of 1000
+    files = {f"many/{n // 5}/{n}.json": str(n).encode() for n in range(25)}
+    put(store, files)
+    assert len(store.keys()) == 10
+    folder = fetch(f"s3://{BUCKET}/many")
+    assert brought(folder) == {key.removeprefix("many/"): body for key, body in files.items()}
+
+
+def test_only_what_is_read_is_brought(store: ObjectStore) -> None:
+    put(
+        store,
+        {
+            "model/model_index.json": b"{}",
+            "model/unet/weights.safetensors": b"weights",
+            "model/unet/weights.bin": b"a pickle",
+            "model/notes.md": b"notes",
+            "model-2/model_index.json": b"another model, whose name begins alike",
+        },
+    )
+    for uri in (f"s3://{BUCKET}/model", f"s3://{BUCKET}/model/"):
+        assert brought(fetch(uri)) == {
+            "model_index.json": b"{}",
+            "unet/weights.safetensors": b"weights",
+        }
+
+
+def test_a_single_file_is_brought_as_a_file(store: ObjectStore) -> None:
+    put(
+        store,
+        {
+            "loras/ink.safetensors": b"ink",
+            "loras/ink.safetensors.json": b"{}",
+            "loras/ink.safetensors/odd.json": b"{}",
+        },
+    )
+    file = fetch(f"s3://{BUCKET}/loras/ink.safetensors")
+    assert (file.name, file.read_bytes()) == ("ink.safetensors", b"ink")
+
+
+def test_the_marker_that_consoles_put_for_a_folder_is_no_file(store: ObjectStore) -> None:
+    put(store, {"model/": b"", "model/a.json": b"a", "model/b.json": b"b"})
+    for uri in (f"s3://{BUCKET}/model", f"s3://{BUCKET}/model/"):
+        assert brought(fetch(uri)) == {"a.json": b"a", "b.json": b"b"}
+
+
+def test_what_has_not_changed_is_not_brought_again(store: ObjectStore) -> None:
+    put(store, {"model/a.json": b"a", "model/b.json": b"b"})
+    folder = fetch(f"s3://{BUCKET}/model")
+    before = {path.name: path.stat().st_ino for path in folder.glob("*.json")}
+    put(store, {"model/b.json": b"new"})
+    assert fetch(f"s3://{BUCKET}/model") == folder
+    after = {path.name: path.stat().st_ino for path in folder.glob("*.json")}
+    assert after["a.json"] == before["a.json"]
+    assert brought(folder) == {"a.json": b"a", "b.json": b"new"}
+
+
+def test_nothing_is_written_outside_the_cache(store: ObjectStore, tmp_path: Path) -> None:
+    put(store, {"model/a.json": b"a", "model/../../../../out.json": b"out"})
+    with pytest.raises(SourceError, match="leads out of its folder"):
+        fetch(f"s3://{BUCKET}/model")
+    assert not list(tmp_path.rglob("out.json"))
