@@ -96,10 +96,11 @@ def bench_step_loop(model: Model, repetitions: int) -> None:
             for styles, batch, turns in results
         ],
     )
-    lowest = min(median(turns.ratios) for _, _, turns in results)
+    clock = min(median(turns.ratios) for _, _, turns in results)
+    cpu = min(median(turns.cpu_ratios) for _, _, turns in results)
     print(
-        f"Lowest ratio {lowest:.3f}: the bar of {BAR:.2f} {'holds' if lowest >= BAR else 'FAILS'}. "
-        f"The bar is meant for a forward of {SLOW_ENOUGH_MS:.0f} ms and more at batch 1.\n"
+        f"Lowest ratio: {clock:.3f} by the clock, {cpu:.3f} by CPU time. The bar: {BAR:.2f}, for "
+        f"a forward of {SLOW_ENOUGH_MS:.0f} ms and more at batch 1.\n"
     )
 
 

@@ -9,9 +9,8 @@ service runs as `make demo` starts it, in processes of its own.
 import argparse
 import base64
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 import httpx
@@ -20,7 +19,7 @@ import torch
 
 from benchmarks.bare import BarePipeline, quiet_libraries
 from benchmarks.models import SIDE, Model, write_model
-from benchmarks.report import machine, print_table, ratios, spread
+from benchmarks.report import machine, print_table, quartiles, ratios
 from benchmarks.service import running_service
 from configs.app import ModelUserConfig
 from deployments.contracts.jobs import ImageJob
@@ -30,7 +29,6 @@ from deployments.ingress.media import encode
 
 SCALES = (1, 4)
 STEPS = 4
-PROMPT = "a red fox in the snow"
 WARM_UP = 5
 UNKNOWN = "no-such-adapter"
 
@@ -38,16 +36,16 @@ PIPELINE = "diffusers pipeline and PNG encoding"
 ENGINE = "engine in this process and PNG encoding"
 HTTPX = "HTTP, httpx client"
 OPENAI = "HTTP, openai client"
-HEALTH = "`GET /healthz`"
-REFUSED = "generation that the replica refuses"
+HEALTH = "GET /healthz"
+REFUSED = "a generation that the replica refuses"
 
-Times = dict[str, list[float]]  # seconds by way
+Times = dict[str, list[float]]  # seconds by way, one number a round
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_http")
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=30)
     rounds: int = parser.parse_args().rounds
     quiet_libraries()
     torch.set_num_threads(1)  # as a replica with one CPU has it
@@ -82,28 +80,36 @@ def measure(model: Model, url: str, rounds: int) -> Times:
 def ways_to_an_image(
     model: Model, engine: Engine, web: httpx.Client, official: openai.OpenAI
 ) -> dict[str, Callable[[], object]]:
-    """What is timed, by name. The first four make the same image."""
+    """What is timed, by name. The first four make an image, each time of a new prompt, so
+    that no embeddings are remembered."""
     pipeline = BarePipeline(model)
-    job = ImageJob("bench", PROMPT, (7,), SIDE, SIDE, num_inference_steps=STEPS)
+    prompts = new_prompts()
     extra = {"seed": 7, "num_inference_steps": STEPS}
-    body = {"model": model.args.name, "prompt": PROMPT, **extra}
+
+    def job() -> ImageJob:
+        return ImageJob("bench", next(prompts), (7,), SIDE, SIDE, num_inference_steps=STEPS)
+
+    def body() -> dict[str, object]:
+        return {"model": model.args.name, "prompt": next(prompts), **extra}
 
     def through_httpx() -> bytes:
-        answer = web.post("/v1/images/generations", json=body).raise_for_status()
+        answer = web.post("/v1/images/generations", json=body()).raise_for_status()
         return base64.b64decode(answer.json()["data"][0]["b64_json"])
 
     def through_openai() -> bytes:
-        answer = official.images.generate(model=model.args.name, prompt=PROMPT, extra_body=extra)
+        name, prompt = model.args.name, next(prompts)
+        answer = official.images.generate(model=name, prompt=prompt, extra_body=extra)
         assert answer.data is not None
         return base64.b64decode(answer.data[0].b64_json or "")
 
     def refused() -> None:
-        answer = web.post("/v1/images/generations", json=body | {"loras": [{"name": UNKNOWN}]})
+        asked = body() | {"loras": [{"name": UNKNOWN}]}
+        answer = web.post("/v1/images/generations", json=asked)
         assert answer.status_code == httpx.codes.NOT_FOUND
 
     return {
-        PIPELINE: lambda: encode(pipeline.image(job), "png"),
-        ENGINE: lambda: encode(engine.generate(job)[0].pixels, "png"),
+        PIPELINE: lambda: encode(pipeline.image(job()), "png"),
+        ENGINE: lambda: encode(engine.generate(job())[0].pixels, "png"),
         HTTPX: through_httpx,
         OPENAI: through_openai,
         HEALTH: lambda: web.get("/healthz").raise_for_status(),
@@ -111,46 +117,47 @@ def ways_to_an_image(
     }
 
 
+def new_prompts() -> Iterator[str]:
+    """Prompts of equal length, none twice."""
+    return (f"a red fox in the snow, number {number}" for number in range(1000, 10000))
+
+
 def report(model: Model, times: Times) -> None:
     """Prints what each way takes, and where the service's time goes."""
     print(f"### sd15 stand-in, UNet width x{model.scale}\n")
-    bare = times[PIPELINE]
     print_table(
-        ("way", "ms", "more than the pipeline, ms", "of the pipeline's time"),
+        ("way", "ms", "beyond the pipeline, ms", "of the pipeline's time"),
         [
             (
                 way,
-                milliseconds(times[way]),
-                milliseconds([a - b for a, b in zip(times[way], bare, strict=True)]),
-                spread(ratios(times[way], bare)),
+                in_ms(times[way]),
+                in_ms(differences(times[way], times[PIPELINE])),
+                quartiles(ratios(times[way], times[PIPELINE])),
             )
             for way in (PIPELINE, ENGINE, HTTPX, OPENAI)
         ],
     )
-    health, refused, engine, http = (
-        median(times[way]) * 1e3 for way in (HEALTH, REFUSED, ENGINE, HTTPX)
-    )
+    handle = differences(times[REFUSED], times[HEALTH])
+    rest = differences(differences(times[HTTPX], times[REFUSED]), times[ENGINE])
     print_table(
         ("share of a request through httpx", "ms"),
         [
-            ("HTTP, Serve's proxy and the ingress (`GET /healthz`)", f"{health:.1f}"),
-            (
-                "the body and a handle call (what a refusal takes beyond that)",
-                f"{refused - health:.1f}",
-            ),
-            ("the engine, PNG encoding (in this process)", f"{engine:.1f}"),
-            (
-                "the rest: image through the handle, base64, JSON, threads",
-                f"{http - refused - engine:.1f}",
-            ),
-            ("all", f"{http:.1f}"),
+            (f"HTTP, Serve's proxy, the ingress: {HEALTH}", in_ms(times[HEALTH])),
+            (f"reading the body, a handle call: {REFUSED}, beyond that", in_ms(handle)),
+            (ENGINE, in_ms(times[ENGINE])),
+            ("the rest: the image through the handle, base64, JSON, threads", in_ms(rest)),
         ],
     )
 
 
-def milliseconds(seconds: list[float]) -> str:
-    """Median and quartiles... of seconds, in ms."""
-    return spread([value * 1e3 for value in seconds], digits=1)
+def differences(left: list[float], right: list[float]) -> list[float]:
+    """Of measurements that were taken side by side."""
+    return [a - b for a, b in zip(left, right, strict=True)]
+
+
+def in_ms(seconds: list[float]) -> str:
+    """Median and quartiles."""
+    return quartiles([value * 1e3 for value in seconds], digits=1)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ from statistics import median, quantiles
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """ "median (lowest-highest)"."""
+    """ "median (lowest to highest)"."""
     low, high = min(values), max(values)
-    return f"{median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+    return f"{median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def quartiles(values: Sequence[float]) -> str:
-    """ "median (first quartile-third quartile)"."""
+def quartiles(values: Sequence[float], digits: int = 2) -> str:
+    """ "median (first quartile to third quartile)"."""
     first, second, third = quantiles(values)
-    return f"{second:.3f} ({first:.2f}-{third:.2f})"
+    return f"{second:.{digits}f} ({first:.{digits}f} to {third:.{digits}f})"
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:

@@ -63,9 +63,10 @@ class Service:
             model, ready = await self._assembled(request)
             try:
                 result = await self._submit(model, ready)
-            except RayActorError:
-                # A replica died under it: the model's, or one that was making a map. Seeded work
-                # may be done twice: once more, from the start.
+            except (RayActorError, RayServeException) as error:
+                if not _replica_died(error):
+                    raise
+                # Seeded work may be done twice: once more, from the start.
                 model, ready = await self._assembled(request)
                 result = await self._submit(model, ready)
         if ready.original is None:
@@ -84,7 +85,7 @@ class Service:
                         yield replace(event, pixels=pixels)
                     else:
                         yield event
-            except RayError:
+            except (RayError, RayServeException):
                 await self.assembler.forget_failed(ready.map_ids)
                 raise
 
@@ -145,7 +146,9 @@ class Service:
         with translated():
             try:
                 return await self.assembler.preprocess(control)
-            except RayActorError:  # a replica died under it: ask another, once
+            except (RayActorError, RayServeException) as error:
+                if not _replica_died(error):
+                    raise
                 return await self.assembler.preprocess(control)
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
@@ -158,7 +161,7 @@ class Service:
                 result = await response
         except TimeoutError as error:
             raise _too_late(ready.job) from error
-        except RayError:
+        except (RayError, RayServeException):
             await self.assembler.forget_failed(ready.map_ids)
             raise
         finally:
@@ -193,6 +196,12 @@ def translated() -> Iterator[None]:
         raise QueueFull("the model's queue is full", BACK_PRESSURE_RETRY_MS) from error
     except (RayActorError, DeploymentUnavailableError, RayServeException) as error:
         raise NotReady("the model's replica went away; try again") from error
+
+
+def _replica_died(error: Exception) -> bool:
+    """Whether a replica died under a call: the one that was called, or one that was making a map
+    for it. Of the latter Serve speaks with the bare base of its errors."""
+    return isinstance(error, RayActorError) or type(error) is RayServeException
 
 
 def _patience_s(job: ImageJob) -> float | None:

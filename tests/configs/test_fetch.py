@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import constants
 
 from configs.fetch import ConfigError, Need, needs
+from configs.sources import fetch
 from tests.fake_hub import COMMIT, FakeHub, fake_hub, sha256
 from tests.object_store import BUCKET, ObjectStore
 from tests.serving import free_port
@@ -80,7 +82,9 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_all_that_is_read_comes_and_is_checked(hub: FakeHub, config: Path, tmp_path: Path) -> None:
+def test_all_that_is_read_comes_and_is_checked(
+    hub: FakeHub, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = run(config, tmp_path, hub.url)
     assert done.returncode == 0, done.stderr
     assert files(snapshot(tmp_path)) == {
@@ -94,6 +98,11 @@ def test_all_that_is_read_comes_and_is_checked(hub: FakeHub, config: Path, tmp_p
     assert files(snapshot(tmp_path, "owner/adapters")) == {"styles/ink.safetensors"}
     assert f"4 files, 3.0 MB, hashes as the hub says; commit {COMMIT}" in done.stdout
     assert "100% of 3.0 MB" in done.stderr
+    # Replicas find it all, without the hub.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch("owner/base", layout="pipeline") == snapshot(tmp_path)
+    assert fetch("owner/adapters/styles/ink.safetensors").stat().st_size == 300
     sent = dict(hub.sent)
     again = run(config, tmp_path, hub.url)
     assert again.returncode == 0, again.stderr

@@ -7,6 +7,7 @@ service with one model, adds another while the first is asked for images, and pr
 as JSON: where every replica is, which GPUs it may use, and what became of the requests.
 """
 
+import base64
 import json
 import os
 import sys
@@ -34,9 +35,13 @@ DEADLINE_S = 240
 
 def main(folder: str) -> None:
     port = free_port()
-    os.environ |= {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
-    os.environ["RAY_prestart_worker_first_driver"] = "0"
-    os.environ["TCD_TEST_KEYS"] = "key"
+    os.environ |= {
+        "RAY_TMPDIR": folder,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_prestart_worker_first_driver": "0",  # no idle worker for every logical CPU
+        "PYTHONPATH": str(ROOT),
+        "TCD_TEST_KEYS": "key",
+    }
     store = 150 * 2**20
     cluster = Cluster(
         initialize_head=True,
@@ -46,6 +51,7 @@ def main(folder: str) -> None:
             "object_store_memory": store,
             "gcs_server_port": free_port(),
             "include_dashboard": False,
+            "dashboard_port": free_port(),
         },
     )
     try:
@@ -106,7 +112,6 @@ def config(models: list[str]) -> dict[str, Any]:
     """The guide's config with these models alone: stand-ins for weights, and no other change than
     what keeps this quick and on this machine."""
     whole: dict[str, Any] = yaml.safe_load(GUIDE.read_text())
-    whole |= {"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1"}}
     service, *others = whole["applications"]
     service["args"] |= {"api_keys_env": "TCD_TEST_KEYS", "depth": None, "image_encoders": {}}
     service["deployments"] = [
@@ -114,7 +119,6 @@ def config(models: list[str]) -> dict[str, Any]:
         for deployment in service["deployments"]
         if not deployment["name"].startswith(("Depth", "ImageEncoder"))
     ]
-    service["runtime_env"] = {"env_vars": {"TCD_TEST_KEYS": "key"}}
     chosen = [application for application in others if application["args"]["name"] in models]
     for application in chosen:
         args = application["args"]
@@ -127,15 +131,12 @@ def config(models: list[str]) -> dict[str, Any]:
             "dtype": "float32",
             "device": "cpu",
         }
-    whole["applications"] = [service, *chosen]
-    return whole
+    return {"applications": [service, *chosen]}
 
 
 def image(url: str, model: str) -> int:
     """Asks for an image along a canny map: from the CPU node to the GPU node. The status."""
     picture = (ROOT / "docs" / "images" / "demo.png").read_bytes()
-    import base64
-
     data_url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     body = {
         "model": model,
@@ -154,12 +155,12 @@ def replicas() -> list[dict[str, Any]]:
     client = _get_global_client()
     assert client is not None
     details = client.get_serve_details()
-    found = []
+    found: list[dict[str, Any]] = []
     for application in details["applications"].values():
         for deployment in application["deployments"].values():
             for replica in deployment["replicas"]:
                 actor = ray.get_actor(replica["actor_name"], namespace="serve")
-                gpus = actor.__ray_call__.remote(
+                gpus: Any = actor.__ray_call__.remote(
                     lambda _: os.environ.get("CUDA_VISIBLE_DEVICES", "")
                 )
                 found.append(

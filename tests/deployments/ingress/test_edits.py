@@ -273,7 +273,7 @@ def test_everything_in_one_edit(served: Served, pipelines: Pipelines, demo_model
             Control("depth", png(edges), preprocessed=True, start=0.2, end=0.9),
         ),
         ip_adapter=IpAdapter((seen, png(PICTURE)), 0.4),
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )
     handle = serve.get_app_handle("tcd")
     (same,) = handle.generate.remote(request).result(timeout_s=60).images
@@ -299,7 +299,12 @@ def test_variations_are_pictures_like_one(
     for index in range(2):
         expected = pipelines.image(task, index)
         assert apart(pixels_of(answer, index), expected.pixels).max() <= LEVELS
-    fields: dict[str, Any] = {"seed": 5, "scale": 0.5, "prompt": "a red ball", "num_inference_steps": 6}
+    fields: dict[str, Any] = {
+        "seed": 5,
+        "scale": 0.5,
+        "prompt": "a red ball",
+        "num_inference_steps": 6,
+    }
     other = client.images.create_variation(
         image=("a.png", png(seen)), size="256x256", response_format="b64_json", extra_body=fields
     )
