@@ -146,6 +146,8 @@ def main() -> None:
         sys.exit(f"{arguments.config}: {error}")
     except (SourceError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; run it again to go on from here")
 
 
 if __name__ == "__main__":

@@ -117,6 +117,8 @@ def _bring(listing: Listing, file: RepoFile, blob: Path, progress: Progress) -> 
 
 
 def _receive_all(listing: Listing, file: RepoFile, out: BinaryIO, progress: Progress) -> None:
+    if out.tell() > file.size:
+        _begin_anew(out)
     left = ATTEMPTS
     while (have := out.tell()) < file.size:
         try:
@@ -148,12 +150,17 @@ def _receive(listing: Listing, file: RepoFile, out: BinaryIO, progress: Progress
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
         answer.raise_for_status()
         if answer.status_code != 206:
-            out.truncate(0)  # the server sends it from the beginning
+            _begin_anew(out)  # the server sends all of it
         for chunk in answer.iter_bytes():
             out.write(chunk)
             progress(file.path, out.tell(), file.size)
             if out.tell() > file.size:
                 break
+
+
+def _begin_anew(out: BinaryIO) -> None:
+    out.seek(0)
+    out.truncate()
 
 
 def _any_weights(files: Iterable[RepoFile]) -> bool:

@@ -122,7 +122,7 @@ def _generate(url: str) -> bytes:
         headers={"content-type": "application/json"},
     )
     print(f'"{PROMPT}"', flush=True)
-    with urlopen(request, timeout=60) as answer:
+    with urlopen(request, timeout=START_TIMEOUT_S) as answer:
         for line in answer:
             if not line.startswith(b"data: "):
                 continue

@@ -19,6 +19,7 @@ class FakeHub:
 
     Attributes:
         damaged: paths whose bytes are not those of their hash.
+        ignores_ranges: whether it always sends whole files.
         cut: bytes of a large file after which a connection breaks; `None`: it does not.
         ranges: the Range headers of downloads, by path.
         sent: bytes of each path that went out.
@@ -27,6 +28,7 @@ class FakeHub:
     url: str
     repos: dict[str, dict[str, bytes]]
     damaged: set[str] = field(default_factory=set)
+    ignores_ranges: bool = False
     cut: int | None = None
     ranges: dict[str, list[str | None]] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
@@ -70,7 +72,8 @@ def fake_hub(repos: Mapping[str, Mapping[str, bytes]]) -> Iterator[FakeHub]:
                 self._say(None, tree)
                 return
             etag = sha256(data) if is_large(path) else git_hash(data)
-            wanted = self.headers["range"]
+            asked = self.headers["range"]
+            wanted = None if hub.ignores_ranges else asked
             begin = int(re.sub(r"\D", "", wanted)) if wanted else 0
             body = (bytes(len(data)) if path in hub.damaged else data)[begin:]
             self.send_response(206 if wanted else 200)
@@ -82,7 +85,7 @@ def fake_hub(repos: Mapping[str, Mapping[str, bytes]]) -> Iterator[FakeHub]:
             self.end_headers()
             if self.command == "HEAD":
                 return
-            hub.ranges.setdefault(path, []).append(wanted)
+            hub.ranges.setdefault(path, []).append(asked)
             breaks = is_large(path) and hub.cut is not None and len(body) > hub.cut
             body = body[: hub.cut] if breaks else body
             self.wfile.write(body)

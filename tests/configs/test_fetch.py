@@ -119,12 +119,14 @@ def test_a_broken_download_goes_on_where_it_ended(
     assert hub.ranges[UNET] == ["bytes=0-", "bytes=1000000-", "bytes=2000000-"]
 
 
+@pytest.mark.parametrize("ignores_ranges", [False, True])
 def test_a_run_goes_on_where_the_one_before_was_stopped(
-    hub: FakeHub, config: Path, tmp_path: Path
+    hub: FakeHub, config: Path, tmp_path: Path, ignores_ranges: bool
 ) -> None:
     partial = snapshot(tmp_path).parents[1] / "blobs" / f"{sha256(WEIGHTS)}.partial"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(WEIGHTS[:2_500_000])
+    hub.ignores_ranges = ignores_ranges  # then it comes whole, and is right all the same
     done = run(config, tmp_path, hub.url)
     assert done.returncode == 0, done.stderr
     assert hub.ranges[UNET] == ["bytes=2500000-"]

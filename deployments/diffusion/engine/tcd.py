@@ -17,6 +17,8 @@ from torch import Tensor
 
 from deployments.contracts.jobs import real_steps
 
+KNOWN_SCHEDULES = 256
+
 
 @dataclass(frozen=True)
 class Step:
@@ -80,6 +82,8 @@ class Schedule:
         """
         key = (num_inference_steps, eta)
         if key not in self._known:
+            if len(self._known) >= KNOWN_SCHEDULES:  # eta is any number that a request names
+                self._known.clear()
             self._scheduler.set_timesteps(num_inference_steps)
             timesteps = [int(t) for t in self._scheduler.timesteps]
             self._known[key] = tuple(

@@ -9,14 +9,18 @@ import pytest
 from tests.conftest import STYLES
 from tests.serving import Served
 
+MODELS = ["animagine", "sd15", "sdxl", "sdxl-inpainting", "small"]
+
 
 def test_catalogue(served: Served, demo_models: Path) -> None:
     models = served.openai().models.list()
-    assert [model.id for model in models] == ["sd15", "small"]
+    assert [model.id for model in models] == MODELS
     assert all(model.object == "model" and model.owned_by for model in models)
     card = httpx.get(f"{served.url}/v1/models/sd15").json()
     assert card["family"] == "sd15"
-    assert card["tasks"] == ["text-to-image"]
+    images = ["text-to-image", "image-to-image", "inpainting", "image-variation"]
+    assert card["tasks"] == [*images, "video"]
+    assert set(card["controls"]) == {"depth", "canny"}
     assert card["checkpoint"] == str(demo_models / "sd15")
     assert card["tcd_lora"] == str(demo_models / "tcd-lora" / "sd15")
     assert set(card["loras"]) == set(STYLES)
@@ -41,7 +45,7 @@ def test_health_and_readiness(served: Served) -> None:
     assert httpx.get(f"{served.url}/healthz").json() == {"status": "ok"}
     ready = httpx.get(f"{served.url}/readyz")
     assert ready.status_code == 200
-    assert ready.json() == {"status": "ready", "models": {"sd15": "RUNNING", "small": "RUNNING"}}
+    assert ready.json() == {"status": "ready", "models": dict.fromkeys(MODELS, "RUNNING")}
 
 
 def test_metrics_name_model_and_replica(served: Served) -> None:

@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deployments.diffusion.engine.tcd import Schedule, coefficients, tcd_step
+from deployments.diffusion.engine.tcd import (
+    KNOWN_SCHEDULES,
+    Schedule,
+    coefficients,
+    tcd_step,
+)
 
 SHAPE = (4, 6, 5)
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -169,6 +174,13 @@ def test_noise_is_drawn_at_every_step_but_the_last_unless_eta_is_zero(
     eta: float, draws: int
 ) -> None:
     assert sum(step.draws for step in Schedule(scheduler()).steps(8, eta)) == draws
+
+
+def test_schedules_of_ever_new_etas_are_not_all_remembered() -> None:
+    schedule = Schedule(scheduler())
+    for n in range(2 * KNOWN_SCHEDULES):
+        schedule.steps(1, n / 1000)
+    assert len(schedule._known) <= KNOWN_SCHEDULES
 
 
 def test_the_default_eta_is_the_schedulers() -> None:

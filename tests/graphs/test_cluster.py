@@ -1,0 +1,71 @@
+"""The production config on a cluster of two nodes: who runs where, and a model that is added.
+
+The cluster has a process of its own (`tests.graphs.two_nodes`): a process can be connected to one
+cluster only.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 540
+pytestmark = [pytest.mark.timeout(600), pytest.mark.deep]
+
+
+@pytest.fixture(scope="module")
+def seen(demo_models: Path) -> Iterator[dict[str, Any]]:
+    """What the program saw."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        program = subprocess.Popen(
+            [sys.executable, "-m", "tests.graphs.two_nodes", folder],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, err = program.communicate(timeout=TIMEOUT_S)
+        finally:
+            if program.poll() is None:
+                os.killpg(program.pid, signal.SIGKILL)
+                program.communicate()
+        assert program.returncode == 0, err[-4000:]
+        yield json.loads(out.splitlines()[-1])
+
+
+def test_diffusion_runs_on_gpus_and_the_rest_does_not(seen: dict[str, Any]) -> None:
+    nodes = seen["nodes"]
+    assert sorted(nodes.values()) == ["cpu", "gpu"]
+    for replica in seen["after"]:
+        expected = "gpu" if replica["deployment"] == "Diffusion" else "cpu"
+        assert nodes[replica["node"]] == expected, replica
+    ran = {replica["deployment"] for replica in seen["after"]}
+    assert ran == {"Ingress", "MapStore", "Videos", "Canny", "Diffusion"}
+
+
+def test_no_two_replicas_share_a_gpu(seen: dict[str, Any]) -> None:
+    gpus = [r["gpus"] for r in seen["after"] if r["deployment"] == "Diffusion"]
+    assert sorted(gpus) == ["0", "1"]
+    assert {r["gpus"] for r in seen["after"] if r["deployment"] != "Diffusion"} == {""}
+
+
+def test_a_model_is_added_while_another_serves(seen: dict[str, Any]) -> None:
+    # Each request had a canny map made on one node and used on the other.
+    assert len(seen["answers"]) > 3
+    assert set(seen["answers"]) == {200}
+    assert seen["added"] == 200
+    before, after = (
+        {(r["application"], r["pid"]) for r in seen[when]} for when in ("before", "after")
+    )
+    assert before <= after
+    assert {application for application, _ in after - before} == {"model-sd21"}
