@@ -33,7 +33,7 @@ Files = list[tuple[str, tuple[str, bytes]]]
 @pytest.fixture(scope="module", autouse=True)
 def failed_before(served: Served) -> Iterator[dict[str, float]]:
     """Images that had failed when these tests began, by model."""
-    yield {model: served.engine_figure("failed_total", model) for model in MODELS}
+    return {model: served.engine_figure("failed_total", model) for model in MODELS}
 
 
 def file(name: str, content: bytes) -> tuple[str, tuple[str, bytes]]:
@@ -280,7 +280,7 @@ def generation_cases() -> dict[str, Case]:
         return Case({"prompt": "a", "ip_adapter": ip_adapter, **fields}, param, says, [])
 
     unknown = "map-depth-" + 32 * "f"
-    cases = {
+    return {
         "a control that no model has": net("controls", "canny, depth", type="pose"),
         "a control that this model lacks": Case(
             {"prompt": "a", "model": "small", "controls": [plain]}, "controls", "none", []
@@ -358,7 +358,6 @@ def generation_cases() -> dict[str, Case]:
         "ip_adapter of a number": seen({"image": 7}, "ip_adapter.image", "string"),
         "ip_adapter that is a text": seen("x", "ip_adapter", "IpAdapterBody"),
     }
-    return cases
 
 
 CASES = {
