@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import yaml
@@ -92,7 +91,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
         try:
             with urlopen(f"{url}/readyz", timeout=5):
                 return
-        except URLError as error:
+        except OSError as error:  # refused, timed out, or an answer that is not 200
             state = error.read().decode() if hasattr(error, "read") else "starting Ray"
         if state != shown:
             print(f"  {state}", flush=True)

@@ -3,9 +3,10 @@
 import re
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from deployments.contracts.jobs import (
+    MAX_SEEN,
     AdapterWeight,
     Control,
     Count,
@@ -76,12 +77,20 @@ class ControlBody(BaseModel):
     high_threshold: Threshold | None = None
 
 
+def _listed(image: object) -> object:
+    return [image] if isinstance(image, str) else image
+
+
 class IpAdapterBody(BaseModel):
     """What the image should resemble."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    image: str | list[str] = Field(description=IMAGE + "; or several of them")
+    image: Annotated[
+        list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])
+    ] = Field(
+        min_length=1, max_length=MAX_SEEN, description=IMAGE + f"; or up to {MAX_SEEN} of them"
+    )
     scale: Scale = 0.5
 
 
@@ -171,10 +180,7 @@ class ImagesRequestBody(BaseModel):
     def _ip_adapter(self) -> IpAdapter | None:
         if self.ip_adapter is None:
             return None
-        named = self.ip_adapter.image
-        return IpAdapter(
-            (named,) if isinstance(named, str) else tuple(named), self.ip_adapter.scale
-        )
+        return IpAdapter(tuple(self.ip_adapter.image), self.ip_adapter.scale)
 
 
 class GenerationsBody(ImagesRequestBody):

@@ -23,6 +23,7 @@ Latents = NDArray[np.float32]  # (channels, height / 8, width / 8)
 MAX_SEED = 2**63 - 1
 MAX_LORA_WEIGHT = 10.0
 MAX_STEPS = 50
+MAX_SEEN = 8  # pictures of one IP-Adapter
 
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS, description="denoising steps, 1-50")]
 Eta = Annotated[float, Field(ge=0, le=1, description="stochasticity of TCD, the paper's gamma")]
@@ -86,7 +87,7 @@ class Control:
 class IpAdapter:
     """Pictures that the image should resemble."""
 
-    images: tuple[ImageInput, ...] = Field(min_length=1, max_length=8)
+    images: tuple[ImageInput, ...] = Field(min_length=1, max_length=MAX_SEEN)
     scale: Scale = 0.5
 
 

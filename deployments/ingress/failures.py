@@ -61,6 +61,8 @@ class Failure:
 
 def failure(error: Exception) -> Failure:
     """The answer to an error. One that is not ours is logged, and says nothing of itself."""
+    if isinstance(error, ValidationError):
+        error = invalid(error)
     row = next((row for kind, row in _TABLE if isinstance(error, kind)), _UNEXPECTED)
     message = str(error)
     if row is _UNEXPECTED:

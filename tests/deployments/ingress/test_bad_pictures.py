@@ -3,23 +3,22 @@ and says what is allowed."""
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from ray import serve
 
-from deployments.contracts.jobs import Pixels, Plane
+from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.jobs import Control, ImageRequest, IpAdapter, Mask, Pixels
 from preprocessors.resize import resize
 from tests.deployments.diffusion.engine.tasks import picture
 from tests.deployments.ingress.images import data_url, png, shown
 from tests.preprocessors.accepted import ACCEPTED
 from tests.preprocessors.refused import REFUSED
-from tests.serving import Served
-
-pytestmark = pytest.mark.deep
+from tests.serving import MAX_BODY_BYTES, Served
 
 MODELS = ("sd15", "sdxl", "sdxl-inpainting", "animagine", "small")
 MAX_PIXELS = 1024 * 1024  # of `served`
@@ -31,7 +30,7 @@ Files = list[tuple[str, tuple[str, bytes]]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def failed_before(served: Served) -> Iterator[dict[str, float]]:
+def failed_before(served: Served) -> dict[str, float]:
     """Images that had failed when these tests began, by model."""
     return {model: served.engine_figure("failed_total", model) for model in MODELS}
 
@@ -67,7 +66,7 @@ def check_refusal(answer: httpx.Response, status: int, param: str | None, *says:
     ids=[case[0] for case in ACCEPTED],
 )
 def test_a_good_file_is_the_picture_that_it_shows(
-    served: Served, content: bytes, rgb: Pixels, alpha: Plane | None, tolerance: int
+    served: Served, content: bytes, rgb: Pixels, alpha: Mask | None, tolerance: int
 ) -> None:
     """A mask that keeps every pixel gives the picture back."""
     height, width = rgb.shape[:2]
@@ -166,7 +165,7 @@ def edit_cases() -> dict[str, Case]:
             asked, "extra", "files here: image, mask", [image, file("extra", GOOD)]
         ),
         "mask of another size": Case(
-            asked, "mask", "128x64 and 64x128"[:0] + "same size", [image, file("mask", OTHER_SIZE)]
+            asked, "mask", "128x64 and 64x128", [image, file("mask", OTHER_SIZE)]
         ),
         "size that is no multiple": Case(
             asked, "size", "such as 96x104", [file("image", png(picture(1, 100, 110)))]
@@ -355,7 +354,7 @@ def generation_cases() -> dict[str, Case]:
         "ip_adapter of no picture": seen({"image": []}, "ip_adapter.image", "at least 1"),
         "ip_adapter of nine": seen({"image": 9 * ["x"]}, "ip_adapter.image", "at most 8"),
         "ip_adapter of text": seen({"image": "x"}, "ip_adapter.image.0", "data URL"),
-        "ip_adapter of a number": seen({"image": 7}, "ip_adapter.image", "string"),
+        "ip_adapter of a number": seen({"image": 7}, "ip_adapter.image", "list"),
         "ip_adapter that is a text": seen("x", "ip_adapter", "IpAdapterBody"),
     }
 
@@ -380,3 +379,97 @@ CASES = {
 def test_a_bad_request(served: Served, route: str, case: Case) -> None:
     answer = post(served, route, case.files, case.fields)
     check_refusal(answer, case.status, case.param, case.says)
+
+
+@pytest.mark.parametrize("route", [EDITS, VARIATIONS, DEPTH, CANNY])
+@pytest.mark.parametrize(
+    ("kind", "body", "says"),
+    [
+        ("application/json", b'{"prompt": "a"}', "multipart/form-data; it is application/json"),
+        ("application/x-www-form-urlencoded", b"prompt=a", "must be multipart/form-data"),
+        ("multipart/form-data", b"--x--", "cannot be read"),
+        ("multipart/form-data; boundary=x", b"prompt=a", "cannot be read"),
+        ("", b"", "it is untyped"),
+    ],
+)
+def test_a_body_that_is_no_form(
+    served: Served, route: str, kind: str, body: bytes, says: str
+) -> None:
+    headers = {"content-type": kind} if kind else {}
+    url = f"{served.url}/v1/{route}"
+    check_refusal(httpx.post(url, content=body, headers=headers, timeout=60), 400, None, says)
+
+
+def test_a_body_that_is_too_large(served: Served) -> None:
+    files = [file("image", GOOD + bytes(MAX_BODY_BYTES))]
+    for route in (EDITS, VARIATIONS, DEPTH, CANNY):
+        answer = post(served, route, files, {})
+        check_refusal(answer, 413, None, str(MAX_BODY_BYTES))
+
+
+def test_a_control_of_more_than_a_mebibyte_in_a_form(served: Served) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
+    controls = json.dumps([{"type": "canny", "image": data_url(png(noise))}])
+    assert len(controls) > 2**20
+    fields = {"prompt": "a", "num_inference_steps": 2, "controls": controls}
+    answer = post(served, EDITS, [file("image", GOOD)], fields)
+    assert answer.status_code == 200, answer.text
+
+
+def test_an_unknown_preprocessor(served: Served) -> None:
+    answer = post(served, "preprocess/pose", [file("image", GOOD)], {})
+    check_refusal(answer, 400, "path.preprocessor", "'depth' or 'canny'")
+
+
+ARRAY = picture(1, 128, 64)
+ARRAYS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "float": ({"image": ARRAY / 255}, "image", "uint8"),
+    "grey": ({"image": ARRAY[:, :, 0]}, "image", "(height, width, 3 or 4)"),
+    "five channels": ({"image": np.zeros((64, 64, 5), np.uint8)}, "image", "3 or 4"),
+    "no pixels": ({"image": ARRAY[:0]}, "image", "at least one"),
+    "too many pixels": (
+        {"image": np.zeros((1025, 1024, 3), np.uint8)},
+        "image",
+        "at most 1048576",
+    ),
+    "a thread": ({"image": np.zeros((1, 101, 3), np.uint8)}, "image", "at most 100 times"),
+    "mask": ({"image": ARRAY, "mask": ARRAY / 255}, "mask", "uint8"),
+    "mask of another size": ({"image": ARRAY, "mask": ARRAY[:-8]}, "mask", "same size"),
+    "mask alone": ({"mask": ARRAY}, "mask", "needs an image"),
+    "strength alone": ({"strength": 0.5}, "strength", "needs an image"),
+    "width alone": ({"width": 64}, "size", "together"),
+    "a map as image": ({"image": "map-canny-0"}, "image", "in controls and ip_adapter"),
+    "control": ({"controls": (Control("canny", ARRAY / 255),)}, "controls.0.image", "uint8"),
+    "ip_adapter": ({"ip_adapter": IpAdapter((ARRAY / 255,))}, "ip_adapter.image.0", "uint8"),
+    "a thread for the ip_adapter": (
+        {"ip_adapter": IpAdapter((np.zeros((1, 101, 3), np.uint8),))},
+        "ip_adapter.image.0",
+        "at most 100 times",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "param", "says"), ARRAYS.values(), ids=ARRAYS)
+def test_a_bad_array(served: Served, fields: dict[str, Any], param: str, says: str) -> None:
+    handle = serve.get_app_handle("tcd")
+    with pytest.raises(InvalidRequest) as caught:
+        handle.generate.remote(ImageRequest("a", **fields)).result(timeout_s=60)
+    assert caught.value.param == param
+    assert says in caught.value.message
+
+
+def test_nothing_of_this_cost_anyone_anything(
+    served: Served, failed_before: dict[str, float]
+) -> None:
+    for model, failed in failed_before.items():
+        assert served.engine_figure("failed_total", model) == failed
+        assert served.engine_figure("pending_images", model) == 0
+    ready = httpx.get(f"{served.url}/readyz", timeout=30).json()
+    assert set(ready["models"].values()) == {"RUNNING"}
+    fields = {"prompt": "a", "num_inference_steps": 2}
+    for model in ("sd15", "sdxl"):
+        good = {"model": model, **fields}
+        assert post(served, EDITS, [file("image", GOOD)], good).status_code == 200
+        assert post(served, VARIATIONS, [file("image", GOOD)], good).status_code == 200
+    for route in (DEPTH, CANNY):
+        assert post(served, route, [file("image", GOOD)], {}).status_code == 200
