@@ -32,7 +32,7 @@ from deployments.contracts.jobs import (
 OutputFormat = Literal["png", "jpeg", "webp"]
 VideoFormat = Literal["mp4", "gif", "webp"]
 IMAGE = "a data URL, an https:// URL, an s3:// URI, or the id of a control map"
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
 def readable_size(size: str | None) -> str | None:
@@ -53,19 +53,33 @@ def size_of(size: str | None) -> tuple[int, int] | tuple[None, None]:
     return (None, None) if found is None else (int(found[1]), int(found[2]))
 
 
-class LoraBody(BaseModel):
-    """One style adapter of a request."""
+class RequestBody(BaseModel):
+    """What a caller sends, in whole or in part: a misspelt field is refused, and a null means
+    what leaving the field out means."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, sent: object) -> object:
+        if not isinstance(sent, dict):
+            return sent
+        return {
+            name: value
+            for name, value in sent.items()
+            if value is not None or name not in cls.model_fields
+        }
+
+
+class LoraBody(RequestBody):
+    """One style adapter of a request."""
 
     name: str = Field(description="a name from the model's `loras`")
     weight: AdapterWeight = 1.0
 
 
-class ControlBody(BaseModel):
+class ControlBody(RequestBody):
     """One ControlNet of a request."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     type: str = Field(description="a type from the model's `controls`")
     image: str = Field(description=IMAGE)
@@ -81,10 +95,8 @@ def _listed(image: object) -> object:
     return [image] if isinstance(image, str) else image
 
 
-class IpAdapterBody(BaseModel):
+class IpAdapterBody(RequestBody):
     """What the image should resemble."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     image: Annotated[
         list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])
@@ -94,23 +106,22 @@ class IpAdapterBody(BaseModel):
     scale: Scale = 0.5
 
 
-class ImagesRequestBody(BaseModel):
+class ImagesRequestBody(RequestBody):
     """What the images routes have in common. OpenAI's fields first, then the extensions."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     EVENTS: ClassVar[str] = "image_generation"  # how the route's server-sent events begin
 
     model: str | None = Field(None, description="a name from `GET /v1/models`")
-    n: Count | None = 1
+    n: Count = 1
     size: str | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
-    response_format: Literal["b64_json", "url"] | None = Field(
+    response_format: Literal["b64_json", "url"] = Field(
         "b64_json", description="url needs a service with storage, and does not go with stream"
     )
-    output_format: OutputFormat | None = "png"
+    output_format: OutputFormat = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="quality of jpeg and webp, 0-100; 100 by default"
     )
-    stream: bool | None = False
+    stream: bool = False
     partial_images: PartialImages | None = None
     quality: Literal["auto", "standard"] | None = Field(
         None, description="only the default; steer it with num_inference_steps"
@@ -158,7 +169,7 @@ class ImagesRequestBody(BaseModel):
             prompt=prompt,
             model=self.model,
             negative_prompt=self.negative_prompt,
-            n=1 if self.n is None else self.n,
+            n=self.n,
             width=width,
             height=height,
             num_inference_steps=self.num_inference_steps,
@@ -231,10 +242,8 @@ class VariationsForm(ImagesRequestBody):
         return self._request(self.prompt, ip_adapter=IpAdapter((image,), self.scale))
 
 
-class VideoBody(BaseModel):
+class VideoBody(RequestBody):
     """`POST /v1/videos`. OpenAI's fields first, then the extensions."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: str
     model: str | None = Field(None, description="a model with the task video")
@@ -330,10 +339,8 @@ class VideosBody(BaseModel):
     has_more: bool
 
 
-class PreprocessForm(BaseModel):
+class PreprocessForm(RequestBody):
     """`POST /v1/preprocess/{depth,canny}`, without its file."""
-
-    model_config = ConfigDict(extra="forbid")
 
     low_threshold: Threshold | None = None
     high_threshold: Threshold | None = None

@@ -168,7 +168,8 @@ class Assembler:
             loaded = await self._pictures.load(control.image, param)
             if index not in routed:
                 return await asyncio.to_thread(resize, loaded.pixels, size)
-            spec = _control_spec(control, routed[index], loaded, size)
+            place = f"controls.{index}."
+            spec = _control_spec(control, routed[index], loaded, size, place)
             return await self._make(spec, loaded)
 
         brought = await asyncio.gather(
@@ -304,7 +305,7 @@ def _mask(start: Loaded, given: Loaded | None, size: tuple[int, int]) -> Mask | 
 
 
 def _control_spec(
-    control: Control, preprocessor: str, loaded: Loaded, size: tuple[int, int]
+    control: Control, preprocessor: str, loaded: Loaded, size: tuple[int, int], place: str = ""
 ) -> MapSpec:
     plain = MapSpec(preprocessor, loaded.digest, *size)
     if preprocessor != "canny":
@@ -312,7 +313,9 @@ def _control_spec(
     low = plain.low_threshold if control.low_threshold is None else control.low_threshold
     high = plain.high_threshold if control.high_threshold is None else control.high_threshold
     if low > high:
-        raise InvalidRequest(f"low_threshold {low} is above high_threshold {high}", "low_threshold")
+        raise InvalidRequest(
+            f"{place}low_threshold {low} is above high_threshold {high}", place + "low_threshold"
+        )
     return MapSpec("canny", loaded.digest, *size, low, high)
 
 

@@ -111,6 +111,8 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
                 body = form.fields(VariationsForm)
                 image = await form.file("image")
             return await images_answer(service, storage, request, body, body.to_request(image))
+        except InvalidRequest as error:
+            return answer(failure(named_as_sent(error)))
         except Exception as error:
             return answer(failure(error))
 
@@ -183,6 +185,14 @@ def answer(refusal: Failure) -> JSONResponse:
     return JSONResponse(refusal.body.model_dump(), refusal.status, refusal.headers)
 
 
+def named_as_sent(error: InvalidRequest) -> InvalidRequest:
+    """An error of a variation's picture, which is the file `image` to who sent it."""
+    within = "ip_adapter.image.0"
+    if error.param != within:
+        return error
+    return InvalidRequest(str(error).replace(within, "image"), "image")
+
+
 async def images_answer(
     service: Service,
     storage: Storage | None,
@@ -206,7 +216,7 @@ async def images_answer(
     if body.stream:
         return await stream_images(service, body, asked)
     result = await service.generate(asked)
-    output_format = body.output_format or "png"
+    output_format = body.output_format
     base_url = str(request.base_url).rstrip("/")
 
     async def deliver(pixels: Pixels, seed: int) -> ImageBody:

@@ -66,7 +66,7 @@ async def _event(
     usage: Usage | None = None,
 ) -> str:
     kind = f"{body.EVENTS}.{name}"
-    output_format = body.output_format or "png"
+    output_format = body.output_format
     text = await asyncio.to_thread(
         encode_base64, image.pixels, output_format, body.output_compression
     )

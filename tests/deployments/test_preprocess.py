@@ -15,8 +15,6 @@ from deployments.contracts.maps import MapRef, MapSpec
 from deployments.preprocess import Depth, Handle, MapStore
 from preprocessors.depth import DepthEstimator
 
-pytestmark = pytest.mark.deep
-
 CANNY = MapSpec("canny", "digest", 128, 128)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 540
-pytestmark = [pytest.mark.timeout(600), pytest.mark.deep]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ LONG = "word " * 100
 CASES: list[tuple[object, int, str | None, str]] = [
     ({}, 400, "prompt", "required"),
     ({"prompt": 7}, 400, "prompt", "string"),
-    ({"prompt": None}, 400, "prompt", "string"),
+    ({"prompt": None}, 400, "prompt", "required"),
+    ({**PROMPT, "strenght": None}, 400, "strenght", "unknown field"),
+    ({**PROMPT, "size": "\u0661\u0662\u0668x128"}, 400, "size", "WIDTHxHEIGHT"),
     ({"prompt": LONG}, 400, "prompt", "at most 75"),
     ({"prompt": "a" * 5000}, 400, "prompt", "4000"),
     (["prompt"], 400, None, "dict"),
@@ -82,6 +84,17 @@ def test_bad_body(
     assert set(error) == {"message", "type", "param", "code"}
     assert answer.headers["x-should-retry"] == "false"
     assert answer.headers["x-request-id"]
+
+
+def test_null_is_the_default(served: Served) -> None:
+    fields = (
+        "model n size output_format output_compression response_format stream partial_images "
+        "eta guidance_scale negative_prompt loras controls ip_adapter priority timeout_s"
+    )
+    body = {**PROMPT, "seed": 3, "num_inference_steps": 1, **dict.fromkeys(fields.split())}
+    answer = httpx.post(f"{served.url}/v1/images/generations", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == "sd15"
 
 
 def test_body_that_is_not_json(served: Served) -> None:

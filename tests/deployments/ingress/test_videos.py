@@ -193,6 +193,7 @@ def test_a_failed_video_says_why(served: Served) -> None:
         ({"fps": 0}, "fps"),
         ({"output_format": "avi"}, "output_format"),
         ({"seconds": "2"}, None),
+        ({"num_frames": None, "seconds": 60, "fps": 60}, "num_frames"),
         ({"size": "63x64"}, "size"),
         ({"prompt": None}, "prompt"),
         ({"motion_loras": [{"name": "x", "weight": 99}]}, "motion_loras.0.weight"),
