@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.app import ModelArgs
+from demo import depth, image_encoder, ip_adapter, layout
 from demo.standins import write_base, write_style_lora, write_tcd_lora
 
 STYLES = ("papercut", "ink", "neon")
@@ -47,3 +48,14 @@ def write_model(folder: Path, scale: int) -> Model:
     for name, file in styles.items():
         write_style_lora(name, "sd15", base, file)
     return Model(scale, base, tcd, {name: str(file) for name, file in styles.items()})
+
+
+def write_tasks_models(folder: Path, scale: int) -> None:
+    """Writes an sd15 of this width with all that its tasks need, laid out as the demo's models."""
+    for _ in layout.write_family("sd15", folder, scale=scale):
+        pass
+    models = folder / "ip-adapter" / "models"
+    image_encoder.write_image_encoder("vit-h", models / "image_encoder")
+    name = "ip-adapter_sd15"
+    ip_adapter.write_ip_adapter(name, folder / "sd15", models / f"{name}.safetensors")
+    depth.write_depth_estimator(folder / "dpt-hybrid")

@@ -41,10 +41,10 @@ def write_everything(out: Path) -> Iterator[Path]:
         yield file
 
 
-def write_family(family: str, out: Path) -> Iterator[Path]:
-    """The base of `family`, and what is made to fit it."""
+def write_family(family: str, out: Path, *, scale: int = 1) -> Iterator[Path]:
+    """The base of `family`, `scale` times wider than the demo's, and what is made to fit it."""
     base_folder = out / family
-    base.write_base(family, base_folder)
+    base.write_base(family, base_folder, scale=scale)
     yield base_folder
     tcd_folder = out / "tcd-lora" / family
     lora.write_tcd_lora(family, base_folder, tcd_folder / "pytorch_lora_weights.safetensors")

@@ -31,6 +31,10 @@ START_TIMEOUT_S = 180
 def main() -> None:
     """Prints what it does, how long each part takes, and where the picture is."""
     started = time.perf_counter()
+    # However this ends, the application ends with it. (A shell's background job ignores SIGINT,
+    # and its children would.)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     OUT.mkdir(exist_ok=True)
     write_all(MODELS)
     port = _free_port()

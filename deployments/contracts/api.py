@@ -319,7 +319,7 @@ class VideoCard(BaseModel):
     status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
     progress: int = 0
     error: VideoError | None = None
-    model: str | None
+    model: str
     prompt: str
     size: str | None
     seconds: str

@@ -45,13 +45,3 @@ class MapRef:
 
     map_id: str
     ref: object
-
-
-@dataclass(frozen=True)
-class MapFigures:
-    """What the map store did so far, by preprocessor."""
-
-    computed_total: dict[str, int]
-    reused_total: dict[str, int]
-    stored: int
-    stored_bytes: int

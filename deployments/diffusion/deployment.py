@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
 
 from ray import serve
 
@@ -11,10 +10,10 @@ from configs.app import ModelArgs, ModelUserConfig
 from configs.families import FAMILIES
 from deployments.contracts.api import CardDefaults, CardLimits, ModelCard
 from deployments.contracts.errors import EngineFault, TcdError
+from deployments.contracts.figures import EngineFigures
 from deployments.contracts.jobs import (
     Asset,
     Completed,
-    EngineFigures,
     FailedImage,
     FinishedImage,
     ImageJob,
@@ -27,9 +26,7 @@ from deployments.contracts.jobs import (
     Usage,
     real_steps,
 )
-
-if TYPE_CHECKING:
-    pass
+from deployments.diffusion.metrics import EngineMetrics
 
 PATCH = 16  # pixels a side of what the usage figures count as one image token
 
@@ -47,6 +44,7 @@ class Diffusion:
         self._created = int(time.time())
         replica = serve.get_replica_context().replica_id.unique_id
         self._engine: Engine = Engine(load(args), self._config, name=replica)
+        self._metrics = EngineMetrics(args.name)
 
     def reconfigure(self, user_config: dict[str, object]) -> None:
         """Takes new style adapters and limits while serving. Called by Serve; idempotent."""
@@ -122,7 +120,9 @@ class Diffusion:
         )
 
     def check_health(self) -> None:
-        """Called by Serve: a replica whose engine broke is replaced."""
+        """Called by Serve every `health_check_period_s`: a replica whose engine broke is replaced.
+        Publishes the engine's figures, too."""
+        self._metrics.publish(self._engine.figures())
         if self._engine.fault is not None:
             raise EngineFault(f"the engine broke: {self._engine.fault}")
 

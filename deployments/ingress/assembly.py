@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from configs.app import ServiceArgs
 from deployments.contracts.api import ModelCard
 from deployments.contracts.errors import InvalidRequest, NotFound
+from deployments.contracts.figures import MapFigures
 from deployments.contracts.jobs import (
     MAX_SEED,
     Control,
@@ -26,7 +27,7 @@ from deployments.contracts.jobs import (
     Pixels,
     VideoRequest,
 )
-from deployments.contracts.maps import MapFigures, MapRef, MapSpec, is_map_id
+from deployments.contracts.maps import MapRef, MapSpec, is_map_id
 from deployments.contracts.routes import Router
 from deployments.ingress.pictures import Loaded, Pictures
 from preprocessors.image_file import edit_mask

@@ -11,7 +11,7 @@ from ray.serve.schema import ApplicationStatus
 
 from deployments.contracts.api import ModelCard
 from deployments.contracts.errors import InvalidRequest, NotFound, NotReady
-from deployments.contracts.jobs import EngineFigures
+from deployments.contracts.figures import EngineFigures
 
 APP_PREFIX = "model-"
 ANSWER_TIMEOUT_S = 5.0

@@ -1,7 +1,7 @@
 """What `/metrics` shows, in Prometheus text: this ingress replica, and every engine."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from typing import cast
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -11,36 +11,28 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from ray.serve import metrics as ray_metrics
 
-from deployments.contracts.jobs import EngineFigures
-from deployments.contracts.maps import MapFigures
+from deployments.contracts.figures import ENGINE_HELP, EngineFigures, MapFigures
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 Figures = Mapping[str, Sequence[EngineFigures]]
 
-HELP = {
-    "pending_images": "images accepted and not yet answered",
-    "running_rows": "rows that hold device memory",
-    "pending_steps": "UNet rows still to be computed, guidance twins counted",
-    "seconds_per_row_step": "measured time of a UNet call per row of it, moving average",
-    "steps_total": "UNet calls",
-    "rows_total": "UNet rows computed",
-    "images_total": "images finished",
-    "failed_total": "images that ended in an error, cancellations not counted",
-    "cancelled_total": "images cancelled",
-    "loras_resident": "style adapters on the device",
-    "lora_bytes": "bytes of style adapters on the device",
-    "lora_loads_total": "style adapters loaded",
-    "lora_evictions_total": "style adapters evicted",
-    "batch_limit": "rows that a UNet call may have now",
-}
-
 
 class Metrics:
-    """Counts requests, and renders them with the engines' figures."""
+    """Counts requests, and renders them with the engines' figures.
+
+    What it counts is exported by the node, too, as Ray metrics.
+    """
 
     def __init__(self) -> None:
+        self._exported = ray_metrics.Counter(
+            "tcd_http_requests", "HTTP answers", cast(tuple[str], ("route", "status"))
+        )  # Ray's annotation allows one key only
+        self._exported_seconds = ray_metrics.Histogram(
+            "tcd_http_request_seconds", "time to the end of the answer", list(BUCKETS), ("route",)
+        )
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "tcd_http_requests", "HTTP answers", ["route", "status"], registry=self._registry
@@ -57,6 +49,8 @@ class Metrics:
         """One answer has ended."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+        self._exported.inc(tags={"route": route, "status": str(status)})
+        self._exported_seconds.observe(seconds, tags={"route": route})
 
     def render(self, figures: Figures, maps: MapFigures) -> bytes:
         """Prometheus text."""
@@ -74,18 +68,16 @@ class _Engines:
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         labels = ["model", "replica"]
-        for field in fields(EngineFigures):
-            if field.name not in HELP:
-                continue
-            name, text = f"tcd_engine_{field.name}", HELP[field.name]
+        for name, text in ENGINE_HELP.items():
+            shown = f"tcd_engine_{name}"
             family = (
-                CounterMetricFamily(name.removesuffix("_total"), text, labels=labels)
+                CounterMetricFamily(shown.removesuffix("_total"), text, labels=labels)
                 if name.endswith("_total")
-                else GaugeMetricFamily(name, text, labels=labels)
+                else GaugeMetricFamily(shown, text, labels=labels)
             )
             for model, replicas in self._figures.items():
                 for engine in replicas:
-                    family.add_metric([model, engine.replica], getattr(engine, field.name))
+                    family.add_metric([model, engine.replica], getattr(engine, name))
             yield family
 
 

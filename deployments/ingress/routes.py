@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
@@ -27,6 +28,7 @@ from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
 from deployments.contracts.jobs import ImageRequest, Pixels
 from deployments.ingress.failures import Failure, failure, from_faults, http_failure
 from deployments.ingress.forms import received_form
+from deployments.ingress.idempotency import idempotency_key, seeded
 from deployments.ingress.media import MEDIA_TYPES, encode, encode_base64
 from deployments.ingress.metrics import CONTENT_TYPE, Metrics
 from deployments.ingress.middleware import Authentication, BodyLimit, RequestCount
@@ -41,6 +43,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer} for code in (400, 401, 404, 408, 413, 429, 500, 503)
 }
 
+PLAYGROUND = Path(__file__).with_name("playground") / "index.html"
 # A name is never given to another file, and what is shown is a picture, whatever it holds.
 FILE_HEADERS = {
     "cache-control": "private, max-age=31536000, immutable",
@@ -154,6 +157,11 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
                 return JSONResponse(card.model_dump())
         return answer(failure(NotFound(f"model {model_id!r} does not exist", "model")))
 
+    @app.get("/", response_class=FileResponse, include_in_schema=False)
+    async def playground() -> FileResponse:
+        """A page to try the models by hand."""
+        return FileResponse(PLAYGROUND)
+
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Whether this process answers."""
@@ -213,6 +221,7 @@ async def images_answer(
             "events carry their images: with stream, response_format is b64_json",
             "response_format",
         )
+    asked = seeded(asked, idempotency_key(request))
     if body.stream:
         return await stream_images(service, body, asked)
     result = await service.generate(asked)

@@ -111,13 +111,25 @@ class Service:
     async def animate(self, request: VideoRequest, progress: OnProgress) -> VideoResult:
         """Makes a video; tells `progress` of every step. Waits while the model's queue is full."""
         with translated():
-            model = await self._model(request.prompt, request.model)
+            model = await self.video_model(request)
             job = video_job(request, model.card, self._args.request_timeout_s)
             while True:
                 try:
                     return await self._animate(model, job, request.fps, progress)
                 except QueueFull as error:
                     await asyncio.sleep(error.retry_after_ms / 1000)
+
+    async def video_model(self, request: VideoRequest) -> Model:
+        """The model that is to make a video. Raises a `TcdError` if there is none that can."""
+        model = await self._model(request.prompt, request.model)
+        if "video" not in model.card.tasks:
+            able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]
+            raise InvalidRequest(
+                f"model {model.card.id!r} makes no videos; models that do: "
+                f"{', '.join(able) or 'none'}",
+                "model",
+            )
+        return model
 
     async def _animate(
         self, model: Model, job: ImageJob, fps: int, progress: OnProgress

@@ -11,6 +11,7 @@ from deployments.contracts.api import VideoBody, VideoCard, VideoFormat, VideosB
 from deployments.contracts.errors import InvalidRequest
 from deployments.ingress.failures import invalid
 from deployments.ingress.forms import received_form
+from deployments.ingress.idempotency import idempotency_key
 from deployments.ingress.service import translated
 from deployments.ingress.video_files import VIDEO_TYPES
 
@@ -23,8 +24,9 @@ def video_routes(videos: DeploymentHandle[object]) -> APIRouter:
     async def create(request: Request) -> Response:
         """Starts a video. JSON, or multipart without files; the fields of `VideoBody`."""
         body = await _received(request)
+        asked, key = body.to_request(), idempotency_key(request)
         with translated():
-            card = await _card(videos.create.remote(body.to_request(), body.output_format))
+            card = await _card(videos.create.remote(asked, body.output_format, key))
         return JSONResponse(card.model_dump())
 
     @router.get("/v1/videos", response_model=VideosBody)

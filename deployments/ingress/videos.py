@@ -30,9 +30,11 @@ FULL_RETRY_MS = 10_000
 
 @dataclass
 class _Video:
-    """A job and what came of it."""
+    """A job and what came of it. `key`: the idempotency key that it was asked with."""
 
     card: VideoCard
+    asked: tuple[VideoRequest, VideoFormat]
+    key: str | None
     data: bytes = b""
     task: "asyncio.Task[None] | None" = field(default=None, repr=False)
 
@@ -46,9 +48,22 @@ class Videos:
         self._service = Service(args, Catalogue(args.discovery_period_s), assembler)
         self._videos: dict[str, _Video] = {}
 
-    async def create(self, request: VideoRequest, output_format: VideoFormat) -> VideoCard:
-        """Takes a job; it starts at once. Raises `QueueFull` if too many are unfinished."""
+    async def create(
+        self, request: VideoRequest, output_format: VideoFormat, key: str | None = None
+    ) -> VideoCard:
+        """Takes a job; it starts at once, unless it has been asked with the same `key`.
+
+        Raises `QueueFull` if too many are unfinished, and what `Service.video_model` raises.
+        """
+        model = await self._service.video_model(request)
         self._forget_old()
+        for known in self._videos.values():
+            if key is not None and known.key == key:
+                if known.asked != (request, output_format):
+                    raise InvalidRequest(
+                        "this Idempotency-Key came with another request before", "idempotency-key"
+                    )
+                return known.card
         unfinished = sum(video.task is not None for video in self._videos.values())
         if unfinished >= self._args.max_videos:
             raise QueueFull(f"{unfinished} videos are unfinished already", FULL_RETRY_MS)
@@ -57,7 +72,7 @@ class Videos:
             id=f"video_{uuid.uuid4().hex}",
             created_at=int(time.time()),
             status="queued",
-            model=request.model or self._args.default_model,
+            model=model.card.id,
             prompt=request.prompt,
             size=f"{request.width}x{request.height}" if sized else None,
             seconds=f"{request.num_frames / request.fps:g}",
@@ -65,7 +80,7 @@ class Videos:
             fps=request.fps,
             output_format=output_format,
         )
-        video = self._videos[card.id] = _Video(card)
+        video = self._videos[card.id] = _Video(card, (request, output_format), key)
         video.task = asyncio.create_task(self._make(video, request))
         return video.card
 

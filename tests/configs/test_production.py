@@ -109,6 +109,12 @@ def test_a_model_loads_and_makes_an_image_with_all_it_has(case: Case) -> None:
         (image,) = engine.generate(job, assets)
         assert image.pixels.shape == (side, side, 3)
         assert image.pixels.std() > 0
+        if args.motion_adapter is not None:
+            motions = tuple(LoraWeight(name, 1.2) for name in case.user_config.motion_loras)
+            (video,) = engine.generate(
+                ImageJob("video", "a girl", (0,), side, side, num_frames=4, motion_loras=motions)
+            )
+            assert video.pixels.shape == (4, side, side, 3)
     finally:
         engine.stop()
 
@@ -147,6 +153,9 @@ def test_the_models_of_the_guide_are_all_there() -> None:
         "h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors",
         "h94/IP-Adapter/sdxl_models/image_encoder",
         "Intel/dpt-hybrid-midas",
+        "frankjoshua/toonyou_beta6",
+        "guoyww/animatediff-motion-adapter-v1-5",
+        "guoyww/animatediff-motion-lora-zoom-in/diffusion_pytorch_model.safetensors",
         "h1t/TCD-SDXL-LoRA",
         "h1t/TCD-SD15-LoRA",
         "h1t/TCD-SD21-base-LoRA",

@@ -26,9 +26,9 @@ from deployments.contracts.errors import (
     GenerationFailed,
     NotReady,
 )
+from deployments.contracts.figures import EngineFigures
 from deployments.contracts.jobs import (
     Asset,
-    EngineFigures,
     FailedImage,
     FinishedImage,
     ImageJob,

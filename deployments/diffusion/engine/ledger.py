@@ -11,8 +11,8 @@ from threading import Lock
 from time import monotonic
 
 from deployments.contracts.errors import Cancelled, InvalidRequest, QueueFull
+from deployments.contracts.figures import EngineFigures
 from deployments.contracts.jobs import (
-    EngineFigures,
     FailedImage,
     FinishedImage,
     ImageJob,

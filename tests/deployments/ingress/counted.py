@@ -48,6 +48,7 @@ class Moody(Canny):
     """Fails once with each of two kinds of pictures. `marks`: a folder to remember it in."""
 
     def __init__(self, marks: Path) -> None:
+        super().__init__()
         self._marks = marks
 
     async def detect(self, image: Pixels, spec: MapSpec) -> Pixels:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -263,3 +264,29 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_idempotency_key(served: Served, stream: bool) -> None:
+    def made(key: str, **more: object) -> str:
+        body = {"prompt": "a", "num_inference_steps": 1, "stream": stream, **more}
+        answer = httpx.post(
+            f"{served.url}/v1/images/generations",
+            json=body,
+            headers={"Idempotency-Key": key},
+            timeout=60,
+        )
+        assert answer.status_code == 200, answer.text
+        found = re.search(r'"b64_json": ?"([^"]+)"', answer.text)
+        assert found
+        return found[1]
+
+    assert made("one") == made("one") != made("two")
+    assert made("one", seed=5) == made("two", seed=5)
+    answer = httpx.post(
+        f"{served.url}/v1/images/generations",
+        json={"prompt": "a"},
+        headers={"Idempotency-Key": 256 * "k"},
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "idempotency-key"

@@ -1,5 +1,6 @@
 """The other routes: catalogue, health, metrics, API description."""
 
+import re
 from pathlib import Path
 
 import httpx
@@ -68,3 +69,16 @@ def test_api_description_lists_the_fields(served: Served) -> None:
     schema = httpx.get(f"{served.url}/openapi.json").json()
     fields = schema["components"]["schemas"]["GenerationsBody"]["properties"]
     assert {"prompt", "seed", "num_inference_steps", "eta", "loras"} <= set(fields)
+
+
+def test_the_playground(served: Served) -> None:
+    answer = httpx.get(f"{served.url}/")
+    assert answer.headers["content-type"].startswith("text/html")
+    page = answer.text
+    asked_for = set(re.findall(r'\$\("(\w+)"\)', page))
+    assert {"model", "prompt", "go"} <= asked_for
+    assert asked_for <= set(re.findall(r'id="(\w+)"', page))
+    routes = httpx.get(f"{served.url}/openapi.json").json()["paths"]
+    called = set(re.findall(r'[("\s]"?(v1/[a-z/]+)"', page))
+    assert called
+    assert {f"/{route}" for route in called} <= set(routes)

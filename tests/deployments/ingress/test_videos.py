@@ -180,10 +180,21 @@ def test_cancel(served: Served, long_video: str) -> None:
 
 
 def test_a_failed_video_says_why(served: Served) -> None:
-    started = httpx.post(f"{served.url}/v1/videos", json={**BODY, "model": "animagine"}, timeout=60)
-    card = ended(served, started.json()["id"])
+    body = {**BODY, "motion_loras": [{"name": "nope"}]}
+    card = ended(served, httpx.post(f"{served.url}/v1/videos", json=body, timeout=60).json()["id"])
     assert card["status"] == "failed"
-    assert "no videos" in card["error"]["message"]
+    assert "zoom-in" in card["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "says"),
+    [("animagine", 400, "models that do: sd15"), ("nope", 404, "animagine, sd15")],
+)
+def test_a_model_that_makes_no_videos(served: Served, model: str, status: int, says: str) -> None:
+    answer = httpx.post(f"{served.url}/v1/videos", json={**BODY, "model": model}, timeout=60)
+    assert answer.status_code == status
+    assert answer.json()["error"]["param"] == "model"
+    assert says in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -204,6 +215,20 @@ def test_bad_body(served: Served, change: dict[str, object], param: str | None) 
     answer = httpx.post(f"{served.url}/v1/videos", json={**BODY, **change}, timeout=60)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
+
+
+def test_idempotency_key(served: Served) -> None:
+    def post(key: str, **change: object) -> httpx.Response:
+        headers = {"Idempotency-Key": key}
+        url = f"{served.url}/v1/videos"
+        return httpx.post(url, json={**BODY, **change}, headers=headers, timeout=60)
+
+    first = post("video-one").json()
+    assert post("video-one").json()["id"] == first["id"]
+    assert post("video-two").json()["id"] != first["id"]
+    refused = post("video-one", prompt="another")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "idempotency-key"
 
 
 def test_unknown_video(served: Served) -> None:

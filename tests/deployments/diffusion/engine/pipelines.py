@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, TCDScheduler, UNet2DConditionModel
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from deployments.contracts.jobs import ImageJob, Pixels
 from tests.conftest import demo_loras
@@ -40,6 +40,19 @@ class Pipelines:
     def image(self, task: Task, index: int = 0) -> Answer:
         """Image `index` of a job, made alone."""
         return self._make(task, index)
+
+    def models_of(self, *, adapted: bool, nets: Sequence[str]) -> list[nn.Module]:
+        """Every model that runs when an image is made with these ControlNets, `adapted` with the
+        IP-Adapter."""
+        pipe = self._base(adapted)
+        encoders = [pipe.image_encoder] if adapted else []
+        return [
+            pipe.text_encoder,
+            pipe.unet,
+            pipe.vae.decoder,
+            *encoders,
+            *(self._net(kind) for kind in nets),
+        ]
 
     def growth(self, task: Task) -> float:
         """How many times larger rounding of the UNet's output is in the final latents.

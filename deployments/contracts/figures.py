@@ -1,0 +1,52 @@
+"""What deployments count of themselves: shown by `/metrics`, exported by every Ray node."""
+
+from dataclasses import dataclass
+
+ENGINE_HELP = {
+    "pending_images": "images accepted and not yet answered",
+    "running_rows": "rows that hold device memory",
+    "pending_steps": "UNet rows still to be computed, guidance twins counted",
+    "seconds_per_row_step": "measured time of a UNet call per row of it, moving average",
+    "steps_total": "UNet calls",
+    "rows_total": "UNet rows computed",
+    "images_total": "images finished",
+    "failed_total": "images that ended in an error, cancellations not counted",
+    "cancelled_total": "images cancelled",
+    "loras_resident": "style adapters on the device",
+    "lora_bytes": "bytes of style adapters on the device",
+    "lora_loads_total": "style adapters loaded",
+    "lora_evictions_total": "style adapters evicted",
+    "batch_limit": "rows that a UNet call may have now",
+}
+
+
+@dataclass(frozen=True)
+class EngineFigures:
+    """A replica's engine at one moment. Its numbers are explained by `ENGINE_HELP`; those that
+    end in `_total` only grow."""
+
+    replica: str
+    pending_images: int = 0
+    running_rows: int = 0
+    pending_steps: int = 0
+    seconds_per_row_step: float = 0.0
+    steps_total: int = 0
+    rows_total: int = 0
+    images_total: int = 0
+    failed_total: int = 0
+    cancelled_total: int = 0
+    loras_resident: int = 0
+    lora_bytes: int = 0
+    lora_loads_total: int = 0
+    lora_evictions_total: int = 0
+    batch_limit: int = 0
+
+
+@dataclass(frozen=True)
+class MapFigures:
+    """What the map store did so far, by preprocessor."""
+
+    computed_total: dict[str, int]
+    reused_total: dict[str, int]
+    stored: int
+    stored_bytes: int
