@@ -46,6 +46,7 @@ check: $(READY) ## lint, types, layers
 bench: $(READY) ## the benchmarks; results go to standard output
 	$(BIN)/python -m benchmarks.bench_engine
 	$(BIN)/python -m benchmarks.bench_http
+	$(BIN)/python -m benchmarks.bench_tasks
 
 clean: ## remove what the demo and the tools wrote
 	rm -rf out demo/models .mypy_cache .ruff_cache .pytest_cache .hypothesis
