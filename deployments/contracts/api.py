@@ -11,9 +11,7 @@ from deployments.contracts.jobs import (
     Control,
     Count,
     Eta,
-    Fps,
     Fraction,
-    Frames,
     Guidance,
     ImageRequest,
     IpAdapter,
@@ -26,11 +24,9 @@ from deployments.contracts.jobs import (
     Strength,
     Threshold,
     TimeoutS,
-    VideoRequest,
 )
 
 OutputFormat = Literal["png", "jpeg", "webp"]
-VideoFormat = Literal["mp4", "gif", "webp"]
 IMAGE = "a data URL, an https:// URL, an s3:// URI, or the id of a control map"
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
@@ -242,103 +238,6 @@ class VariationsForm(ImagesRequestBody):
         return self._request(self.prompt, ip_adapter=IpAdapter((image,), self.scale))
 
 
-class VideoBody(RequestBody):
-    """`POST /v1/videos`. OpenAI's fields first, then the extensions."""
-
-    prompt: str
-    model: str | None = Field(None, description="a model with the task video")
-    seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(
-        None, description="length; num_frames says it exactly"
-    )
-    size: str | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
-
-    num_frames: Frames | None = Field(None, description="16 by default")
-    fps: Fps = 8
-    output_format: VideoFormat = "mp4"
-    seed: Seed | None = None
-    num_inference_steps: Steps | None = None
-    eta: Eta | None = None
-    guidance_scale: Guidance | None = None
-    negative_prompt: str | None = None
-    loras: list[LoraBody] = []
-    motion_loras: list[LoraBody] = []
-    priority: Priority = -1
-    timeout_s: TimeoutS | None = None
-
-    @field_validator("size")
-    @classmethod
-    def _size_is_readable(cls, size: str | None) -> str | None:
-        return readable_size(size)
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.seconds is not None and self.num_frames is not None:
-            raise ValueError("seconds and num_frames both say how long the video is; send one")
-        return self
-
-    def to_request(self) -> VideoRequest:
-        """The same request as other Ray applications would make it."""
-        width, height = size_of(self.size)
-        frames = 16 if self.num_frames is None else self.num_frames
-        if self.seconds is not None:
-            frames = max(1, round(self.seconds * self.fps))
-        return VideoRequest(
-            prompt=self.prompt,
-            model=self.model,
-            negative_prompt=self.negative_prompt,
-            width=width,
-            height=height,
-            num_frames=frames,
-            fps=self.fps,
-            num_inference_steps=self.num_inference_steps,
-            eta=self.eta,
-            guidance_scale=self.guidance_scale,
-            seed=self.seed,
-            loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.loras),
-            motion_loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.motion_loras),
-            priority=self.priority,
-            timeout_s=self.timeout_s,
-        )
-
-
-class VideoError(BaseModel):
-    """Why a video failed."""
-
-    code: str
-    message: str
-
-
-class VideoCard(BaseModel):
-    """A video job, as OpenAI shows it, with the sampler's numbers beside."""
-
-    id: str
-    object: Literal["video"] = "video"
-    created_at: int
-    completed_at: int | None = None
-    expires_at: int | None = None
-    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
-    progress: int = 0
-    error: VideoError | None = None
-    model: str
-    prompt: str
-    size: str | None
-    seconds: str
-    num_frames: int
-    fps: int
-    output_format: VideoFormat
-    seed: int | None = None
-
-
-class VideosBody(BaseModel):
-    """`GET /v1/videos`, the newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[VideoCard]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 class PreprocessForm(RequestBody):
     """`POST /v1/preprocess/{depth,canny}`, without its file."""
 
@@ -397,55 +296,3 @@ class ErrorAnswer(BaseModel):
     """The body of every answer that is not a success."""
 
     error: ErrorBody
-
-
-class CardDefaults(BaseModel):
-    """What a request gets for a field that it leaves out."""
-
-    width: int
-    height: int
-    num_inference_steps: int
-    eta: float
-    guidance_scale: float
-
-
-class CardLimits(BaseModel):
-    """What the model accepts."""
-
-    min_side: int
-    max_side: int
-    max_pixels: int
-    max_prompt_tokens: int
-    max_loras: int
-    max_frames: int
-    max_pending: int
-
-
-class ModelCard(BaseModel):
-    """One model of the catalogue, with all that is needed to repeat its images elsewhere."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "tcd"
-    family: str
-    tasks: list[str]
-    checkpoint: str
-    dtype: str
-    tcd_lora: str | None
-    loras: dict[str, str]
-    controls: dict[str, str] = {}
-    ip_adapter: str | None = None
-    image_encoder: str | None = Field(None, description="the encoder that its IP-Adapter reads")
-    image_encoder_hidden: bool = False
-    motion_adapter: str | None = None
-    motion_loras: dict[str, str] = {}
-    defaults: CardDefaults
-    limits: CardLimits
-
-
-class ModelsBody(BaseModel):
-    """`GET /v1/models`."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]

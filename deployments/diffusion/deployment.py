@@ -8,7 +8,7 @@ from ray import serve
 
 from configs.app import ModelArgs, ModelUserConfig
 from configs.families import FAMILIES
-from deployments.contracts.api import CardDefaults, CardLimits, ModelCard
+from deployments.contracts.cards import CardDefaults, CardLimits, ModelCard
 from deployments.contracts.errors import EngineFault, TcdError
 from deployments.contracts.figures import EngineFigures
 from deployments.contracts.jobs import (

@@ -1,8 +1,6 @@
 """A request made ready for a replica: gaps filled, pictures brought in, maps on their way."""
 
 import asyncio
-import secrets
-import uuid
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import cast
@@ -12,11 +10,10 @@ import ray
 from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
-from deployments.contracts.api import ModelCard
+from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.figures import MapFigures
 from deployments.contracts.jobs import (
-    MAX_SEED,
     Control,
     ControlUse,
     ImageInput,
@@ -25,15 +22,14 @@ from deployments.contracts.jobs import (
     IpAdapterUse,
     Mask,
     Pixels,
-    VideoRequest,
 )
 from deployments.contracts.maps import MapRef, MapSpec, is_map_id
 from deployments.contracts.routes import Router
+from deployments.ingress.filling import image_job, image_size
 from deployments.ingress.pictures import Loaded, Pictures
 from preprocessors.image_file import edit_mask
 from preprocessors.resize import resize
 
-MASKED_STEPS, MASKED_STRENGTH, PLAIN_STRENGTH = 8, 0.99, 0.8
 HALF = 128  # of 255: from here on a mask counts as "make anew"
 
 
@@ -101,7 +97,7 @@ class Assembler:
         start, mask_picture = await asyncio.gather(
             self._optional(request.image, "image"), self._optional(request.mask, "mask")
         )
-        width, height = _size(request, card, start)
+        width, height = image_size(request, card, None if start is None else start.picture.size)
         parts = _Parts()
         original: Pixels | None = None
         mask: Mask | None = None
@@ -113,7 +109,7 @@ class Assembler:
                 parts.add(mask)
         controls = await self._controls(request, (width, height), parts)
         ip_adapter = await self._ip_adapter(request, card, parts)
-        job = _job(
+        job = image_job(
             request,
             card,
             (width, height),
@@ -254,41 +250,6 @@ def _check_thresholds(control: Control, place: str = "") -> None:
             )
 
 
-def _size(request: ImageRequest, card: ModelCard, start: Loaded | None) -> tuple[int, int]:
-    """(width, height): asked for, or the start picture's own, or the model's default.
-
-    Checked before anything is brought to it: pictures are enlarged here, and maps made.
-    """
-    width, height = _wanted_size(request, card, start)
-    limits = card.limits
-    if (
-        not limits.min_side <= min(width, height) <= max(width, height) <= limits.max_side
-        or width * height > limits.max_pixels
-    ):
-        raise InvalidRequest(
-            f"size {width}x{height} is not allowed: each side must be a multiple of 8 from "
-            f"{limits.min_side} to {limits.max_side} pixels, and the area at most "
-            f"{limits.max_pixels} pixels",
-            "size",
-        )
-    return width, height
-
-
-def _wanted_size(request: ImageRequest, card: ModelCard, start: Loaded | None) -> tuple[int, int]:
-    if request.width is not None and request.height is not None:
-        return request.width, request.height
-    if start is None:
-        return card.defaults.width, card.defaults.height
-    width, height = start.picture.size
-    if width % 8 or height % 8:
-        raise InvalidRequest(
-            f"the image has {width}x{height} pixels, and sizes are multiples of 8; name the size "
-            f"to be made, such as {max(8, width // 8 * 8)}x{max(8, height // 8 * 8)}",
-            "size",
-        )
-    return width, height
-
-
 def _mask(start: Loaded, given: Loaded | None, size: tuple[int, int]) -> Mask | None:
     """The mask: a picture of its own, or else where the start picture is transparent."""
     if given is None:
@@ -318,76 +279,6 @@ def _control_spec(
             f"{place}low_threshold {low} is above high_threshold {high}", place + "low_threshold"
         )
     return MapSpec("canny", loaded.digest, *size, low, high)
-
-
-def _job(
-    request: ImageRequest,
-    card: ModelCard,
-    size: tuple[int, int],
-    timeout_s: float,
-    *,
-    image: int | None,
-    mask: int | None,
-    controls: tuple[ControlUse, ...],
-    ip_adapter: IpAdapterUse | None,
-) -> ImageJob:
-    defaults = card.defaults
-    first = secrets.randbelow(2**32) if request.seed is None else request.seed
-    if first + request.n - 1 > MAX_SEED:
-        raise InvalidRequest(f"seed + n - 1 must be at most {MAX_SEED}", "seed")
-    steps = request.num_inference_steps
-    if steps is None:
-        steps = defaults.num_inference_steps if mask is None else MASKED_STEPS
-    strength = request.strength
-    if strength is None:
-        strength = 1.0 if image is None else PLAIN_STRENGTH if mask is None else MASKED_STRENGTH
-    return ImageJob(
-        job_id=uuid.uuid4().hex,
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        seeds=tuple(range(first, first + request.n)),
-        width=size[0],
-        height=size[1],
-        num_inference_steps=steps,
-        eta=defaults.eta if request.eta is None else request.eta,
-        guidance_scale=(
-            defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-        ),
-        loras=request.loras,
-        image=image,
-        mask=mask,
-        strength=strength,
-        controls=controls,
-        ip_adapter=ip_adapter,
-        partial_images=request.partial_images,
-        priority=request.priority,
-        timeout_s=request.timeout_s or timeout_s,
-    )
-
-
-def video_job(request: VideoRequest, card: ModelCard, timeout_s: float) -> ImageJob:
-    """The job that a request for a video means for a model."""
-    if (request.width is None) != (request.height is None):
-        raise InvalidRequest("width and height come together or not at all", "size")
-    defaults = card.defaults
-    return ImageJob(
-        job_id=uuid.uuid4().hex,
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        seeds=(secrets.randbelow(2**32) if request.seed is None else request.seed,),
-        width=request.width or defaults.width,
-        height=request.height or defaults.height,
-        num_inference_steps=request.num_inference_steps or defaults.num_inference_steps,
-        eta=defaults.eta if request.eta is None else request.eta,
-        guidance_scale=(
-            defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-        ),
-        loras=request.loras,
-        motion_loras=request.motion_loras,
-        num_frames=request.num_frames,
-        priority=request.priority,
-        timeout_s=request.timeout_s or timeout_s,
-    )
 
 
 def _shown(size: tuple[int, int]) -> str:

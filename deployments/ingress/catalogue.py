@@ -9,7 +9,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
-from deployments.contracts.api import ModelCard
+from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest, NotFound, NotReady
 from deployments.contracts.figures import EngineFigures
 

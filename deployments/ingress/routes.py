@@ -19,11 +19,10 @@ from deployments.contracts.api import (
     ImageBody,
     ImagesBody,
     ImagesRequestBody,
-    ModelCard,
-    ModelsBody,
     PreprocessForm,
     VariationsForm,
 )
+from deployments.contracts.cards import ModelCard, ModelsBody
 from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
 from deployments.contracts.jobs import ImageRequest, Pixels
 from deployments.ingress.failures import Failure, failure, from_faults, http_failure

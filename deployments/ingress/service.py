@@ -41,8 +41,9 @@ from deployments.contracts.jobs import (
     VideoRequest,
     VideoResult,
 )
-from deployments.ingress.assembly import Assembled, Assembler, video_job
+from deployments.ingress.assembly import Assembled, Assembler
 from deployments.ingress.catalogue import Catalogue, Model
+from deployments.ingress.filling import video_job
 
 OnProgress = Callable[[Progress], None]
 GRACE_S = 5.0  # the replica itself ends a late job; the ingress only waits no longer than this

@@ -6,8 +6,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from deployments.contracts.api import VideoFormat
 from deployments.contracts.jobs import Pixels
+from deployments.contracts.videos import VideoFormat
 
 VIDEO_TYPES: dict[VideoFormat, str] = {
     "mp4": "video/mp4",

@@ -7,8 +7,8 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from deployments.contracts.api import VideoBody, VideoCard, VideoFormat, VideosBody
 from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.videos import VideoBody, VideoCard, VideoFormat, VideosBody
 from deployments.ingress.failures import invalid
 from deployments.ingress.forms import received_form
 from deployments.ingress.idempotency import idempotency_key

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
-from deployments.contracts.api import VideoCard, VideoError, VideoFormat, VideosBody
 from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull
 from deployments.contracts.jobs import Progress, VideoRequest
 from deployments.contracts.routes import Router
+from deployments.contracts.videos import VideoCard, VideoError, VideoFormat, VideosBody
 from deployments.ingress.assembly import Assembler
 from deployments.ingress.catalogue import Catalogue
 from deployments.ingress.failures import failure

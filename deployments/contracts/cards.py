@@ -1,0 +1,57 @@
+"""The catalogue's entries: what `GET /v1/models` says of each model."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class CardDefaults(BaseModel):
+    """What a request gets for a field that it leaves out."""
+
+    width: int
+    height: int
+    num_inference_steps: int
+    eta: float
+    guidance_scale: float
+
+
+class CardLimits(BaseModel):
+    """What the model accepts."""
+
+    min_side: int
+    max_side: int
+    max_pixels: int
+    max_prompt_tokens: int
+    max_loras: int
+    max_frames: int
+    max_pending: int
+
+
+class ModelCard(BaseModel):
+    """One model of the catalogue, with all that is needed to repeat its images elsewhere."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "tcd"
+    family: str
+    tasks: list[str]
+    checkpoint: str
+    dtype: str
+    tcd_lora: str | None
+    loras: dict[str, str]
+    controls: dict[str, str] = {}
+    ip_adapter: str | None = None
+    image_encoder: str | None = Field(None, description="the encoder that its IP-Adapter reads")
+    image_encoder_hidden: bool = False
+    motion_adapter: str | None = None
+    motion_loras: dict[str, str] = {}
+    defaults: CardDefaults
+    limits: CardLimits
+
+
+class ModelsBody(BaseModel):
+    """`GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

@@ -1,0 +1,118 @@
+"""Videos over HTTP: OpenAI's job shape plus this service's own fields."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from deployments.contracts.api import LoraBody, RequestBody, readable_size, size_of
+from deployments.contracts.jobs import (
+    Eta,
+    Fps,
+    Frames,
+    Guidance,
+    LoraWeight,
+    Priority,
+    Seed,
+    Steps,
+    TimeoutS,
+    VideoRequest,
+)
+
+VideoFormat = Literal["mp4", "gif", "webp"]
+
+
+class VideoBody(RequestBody):
+    """`POST /v1/videos`. OpenAI's fields first, then the extensions."""
+
+    prompt: str
+    model: str | None = Field(None, description="a model with the task video")
+    seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(
+        None, description="length; num_frames says it exactly"
+    )
+    size: str | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
+
+    num_frames: Frames | None = Field(None, description="16 by default")
+    fps: Fps = 8
+    output_format: VideoFormat = "mp4"
+    seed: Seed | None = None
+    num_inference_steps: Steps | None = None
+    eta: Eta | None = None
+    guidance_scale: Guidance | None = None
+    negative_prompt: str | None = None
+    loras: list[LoraBody] = Field(default_factory=list)
+    motion_loras: list[LoraBody] = Field(default_factory=list)
+    priority: Priority = -1
+    timeout_s: TimeoutS | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _size_is_readable(cls, size: str | None) -> str | None:
+        return readable_size(size)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.seconds is not None and self.num_frames is not None:
+            raise ValueError("seconds and num_frames both say how long the video is; send one")
+        return self
+
+    def to_request(self) -> VideoRequest:
+        """The same request as other Ray applications would make it."""
+        width, height = size_of(self.size)
+        frames = 16 if self.num_frames is None else self.num_frames
+        if self.seconds is not None:
+            frames = max(1, round(self.seconds * self.fps))
+        return VideoRequest(
+            prompt=self.prompt,
+            model=self.model,
+            negative_prompt=self.negative_prompt,
+            width=width,
+            height=height,
+            num_frames=frames,
+            fps=self.fps,
+            num_inference_steps=self.num_inference_steps,
+            eta=self.eta,
+            guidance_scale=self.guidance_scale,
+            seed=self.seed,
+            loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.loras),
+            motion_loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.motion_loras),
+            priority=self.priority,
+            timeout_s=self.timeout_s,
+        )
+
+
+class VideoError(BaseModel):
+    """Why a video failed."""
+
+    code: str
+    message: str
+
+
+class VideoCard(BaseModel):
+    """A video job, as OpenAI shows it, with the sampler's numbers beside."""
+
+    id: str
+    object: Literal["video"] = "video"
+    created_at: int
+    completed_at: int | None = None
+    expires_at: int | None = None
+    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    progress: int = 0
+    error: VideoError | None = None
+    model: str
+    prompt: str
+    size: str | None
+    seconds: str
+    num_frames: int
+    fps: int
+    output_format: VideoFormat
+    seed: int | None = None
+
+
+class VideosBody(BaseModel):
+    """`GET /v1/videos`, the newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[VideoCard]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
