@@ -127,8 +127,12 @@ class Diffusion:
             raise EngineFault(f"the engine broke: {self._engine.fault}")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Serve: what an autoscaling policy may look at."""
-        return {"pending_steps": float(self._engine.figures().pending_steps)}
+        """Called by Serve: what an autoscaling policy may look at (`ByPendingWork` does)."""
+        figures = self._engine.figures()
+        return {
+            "pending_steps": float(figures.pending_steps),
+            "pending_seconds": figures.pending_steps * figures.seconds_per_row_step,
+        }
 
     def __del__(self) -> None:
         engine = getattr(self, "_engine", None)

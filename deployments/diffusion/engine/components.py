@@ -25,7 +25,8 @@ from configs.families import FAMILIES, Family
 from configs.sources import fetch
 from deployments.diffusion.engine.checkpoint import TEXT_ENCODERS, read_checkpoint
 from deployments.diffusion.engine.conditioning import ControlNets, IpAdapter
-from deployments.diffusion.engine.lora import LoraReader, LoraStack, lora_file, record_input_ranks
+from deployments.diffusion.engine.lora_reader import LoraReader, lora_file
+from deployments.diffusion.engine.lora_stack import LoraStack, record_input_ranks
 from deployments.diffusion.engine.tcd import Schedule
 
 Addition = TypeVar("Addition", ControlNetModel, MotionAdapter)

@@ -8,7 +8,6 @@ from hashlib import sha256
 from configs.sources import SourceError, SourceUnavailable, fetch
 from deployments.contracts.errors import GenerationFailed, InvalidRequest, NotReady
 from deployments.diffusion.engine.components import Components
-from deployments.diffusion.engine.lora import LoraError, LoraWeights
 from deployments.diffusion.engine.lora_cache import (
     Action,
     Attach,
@@ -18,6 +17,7 @@ from deployments.diffusion.engine.lora_cache import (
     LoraCache,
     Ready,
 )
+from deployments.diffusion.engine.lora_reader import LoraError, LoraWeights
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from deployments.contracts.errors import InvalidRequest
 from deployments.diffusion.engine.checkpoint import TEXT_ENCODERS
 from deployments.diffusion.engine.components import Components
-from deployments.diffusion.engine.lora import RowWeights
+from deployments.diffusion.engine.lora_stack import RowWeights
 from deployments.diffusion.engine.spec import PromptIds
 
 

@@ -17,7 +17,7 @@ from deployments.contracts.jobs import Pixels
 from deployments.diffusion.engine.batch import Advanced, Batch, Outcome, OutOfMemory
 from deployments.diffusion.engine.components import Components
 from deployments.diffusion.engine.conditioning import RowControl, RowPrompt, UNetInput
-from deployments.diffusion.engine.lora import RowWeights
+from deployments.diffusion.engine.lora_stack import RowWeights
 from deployments.diffusion.engine.pictures import SourceLatents, encode_source
 from deployments.diffusion.engine.prompts import Prompt, PromptEmbeds, PromptEncoder
 from deployments.diffusion.engine.spec import ImagePrompt, PromptIds, RowSpec

@@ -21,7 +21,7 @@ from deployments.contracts.errors import (
 )
 from deployments.contracts.jobs import FinishedImage, PartialImage, Progress
 from deployments.diffusion.engine.ledger import Entry
-from deployments.diffusion.engine.lora import LoraWeights
+from deployments.diffusion.engine.lora_reader import LoraWeights
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import (

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deployments.diffusion.engine.components import Components, load
-from deployments.diffusion.engine.lora import LoraError, LoraReader
+from deployments.diffusion.engine.lora_reader import LoraError, LoraReader
 from tests.conftest import STYLES, demo_loras, model_args
 
 Tensors = dict[str, Tensor]

@@ -1,0 +1,83 @@
+"""Replicas come with the work that waits, and go when it is done."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import httpx
+import pytest
+from ray import serve
+from ray.serve import RunTarget
+from ray.serve.config import AutoscalingContext
+
+from configs.app import Limits, ModelUserConfig
+from deployments.diffusion.autoscaling import ByPendingWork
+from graphs.model import DIFFUSION
+from tests.graphs.test_model_applications import names, replica_pids, wait_until
+from tests.serving import Served, plain_model
+
+TARGET_S = 1.0
+HUNGRY = {
+    "model": "grower",
+    "prompt": "a red ball",
+    "size": "256x256",
+    "num_inference_steps": 50,
+    "n": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("pending_s", "wanted"),
+    [({}, 3.0), ({"a": 0.0}, 0.0), ({"a": 12.0, "b": 8.0}, 2.0), ({"a": 5.0}, 0.5)],
+)
+def test_wanted_replicas(pending_s: dict[str, float], wanted: float) -> None:
+    metrics = {"pending_seconds": pending_s} if pending_s else {}
+    context = SimpleNamespace(aggregated_metrics=metrics, target_num_replicas=3)
+    assert ByPendingWork(10.0)(cast(AutoscalingContext, context))[0] == wanted
+
+
+def test_a_target_of_nothing() -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        ByPendingWork(0.0)
+
+
+def test_a_model_grows_and_shrinks(served: Served, demo_models: Path) -> None:
+    args = plain_model(demo_models, "sd21", "grower")
+    deployment = DIFFUSION.options(
+        autoscaling_config={
+            "min_replicas": 1,
+            "max_replicas": 2,
+            "upscale_delay_s": 0,
+            "downscale_delay_s": 2,
+            "metrics_interval_s": 0.5,
+            "look_back_period_s": 1,
+            "policy": {
+                "policy_function": "deployments.diffusion.autoscaling:ByPendingWork",
+                "policy_kwargs": {"target_s": TARGET_S},
+            },
+        },
+        ray_actor_options={"num_cpus": 0.1},
+        user_config=ModelUserConfig(limits=Limits()).model_dump(),
+    )
+    serve.run_many([RunTarget(deployment.bind(args), name="model-grower", route_prefix=None)])
+    try:
+        wait_until(lambda: "grower" in names(served))
+        assert len(replica_pids("model-grower")) == 1
+
+        def ask(_: int) -> int:
+            url = f"{served.url}/v1/images/generations"
+            return httpx.post(url, json=HUNGRY, timeout=300).status_code
+
+        with ThreadPoolExecutor(8) as crowd:
+            answers = [crowd.submit(ask, number) for number in range(8)]
+            wait_until(runs("model-grower", 2), timeout_s=150)
+            assert [answer.result() for answer in answers] == 8 * [200]
+        wait_until(runs("model-grower", 1), timeout_s=60)
+    finally:
+        serve.delete("model-grower")
+
+
+def runs(application: str, replicas: int) -> Callable[[], bool]:
+    return lambda: len(replica_pids(application)) == replicas
