@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve fetch test test-deep check bench clean
+.PHONY: help setup demo serve fetch check-config test test-deep check bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ serve: $(READY) ## run the service with the demo models on 127.0.0.1:8000 until 
 CONFIG ?= configs/production/guide.yaml
 fetch: $(READY) ## bring the weights of CONFIG (all, or MODEL="sdxl sd15") and check them
 	$(BIN)/python -m configs.fetch $(CONFIG) $(addprefix --model ,$(MODEL))
+
+check-config: $(READY) ## say what is wrong with CONFIG before it is deployed
+	$(BIN)/python -m graphs.check $(CONFIG)
 
 test: $(READY) ## all tests but the deep ones
 	$(BIN)/python -m pytest -m 'not deep and not gpu'

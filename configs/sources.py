@@ -83,7 +83,8 @@ def parse(text: str) -> Source:
 
     An `s3://` URI; an absolute path; a path relative to the project's root that exists; or
     `owner/name[/path][@revision]` on the hub, where a path that ends in a suffix is a file, and
-    else a folder. Raises `SourceError` for anything else.
+    else a folder. A path below a folder of the project is none on the hub. Raises
+    `SourceError` for anything else.
     """
     if text.startswith("s3://"):
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+/.+", text):
@@ -93,6 +94,8 @@ def parse(text: str) -> Source:
     if text and local.exists():
         return Source("local", str(local))
     hub = _HUB_ID.fullmatch(text)
+    if hub is not None and hub["path"] and (PROJECT_ROOT / text.partition("/")[0]).is_dir():
+        hub = None  # a path into a folder that is here
     path = hub["path"] if hub is not None else None
     strange = path is not None and not all(part.strip(".") for part in path.split("/"))
     if hub is None or strange or text.startswith((".", "/")):

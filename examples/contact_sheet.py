@@ -20,8 +20,9 @@ import io
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
@@ -54,13 +55,11 @@ class ContactSheet:
             return PlainTextResponse("a prompt is needed, and seed is a number", 400)
         try:
             sheet = await self.sheet(prompt, int(seed))
-        except InvalidRequest as error:  # an unknown style, a prompt that is too long
-            return PlainTextResponse(str(error), 400)
-        except QueueFull as error:
-            wait = {"retry-after": str(-(-error.retry_after_ms // 1000))}
-            return PlainTextResponse(str(error), 429, wait)
+        except ValidationError as error:  # a seed that is too large
+            return PlainTextResponse(error.errors()[0]["msg"], 400)
         except TcdError as error:
-            return PlainTextResponse(str(error), 503)
+            # Of an error from the other side, the text is a traceback; `cause` is the error itself.
+            return refused(error.cause if isinstance(error, RayTaskError) else error)
         return Response(sheet, media_type="image/png")
 
     async def sheet(self, prompt: str, seed: int) -> bytes:
@@ -87,6 +86,16 @@ class ContactSheet:
         tcd: DeploymentHandle[object] = await asyncio.to_thread(serve.get_app_handle, "tcd")
         self._tcd = tcd
         return tcd
+
+
+def refused(error: TcdError) -> PlainTextResponse:
+    """An answer that says what is wrong."""
+    if isinstance(error, InvalidRequest):  # an unknown style, a prompt that is too long
+        return PlainTextResponse(str(error), 400)
+    if isinstance(error, QueueFull):
+        wait = {"retry-after": str(-(-error.retry_after_ms // 1000))}
+        return PlainTextResponse(str(error), 429, wait)
+    return PlainTextResponse(str(error), 503)
 
 
 def build(args: SheetArgs) -> Application:

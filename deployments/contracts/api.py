@@ -22,6 +22,7 @@ from deployments.contracts.jobs import (
     Seed,
     Steps,
     Strength,
+    Text,
     Threshold,
     TimeoutS,
 )
@@ -130,7 +131,7 @@ class ImagesRequestBody(RequestBody):
     num_inference_steps: Steps | None = None
     eta: Eta | None = None
     guidance_scale: Guidance | None = None
-    negative_prompt: str | None = None
+    negative_prompt: Text | None = None
     loras: list[LoraBody] = []
     controls: list[ControlBody] = []
     ip_adapter: IpAdapterBody | None = None
@@ -193,7 +194,7 @@ class ImagesRequestBody(RequestBody):
 class GenerationsBody(ImagesRequestBody):
     """`POST /v1/images/generations`."""
 
-    prompt: str
+    prompt: Text
 
     def to_request(self) -> ImageRequest:
         """The same request as other Ray applications would make it."""
@@ -205,7 +206,7 @@ class EditsForm(ImagesRequestBody):
 
     EVENTS: ClassVar[str] = "image_edit"
 
-    prompt: str
+    prompt: Text
     strength: Strength | None = None
     preserve_unmasked: bool = Field(
         True, description="keep the pixels outside the mask as they are"
@@ -225,7 +226,7 @@ class EditsForm(ImagesRequestBody):
 class VariationsForm(ImagesRequestBody):
     """`POST /v1/images/variations`, without its file."""
 
-    prompt: str = Field("", description="beside the picture; empty by default")
+    prompt: Text = Field("", description="beside the picture; empty by default")
     scale: Scale = Field(1.0, description="how strongly the picture acts")
 
     @field_validator("ip_adapter")

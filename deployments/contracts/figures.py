@@ -6,6 +6,7 @@ ENGINE_HELP = {
     "pending_images": "images accepted and not yet answered",
     "running_rows": "rows that hold device memory",
     "pending_steps": "UNet rows still to be computed, guidance twins counted",
+    "pending_seconds": "how long that will take, by the measured time of latent pixels",
     "seconds_per_row_step": "measured time of a UNet call per row of it, moving average",
     "steps_total": "UNet calls",
     "rows_total": "UNet rows computed",
@@ -29,6 +30,7 @@ class EngineFigures:
     pending_images: int = 0
     running_rows: int = 0
     pending_steps: int = 0
+    pending_seconds: float = 0.0
     seconds_per_row_step: float = 0.0
     steps_total: int = 0
     rows_total: int = 0

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from deployments.contracts.errors import TcdError
@@ -25,6 +25,17 @@ MAX_LORA_WEIGHT = 10.0
 MAX_STEPS = 50
 MAX_SEEN = 8  # pictures of one IP-Adapter
 
+
+def readable_text(text: str) -> str:
+    """`text` as it came; `ValueError` for what no tokenizer reads and no answer could repeat."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("is no valid Unicode: it holds half of a surrogate pair") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(readable_text)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS, description="denoising steps, 1-50")]
 Eta = Annotated[float, Field(ge=0, le=1, description="stochasticity of TCD, the paper's gamma")]
 Guidance = Annotated[
@@ -104,9 +115,9 @@ class ImageRequest:
     Raises `pydantic.ValidationError` naming the field that is out of range.
     """
 
-    prompt: str
+    prompt: Text
     model: str | None = None
-    negative_prompt: str | None = None
+    negative_prompt: Text | None = None
     n: Count = 1
     width: Side | None = None
     height: Side | None = None
@@ -138,9 +149,9 @@ class VideoRequest:
     Raises `pydantic.ValidationError` naming the field that is out of range.
     """
 
-    prompt: str
+    prompt: Text
     model: str | None = None
-    negative_prompt: str | None = None
+    negative_prompt: Text | None = None
     width: Side | None = None
     height: Side | None = None
     num_frames: Frames = 16
@@ -199,7 +210,7 @@ class ImageJob:
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     width: Side
     height: Side
-    negative_prompt: str | None = None
+    negative_prompt: Text | None = None
     num_inference_steps: Steps = 4
     eta: Eta = 0.3
     guidance_scale: Guidance = 0.0

@@ -14,17 +14,19 @@ from deployments.contracts.jobs import (
     Priority,
     Seed,
     Steps,
+    Text,
     TimeoutS,
     VideoRequest,
 )
 
 VideoFormat = Literal["mp4", "gif", "webp"]
+FRAMES, FPS = 16, 8  # of a request that does not say
 
 
 class VideoBody(RequestBody):
     """`POST /v1/videos`. OpenAI's fields first, then the extensions."""
 
-    prompt: str
+    prompt: Text
     model: str | None = Field(None, description="a model with the task video")
     seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(
         None, description="length; num_frames says it exactly"
@@ -32,13 +34,15 @@ class VideoBody(RequestBody):
     size: str | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
 
     num_frames: Frames | None = Field(None, description="16 by default")
-    fps: Fps = 8
+    fps: Fps | None = Field(
+        None, description="8 by default; with seconds, as many as 16 frames allow"
+    )
     output_format: VideoFormat = "mp4"
     seed: Seed | None = None
     num_inference_steps: Steps | None = None
     eta: Eta | None = None
     guidance_scale: Guidance | None = None
-    negative_prompt: str | None = None
+    negative_prompt: Text | None = None
     loras: list[LoraBody] = Field(default_factory=list)
     motion_loras: list[LoraBody] = Field(default_factory=list)
     priority: Priority = -1
@@ -58,9 +62,10 @@ class VideoBody(RequestBody):
     def to_request(self) -> VideoRequest:
         """The same request as other Ray applications would make it."""
         width, height = size_of(self.size)
-        frames = 16 if self.num_frames is None else self.num_frames
+        frames, fps = self.num_frames or FRAMES, self.fps or FPS
         if self.seconds is not None:
-            frames = max(1, round(self.seconds * self.fps))
+            fps = self.fps or max(1, min(FPS, int(FRAMES / self.seconds)))
+            frames = max(1, round(self.seconds * fps))
         return VideoRequest(
             prompt=self.prompt,
             model=self.model,
@@ -68,7 +73,7 @@ class VideoBody(RequestBody):
             width=width,
             height=height,
             num_frames=frames,
-            fps=self.fps,
+            fps=fps,
             num_inference_steps=self.num_inference_steps,
             eta=self.eta,
             guidance_scale=self.guidance_scale,

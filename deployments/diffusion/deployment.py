@@ -80,6 +80,14 @@ class Diffusion:
             return
         yield Completed(self._args.name, self._usage(job))
 
+    async def check(self, job: ImageJob) -> Refusal | None:
+        """Why a job without arrays would be refused, if it would."""
+        try:
+            self._engine.check(job)
+        except TcdError as error:
+            return Refusal(error)
+        return None
+
     async def figures(self) -> EngineFigures:
         """The engine at this moment."""
         return self._engine.figures()
@@ -115,7 +123,8 @@ class Diffusion:
             ),
             limits=CardLimits(
                 max_prompt_tokens=tokens,
-                **config.limits.model_dump(include=set(CardLimits.model_fields)),
+                max_frames=self._engine.max_frames,
+                **config.limits.model_dump(include=set(CardLimits.model_fields) - {"max_frames"}),
             ),
         )
 
@@ -131,7 +140,7 @@ class Diffusion:
         figures = self._engine.figures()
         return {
             "pending_steps": float(figures.pending_steps),
-            "pending_seconds": figures.pending_steps * figures.seconds_per_row_step,
+            "pending_seconds": figures.pending_seconds,
         }
 
     def __del__(self) -> None:

@@ -14,8 +14,22 @@ from deployments.contracts.errors import InvalidRequest, NotFound, NotReady
 from deployments.contracts.figures import EngineFigures
 
 APP_PREFIX = "model-"
+RUNNING = "RUNNING"  # of a replica
 ANSWER_TIMEOUT_S = 5.0
 log = logging.getLogger("tcd.catalogue")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What Serve says of a model's application.
+
+    Attributes:
+        answers: a replica runs, whatever else is going on (another one is starting, or has
+            died, or a new configuration was refused); or one is started by the first request.
+    """
+
+    status: str
+    answers: bool
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class Catalogue:
         self._renewing = asyncio.Lock()
 
     async def find(self, name: str) -> Model:
-        """The model of this name; `NotFound`, or `NotReady` if its application is not up."""
+        """The model of this name; `NotFound`, or `NotReady` if no replica of it runs."""
         await self._renew(at_least_s=self._period_s)
         if name not in self._models:
             await self._renew(at_least_s=0.2)
@@ -73,6 +87,11 @@ class Catalogue:
         await self._renew(at_least_s=0.2)
         return dict(sorted(self._states.items()))
 
+    async def ready(self) -> bool:
+        """Whether there are models, and every one of them can be asked."""
+        await self._renew(at_least_s=0.2)
+        return bool(self._states) and self._models.keys() == self._states.keys()
+
     async def figures(self) -> dict[str, list[EngineFigures]]:
         """What every replica's engine says of itself, by model; silent ones are left out."""
         await self._renew(at_least_s=self._period_s)
@@ -99,11 +118,10 @@ class Catalogue:
                 self._renewed = time.monotonic()
 
     async def _look(self) -> None:
-        states = await asyncio.to_thread(_states)
-        running = [name for name, state in states.items() if state == ApplicationStatus.RUNNING]
-        found = await asyncio.gather(*(self._ask(name) for name in running))
+        seen = await asyncio.to_thread(_seen)
+        found = await asyncio.gather(*(self._ask(name) for name in seen if seen[name].answers))
         self._models = {model.card.id: model for model in found if model is not None}
-        self._states = {name: str(state.value) for name, state in states.items()}
+        self._states = {name: app.status for name, app in seen.items()}
 
     async def _ask(self, name: str) -> Model | None:
         try:
@@ -120,9 +138,12 @@ class Catalogue:
             return known
 
 
-def _states() -> dict[str, ApplicationStatus]:
-    return {
-        app.removeprefix(APP_PREFIX): overview.status
-        for app, overview in serve.status().applications.items()
-        if app.startswith(APP_PREFIX)
-    }
+def _seen() -> dict[str, _Seen]:
+    """The model applications, by model name."""
+    found: dict[str, _Seen] = {}
+    for app, overview in serve.status().applications.items():
+        if app.startswith(APP_PREFIX):
+            states = [s for d in overview.deployments.values() for s in d.replica_states]
+            answers = overview.status == ApplicationStatus.RUNNING or RUNNING in states
+            found[app.removeprefix(APP_PREFIX)] = _Seen(str(overview.status.value), answers)
+    return found

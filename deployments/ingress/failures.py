@@ -78,8 +78,10 @@ def failure(error: Exception) -> Failure:
 
 
 def http_failure(status: int, message: str) -> Failure:
-    """The answer to what the web framework itself refuses: unknown paths and methods."""
-    body = ErrorBody(message=message, type="invalid_request_error", code="not_found")
+    """The answer to what the web framework itself refuses: unknown paths and methods, and
+    bodies that it cannot read."""
+    code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_value")
+    body = ErrorBody(message=message, type="invalid_request_error", code=code)
     return Failure(status, ErrorAnswer(error=body), {"x-should-retry": "false"})
 
 
@@ -93,9 +95,12 @@ def from_faults(
 ) -> InvalidRequest:
     """One error out of pydantic's list of (place, message, type)."""
     place, message, kind = faults[0]
+    if kind == "json_invalid":
+        return InvalidRequest(f"the body is not valid JSON: {message} at character {place[-1]}")
     param = ".".join(str(part) for part in place) or None
     message = message.removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        message = f"unknown field; fields: {', '.join(allowed)}" if allowed else "unknown field"
+        known = f"; fields: {', '.join(allowed)}" if allowed and len(place) == 1 else ""
+        message = "unknown field" + known
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return InvalidRequest(f"{param}: {message}{more}" if param else message + more, param)

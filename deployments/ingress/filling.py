@@ -50,7 +50,7 @@ def _wanted_size(
     if width % 8 or height % 8:
         raise InvalidRequest(
             f"the image has {width}x{height} pixels, and sizes are multiples of 8; name the size "
-            f"to be made, such as {max(8, width // 8 * 8)}x{max(8, height // 8 * 8)}",
+            f"to be made, such as {_side_near(width, card)}x{_side_near(height, card)}",
             "size",
         )
     return width, height
@@ -124,3 +124,8 @@ def video_job(request: VideoRequest, card: ModelCard, timeout_s: float) -> Image
         priority=request.priority,
         timeout_s=request.timeout_s or timeout_s,
     )
+
+
+def _side_near(side: int, card: ModelCard) -> int:
+    """A side that the model makes."""
+    return min(max(side // 8 * 8, card.limits.min_side), card.limits.max_side)

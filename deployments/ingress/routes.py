@@ -60,15 +60,13 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
     app.add_middleware(RequestCount, metrics=metrics)  # the last one added is the outermost
 
     @app.exception_handler(RequestValidationError)
-    async def refuse_body(_: Request, error: RequestValidationError) -> Response:
-        faults = [
-            (
-                tuple(f["loc"][1:]) if f["loc"][:1] == ("body",) else tuple(f["loc"]),
-                f["msg"],
-                f["type"],
-            )
-            for f in error.errors()
-        ]
+    async def refuse_body(request: Request, error: RequestValidationError) -> Response:
+        kind = request.headers.get("content-type", "nothing").partition(";")[0]
+        if isinstance(error.body, bytes) and not kind.endswith("json"):
+            message = f"the body must be JSON, as content-type: application/json; it is {kind}"
+            return answer(failure(InvalidRequest(message)))
+        # The first part of each place is "body", "query" or "path".
+        faults = [(tuple(f["loc"][1:]), f["msg"], f["type"]) for f in error.errors()]
         return answer(failure(from_faults(faults, tuple(GenerationsBody.model_fields))))
 
     @app.exception_handler(HTTPException)
@@ -168,9 +166,8 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        """Whether every deployed model answers: 200, or 503 with what each is doing."""
-        states = await service.catalogue.states()
-        ready = bool(states) and all(state == "RUNNING" for state in states.values())
+        """Whether every deployed model answers: 200, or 503; with what each is doing."""
+        ready, states = await service.catalogue.ready(), await service.catalogue.states()
         body = {"status": "ready" if ready else "not ready", "models": states}
         return JSONResponse(body, status_code=200 if ready else 503)
 

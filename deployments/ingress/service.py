@@ -46,6 +46,8 @@ from deployments.ingress.catalogue import Catalogue, Model
 from deployments.ingress.filling import video_job
 
 OnProgress = Callable[[Progress], None]
+CHECK_S = 10.0  # for a replica to say whether it would take a video
+LEAST_S = 0.001
 GRACE_S = 5.0  # the replica itself ends a late job; the ingress only waits no longer than this
 BACK_PRESSURE_RETRY_MS = 1000
 
@@ -60,15 +62,17 @@ class Service:
 
     async def generate(self, request: ImageRequest) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it cannot."""
-        with translated():
-            model, ready = await self._assembled(request)
+        timeout_s = request.timeout_s or self._args.request_timeout_s
+        until = asyncio.get_running_loop().time() + timeout_s
+        with translated(), within(timeout_s):
+            model, ready = await self._assembled(request, until)
             try:
                 result = await self._submit(model, ready)
             except (RayActorError, RayServeException) as error:
                 if not _replica_died(error):
                     raise
                 # Seeded work may be done twice: once more, from the start.
-                model, ready = await self._assembled(request)
+                model, ready = await self._assembled(request, until)
                 result = await self._submit(model, ready)
         if ready.original is None:
             return result
@@ -77,8 +81,10 @@ class Service:
 
     async def stream(self, request: ImageRequest) -> AsyncIterator[StreamEvent]:
         """A request's events as they come; raises a `TcdError` if it cannot go on."""
-        with translated():
-            model, ready = await self._assembled(request)
+        timeout_s = request.timeout_s or self._args.request_timeout_s
+        until = asyncio.get_running_loop().time() + timeout_s
+        with translated(), within(timeout_s):
+            model, ready = await self._assembled(request, until)
             try:
                 async for event in self._events(model, ready.job, ready.assets):
                     if isinstance(event, PartialImage | FinishedImage):
@@ -104,24 +110,33 @@ class Service:
                     if isinstance(event, Refusal):
                         raise event.error
                     yield event
-        except TimeoutError as error:
-            raise _too_late(job) from error
         finally:
             events.cancel()
 
     async def animate(self, request: VideoRequest, progress: OnProgress) -> VideoResult:
         """Makes a video; tells `progress` of every step. Waits while the model's queue is full."""
-        with translated():
-            model = await self.video_model(request)
-            job = video_job(request, model.card, self._args.request_timeout_s)
+        timeout_s = request.timeout_s or self._args.request_timeout_s
+        with translated(), within(timeout_s):
+            model = await self._video_model(request)
+            job = video_job(request, model.card, timeout_s)
             while True:
                 try:
                     return await self._animate(model, job, request.fps, progress)
                 except QueueFull as error:
                     await asyncio.sleep(error.retry_after_ms / 1000)
 
-    async def video_model(self, request: VideoRequest) -> Model:
-        """The model that is to make a video. Raises a `TcdError` if there is none that can."""
+    async def check_video(self, request: VideoRequest) -> str:
+        """The name of the model that is to make a video. Raises a `TcdError` if none can."""
+        with translated(), within(CHECK_S):
+            model = await self._video_model(request)
+            job = video_job(request, model.card, self._args.request_timeout_s)
+            asked = cast(DeploymentResponse[Refusal | None], model.handle.check.remote(job))
+            refusal = await asyncio.wait_for(asked, CHECK_S)
+        if refusal is not None:
+            raise refusal.error
+        return model.card.id
+
+    async def _video_model(self, request: VideoRequest) -> Model:
         model = await self._model(request.prompt, request.model)
         if "video" not in model.card.tasks:
             able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]
@@ -156,13 +171,15 @@ class Service:
             low_threshold=form.low_threshold,
             high_threshold=form.high_threshold,
         )
-        with translated():
-            try:
-                return await self.assembler.preprocess(control)
-            except (RayActorError, RayServeException) as error:
-                if not _replica_died(error):
-                    raise
-                return await self.assembler.preprocess(control)
+        timeout_s = self._args.request_timeout_s
+        with translated(), within(timeout_s):
+            async with asyncio.timeout(timeout_s):
+                try:
+                    return await self.assembler.preprocess(control)
+                except (RayActorError, RayServeException) as error:
+                    if not _replica_died(error):
+                        raise
+                    return await self.assembler.preprocess(control)
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(
@@ -172,8 +189,6 @@ class Service:
         try:
             async with asyncio.timeout(_patience_s(ready.job)):
                 result = await response
-        except TimeoutError as error:
-            raise _too_late(ready.job) from error
         except (RayError, RayServeException):
             await self.assembler.forget_failed(ready.map_ids)
             raise
@@ -183,11 +198,15 @@ class Service:
             raise result.error
         return result
 
-    async def _assembled(self, request: ImageRequest) -> tuple[Model, Assembled]:
+    async def _assembled(self, request: ImageRequest, until: float) -> tuple[Model, Assembled]:
+        """`until`: on the clock of the event loop; the job has what is left of the time."""
         if request.n > self._args.max_images:
             raise InvalidRequest(f"n is {request.n}; {self._args.max_images} at most", "n")
-        model = await self._model(request.prompt, request.model)
-        return model, await self.assembler.assemble(request, model.card)
+        async with asyncio.timeout_at(until):
+            model = await self._model(request.prompt, request.model)
+            ready = await self.assembler.assemble(request, model.card)
+        left = max(until - asyncio.get_running_loop().time(), LEAST_S)
+        return model, replace(ready, job=replace(ready.job, timeout_s=left))
 
     async def _model(self, prompt: str, asked: str | None) -> Model:
         most = self._args.max_prompt_chars
@@ -211,6 +230,15 @@ def translated() -> Iterator[None]:
         raise NotReady("the model's replica went away; try again") from error
 
 
+@contextmanager
+def within(timeout_s: float) -> Iterator[None]:
+    """Whoever finds that a request is too late, it is said with the time that it had."""
+    try:
+        yield
+    except (TimeoutError, DeadlineExceeded) as error:
+        raise DeadlineExceeded(f"the request was not done within {timeout_s:g} s") from error
+
+
 def _replica_died(error: Exception) -> bool:
     """Whether a replica died under a call: the one that was called, or one that was making a map
     for it. Of the latter Serve speaks with the bare base of its errors."""
@@ -219,7 +247,3 @@ def _replica_died(error: Exception) -> bool:
 
 def _patience_s(job: ImageJob) -> float | None:
     return None if job.timeout_s is None else job.timeout_s + GRACE_S
-
-
-def _too_late(job: ImageJob) -> DeadlineExceeded:
-    return DeadlineExceeded(f"the request was not done within {job.timeout_s:g} s")

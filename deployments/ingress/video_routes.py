@@ -87,5 +87,5 @@ async def _received(request: Request) -> VideoBody:
         return VideoBody.model_validate(await request.json())
     except ValidationError as error:
         raise invalid(error, tuple(VideoBody.model_fields)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON ({error})") from error

@@ -53,9 +53,9 @@ class Videos:
     ) -> VideoCard:
         """Takes a job; it starts at once, unless it has been asked with the same `key`.
 
-        Raises `QueueFull` if too many are unfinished, and what `Service.video_model` raises.
+        Raises `QueueFull` if too many are unfinished, and what `Service.check_video` raises.
         """
-        model = await self._service.video_model(request)
+        model = await self._service.check_video(request)
         self._forget_old()
         for known in self._videos.values():
             if key is not None and known.key == key:
@@ -72,7 +72,7 @@ class Videos:
             id=f"video_{uuid.uuid4().hex}",
             created_at=int(time.time()),
             status="queued",
-            model=model.card.id,
+            model=model,
             prompt=request.prompt,
             size=f"{request.width}x{request.height}" if sized else None,
             seconds=f"{request.num_frames / request.fps:g}",

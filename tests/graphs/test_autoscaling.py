@@ -1,6 +1,7 @@
 """Replicas come with the work that waits, and go when it is done."""
 
-from collections.abc import Callable
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,8 @@ HUNGRY = {
     "num_inference_steps": 50,
     "n": 4,
 }
+
+SMALL = {"model": "grower", "prompt": "a", "size": "64x64", "num_inference_steps": 1, "priority": 9}
 
 
 @pytest.mark.parametrize(
@@ -66,18 +69,24 @@ def test_a_model_grows_and_shrinks(served: Served, demo_models: Path) -> None:
         wait_until(lambda: "grower" in names(served))
         assert len(replica_pids("model-grower")) == 1
 
+        url = f"{served.url}/v1/images/generations"
+
         def ask(_: int) -> int:
-            url = f"{served.url}/v1/images/generations"
             return httpx.post(url, json=HUNGRY, timeout=300).status_code
 
         with ThreadPoolExecutor(8) as crowd:
             answers = [crowd.submit(ask, number) for number in range(8)]
-            wait_until(runs("model-grower", 2), timeout_s=150)
+            # Serve says that the application is being deployed; the first replica goes on.
+            wait_until(lambda: runs("model-grower", 2) and "grower" in names(served), timeout_s=150)
+            os.kill(replica_pids("model-grower")[0], signal.SIGKILL)
+            for _ in range(10):
+                assert "grower" in names(served)
+                assert httpx.post(url, json=SMALL, timeout=60).status_code == 200
             assert [answer.result() for answer in answers] == 8 * [200]
-        wait_until(runs("model-grower", 1), timeout_s=60)
+        wait_until(lambda: runs("model-grower", 1), timeout_s=60)
     finally:
         serve.delete("model-grower")
 
 
-def runs(application: str, replicas: int) -> Callable[[], bool]:
-    return lambda: len(replica_pids(application)) == replicas
+def runs(application: str, replicas: int) -> bool:
+    return len(replica_pids(application)) == replicas

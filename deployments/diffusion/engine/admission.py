@@ -89,6 +89,14 @@ class Admission:
         ]
         return specs, sources
 
+    @property
+    def max_frames(self) -> int:
+        """Most frames of a video; 0: this model makes none."""
+        motion_unet = self._parts.motion_unet
+        if motion_unet is None:
+            return 0
+        return min(self.config.limits.max_frames, int(motion_unet.config.motion_max_seq_length))
+
     def prompt_tokens(self, job: ImageJob) -> int:
         """Text tokens of a job's prompts, for the usage figures."""
         tokens = self._tokenizers.tokenize(job.prompt, "prompt").tokens
@@ -101,13 +109,12 @@ class Admission:
             if job.motion_loras:
                 raise InvalidRequest("motion_loras need num_frames: a video", "motion_loras")
             return
-        motion_unet = self._parts.motion_unet
-        if motion_unet is None:
+        if self._parts.motion_unet is None:
             raise InvalidRequest("this model makes no videos: it has no motion adapter", "model")
-        most = min(self.config.limits.max_frames, int(motion_unet.config.motion_max_seq_length))
-        if job.num_frames > most:
+        if job.num_frames > self.max_frames:
             raise InvalidRequest(
-                f"num_frames is {job.num_frames}; this model makes at most {most}", "num_frames"
+                f"num_frames is {job.num_frames}; this model makes at most {self.max_frames}",
+                "num_frames",
             )
         for param, given in (
             ("image", job.image is not None),
@@ -148,6 +155,13 @@ class Admission:
             if use.start >= use.end:
                 raise InvalidRequest("a control's start must be before its end", "controls")
             seen.add(use.type)
+            given = assets[use.map].shape
+            if given[:2] != (job.height, job.width):
+                raise InvalidRequest(
+                    f"the control map {use.type!r} is {given[1]}x{given[0]} pixels; it must have "
+                    f"the image's size, {job.width}x{job.height}",
+                    "controls",
+                )
             pixels = _array(assets[use.map], (job.height, job.width, 3), "controls")
             controls.append(Control(use.type, pixels, use.conditioning_scale, use.start, use.end))
         return tuple(controls)

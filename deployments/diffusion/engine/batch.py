@@ -18,6 +18,11 @@ class BatchKey(NamedTuple):
     width: int
     frames: int | None = None
 
+    @property
+    def pixels(self) -> int:
+        """Latent pixels of one UNet row: what its time is roughly in proportion to."""
+        return self.height * self.width
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -30,6 +35,11 @@ class Batch:
     def unet_rows(self) -> int:
         """Rows that the UNet computes: a guided row brings its unconditional twin."""
         return sum(row.unet_rows for row in self.rows)
+
+    @property
+    def pixels(self) -> int:
+        """Latent pixels of all these rows."""
+        return self.unet_rows * self.key.pixels
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,10 @@ class Engine:
         self._ledger.open(entry, self._admission.config.limits.max_pending)
         self._inbox.put(_Submit(entry, loras))
 
+    def check(self, job: ImageJob, assets: Sequence[Asset] = ()) -> None:
+        """Raises what `submit` would refuse a job with even if nothing else were to be done."""
+        self._admission.admit(job, assets)
+
     def cancel(self, job_id: str) -> None:
         """Stops a job at the next step boundary; unknown or ended jobs are none to stop."""
         self._inbox.put(_Cancel(job_id))
@@ -122,6 +126,11 @@ class Engine:
         """Takes new adapters and limits; jobs already accepted keep theirs. Idempotent."""
         self._admission.config = config
         self._inbox.put(_Reconfigure(config.limits))
+
+    @property
+    def max_frames(self) -> int:
+        """Most frames of a video; 0: this model makes none."""
+        return self._admission.max_frames
 
     def prompt_tokens(self, job: ImageJob) -> int:
         """Text tokens that a job's prompts take."""
@@ -195,9 +204,8 @@ class Engine:
                     self._settle(self._shelf.take(message))
         for row in self._scheduler.expired(monotonic()):
             if row.row_id in self._rows:
-                entry = self._rows[row.row_id][0]
-                late = f"the request was not done within {entry.job.timeout_s:g} s"
-                self._end(entry, DeadlineExceeded(late))
+                late = DeadlineExceeded("the request was not done in time")
+                self._end(self._rows[row.row_id][0], late)
         batch = self._scheduler.schedule()
         self._idle = batch is None
         if batch is not None:
@@ -240,7 +248,7 @@ class Engine:
     def _book(self, batch: Batch, outcome: Outcome) -> None:
         left = self._scheduler.advance(batch, outcome)
         if isinstance(outcome, Advanced):
-            self._ledger.count_step(batch.unet_rows, outcome.seconds)
+            self._ledger.count_step(batch.unet_rows, batch.pixels, outcome.seconds)
             for row in batch.rows:
                 self._report(row)
         else:

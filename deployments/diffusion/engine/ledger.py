@@ -27,7 +27,8 @@ from deployments.diffusion.engine.trajectory import Trajectory
 
 Sink = Callable[[JobEvent], None]
 SMOOTHING = 0.1  # of the measured step time: weight of the newest step
-UNMEASURED_ROW_STEP_S = 0.5  # until the first step has been measured
+UNMEASURED_STEP_S = 0.5  # of 64 x 64 latent pixels, until the first step has been measured
+UNMEASURED_PIXEL_S = UNMEASURED_STEP_S / 64**2
 log = logging.getLogger("tcd.engine")
 
 
@@ -58,7 +59,8 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
         self._closed: Exception | None = None
         self._figures = EngineFigures(name)
-        self._first_room_s = self._each_room_s = UNMEASURED_ROW_STEP_S
+        self._pixel_s: float | None = None  # measured, moving average
+        self._first_room_s = self._each_room_s = UNMEASURED_STEP_S
 
     def open(self, entry: Entry, max_pending: int) -> None:
         """Takes a job in, whole.
@@ -121,10 +123,12 @@ class Ledger:
         for index in unanswered:
             self.answer(entry, FailedImage(index, error))
 
-    def count_step(self, unet_rows: int, seconds: float) -> None:
-        """A UNet call of so many rows took so long."""
-        per_row = seconds / unet_rows
+    def count_step(self, unet_rows: int, pixels: int, seconds: float) -> None:
+        """A UNet call of so many rows, and latent pixels in them, took so long."""
+        per_row, per_pixel = seconds / unet_rows, seconds / pixels
         with self._lock:
+            pixel_s = self._pixel_s or per_pixel
+            self._pixel_s = pixel_s + SMOOTHING * (per_pixel - pixel_s)
             figures = self._figures
             known = figures.seconds_per_row_step or per_row
             self._figures = replace(
@@ -136,16 +140,17 @@ class Ledger:
 
     def publish(self, scheduler: Scheduler, shelf: LoraShelf) -> None:
         """Shows the loop's state to other threads. Called on the engine's thread."""
-        pending, live = scheduler.pending_unet_rows, len(scheduler.live)
-        until_room = scheduler.unet_rows_until_room(1) if live else 0
+        live, pixels = len(scheduler.live), scheduler.pending_pixels
+        until_room = scheduler.pixels_until_room(1) if live else 0
         with self._lock:
-            per_row = self._figures.seconds_per_row_step or UNMEASURED_ROW_STEP_S
-            self._first_room_s = per_row * max(1, until_room)
-            self._each_room_s = per_row * max(1, pending // max(1, live))
+            pixel_s = self._pixel_s or UNMEASURED_PIXEL_S
+            self._first_room_s = pixel_s * until_room
+            self._each_room_s = pixel_s * pixels / max(1, live)
             self._figures = replace(
                 self._figures,
                 running_rows=scheduler.running,
-                pending_steps=pending,
+                pending_steps=scheduler.pending_unet_rows,
+                pending_seconds=pixel_s * pixels,
                 loras_resident=shelf.resident,
                 lora_bytes=shelf.resident_bytes,
                 lora_loads_total=shelf.loads,

@@ -43,6 +43,11 @@ class Scheduler:
         """UNet rows still to be computed for all trajectories held."""
         return sum(row.pending_unet_rows for row in self._live.values())
 
+    @property
+    def pending_pixels(self) -> int:
+        """Latent pixels of those rows."""
+        return sum(row.pending_pixels for row in self._live.values())
+
     def reconfigure(self, limits: Limits) -> None:
         """Takes new bounds. Fewer slots take effect as running rows leave theirs."""
         self._limits = limits
@@ -139,13 +144,13 @@ class Scheduler:
                 left.append(row)
         return tuple(left)
 
-    def unet_rows_until_room(self, rows: int) -> int:
-        """Estimate of the UNet rows to compute before `rows` of those held have left."""
+    def pixels_until_room(self, rows: int) -> int:
+        """Estimate of the latent pixels to compute before `rows` of those held have left."""
         batch = sorted(self._live.values(), key=self._order)[: self.batch_limit]
         if rows > len(batch):
-            return self.pending_unet_rows * rows // max(1, len(self._live))
+            return self.pending_pixels * rows // max(1, len(self._live))
         steps = sorted(row.steps - row.cursor for row in batch)[rows - 1]
-        return steps * sum(row.unet_rows for row in batch)
+        return steps * sum(row.unet_rows * row.key.pixels for row in batch)
 
     def _used_slots(self) -> set[int]:
         return {row.slot for row in self._live.values() if row.slot is not None}

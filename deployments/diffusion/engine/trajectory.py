@@ -64,3 +64,8 @@ class Trajectory:
     def pending_unet_rows(self) -> int:
         """UNet rows that it still needs."""
         return (self.steps - self.cursor) * self.unet_rows
+
+    @property
+    def pending_pixels(self) -> int:
+        """Latent pixels of those rows."""
+        return self.pending_unet_rows * self.key.pixels

@@ -1,5 +1,7 @@
 """Every wrong body gets an answer that names the field and what is allowed."""
 
+import json
+
 import httpx
 import pytest
 
@@ -12,6 +14,9 @@ CASES: list[tuple[object, int, str | None, str]] = [
     ({}, 400, "prompt", "required"),
     ({"prompt": 7}, 400, "prompt", "string"),
     ({"prompt": None}, 400, "prompt", "required"),
+    ({"prompt": "\ud800"}, 400, "prompt", "surrogate"),
+    ({**PROMPT, "negative_prompt": "\udfff", "guidance_scale": 2}, 400, "negative_prompt", "surro"),
+    ({**PROMPT, "loras": [{"name": "ink", "weigth": 1}]}, 400, "loras.0.weigth", "unknown field"),
     ({**PROMPT, "strenght": None}, 400, "strenght", "unknown field"),
     ({**PROMPT, "size": "\u0661\u0662\u0668x128"}, 400, "size", "WIDTHxHEIGHT"),
     ({"prompt": LONG}, 400, "prompt", "at most 75"),
@@ -76,7 +81,12 @@ def test_bad_body(
 ) -> None:
     if isinstance(body, dict) and "partial_images" not in body:
         body = {**body, "stream": stream}
-    answer = httpx.post(f"{served.url}/v1/images/generations", json=body, timeout=60)
+    answer = httpx.post(
+        f"{served.url}/v1/images/generations",
+        content=json.dumps(body),  # in ASCII: httpx itself cannot send half a surrogate pair
+        headers={"content-type": "application/json"},
+        timeout=60,
+    )
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
     assert error["param"] == param
@@ -104,7 +114,14 @@ def test_body_that_is_not_json(served: Served) -> None:
         headers={"content-type": "application/json"},
     )
     assert answer.status_code == 400
-    assert "JSON" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] is None
+    assert "not valid JSON" in answer.json()["error"]["message"]
+
+
+def test_body_without_its_type(served: Served) -> None:
+    answer = httpx.post(f"{served.url}/v1/images/generations", content=b'{"prompt": "a"}')
+    assert answer.status_code == 400
+    assert "content-type: application/json" in answer.json()["error"]["message"]
 
 
 def test_body_that_is_too_large(served: Served) -> None:
@@ -116,7 +133,9 @@ def test_body_that_is_too_large(served: Served) -> None:
 
 
 def test_wrong_method_and_unknown_path(served: Served) -> None:
-    assert httpx.get(f"{served.url}/v1/images/generations").status_code == 405
+    answer = httpx.get(f"{served.url}/v1/images/generations")
+    assert answer.status_code == 405
+    assert answer.json()["error"]["code"] == "method_not_allowed"
     answer = httpx.get(f"{served.url}/v2/nothing")
     assert answer.status_code == 404
     assert answer.json()["error"]["type"] == "invalid_request_error"

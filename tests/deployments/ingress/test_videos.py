@@ -1,6 +1,7 @@
 """`/v1/videos` through the official client, against bare diffusers."""
 
 import io
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,10 +181,11 @@ def test_cancel(served: Served, long_video: str) -> None:
 
 
 def test_a_failed_video_says_why(served: Served) -> None:
-    body = {**BODY, "motion_loras": [{"name": "nope"}]}
+    body = {**BODY, "num_frames": 24, "num_inference_steps": 50, "timeout_s": 0.2}
     card = ended(served, httpx.post(f"{served.url}/v1/videos", json=body, timeout=60).json()["id"])
     assert card["status"] == "failed"
-    assert "zoom-in" in card["error"]["message"]
+    assert card["error"]["code"] == "deadline_exceeded"
+    assert "within 0.2 s" in card["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -209,12 +211,43 @@ def test_a_model_that_makes_no_videos(served: Served, model: str, status: int, s
         ({"prompt": None}, "prompt"),
         ({"motion_loras": [{"name": "x", "weight": 99}]}, "motion_loras.0.weight"),
         ({"image": "x"}, "image"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"prompt": "word " * 80}, "prompt"),
+        ({"negative_prompt": "blurry"}, "negative_prompt"),
+        ({"num_frames": 25}, "num_frames"),
+        ({"size": "8x8"}, "size"),
+        ({"size": "1024x1024"}, "size"),
+        ({"loras": [{"name": "nope"}]}, "loras"),
+        ({"motion_loras": [{"name": "nope"}]}, "motion_loras"),
     ],
 )
 def test_bad_body(served: Served, change: dict[str, object], param: str | None) -> None:
-    answer = httpx.post(f"{served.url}/v1/videos", json={**BODY, **change}, timeout=60)
-    assert answer.status_code == 400, answer.text
+    answer = httpx.post(
+        f"{served.url}/v1/videos",
+        content=json.dumps({**BODY, **change}),
+        headers={"content-type": "application/json"},
+        timeout=60,
+    )
+    assert answer.status_code == (404 if "nope" in str(change) else 400), answer.text
     assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 200_000, b"\xff", b""])
+def test_a_body_that_is_no_json(served: Served, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{served.url}/v1/videos", content=body, headers=headers, timeout=60)
+    assert answer.status_code == 400
+    assert "not JSON" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("seconds", "frames", "fps"), [("4", 16, 4), ("8", 16, 2), ("12", 12, 1)])
+def test_the_lengths_of_the_official_client(
+    served: Served, seconds: str, frames: int, fps: int
+) -> None:
+    body = {**BODY, "num_frames": None, "seconds": seconds}
+    card = httpx.post(f"{served.url}/v1/videos", json=body, timeout=60).json()
+    assert (card["num_frames"], card["fps"], card["seconds"]) == (frames, fps, seconds)
+    httpx.delete(f"{served.url}/v1/videos/{card['id']}", timeout=60)
 
 
 def test_idempotency_key(served: Served) -> None:
@@ -223,12 +256,15 @@ def test_idempotency_key(served: Served) -> None:
         url = f"{served.url}/v1/videos"
         return httpx.post(url, json={**BODY, **change}, headers=headers, timeout=60)
 
-    first = post("video-one").json()
-    assert post("video-one").json()["id"] == first["id"]
-    assert post("video-two").json()["id"] != first["id"]
+    first, again = post("video-one").json()["id"], post("video-one").json()["id"]
+    assert first == again
+    other = post("video-two").json()["id"]
+    assert other != first
     refused = post("video-one", prompt="another")
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "idempotency-key"
+    for video in (first, other):
+        assert httpx.delete(f"{served.url}/v1/videos/{video}", timeout=60).status_code == 200
 
 
 def test_unknown_video(served: Served) -> None:

@@ -484,5 +484,6 @@ def test_a_failed_row_leaves_alone() -> None:
 
 def test_room_is_expected_after_the_shortest_row() -> None:
     scheduler = scheduler_of(row("short", 2), row("long", 10), row("guided", 5, guided=True))
-    assert scheduler.unet_rows_until_room(1) == 2 * 4
-    assert scheduler.unet_rows_until_room(2) == 5 * 4
+    pixels = scheduler.live[0].key.pixels
+    assert scheduler.pixels_until_room(1) == 2 * 4 * pixels
+    assert scheduler.pixels_until_room(2) == 5 * 4 * pixels
