@@ -83,18 +83,24 @@ class Service:
         """A request's events as they come; raises a `TcdError` if it cannot go on."""
         timeout_s = request.timeout_s or self._args.request_timeout_s
         until = asyncio.get_running_loop().time() + timeout_s
+        begun = False
         with translated(), within(timeout_s):
-            model, ready = await self._assembled(request, until)
-            try:
-                async for event in self._events(model, ready.job, ready.assets):
-                    if isinstance(event, PartialImage | FinishedImage):
-                        pixels = await asyncio.to_thread(ready.restored, event.pixels)
-                        yield replace(event, pixels=pixels)
-                    else:
-                        yield event
-            except (RayError, RayServeException):
-                await self.assembler.forget_failed(ready.map_ids)
-                raise
+            for last_try in (False, True):
+                model, ready = await self._assembled(request, until)
+                try:
+                    async for event in self._events(model, ready.job, ready.assets):
+                        begun = True
+                        if isinstance(event, PartialImage | FinishedImage):
+                            pixels = await asyncio.to_thread(ready.restored, event.pixels)
+                            yield replace(event, pixels=pixels)
+                        else:
+                            yield event
+                    return
+                except (RayError, RayServeException) as error:
+                    await self.assembler.forget_failed(ready.map_ids)
+                    # As in `generate`, unless the caller has seen something of it.
+                    if begun or last_try or not _replica_died(error):
+                        raise
 
     async def _events(
         self, model: Model, job: ImageJob, assets: tuple[object, ...]
