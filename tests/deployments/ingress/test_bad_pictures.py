@@ -418,7 +418,7 @@ def test_a_control_of_more_than_a_mebibyte_in_a_form(served: Served) -> None:
 
 def test_an_unknown_preprocessor(served: Served) -> None:
     answer = post(served, "preprocess/pose", [file("image", GOOD)], {})
-    check_refusal(answer, 400, "path.preprocessor", "'depth' or 'canny'")
+    check_refusal(answer, 400, "preprocessor", "'depth' or 'canny'")
 
 
 ARRAY = picture(1, 128, 64)

@@ -86,7 +86,8 @@ def test_a_map_is_of_the_size_that_is_made(served: Served) -> None:
     answer = httpx.post(f"{served.url}/v1/images/generations", json=body, timeout=60)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "controls"
-    assert "(128, 128, 3)" in answer.json()["error"]["message"]
+    assert "is 300x250 pixels" in answer.json()["error"]["message"]
+    assert "the image's size, 128x128" in answer.json()["error"]["message"]
 
 
 def test_a_map_is_a_picture_for_the_ip_adapter_too(served: Served) -> None:
