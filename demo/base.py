@@ -149,9 +149,14 @@ def write_sdxl(folder: Path, recipe: BaseRecipe) -> None:
     vae = build_vae(recipe.name, scaling_factor=0.13025, force_upcast=True)
     vae.save_pretrained(folder / "vae")
     write_scheduler(folder, "EulerDiscreteScheduler", NOISE_SCHEDULE | EULER)
+    write_sdxl_index(folder, inpainting=recipe.inpainting)
+
+
+def write_sdxl_index(folder: Path, *, inpainting: bool) -> None:
+    """`model_index.json` of SDXL."""
     index: dict[str, object] = {
         "_class_name": (
-            "StableDiffusionXLInpaintPipeline" if recipe.inpainting else "StableDiffusionXLPipeline"
+            "StableDiffusionXLInpaintPipeline" if inpainting else "StableDiffusionXLPipeline"
         ),
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
@@ -165,7 +170,7 @@ def write_sdxl(folder: Path, recipe: BaseRecipe) -> None:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    if recipe.inpainting:
+    if inpainting:
         index["requires_aesthetics_score"] = False
     write_json(folder / "model_index.json", index)
 

@@ -1,0 +1,64 @@
+"""Trains the demo's models from nothing: python -m demo.train [--stage NAME ...] [--device cuda]
+
+Stages run in the order of `demo.train.stages`; one whose model is there is left alone. Each
+can be stopped at any time: the same command goes on from its last checkpoint. A model fits the
+autoencoder and base that it was trained on: after a new one of these, train what follows with
+--again.
+"""
+
+import argparse
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from demo.train.stages import STAGES
+from demo.train.workshop import Workshop
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    """The command line."""
+    names = [stage.name for stage in STAGES]
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--stage", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--again", action="store_true", help="train anew what is there")
+    parser.add_argument(
+        "--further", action="store_true", help="train on what is there, with --steps-times"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--steps-times", type=float, default=1.0, help="train so much longer")
+    parser.add_argument("--batch-times", type=int, default=1, help="larger batches, for a GPU")
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "train")
+    parser.add_argument("--models", type=Path, default=ROOT / "demo" / "weights")
+    parser.add_argument("--list", action="store_true", help="name the stages and stop")
+    arguments = parser.parse_args()
+    if arguments.list:
+        for stage in STAGES:
+            state = "done" if (arguments.models / stage.output).exists() else "to do"
+            print(f"{stage.name:20} {stage.plan.minutes:3} min  {state:6} {stage.output}")
+        return
+    torch.set_num_threads(arguments.threads)
+    shop = Workshop(arguments.work, arguments.models, torch.device(arguments.device))
+    for stage in STAGES:
+        if stage.name not in arguments.stage:
+            continue
+        if arguments.again:
+            shutil.rmtree(shop.work / stage.name, ignore_errors=True)
+        elif not arguments.further and (shop.models / stage.output).exists():
+            print(f"{stage.name}: done already", flush=True)
+            continue
+        plan = replace(
+            stage.plan,
+            steps=round(stage.plan.steps * arguments.steps_times),
+            batch_size=stage.plan.batch_size * arguments.batch_times,
+        )
+        stage.run(replace(stage, plan=plan), shop)
+
+
+if __name__ == "__main__":
+    main()

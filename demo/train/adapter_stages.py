@@ -1,0 +1,161 @@
+"""Stages of what is made for the sd15 base: IP-Adapter, inpainting, depth, motion."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import MotionAdapter
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from demo.depth import PREPROCESSOR as DEPTH_PREPROCESSOR
+from demo.image_encoder import PREPROCESSOR
+from demo.tokenizer import write_json
+from demo.train.depth import DepthTask
+from demo.train.folders import load_base, save_base, save_half, write_card
+from demo.train.image_encoder import EncoderTask, make_encoder, preprocessed
+from demo.train.inpainting import InpaintingTask, mask_of, masked_picture
+from demo.train.ip_adapter import IpAdapterTask, save_ip_adapter
+from demo.train.model import Base
+from demo.train.motion import (
+    FRAMES,
+    LORA_RANK,
+    CameraMotion,
+    MotionTask,
+    VideoLatents,
+    camera_video,
+    motion_unet,
+    moving_video,
+    save_motion_adapter,
+    save_motion_lora,
+)
+from demo.train.stage import Stage
+from demo.train.text import Tokenizers
+from demo.train.workshop import Workshop
+
+FAMILY = "sd15"
+VIDEOS = 3000
+CAMERA_VIDEOS = 300
+
+
+def train_encoder(stage: Stage, shop: Workshop) -> None:
+    """The CLIP vision encoder."""
+    torch.manual_seed(shop.seed)
+    task = EncoderTask(shop.plain_pictures().pixels, stage.plan.batch_size, shop.device)
+    history = shop.train(stage.name, task, stage.plan)
+    folder = shop.models / stage.output
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = task.encoder
+    encoder.config.architectures = [type(encoder).__name__]
+    encoder.config.save_pretrained(str(folder))
+    tensors = {k: t.half().contiguous().cpu() for k, t in encoder.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    what = "A CLIP vision encoder whose embedding tells the solids and the background of a scene."
+    write_card(folder / "README.md", "Image encoder", what, stage.name, stage.plan, history)
+
+
+@torch.no_grad()
+def train_ip_adapter(stage: Stage, shop: Workshop) -> None:
+    """The IP-Adapter of the sd15 base."""
+    encoder = make_encoder().to(shop.device).eval()
+    place = shop.models / "ip-adapter" / "models" / "image_encoder" / "model.safetensors"
+    encoder.load_state_dict(load_file(place))
+    pixels = shop.plain_pictures().pixels
+    parts = [pixels[start : start + 64] for start in range(0, len(pixels), 64)]
+    embeds = torch.cat([encoder(preprocessed(p, shop.device)).image_embeds for p in parts]).cpu()
+    base = _base(shop)
+    torch.manual_seed(shop.seed)
+    task = IpAdapterTask(base, shop.plain_latents(FAMILY), embeds, stage.plan.batch_size)
+    with torch.enable_grad():
+        history = shop.train(stage.name, task, stage.plan)
+    file = shop.models / stage.output
+    save_ip_adapter(task, file)
+    what = "An IP-Adapter of four tokens for the demo base sd15."
+    write_card(file.with_suffix(".md"), "IP-Adapter", what, stage.name, stage.plan, history)
+
+
+def train_inpainting(stage: Stage, shop: Workshop) -> None:
+    """The inpainting UNet, with the text encoder and autoencoder of the sd15 base."""
+    pixels = shop.plain_pictures().pixels
+    cut = np.stack([masked_picture(picture, mask_of(i)) for i, picture in enumerate(pixels)])
+    masked = shop.cached_latents("masked", cut)
+    base = _base(shop)
+    torch.manual_seed(shop.seed)
+    task = InpaintingTask(base, shop.plain_latents(FAMILY), masked, stage.plan.batch_size)
+    history = shop.train(stage.name, task, stage.plan)
+    folder = shop.models / "sd15-inpainting"
+    save_half(shop.vae(), folder / "vae")
+    save_base(base, folder, inpainting=True)
+    what = "An inpainting UNet of nine channels, trained on from the demo base sd15."
+    write_card(folder / "README.md", "Inpainting sd15", what, stage.name, stage.plan, history)
+
+
+def train_depth(stage: Stage, shop: Workshop) -> None:
+    """The depth estimator."""
+    torch.manual_seed(shop.seed)
+    task = DepthTask(shop.plain_pictures().pixels, stage.plan.batch_size, shop.device)
+    history = shop.train(stage.name, task, stage.plan)
+    folder = shop.models / stage.output
+    task.model.half().save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", DEPTH_PREPROCESSOR)
+    what = "A hybrid DPT that estimates the inverse depth of a scene."
+    write_card(folder / "README.md", "Depth estimator", what, stage.name, stage.plan, history)
+
+
+def train_motion(stage: Stage, shop: Workshop) -> None:
+    """The motion adapter of the sd15 base."""
+    data = _videos(shop, "motion", moving_video, min(VIDEOS, shop.plain))
+    base = _base(shop)
+    torch.manual_seed(shop.seed)
+    unet = motion_unet(base).to(shop.device)
+    task = MotionTask(base, unet, data, stage.plan.batch_size)
+    history = shop.train(stage.name, task, stage.plan)
+    folder = shop.models / stage.output
+    save_motion_adapter(unet, folder)
+    what = "An AnimateDiff motion adapter for the demo base sd15: solids that roll or jump."
+    write_card(folder / "README.md", "Motion adapter", what, stage.name, stage.plan, history)
+
+
+def camera_stage(camera: CameraMotion) -> Callable[[Stage, Workshop], None]:
+    """A motion LoRA on the motion adapter."""
+
+    def draw(index: int) -> tuple[NDArray[np.uint8], str]:
+        return camera_video(camera, index)
+
+    def run(stage: Stage, shop: Workshop) -> None:
+        data = _videos(shop, camera, draw, min(CAMERA_VIDEOS, shop.plain))
+        base = _base(shop)
+        torch.manual_seed(shop.seed)
+        adapter = MotionAdapter.from_pretrained(
+            shop.models / "motion-adapter" / FAMILY,
+            local_files_only=True,
+            torch_dtype=torch.float32,
+        )
+        unet = motion_unet(base, adapter).to(shop.device)
+        task = MotionTask(base, unet, data, stage.plan.batch_size, rank=LORA_RANK)
+        history = shop.train(stage.name, task, stage.plan)
+        file: Path = shop.models / stage.output
+        save_motion_lora(unet, file)
+        what = f"A motion LoRA for the demo's motion adapter: {camera}."
+        card = file.with_suffix(".md")
+        write_card(card, f"Motion LoRA {camera}", what, stage.name, stage.plan, history)
+
+    return run
+
+
+def _base(shop: Workshop) -> Base:
+    return load_base(FAMILY, shop.models / FAMILY, shop.device, shop.scale)
+
+
+def _videos(
+    shop: Workshop, name: str, drawn: Callable[[int], tuple[NDArray[np.uint8], str]], count: int
+) -> VideoLatents:
+    """The first `count` videos, drawn and encoded once."""
+    print(f"{name}: drawing {count} videos", flush=True)
+    videos = [drawn(index) for index in range(count)]
+    pixels = np.concatenate([frames for frames, _ in videos])
+    latents: Tensor = shop.cached_latents(f"{name}-videos", pixels).unflatten(0, (-1, FRAMES))
+    return VideoLatents(latents, Tokenizers(FAMILY)([text for _, text in videos]))

@@ -1,0 +1,115 @@
+"""Stages of the autoencoder, and of a base with its LoRAs and ControlNets."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKL
+
+from demo.lora import Format
+from demo.train.controls import Control, ControlTask
+from demo.train.diffusion import BaseTask
+from demo.train.folders import load_base, save_base, save_half, write_card
+from demo.train.lora import save_lora
+from demo.train.model import Base
+from demo.train.stage import Stage
+from demo.train.styles import FORMATS, StyleTask
+from demo.train.tcd import TcdTask
+from demo.train.vae import CROP_SHARE, VaeTask, l1, make_vae, whiten
+from demo.train.workshop import Workshop
+from demo.world.style import Style
+
+HELD_BACK = 1000  # varied pictures that measure the autoencoder
+
+
+def train_vae(stage: Stage, shop: Workshop) -> None:
+    """The autoencoder that all bases share."""
+    pixels = shop.varied_pictures().pixels
+    kept = min(HELD_BACK, len(pixels) // 4)
+    torch.manual_seed(shop.seed)
+    vae: AutoencoderKL = make_vae().to(shop.device)
+    crop_steps = round(CROP_SHARE * stage.plan.steps)
+    task = VaeTask(vae, pixels[:-kept], stage.plan.batch_size, crop_steps)
+    history = shop.train(stage.name, task, stage.plan)
+    vae.eval()
+    whiten(vae, pixels[: 4 * kept])
+    error = l1(vae.half().float(), pixels[-kept:])
+    print(f"{stage.name}: L1 {error:.4f} on {kept} pictures it never saw", flush=True)
+    folder = shop.models / stage.output
+    save_half(vae, folder)
+    shop.forget_latents()
+    what = f"An AutoencoderKL of 8 pixels to a latent. L1 on unseen pictures: {error:.4f}."
+    write_card(folder / "README.md", "Autoencoder", what, stage.name, stage.plan, history)
+
+
+def base_stage(family: str) -> Callable[[Stage, Workshop], None]:
+    """UNet and text encoders of a base from scratch."""
+
+    def run(stage: Stage, shop: Workshop) -> None:
+        data = shop.plain_latents(family)
+        torch.manual_seed(shop.seed)
+        base = Base(family, scale=shop.scale).to(shop.device)
+        task = BaseTask(base, data, stage.plan.batch_size)
+        history = shop.train(stage.name, task, stage.plan)
+        folder = shop.models / family
+        if family != "sd15":
+            save_half(shop.vae(), folder / "vae")
+        save_base(base, folder)
+        what = f"UNet and text encoders in the shape of {family}, trained together from scratch."
+        title = f"Demo base {family}"
+        write_card(folder / "README.md", title, what, stage.name, stage.plan, history)
+
+    return run
+
+
+def tcd_stage(family: str) -> Callable[[Stage, Workshop], None]:
+    """The TCD-LoRA of a base."""
+
+    def run(stage: Stage, shop: Workshop) -> None:
+        base = load_base(family, shop.models / family, shop.device, shop.scale)
+        torch.manual_seed(shop.seed)
+        task = TcdTask(base, shop.plain_latents(family), stage.plan.batch_size)
+        history = shop.train(stage.name, task, stage.plan)
+        folder = shop.models / stage.output
+        file_format: Format = "kohya" if family == "sd15" else "peft"
+        weights = folder / "pytorch_lora_weights.safetensors"
+        save_lora(task.student.unet, family, file_format, weights)
+        what = f"The demo base {family} distilled by TCD (arXiv 2402.19159) into a LoRA."
+        title = f"TCD-LoRA of {family}"
+        write_card(folder / "README.md", title, what, stage.name, stage.plan, history)
+
+    return run
+
+
+def style_stage(family: str, style: Style) -> Callable[[Stage, Workshop], None]:
+    """A style LoRA."""
+
+    def run(stage: Stage, shop: Workshop) -> None:
+        base = load_base(family, shop.models / family, shop.device, shop.scale)
+        torch.manual_seed(shop.seed)
+        task = StyleTask(base, shop.style_latents(style, family), stage.plan.batch_size)
+        history = shop.train(stage.name, task, stage.plan)
+        file = shop.models / stage.output
+        save_lora(base.unet, family, FORMATS[style], file)
+        what = f"A style LoRA for the demo base {family}: {style}, as `demo/world/style.py` draws."
+        card = file.with_name(f"{style}.md")
+        write_card(card, f"Style {style}", what, stage.name, stage.plan, history)
+
+    return run
+
+
+def control_stage(family: str, control: Control) -> Callable[[Stage, Workshop], None]:
+    """A ControlNet."""
+
+    def run(stage: Stage, shop: Workshop) -> None:
+        base = load_base(family, shop.models / family, shop.device, shop.scale)
+        torch.manual_seed(shop.seed)
+        data, pixels = shop.plain_latents(family), shop.plain_pictures().pixels
+        task = ControlTask(base, control, data, pixels, stage.plan.batch_size)
+        history = shop.train(stage.name, task, stage.plan)
+        folder = shop.models / stage.output
+        save_half(task.controlnet, folder)
+        what = f"A ControlNet for {control} maps of the demo base {family}."
+        title = f"ControlNet {control}"
+        write_card(folder / "README.md", title, what, stage.name, stage.plan, history)
+
+    return run

@@ -1,0 +1,79 @@
+"""Trains ControlNets: from canny edges or depth of the picture to be made, the base held fast."""
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from demo.controlnet import EMBEDDING_WIDTHS
+from demo.train.data import scene_and_look
+from demo.train.diffusion import Latents, noise_loss, noised
+from demo.train.loop import Task
+from demo.train.model import Base, added
+from demo.train.noise import Schedule
+from demo.world.renderer import depth_map
+from preprocessors.canny import canny
+
+Control = Literal["canny", "depth"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+CAPTION_DROPOUT = 0.3  # so that the map is needed
+
+
+def disparity(depth: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A depth map as a depth estimator shows it: near is 255, the farthest is 0."""
+    inverse = 1 / depth
+    low, high = inverse.min(), inverse.max()
+    grey: NDArray[np.uint8] = ((inverse - low) / (high - low) * 255).round().astype(np.uint8)
+    return grey
+
+
+def control_map(control: Control, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The control map (64, 64) uint8 of the training picture of this number."""
+    if control == "canny":
+        return canny(pixels)[:, :, 0]
+    scene, look, _ = scene_and_look(index)
+    return disparity(depth_map(scene, look))
+
+
+class ControlTask(Task):
+    """Noise prediction with the map's residuals at full scale."""
+
+    def __init__(
+        self,
+        base: Base,
+        control: Control,
+        data: Latents,
+        pixels: NDArray[np.uint8],
+        batch_size: int,
+    ) -> None:
+        self.base, self.data, self.batch_size = base.requires_grad_(False), data, batch_size
+        self.control, self.pixels = control, pixels
+        self.device = base.unet.device
+        self.schedule = Schedule(self.device)
+        self.controlnet: ControlNetModel = ControlNetModel.from_unet(
+            base.unet, conditioning_embedding_out_channels=EMBEDDING_WIDTHS
+        ).requires_grad_(True)
+        self.trained = nn.ModuleDict({"controlnet": self.controlnet})
+
+    def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """One batch."""
+        index, x0, ids = self.data.batch(self.batch_size, generator, self.device)
+        maps = [control_map(self.control, int(i), self.pixels[i]) for i in index]
+        image = torch.from_numpy(np.stack(maps)).to(self.device).float()[:, None] / 255
+        dropped = torch.rand(len(x0), generator=generator) < CAPTION_DROPOUT
+        batch = noised(x0, self.schedule, generator)
+        with torch.no_grad():
+            conditioning = self.base.encode(ids, dropped.to(self.device))
+        down, mid = self.controlnet(
+            batch.x,
+            batch.t,
+            encoder_hidden_states=conditioning.states,
+            controlnet_cond=image.expand(-1, 3, -1, -1),
+            added_cond_kwargs=added(conditioning),
+            return_dict=False,
+        )
+        predicted = self.base.noise(batch.x, batch.t, conditioning, list(down), mid)
+        return noise_loss(predicted, batch, self.schedule)

@@ -1,0 +1,107 @@
+"""Finished models as folders in the real formats, in half precision, each with a model card."""
+
+import json
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, PreTrainedModel
+
+from demo.base import (
+    EULER,
+    NOISE_SCHEDULE,
+    OPENCLIP_PAD,
+    write_scheduler,
+    write_sd_index,
+    write_sdxl_index,
+)
+from demo.text_encoder import PREFIX
+from demo.tokenizer import EOS, write_tokenizer
+from demo.train.loop import Record
+from demo.train.model import Base
+from demo.train.workshop import Plan
+
+DATA = (
+    "Pictures of 64 x 64 pixels, drawn by `demo/world`: shaded balls, cubes, cones and cylinders "
+    "in six colours and two sizes, one or two a scene, on snow, sand, grass or at night. "
+    "Nothing was downloaded. A sixth of the combinations of shape, colour and background is "
+    "held out of training."
+)
+
+
+def save_base(base: Base, folder: Path, *, inpainting: bool = False) -> None:
+    """Write a pipeline folder; its autoencoder is written by another stage."""
+    write_tokenizer(folder / "tokenizer", pad_token=EOS)
+    save_text_encoder(base.text_encoder, folder / "text_encoder")
+    if base.family == "sdxl":
+        write_tokenizer(folder / "tokenizer_2", pad_token=OPENCLIP_PAD)
+        save_text_encoder(base.text_encoder_2, folder / "text_encoder_2")
+        write_scheduler(folder, "EulerDiscreteScheduler", NOISE_SCHEDULE | EULER)
+        write_sdxl_index(folder, inpainting=inpainting)
+    else:
+        write_scheduler(folder, "PNDMScheduler", NOISE_SCHEDULE)
+        write_sd_index(folder, inpainting=inpainting)
+    save_half(base.unet, folder / "unet")
+
+
+def save_half(model: diffusers.ModelMixin, folder: Path) -> None:
+    """Write a diffusers model in half precision; it stays in full."""
+    model.half().save_pretrained(folder)
+    model.float()
+
+
+def save_text_encoder(model: PreTrainedModel, folder: Path) -> None:
+    """Write a CLIP text encoder under the keys of published checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(str(folder))
+    prefix = PREFIX if isinstance(model, CLIPTextModel) else ""
+    tensors = {prefix + key: t.half().contiguous().cpu() for key, t in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_base(family: str, folder: Path, device: torch.device, scale: int) -> Base:
+    """Read back what `save_base` wrote, in full precision and without gradients."""
+    base = Base(family, scale=scale)
+    base.unet.load_state_dict(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    text = load_file(folder / "text_encoder" / "model.safetensors")
+    base.text_encoder.load_state_dict({k.removeprefix(PREFIX): t for k, t in text.items()})
+    if family == "sdxl":
+        text = load_file(folder / "text_encoder_2" / "model.safetensors")
+        base.text_encoder_2.load_state_dict(text)
+    return base.to(device).requires_grad_(False).eval()
+
+
+def load_unet(folder: Path, device: torch.device) -> UNet2DConditionModel:
+    """The UNet of a pipeline folder in full precision."""
+    unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
+        folder, subfolder="unet", local_files_only=True, torch_dtype=torch.float32
+    )
+    return unet.to(device)
+
+
+def write_card(
+    file: Path, title: str, what: str, stage: str, plan: Plan, history: list[Record]
+) -> None:
+    """Write the model card `file`: what it is, its data, steps, time, losses and licence."""
+    last = history[-1]
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in last.losses.items())
+    sections = [
+        "---\nlicense: apache-2.0\n---",
+        f"# {title}\n{what}",
+        f"## Data\n{DATA}",
+        "## Training\n"
+        f"- Command: `python -m demo.train --stage {stage}`\n"
+        f"- Steps: {last.step} of {plan.batch_size}, AdamW, learning rate {plan.learning_rate:g} "
+        f"falling along a cosine, average of the weights with decay {plan.ema_decay}\n"
+        f"- Time: {last.seconds / 60:.0f} minutes\n"
+        f"- Losses at the end: {losses}",
+        "## Measured\nSee `docs/quality.md`.",
+        "## Limits\nIt knows its small world and nothing else.",
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    figures = {"stage": stage, "steps": last.step, "seconds": last.seconds, "losses": last.losses}
+    file.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,0 +1,95 @@
+"""Trains a CLIP vision encoder whose embedding tells what a scene holds, for the IP-Adapter.
+
+Linear heads, not kept, read from the embedding what stands at each place and the background.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from demo.image_encoder import ENCODERS, IMAGE_SIZE, PATCH_SIZE, PREPROCESSOR
+from demo.train.data import scene_and_look
+from demo.train.loop import Task
+from demo.train.vae import to_tensor
+from demo.world.scene import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES
+
+SHAPE = ENCODERS["vit-h"]
+ABSENT = 0  # the class of a place where nothing stands
+SIZES_OF_HEADS = {"shape": 1 + len(SHAPES), "colour": 1 + len(COLOURS), "size": 1 + len(SIZES)}
+
+
+def make_encoder() -> CLIPVisionModelWithProjection:
+    """An untrained encoder of the architecture of IP-Adapter's."""
+    config = CLIPVisionConfig(
+        hidden_size=SHAPE.hidden_size,
+        intermediate_size=2 * SHAPE.hidden_size,
+        projection_dim=SHAPE.projection_dim,
+        num_hidden_layers=SHAPE.layers,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        hidden_act="gelu",
+        dtype="float32",
+    )
+    return CLIPVisionModelWithProjection(config)
+
+
+def preprocessed(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """As CLIPImageProcessor would: (n, 3, 224, 224)."""
+    pictures = (to_tensor(pixels, device) + 1) / 2
+    big = functional.interpolate(
+        pictures, size=IMAGE_SIZE, mode="bicubic", antialias=True, align_corners=False
+    ).clamp(0, 1)
+    mean, deviation = (
+        torch.tensor(PREPROCESSOR[key], device=device).view(3, 1, 1)
+        for key in ("image_mean", "image_std")
+    )
+    return (big - mean) / deviation
+
+
+def labels_of(index: int) -> list[int]:
+    """Shape, colour and size at each of the three places (0: nothing there), background last."""
+    scene, _, _ = scene_and_look(index)
+    there = {solid.place: solid for solid in scene.solids}
+    labels: list[int] = []
+    for place in PLACES:
+        solid = there.get(place)
+        if solid is None:
+            labels += [ABSENT] * 3
+        else:
+            labels += [
+                1 + SHAPES.index(solid.shape),
+                1 + COLOURS.index(solid.colour),
+                1 + SIZES.index(solid.size),
+            ]
+    return [*labels, BACKGROUNDS.index(scene.background)]
+
+
+class EncoderTask(Task):
+    """Cross-entropy of the heads."""
+
+    def __init__(self, pixels: NDArray[np.uint8], batch_size: int, device: torch.device) -> None:
+        self.pixels, self.batch_size, self.device = pixels, batch_size, device
+        self.encoder = make_encoder().to(device)
+        widths = [*SIZES_OF_HEADS.values()] * len(PLACES) + [len(BACKGROUNDS)]
+        self.heads = nn.ModuleList(nn.Linear(SHAPE.projection_dim, width) for width in widths).to(
+            device
+        )
+        self.trained = nn.ModuleDict({"encoder": self.encoder, "heads": self.heads})
+        self.labels = torch.tensor([labels_of(index) for index in range(len(pixels))])
+
+    def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """One batch; "right" is the share of labels that are."""
+        index = torch.randint(len(self.pixels), (self.batch_size,), generator=generator)
+        pictures = preprocessed(self.pixels[index.numpy()], self.device)
+        embedding = self.encoder(pictures).image_embeds.float()
+        labels = self.labels[index].to(self.device)
+        outputs = [head(embedding).float() for head in self.heads]
+        loss = torch.stack(
+            [functional.cross_entropy(output, labels[:, i]) for i, output in enumerate(outputs)]
+        ).mean()
+        right = [(out.argmax(1) == labels[:, i]).float().mean() for i, out in enumerate(outputs)]
+        return {"loss": loss, "right": torch.stack(right).mean()}

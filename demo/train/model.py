@@ -1,0 +1,131 @@
+"""A base model in training: its UNet and text encoders, from token ids to the predicted noise."""
+
+from typing import NamedTuple
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from demo.text_encoder import text_config
+from demo.tokenizer import train as vocabulary
+from demo.train.text import Tokenizers
+from demo.unet import LATENT_CHANNELS, sd15_unet, sdxl_unet
+from demo.world.renderer import SIDE
+
+LATENT_SIDE = SIDE // 8
+SCALE = 2  # of the stand-ins' widths
+TEXT_WIDTHS = {"sd15": (64,), "sdxl": (32, 64)}
+TEXT_LAYERS = {"sd15": (2,), "sdxl": (2, 3)}  # sdxl leaves out the last
+TIME_IDS = (float(SIDE), float(SIDE), 0.0, 0.0, float(SIDE), float(SIDE))
+
+
+class Conditioning(NamedTuple):
+    """What the UNet hears of the captions.
+
+    Attributes:
+        states: (B, 77, width).
+        pooled: (B, width of the second encoder) for sdxl.
+    """
+
+    states: Tensor
+    pooled: Tensor | None
+
+
+class Base(nn.Module):
+    """UNet and text encoders of `family`, sd15 or sdxl, under the names of their folders."""
+
+    def __init__(
+        self, family: str, *, scale: int = SCALE, in_channels: int = LATENT_CHANNELS
+    ) -> None:
+        super().__init__()
+        self.empty: Tensor
+        self.text_encoder_2: CLIPTextModelWithProjection
+        self.family = family
+        widths = TEXT_WIDTHS[family]
+        pads = (vocabulary().eos_token_id, 0)
+        configs = [
+            text_config(
+                width=width,
+                layers=layers,
+                hidden_act=activation,
+                pad_token_id=pad,
+                projection_dim=width,
+            )
+            for width, layers, activation, pad in zip(
+                widths, TEXT_LAYERS[family], ("quick_gelu", "gelu"), pads, strict=False
+            )
+        ]
+        self.text_encoder = CLIPTextModel(configs[0])
+        self.unet: UNet2DConditionModel
+        if family == "sdxl":
+            self.text_encoder_2 = CLIPTextModelWithProjection(configs[1])
+            self.unet = sdxl_unet(sum(widths), widths[1], scale, in_channels)
+        else:
+            self.unet = sd15_unet(widths[0], scale, in_channels)
+        self.unet.register_to_config(sample_size=LATENT_SIDE)
+        empty = Tokenizers(family)([""])
+        self.register_buffer("empty", empty, persistent=False)
+
+    def encode(self, ids: Tensor, dropped: Tensor | None = None) -> Conditioning:
+        """Of token ids (B, encoders, 77); rows that are `dropped` (B,) become unconditional.
+
+        Unconditional is the empty caption for sd15, zeros for sdxl, as the pipelines have it.
+        """
+        if self.family == "sd15":
+            if dropped is not None:
+                ids = torch.where(dropped[:, None, None], self.empty.to(ids), ids)
+            return Conditioning(self.text_encoder(ids[:, 0]).last_hidden_state, None)
+        first = self.text_encoder(ids[:, 0], output_hidden_states=True)
+        second = self.text_encoder_2(ids[:, 1], output_hidden_states=True)
+        states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        pooled: Tensor = second.text_embeds
+        if dropped is not None:
+            states = states.masked_fill(dropped[:, None, None], 0)
+            pooled = pooled.masked_fill(dropped[:, None], 0)
+        return Conditioning(states, pooled)
+
+    def unconditional(self, count: int) -> Conditioning:
+        """Of `count` rows."""
+        dropped = torch.ones(count, dtype=torch.bool, device=self.unet.device)
+        return self.encode(self.empty.expand(count, -1, -1), dropped)
+
+    def noise(
+        self,
+        x: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        down: list[Tensor] | None = None,
+        mid: Tensor | None = None,
+    ) -> Tensor:
+        """The predicted noise (B, 4, 8, 8) at x_t; `down` and `mid` are a ControlNet's."""
+        predicted: Tensor = self.unet(
+            x,
+            t,
+            encoder_hidden_states=conditioning.states,
+            added_cond_kwargs=added(conditioning),
+            down_block_additional_residuals=None if down is None else tuple(down),
+            mid_block_additional_residual=mid,
+        ).sample
+        return predicted.float()
+
+    def guided(self, x: Tensor, t: Tensor, conditioning: Conditioning, scale: Tensor) -> Tensor:
+        """Classifier-free guidance by `scale` (B, 1, 1, 1)."""
+        nothing = self.unconditional(len(x))
+        both = Conditioning(
+            torch.cat([nothing.states, conditioning.states]),
+            None
+            if nothing.pooled is None or conditioning.pooled is None
+            else torch.cat([nothing.pooled, conditioning.pooled]),
+        )
+        without, with_it = self.noise(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        return without + scale * (with_it - without)
+
+
+def added(conditioning: Conditioning) -> dict[str, Tensor] | None:
+    """`added_cond_kwargs` of an sdxl UNet, None for sd15."""
+    if conditioning.pooled is None:
+        return None
+    pooled = conditioning.pooled
+    time_ids = torch.tensor([TIME_IDS], device=pooled.device).expand(len(pooled), -1)
+    return {"text_embeds": pooled, "time_ids": time_ids}

@@ -1,0 +1,174 @@
+"""Trains the motion adapter on moving scenes, and motion LoRAs on a moving camera.
+
+The base held fast, its frames learn to agree: noise prediction of eight frames at once.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from diffusers import MotionAdapter, UNetMotionModel
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from demo.lora import ATTENTION
+from demo.motion import MAX_FRAMES
+from demo.train.data import said
+from demo.train.diffusion import CAPTION_DROPOUT, noise_loss, noised
+from demo.train.loop import Task
+from demo.train.lora import add_lora, lora_matrices
+from demo.train.model import Base
+from demo.train.noise import Schedule
+from demo.unet import NORM_GROUPS
+from demo.world.caption import caption
+from demo.world.look import draw_look, moved
+from demo.world.renderer import SIDE, draw
+from demo.world.scene import draw_scene
+
+FRAMES = 8
+STILL = 0.25  # of the videos show a resting scene
+PAIRS = 0.3
+ZOOM = 0.45  # of the picture's side that a zoom leaves out in the end
+PAN = 3.0  # world units, of the camera to the left
+LORA_RANK = 8
+MOTION_LAYERS = tuple(f"attn{n}{ending}" for n in (1, 2) for ending in ATTENTION)
+
+CameraMotion = Literal["zoom-in", "pan-left"]
+CAMERA_MOTIONS: tuple[CameraMotion, ...] = get_args(CameraMotion)
+
+
+@dataclass(frozen=True)
+class VideoLatents:
+    """Training videos as the autoencoder sees them.
+
+    Attributes:
+        latents: (n, 8, 4, 8, 8), of unit deviation.
+        ids: (n, 1, 77) token ids of their captions.
+    """
+
+    latents: Tensor
+    ids: Tensor
+
+
+def moving_video(index: int) -> tuple[NDArray[np.uint8], str]:
+    """The training video of this number, (8, 64, 64, 3), and its caption."""
+    rng = np.random.default_rng([7, index])
+    scene = draw_scene(rng, pairs=PAIRS, moving=rng.random() >= STILL)
+    look = draw_look(scene, rng)
+    looks = [moved(look, scene.motion, phase) for phase in np.linspace(0, 1, FRAMES).tolist()]
+    return np.stack([draw(scene, look).pixels for look in looks]), caption(scene, said(rng))
+
+
+def camera_video(camera: CameraMotion, index: int) -> tuple[NDArray[np.uint8], str]:
+    """A resting scene seen by a moving camera."""
+    rng = np.random.default_rng([8, index])
+    scene = draw_scene(rng, pairs=PAIRS)
+    look = draw_look(scene, rng)
+    frames = []
+    for phase in np.linspace(0, 1, FRAMES).tolist():
+        if camera == "zoom-in":
+            frames.append(_cropped(draw(scene, look, side=2 * SIDE).pixels, ZOOM * phase))
+        else:
+            solids = tuple(replace(s, x=s.x + PAN * (phase - 0.5)) for s in look.solids)
+            frames.append(draw(scene, replace(look, solids=solids)).pixels)
+    return np.stack(frames), caption(scene, said(rng))
+
+
+def _cropped(pixels: NDArray[np.uint8], left_out: float) -> NDArray[np.uint8]:
+    """The middle of a picture, without this share of its side, at 64 x 64."""
+    side = len(pixels)
+    at = side * (0.5 + (1 - left_out) * ((np.arange(SIDE) + 0.5) / SIDE - 0.5))
+    low, high = np.floor(at - 0.5).astype(int).clip(0), np.floor(at + 0.5).astype(int)
+    high = high.clip(0, side - 1)
+    total = sum(pixels[y][:, x].astype(int) for y in (low, high) for x in (low, high))
+    return (np.asarray(total) // 4).astype(np.uint8)
+
+
+def motion_unet(base: Base, adapter: MotionAdapter | None = None) -> UNetMotionModel:
+    """The base's UNet with motion modules: those of `adapter`, or new ones."""
+    if adapter is None:
+        config = base.unet.config
+        adapter = MotionAdapter(
+            block_out_channels=config.block_out_channels,
+            motion_layers_per_block=config.layers_per_block,
+            motion_num_attention_heads=8,
+            motion_norm_num_groups=NORM_GROUPS,
+            motion_max_seq_length=MAX_FRAMES,
+            use_motion_mid_block=True,
+        )
+        for name, parameter in adapter.named_parameters():
+            if "proj_out" in name:  # so that it begins by changing nothing
+                nn.init.zeros_(parameter)
+    unet: UNetMotionModel = UNetMotionModel.from_unet2d(base.unet, adapter)
+    return unet
+
+
+class MotionTask(Task):
+    """Noise prediction of videos; with `rank`, a LoRA on the motion modules learns instead."""
+
+    def __init__(
+        self, base: Base, unet: UNetMotionModel, data: VideoLatents, batch_size: int, rank: int = 0
+    ) -> None:
+        self.base, self.data, self.batch_size = base.requires_grad_(False), data, batch_size
+        self.unet = unet
+        self.device = base.unet.device
+        self.schedule = Schedule(self.device, ndim=5)
+        if rank:
+            layers = [
+                name
+                for name, module in unet.named_modules()
+                if isinstance(module, nn.Linear)
+                and "motion_modules" in name
+                and name.endswith(MOTION_LAYERS)
+            ]
+            add_lora(unet, rank, tuple(layers))
+        else:
+            unet.freeze_unet2d_params()
+        self.trained = nn.ModuleDict({"unet": unet})
+
+    def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """One batch."""
+        index = torch.randint(len(self.data.latents), (self.batch_size,), generator=generator)
+        x0 = self.data.latents[index].to(self.device).float()
+        ids = self.data.ids[index].to(self.device)
+        dropped = torch.rand(len(x0), generator=generator) < CAPTION_DROPOUT
+        batch = noised(x0, self.schedule, generator)
+        with torch.no_grad():
+            conditioning = self.base.encode(ids, dropped.to(self.device))
+        predicted = self.unet(
+            batch.x.transpose(1, 2),
+            batch.t,
+            encoder_hidden_states=conditioning.states.repeat_interleave(FRAMES, 0),
+        ).sample
+        return noise_loss(predicted.float().transpose(1, 2), batch, self.schedule)
+
+
+def save_motion_adapter(unet: UNetMotionModel, folder: Path) -> None:
+    """Write the motion modules in half precision, as a `MotionAdapter`."""
+    config = unet.config
+    adapter = MotionAdapter(
+        block_out_channels=config.block_out_channels,
+        motion_layers_per_block=config.layers_per_block,
+        motion_num_attention_heads=8,
+        motion_norm_num_groups=NORM_GROUPS,
+        motion_max_seq_length=MAX_FRAMES,
+        use_motion_mid_block=True,
+    )
+    trained = unet.state_dict()
+    adapter.load_state_dict({key: trained[key].cpu() for key in adapter.state_dict()})
+    adapter.half().save_pretrained(folder)
+
+
+def save_motion_lora(unet: UNetMotionModel, file: Path) -> None:
+    """Write the LoRA in half precision, keyed as in guoyww/animatediff-motion-lora-zoom-in."""
+    tensors: dict[str, Tensor] = {}
+    for layer, (down, up) in sorted(lora_matrices(unet).items()):
+        attention, projection = layer.removesuffix(".0").rsplit(".", 1)
+        key = f"unet.{attention}.processor.{projection}_lora"
+        tensors[f"{key}.down.weight"] = down.half().contiguous()
+        tensors[f"{key}.up.weight"] = up.half().contiguous()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file, metadata={"format": "pt"})

@@ -1,0 +1,133 @@
+"""Where a training run reads and writes, and what its stages share: pictures and latents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from demo.train.data import Pictures, plain_pictures, varied_pictures
+from demo.train.diffusion import Latents
+from demo.train.loop import Record, Settings, Task, train
+from demo.train.text import Tokenizers
+from demo.train.vae import encode_mean
+from demo.world.style import STYLES, Style
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long one stage trains.
+
+    Attributes:
+        steps: of the optimiser.
+        batch_size: pictures (videos for motion) in each.
+        learning_rate: the highest.
+        minutes: that it took, or would take, on one slow CPU core; for the reader.
+        bfloat16: whether layers compute in it.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    minutes: int
+    ema_decay: float = 0.999
+    bfloat16: bool = False
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """One run of the recipe.
+
+    Attributes:
+        work: folder of the drawn pictures, checkpoints and histories.
+        models: folder of the finished models, laid out as `demo.layout` does.
+        device: that trains.
+        plain: number of pictures for the bases and their adapters.
+        varied: number of pictures for the autoencoder and the styles.
+        scale: of the UNets' widths over the stand-ins'.
+        seed: of everything drawn.
+    """
+
+    work: Path
+    models: Path
+    device: torch.device
+    plain: int = 20_000
+    varied: int = 24_000
+    scale: int = 2
+    seed: int = 0
+    log_every_s: float = field(default=15.0)
+
+    @property
+    def data(self) -> Path:
+        """Of the drawn pictures."""
+        return self.work / "data"
+
+    def train(self, name: str, task: Task, plan: Plan) -> list[Record]:
+        """Train the stage `name`, or go on with it."""
+        settings = Settings(
+            plan.steps,
+            plan.learning_rate,
+            ema_decay=plan.ema_decay,
+            seed=self.seed,
+            bfloat16=plan.bfloat16,
+            log_every_s=self.log_every_s,
+            warmup=min(100, plan.steps // 10),
+        )
+        return train(task, settings, self.work / name, plan.batch_size)
+
+    def plain_pictures(self) -> Pictures:
+        """Resting scenes with captions."""
+        return plain_pictures(self.data, self.plain)
+
+    def varied_pictures(self) -> Pictures:
+        """Those of the autoencoder."""
+        return varied_pictures(self.data, self.varied)
+
+    def vae(self) -> AutoencoderKL:
+        """The finished autoencoder."""
+        vae: AutoencoderKL = AutoencoderKL.from_pretrained(
+            self.models / "sd15" / "vae", local_files_only=True, torch_dtype=torch.float32
+        )
+        return vae.to(self.device).requires_grad_(False).eval()
+
+    def plain_latents(self, family: str) -> Latents:
+        """Of the plain pictures, with token ids of the family."""
+        pictures = self.plain_pictures()
+        return self._latents("plain", pictures.pixels, pictures.captions, family)
+
+    def style_latents(self, style: Style, family: str) -> Latents:
+        """Of the varied pictures in this style."""
+        pictures = self.varied_pictures()
+        rows = [i for i in range(self.varied) if i % 9 == STYLES.index(style)]
+        captions = [pictures.captions[i] for i in rows]
+        return self._latents(style, pictures.pixels[rows], captions, family)
+
+    def _latents(
+        self, name: str, pixels: NDArray[np.uint8], captions: Sequence[str], family: str
+    ) -> Latents:
+        latents = self.cached_latents(name, pixels)
+        return Latents(latents.to(self.device), Tokenizers(family)(captions))
+
+    def forget_latents(self) -> None:
+        """Remove those on disk: they are of another autoencoder."""
+        for file in self.data.glob("*-latents.safetensors"):
+            file.unlink()
+
+    def cached_latents(self, name: str, pixels: NDArray[np.uint8]) -> Tensor:
+        """(n, 4, 8, 8) of unit deviation, from a file once they have been made."""
+        file = self.data / f"{name}-latents.safetensors"
+        if file.exists():
+            latents = load_file(file)["latents"]
+            if len(latents) == len(pixels):
+                return latents.float()
+        print(f"encoding {len(pixels)} pictures ({name})", flush=True)
+        vae = self.vae()
+        latents = encode_mean(vae, pixels).cpu() * vae.config.scaling_factor
+        save_file({"latents": latents.half().contiguous()}, file)
+        rounded: Tensor = latents.half().float()
+        return rounded

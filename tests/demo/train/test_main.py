@@ -1,0 +1,39 @@
+"""The command line names its stages and leaves alone what is there."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from demo.train.__main__ import main
+from demo.train.stages import STAGES
+
+
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
+    places = ("--work", str(folder / "work"), "--models", str(folder / "models"))
+    monkeypatch.setattr(sys, "argv", ["demo.train", *places, *arguments])
+    main()
+
+
+def test_stages_are_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "models" / "sd15" / "vae").mkdir(parents=True)
+    run(monkeypatch, tmp_path, "--list")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [stage.name for stage in STAGES]
+    assert [line.split()[0] for line in lines if " done " in line] == ["vae"]
+
+
+def test_what_is_there_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "models" / "dpt-hybrid").mkdir(parents=True)
+    run(monkeypatch, tmp_path, "--stage", "depth")
+    assert capsys.readouterr().out == "depth: done already\n"
+    assert not (tmp_path / "work").exists()
+
+
+def test_an_unknown_stage_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "--stage", "sd99")

@@ -1,0 +1,161 @@
+"""Every stage trains for two steps on little, and writes what diffusers' own pipelines load."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AnimateDiffPipeline,
+    ControlNetModel,
+    MotionAdapter,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    TCDScheduler,
+)
+from PIL import Image
+from transformers import CLIPVisionModelWithProjection
+
+from demo.train.stages import STAGES
+from demo.train.workshop import Workshop
+from demo.world.style import STYLES
+from preprocessors.depth import DepthEstimator
+
+PROMPT = "a big red ball on the left, in the snow"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """All stages, two steps each."""
+    folder = tmp_path_factory.mktemp("train")
+    device = torch.device("cpu")
+    shop = Workshop(folder / "work", folder / "models", device, plain=8, varied=36, scale=1)
+    for stage in STAGES:
+        plan = replace(stage.plan, steps=2, batch_size=2)
+        stage.run(replace(stage, plan=plan), shop)
+    return shop
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_every_stage_wrote_its_output_and_a_card(trained: Workshop) -> None:
+    for stage in STAGES:
+        output = trained.models / stage.output
+        assert output.exists()
+        if output.is_file():
+            assert output.with_suffix(".md").exists()
+        else:
+            assert list(output.glob("README.md")) or list(output.parent.glob("README.md"))
+        assert (trained.work / stage.name / "checkpoint.pt").exists()
+    suffixes = {file.suffix for file in trained.models.rglob("*") if file.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".txt", ".md"}
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_base_tcd_and_styles_load(trained: Workshop, family: str) -> None:
+    pipeline = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
+    pipe = pipeline.from_pretrained(trained.models / family, local_files_only=True)
+    assert {p.dtype for p in (*pipe.unet.parameters(), *pipe.vae.parameters())} == {torch.float32}
+    pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(trained.models / "tcd-lora" / family, adapter_name="tcd")
+    for style in STYLES:
+        file = trained.models / "loras" / family / f"{style}.safetensors"
+        pipe.load_lora_weights(file, adapter_name=style)
+    pipe.set_adapters(["tcd", *STYLES], [1.0, 0.5, 0.5, 0.5])
+    size = {"height": 64, "width": 64} if family == "sdxl" else {}
+    picture = pipe(
+        PROMPT, num_inference_steps=2, guidance_scale=0, generator=generator(), **size
+    ).images[0]
+    assert picture.size == (64, 64)
+
+
+def test_a_run_of_a_finished_stage_changes_nothing(trained: Workshop, tmp_path: Path) -> None:
+    stage = next(stage for stage in STAGES if stage.name == "tcd-sd15")
+    file = trained.models / stage.output / "pytorch_lora_weights.safetensors"
+    before = file.read_bytes()
+    plan = replace(stage.plan, steps=2, batch_size=2)
+    stage.run(replace(stage, plan=plan), trained)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("control", ["canny", "depth"])
+def test_controlnets_load(trained: Workshop, control: str) -> None:
+    folder = trained.models / "controlnet" / "sd15" / control
+    net = ControlNetModel.from_pretrained(folder, local_files_only=True)
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(
+        trained.models / "sd15", controlnet=net, local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe(
+        PROMPT, Image.new("RGB", (64, 64)), num_inference_steps=2, generator=generator()
+    ).images[0]
+    assert picture.size == (64, 64)
+
+
+def test_ip_adapter_loads(trained: Workshop) -> None:
+    folder = trained.models / "ip-adapter"
+    encoder = CLIPVisionModelWithProjection.from_pretrained(
+        folder / "models" / "image_encoder", local_files_only=True
+    )
+    pipe = StableDiffusionPipeline.from_pretrained(
+        trained.models / "sd15", image_encoder=encoder, local_files_only=True
+    )
+    pipe.load_ip_adapter(
+        folder,
+        subfolder="models",
+        weight_name="ip-adapter_sd15.safetensors",
+        image_encoder_folder=None,
+        local_files_only=True,
+    )
+    embeds = torch.zeros(2, 1, 1, encoder.config.projection_dim)
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe(
+        PROMPT, ip_adapter_image_embeds=[embeds[:, 0]], num_inference_steps=2, generator=generator()
+    ).images[0]
+    assert picture.size == (64, 64)
+
+
+def test_inpainting_loads(trained: Workshop) -> None:
+    pipe = StableDiffusionInpaintPipeline.from_pretrained(
+        trained.models / "sd15-inpainting", local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe(
+        PROMPT,
+        image=Image.new("RGB", (64, 64)),
+        mask_image=Image.new("L", (64, 64), 255),
+        height=64,
+        width=64,
+        num_inference_steps=2,
+        generator=generator(),
+    ).images[0]
+    assert picture.size == (64, 64)
+
+
+def test_depth_estimator_estimates(trained: Workshop) -> None:
+    estimator = DepthEstimator(trained.models / "dpt-hybrid", "cpu", "float32")
+    picture = trained.plain_pictures().pixels[0]
+    assert estimator.estimate([picture], [(64, 64)])[0].shape == (64, 64, 3)
+
+
+def test_motion_adapter_and_motion_loras_load(trained: Workshop) -> None:
+    adapter = MotionAdapter.from_pretrained(
+        trained.models / "motion-adapter" / "sd15", local_files_only=True
+    )
+    pipe = AnimateDiffPipeline.from_pretrained(
+        trained.models / "sd15", motion_adapter=adapter, local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    for name in ("zoom-in", "pan-left"):
+        pipe.load_lora_weights(
+            trained.models / "motion-loras" / f"{name}.safetensors", adapter_name=name
+        )
+    frames = pipe(
+        PROMPT, num_frames=4, num_inference_steps=2, generator=generator(), height=64, width=64
+    ).frames[0]
+    assert len(frames) == 4
