@@ -59,9 +59,7 @@ def _of_ray(value: Mapping[str, Any], schema: type[BaseModel], place: str) -> It
 
     for key in value:
         if key not in schema.model_fields:
-            near = get_close_matches(str(key), schema.model_fields, 1)
-            hint = f"; {near[0]}?" if near else ""
-            yield f"{place}{key}: Ray knows no such key here{hint}"
+            yield f"{place}{key}: Ray knows no such key here{_hint(key, schema)}"
     lists: dict[str, type[BaseModel]] = {
         "applications": ServeApplicationSchema,
         "deployments": DeploymentSchema,
@@ -99,9 +97,9 @@ def _application(application: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}.{deployment.get('name')}: the deployment of a model is named Diffusion"
         user_config = deployment.get("user_config") or {}
         yield from _refused(ModelUserConfig, user_config, f"{name}.Diffusion.user_config.")
-        for kind in ("loras", "motion_loras"):
-            for lora, source in (user_config.get(kind) or {}).items():
-                yield from _source(source, f"{name}.Diffusion.user_config.{kind}.{lora}")
+        for field in ("loras", "motion_loras"):
+            for lora, source in (user_config.get(field) or {}).items():
+                yield from _source(source, f"{name}.Diffusion.user_config.{field}.{lora}")
     for field in ("checkpoint", "tcd_lora", "motion_adapter"):
         if args.get(field) is not None:
             yield from _source(args[field], f"{name}.args.{field}")
@@ -124,9 +122,14 @@ def _refused(schema: type[BaseModel], value: object, place: str) -> Iterator[str
             where = ".".join(str(part) for part in fault["loc"])
             message = fault["msg"]
             if fault["type"] == "extra_forbidden":
-                near = get_close_matches(str(fault["loc"][-1]), schema.model_fields, 1)
-                message = "there is no such key" + (f"; {near[0]}?" if near else "")
+                message = "there is no such key" + _hint(fault["loc"][-1], schema)
             yield f"{place}{where}: {message}"
+
+
+def _hint(key: object, schema: type[BaseModel]) -> str:
+    """The key that was probably meant, as the end of a message."""
+    near = get_close_matches(str(key), schema.model_fields, 1)
+    return f"; {near[0]}?" if near else ""
 
 
 if __name__ == "__main__":
