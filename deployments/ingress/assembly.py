@@ -92,7 +92,8 @@ class Assembler:
         self._route = route
 
     async def assemble(self, request: ImageRequest, card: ModelCard) -> Assembled:
-        """The job that a request means for a model. Raises `InvalidRequest` or `NotFound`."""
+        """The job that a request means for a model, without its time, which is running already.
+        Raises `InvalidRequest` or `NotFound`."""
         _check(request, card)
         start, mask_picture = await asyncio.gather(
             self._optional(request.image, "image"), self._optional(request.mask, "mask")
@@ -113,7 +114,6 @@ class Assembler:
             request,
             card,
             (width, height),
-            self._args.request_timeout_s,
             image=None if start is None else 0,
             mask=None if mask is None else 1,
             controls=controls,

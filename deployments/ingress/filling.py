@@ -60,13 +60,13 @@ def image_job(
     request: ImageRequest,
     card: ModelCard,
     size: tuple[int, int],
-    timeout_s: float,
     *,
     image: int | None,
     mask: int | None,
     controls: tuple[ControlUse, ...],
     ip_adapter: IpAdapterUse | None,
 ) -> ImageJob:
+    """The job that a request for images means for a model, without its `timeout_s`."""
     defaults = card.defaults
     first = secrets.randbelow(2**32) if request.seed is None else request.seed
     if first + request.n - 1 > MAX_SEED:
@@ -97,7 +97,6 @@ def image_job(
         ip_adapter=ip_adapter,
         partial_images=request.partial_images,
         priority=request.priority,
-        timeout_s=request.timeout_s or timeout_s,
     )
 
 
