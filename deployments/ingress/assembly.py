@@ -9,7 +9,6 @@ import numpy as np
 import ray
 from ray.serve.handle import DeploymentHandle
 
-from configs.app import ServiceArgs
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.figures import MapFigures
@@ -83,10 +82,7 @@ class Assembler:
         route: which preprocessors a request needs (`graphs.routing`).
     """
 
-    def __init__(
-        self, args: ServiceArgs, pictures: Pictures, maps: DeploymentHandle[object], route: Router
-    ) -> None:
-        self._args = args
+    def __init__(self, pictures: Pictures, maps: DeploymentHandle[object], route: Router) -> None:
         self._pictures = pictures
         self._maps = maps
         self._route = route

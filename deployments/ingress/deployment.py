@@ -39,7 +39,7 @@ class Ingress:
     ) -> None:
         self._args = args
         self._videos = videos
-        assembler = Assembler(args, Pictures(args), maps, route)
+        assembler = Assembler(Pictures(args), maps, route)
         self._service = Service(args, Catalogue(args.discovery_period_s), assembler)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

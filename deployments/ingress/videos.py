@@ -44,7 +44,7 @@ class Videos:
 
     def __init__(self, args: ServiceArgs, maps: DeploymentHandle[object], route: Router) -> None:
         self._args = args
-        assembler = Assembler(args, Pictures(args), maps, route)
+        assembler = Assembler(Pictures(args), maps, route)
         self._service = Service(args, Catalogue(args.discovery_period_s), assembler)
         self._videos: dict[str, _Video] = {}
 
