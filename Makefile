@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve fetch check-config test test-deep check bench clean
+.PHONY: help setup demo serve fetch check-config test test-deep check bench quality train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
-demo: $(READY) ## make a picture through the HTTP API of a freshly started service
+demo: $(READY) ## start the service, have every task drawn over HTTP, show a grid of it, stop
 	$(BIN)/python -m demo.run
 
 serve: $(READY) ## run the service with the demo models on 127.0.0.1:8000 until Ctrl-C
@@ -50,6 +50,12 @@ bench: $(READY) ## the benchmarks; results go to standard output
 	$(BIN)/python -m benchmarks.bench_engine
 	$(BIN)/python -m benchmarks.bench_http
 	$(BIN)/python -m benchmarks.bench_tasks
+
+quality: $(READY) ## how well the demo's models draw, measured through the service; takes long
+	$(BIN)/python -m benchmarks.quality
+
+train: $(READY) ## train the demo's models that demo/weights lacks; goes on where it was stopped
+	$(BIN)/python -m demo.train
 
 clean: ## remove what the demo and the tools wrote
 	rm -rf out demo/models .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,71 +1,58 @@
-"""Draws the README's picture: nine requests of three models, each model's in one batch.
+"""A grid of what the demo's tasks drew, each labelled: `out/demo.png`."""
 
-python -m demo.gallery [FILE]
-"""
+import textwrap
+from collections.abc import Sequence
 
-import sys
-from pathlib import Path
+from PIL import Image, ImageDraw, ImageFont
 
-import numpy as np
-from PIL import Image, ImageDraw
+from demo.client import Picture
+from demo.tasks import Drawn
 
-from configs.app import Limits, ModelArgs, ModelUserConfig
-from configs.families import FamilyName
-from demo.standins import MODELS, write_all
-from deployments.contracts.jobs import FinishedImage, ImageJob, LoraWeight, Pixels
-from deployments.diffusion.engine.components import load
-from deployments.diffusion.engine.engine import Engine
-
-SIDE, LABEL = 192, 18
-FAMILIES: tuple[FamilyName, ...] = ("sd15", "sd21", "sdxl")
-STYLES = ("papercut", "ink", "neon")
-PROMPT = "a red ball on a green table"
+COLUMNS = 5
+CELL, MARGIN, LABEL = 192, 8, 62
+INSET = 64
+STRIP = 4  # frames of a video that are shown
+TITLE_SIZE, TEXT_SIZE = 13, 11
+LINE = 31  # characters of a prompt in a line
 
 
-def main() -> None:
-    """Writes the grid to the file named, or to `out/gallery.png`."""
-    file = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("out/gallery.png")
-    write_all(MODELS)
-    grid = Image.new("RGB", (3 * SIDE, 3 * (SIDE + LABEL)), "white")
-    for row, family in enumerate(FAMILIES):
-        for column, (label, pixels) in enumerate(_pictures(family)):
-            corner = (column * SIDE, row * (SIDE + LABEL))
-            ImageDraw.Draw(grid).text((corner[0] + 4, corner[1] + 3), label, fill="black")
-            grid.paste(Image.fromarray(pixels), (corner[0], corner[1] + LABEL))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(file)
-    print(file)
+def grid(drawn: Sequence[Drawn]) -> Picture:
+    """All tasks in rows of five; what a request brought along stands in its picture's corner."""
+    rows = -(-len(drawn) // COLUMNS)
+    width, height = CELL + MARGIN, CELL + LABEL + MARGIN
+    sheet = Image.new("RGB", (COLUMNS * width + MARGIN, rows * height + MARGIN), "white")
+    for number, task in enumerate(drawn):
+        row, column = divmod(number, COLUMNS)
+        sheet.paste(_cell(task), (MARGIN + column * width, MARGIN + row * height))
+    return sheet
 
 
-def _pictures(family: FamilyName) -> list[tuple[str, Pixels]]:
-    args = ModelArgs(
-        name=family,
-        family=family,
-        checkpoint=str(MODELS / family),
-        tcd_lora=str(MODELS / "tcd-lora" / family),
-        dtype="float32",
-        device="cpu",
-    )
-    styles = {name: str(MODELS / "loras" / family / f"{name}.safetensors") for name in STYLES}
-    engine = Engine(load(args), ModelUserConfig(loras=styles, limits=Limits()))
-    plain = ImageJob("plain", PROMPT, (7,), SIDE, SIDE)
-    styled = ImageJob(
-        "styled", PROMPT, (7,), SIDE, SIDE, num_inference_steps=8, loras=(LoraWeight("ink", 0.6),)
-    )
-    guided = ImageJob(
-        "guided", PROMPT, (7,), SIDE, SIDE, num_inference_steps=13, guidance_scale=4.0
-    )
-    try:
-        finished: list[tuple[str, Pixels]] = []
-        labels = ("4 steps", "8 steps, ink 0.6", "13 steps, guidance 4")
-        runs = [engine.events(job) for job in (plain, styled, guided)]
-        for label, events in zip(labels, runs, strict=True):
-            pixels = [e.pixels for e in events if isinstance(e, FinishedImage)]
-            finished.append((f"{family}: {label}", np.asarray(pixels[0])))
-        return finished
-    finally:
-        engine.stop()
+def _cell(drawn: Drawn) -> Picture:
+    cell = Image.new("RGB", (CELL, CELL + LABEL), "white")
+    if len(drawn.pictures) == 1:
+        cell.paste(_scaled(drawn.pictures[0], CELL), (0, 0))
+    else:
+        _paste_frames(cell, drawn.pictures)
+    if drawn.given is not None:
+        inset = Image.new("RGB", (INSET + 4, INSET + 4), "white")
+        given = _scaled(drawn.given.convert("RGBA"), INSET)
+        inset.paste(given, (2, 2), given)
+        cell.paste(inset, (CELL - INSET - 4, CELL - INSET - 4))
+    draw = ImageDraw.Draw(cell)
+    draw.text((2, CELL + 2), drawn.task, "black", ImageFont.load_default(TITLE_SIZE))
+    text = "\n".join(textwrap.wrap(drawn.asked or "(no prompt)", LINE))
+    draw.text((2, CELL + 18), text, "dimgray", ImageFont.load_default(TEXT_SIZE))
+    return cell
 
 
-if __name__ == "__main__":
-    main()
+def _paste_frames(cell: Picture, frames: Sequence[Picture]) -> None:
+    """Four frames, from first to last, in two rows."""
+    side = CELL // 2
+    for number in range(STRIP):
+        frame = frames[number * (len(frames) - 1) // (STRIP - 1)]
+        row, column = divmod(number, 2)
+        cell.paste(_scaled(frame, side - 1), (column * (side + 1), row * (side + 1)))
+
+
+def _scaled(picture: Picture, side: int) -> Picture:
+    return picture.resize((side, side), Image.Resampling.BICUBIC)

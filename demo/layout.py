@@ -11,9 +11,11 @@ from demo import (
     image_encoder,
     ip_adapter,
     lora,
+    merged,
     motion,
     single_file,
 )
+from demo.standins import MERGED, MERGED_BASE, MERGED_STYLE
 
 INPAINTING_FAMILIES = ("sd15", "sdxl")
 SINGLE_FILE_FAMILIES = ("sd15", "sdxl")
@@ -39,6 +41,9 @@ def write_everything(out: Path) -> Iterator[Path]:
         file = out / f"{family}-community.safetensors"
         write_community(family, file)
         yield file
+    merged_file = out / MERGED
+    merged.write_merged(MERGED_BASE, MERGED_STYLE, merged_file)
+    yield merged_file
 
 
 def write_family(family: str, out: Path, *, scale: int = 1) -> Iterator[Path]:

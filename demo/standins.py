@@ -1,11 +1,15 @@
 """Writes the demo's stand-in models: small random checkpoints in the real formats.
 
+They are for what the trained models in `demo/weights` are not: all families and formats, in
+seconds. One file is made of trained models: a fine-tune, merged of a base and a style.
+
     python -m demo.standins [--out demo/models] [--force]
 
     sd15/  sd21/  sdxl/                                  diffusers pipeline folders
     sd15-inpainting/  sdxl-inpainting/                   the same, UNets of nine channels
     sdxl-animagine/                                      a community fine-tune
     {sd15,sdxl}-community.safetensors                    two more, as single files
+    sd15-papercut.safetensors                            of demo/weights: see `demo.merged`
     tcd-lora/<family>/pytorch_lora_weights.safetensors   TCD-LoRAs
     loras/<family>/{papercut,ink,neon}.safetensors       style LoRAs
     controlnet/<family>/{depth,canny}/                   ControlNets
@@ -27,9 +31,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 MODELS = Path(__file__).with_name("models")
+WEIGHTS = Path(__file__).with_name("weights")
+MERGED = "sd15-papercut.safetensors"
+MERGED_BASE = WEIGHTS / "sd15"
+MERGED_STYLE = WEIGHTS / "loras" / "sd15" / "papercut.safetensors"
 STAMP = "standins.json"
 # Of this package, but they write no stand-in.
-OTHER_SOURCES = ("gallery.py", "run.py")
+OTHER_SOURCES = ("client.py", "gallery.py", "run.py", "service.py", "tasks.py")
 LIBRARIES = ("diffusers", "safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -105,13 +113,15 @@ def files_in(place: Path) -> list[Path]:
 
 
 def recipe_hash() -> str:
-    """A hash of the recipe's sources and of the library versions that shape the files."""
+    """A hash of the recipe's sources, and of libraries and trained models that shape the files."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
     for source in sorted([*here.glob("*.py"), *here.glob("*.txt")]):
         if source.name in OTHER_SOURCES:
             continue
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    for trained in (*files_in(MERGED_BASE), MERGED_STYLE):
+        digest.update(trained.read_bytes())
     for library in LIBRARIES:
         digest.update(f"{library}=={version(library)}\0".encode())
     return digest.hexdigest()

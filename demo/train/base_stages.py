@@ -8,12 +8,21 @@ from diffusers import AutoencoderKL
 from demo.lora import Format
 from demo.train.controls import Control, ControlTask
 from demo.train.diffusion import BaseTask
-from demo.train.folders import load_base, save_base, save_half, write_card
+from demo.train.folders import (
+    load_base,
+    load_text_encoders,
+    save_base,
+    save_half,
+    save_text_encoders,
+    write_card,
+)
 from demo.train.lora import save_lora
 from demo.train.model import Base
+from demo.train.reading import ReadingTask
 from demo.train.stage import Stage
 from demo.train.styles import FORMATS, StyleTask
 from demo.train.tcd import TcdTask
+from demo.train.text import Tokenizers
 from demo.train.vae import CROP_SHARE, VaeTask, l1, make_vae, whiten
 from demo.train.workshop import Workshop
 from demo.world.style import Style
@@ -41,13 +50,33 @@ def train_vae(stage: Stage, shop: Workshop) -> None:
     write_card(folder / "README.md", "Autoencoder", what, stage.name, stage.plan, history)
 
 
-def base_stage(family: str) -> Callable[[Stage, Workshop], None]:
-    """UNet and text encoders of a base from scratch."""
+def text_stage(family: str) -> Callable[[Stage, Workshop], None]:
+    """Text encoders that read captions."""
 
     def run(stage: Stage, shop: Workshop) -> None:
-        data = shop.plain_latents(family)
+        captions = shop.captioned_pictures().captions
         torch.manual_seed(shop.seed)
         base = Base(family, scale=shop.scale).to(shop.device)
+        task = ReadingTask(base, Tokenizers(family)(captions), captions, stage.plan.batch_size)
+        history = shop.train(stage.name, task, stage.plan)
+        folder = shop.models / family
+        save_text_encoders(base, folder)
+        what = f"Text encoders in the shape of {family} that read captions, and no UNet yet."
+        title = f"Text encoders of {family}"
+        write_card(folder / "README.md", title, what, stage.name, stage.plan, history)
+
+    return run
+
+
+def base_stage(family: str) -> Callable[[Stage, Workshop], None]:
+    """The UNet of a base from scratch, and its text encoders further."""
+
+    def run(stage: Stage, shop: Workshop) -> None:
+        data = shop.captioned_latents(family)
+        torch.manual_seed(shop.seed)
+        base = Base(family, scale=shop.scale)
+        load_text_encoders(base, shop.models / family)
+        base.to(shop.device)
         task = BaseTask(base, data, stage.plan.batch_size)
         history = shop.train(stage.name, task, stage.plan)
         folder = shop.models / family

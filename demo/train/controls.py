@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from diffusers import ControlNetModel
+from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ from preprocessors.canny import canny
 Control = Literal["canny", "depth"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 CAPTION_DROPOUT = 0.3  # so that the map is needed
+SILU_GAIN = 1.3  # over ReLU's
+LAST_GAIN = 0.7
 
 
 def disparity(depth: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -36,6 +39,23 @@ def control_map(control: Control, index: int, pixels: NDArray[np.uint8]) -> NDAr
         return canny(pixels)[:, :, 0]
     scene, look, _ = scene_and_look(index)
     return disparity(depth_map(scene, look))
+
+
+@torch.no_grad()
+def open_eyes(controlnet: ControlNetModel) -> None:
+    """Initialise the layers that read the map so that its contrast comes through.
+
+    By torch's defaults a thousandth of it is left after these seven narrow layers, and the last
+    one begins at zero: such a ControlNet had learned nothing of its map after 50,000 pictures.
+    That it changes nothing in the beginning is seen to by its zero convolutions.
+    """
+    embedding = controlnet.controlnet_cond_embedding
+    for layer in (embedding.conv_in, *embedding.blocks):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        layer.weight *= SILU_GAIN
+        layer.bias.zero_()
+    nn.init.kaiming_normal_(embedding.conv_out.weight, nonlinearity="relu")
+    embedding.conv_out.weight *= LAST_GAIN
 
 
 class ControlTask(Task):
@@ -56,6 +76,8 @@ class ControlTask(Task):
         self.controlnet: ControlNetModel = ControlNetModel.from_unet(
             base.unet, conditioning_embedding_out_channels=EMBEDDING_WIDTHS
         ).requires_grad_(True)
+        self.controlnet.set_attn_processor(AttnProcessor())
+        open_eyes(self.controlnet)
         self.trained = nn.ModuleDict({"controlnet": self.controlnet})
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:

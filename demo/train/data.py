@@ -14,6 +14,7 @@ from demo.world.scene import Scene, draw_scene
 from demo.world.style import STYLES, draw_in_style
 
 PAIRS = 0.35  # of the scenes have two solids
+FIRST_MOVING = 1_000_000  # number of the first moving scene
 UNSAID = 0.15  # of the captions leave out size, place or background, each for itself
 
 
@@ -74,6 +75,16 @@ def plain_pictures(folder: Path, count: int) -> Pictures:
         return draw(scene, look).pixels, caption(scene, words)
 
     return stored(folder / "plain.npz", count, drawn)
+
+
+def moving_pictures(folder: Path, count: int) -> Pictures:
+    """Single moments of moving scenes, whose captions tell where the motion began."""
+
+    def drawn(index: int) -> tuple[NDArray[np.uint8], str]:
+        scene, look, words = scene_and_look(FIRST_MOVING + index, moving=1.0)
+        return draw(scene, look).pixels, caption(scene, words)
+
+    return stored(folder / "moving.npz", count, drawn)
 
 
 def varied_pictures(folder: Path, count: int) -> Pictures:

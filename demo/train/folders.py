@@ -33,17 +33,23 @@ DATA = (
 
 def save_base(base: Base, folder: Path, *, inpainting: bool = False) -> None:
     """Write a pipeline folder; its autoencoder is written by another stage."""
-    write_tokenizer(folder / "tokenizer", pad_token=EOS)
-    save_text_encoder(base.text_encoder, folder / "text_encoder")
+    save_text_encoders(base, folder)
     if base.family == "sdxl":
-        write_tokenizer(folder / "tokenizer_2", pad_token=OPENCLIP_PAD)
-        save_text_encoder(base.text_encoder_2, folder / "text_encoder_2")
         write_scheduler(folder, "EulerDiscreteScheduler", NOISE_SCHEDULE | EULER)
         write_sdxl_index(folder, inpainting=inpainting)
     else:
         write_scheduler(folder, "PNDMScheduler", NOISE_SCHEDULE)
         write_sd_index(folder, inpainting=inpainting)
     save_half(base.unet, folder / "unet")
+
+
+def save_text_encoders(base: Base, folder: Path) -> None:
+    """Write the text encoders of a pipeline folder, with their tokenizers."""
+    write_tokenizer(folder / "tokenizer", pad_token=EOS)
+    save_text_encoder(base.text_encoder, folder / "text_encoder")
+    if base.family == "sdxl":
+        write_tokenizer(folder / "tokenizer_2", pad_token=OPENCLIP_PAD)
+        save_text_encoder(base.text_encoder_2, folder / "text_encoder_2")
 
 
 def save_half(model: diffusers.ModelMixin, folder: Path) -> None:
@@ -66,12 +72,17 @@ def load_base(family: str, folder: Path, device: torch.device, scale: int) -> Ba
     """Read back what `save_base` wrote, in full precision and without gradients."""
     base = Base(family, scale=scale)
     base.unet.load_state_dict(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    load_text_encoders(base, folder)
+    return base.to(device).requires_grad_(False).eval()
+
+
+def load_text_encoders(base: Base, folder: Path) -> None:
+    """Read back what `save_text_encoders` wrote."""
     text = load_file(folder / "text_encoder" / "model.safetensors")
     base.text_encoder.load_state_dict({k.removeprefix(PREFIX): t for k, t in text.items()})
-    if family == "sdxl":
+    if base.family == "sdxl":
         text = load_file(folder / "text_encoder_2" / "model.safetensors")
         base.text_encoder_2.load_state_dict(text)
-    return base.to(device).requires_grad_(False).eval()
 
 
 def load_unet(folder: Path, device: torch.device) -> UNet2DConditionModel:

@@ -9,11 +9,13 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
+    DPMSolverSinglestepScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     TCDScheduler,
@@ -29,33 +31,36 @@ from demo.world.scene import Scene, draw_scene
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 25
 COLUMNS = 10
+HEADER = ("sampler", "pictures", "right", *(field.name for field in fields(Adherence)))
+
+
+Sampler = Literal["DDIM", "DPM-Solver++(2S)", "TCD"]
+SCHEDULERS = {
+    "DDIM": DDIMScheduler,
+    "DPM-Solver++(2S)": DPMSolverSinglestepScheduler,
+    "TCD": TCDScheduler,
+}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How pictures are sampled: by the base with DDIM, or with the TCD-LoRA."""
+    """How pictures are sampled: by the base, or with the TCD-LoRA."""
 
-    tcd: bool
+    sampler: Sampler
     steps: int
-    guidance: float
-    eta: float = 0.3
+    guidance: float = 0.0
+    eta: float = 0.3  # of TCD
 
     def __str__(self) -> str:
         """For tables."""
-        if self.tcd:
-            return f"TCD, {self.steps} steps, guidance {self.guidance:g}, eta {self.eta:g}"
-        return f"DDIM, {self.steps} steps, guidance {self.guidance:g}"
+        text = f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}"
+        return f"{text}, eta {self.eta:g}" if self.sampler == "TCD" else text
 
 
 SETTINGS = (
-    Setting(False, 50, 1.0),
-    Setting(False, 50, 2.0),
-    Setting(False, 50, 3.0),
-    Setting(False, 50, 5.0),
-    Setting(False, 4, 3.0),
-    Setting(True, 2, 0.0),
-    Setting(True, 4, 0.0),
-    Setting(True, 8, 0.0),
+    *(Setting("DDIM", 50, guidance) for guidance in (1.0, 2.0, 3.0, 5.0)),
+    Setting("DDIM", 4, 3.0),
+    *(Setting("TCD", steps) for steps in (2, 4, 8)),
 )
 
 
@@ -71,8 +76,7 @@ def draw_all(
     setting: Setting,
 ) -> NDArray[np.uint8]:
     """(texts, 64, 64, 3): picture i has seed i."""
-    scheduler = TCDScheduler if setting.tcd else DDIMScheduler
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = SCHEDULERS[setting.sampler].from_config(pipe.scheduler.config)
     pictures = []
     for start in range(0, len(texts), BATCH):
         part = list(texts[start : start + BATCH])
@@ -83,7 +87,7 @@ def draw_all(
             width=SIDE,
             num_inference_steps=setting.steps,
             guidance_scale=setting.guidance,
-            eta=setting.eta if setting.tcd else 0.0,
+            eta=setting.eta if setting.sampler == "TCD" else 0.0,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="np",
         ).images
@@ -99,13 +103,13 @@ def adherence(scenes: Sequence[Scene], pictures: NDArray[np.uint8]) -> list[Adhe
     ]
 
 
-def row(label: str, found: Sequence[Adherence]) -> str:
-    """A line of the table, in percent."""
+def row(label: str, found: Sequence[Adherence]) -> list[str]:
+    """A row below `HEADER`, in percent."""
     names = [field.name for field in fields(Adherence)]
     values = [[float(getattr(a, name)) for a in found] for name in names]
     right = [float(a.right) for a in found]
     cells = [f"{100 * np.mean(value):.1f}" for value in (right, *values)]
-    return f"| {label} | {len(found)} | " + " | ".join(cells) + " |"
+    return [label, str(len(found)), *cells]
 
 
 def main() -> None:
@@ -126,21 +130,21 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     scenes = held_out_scenes(arguments.pictures, pairs=arguments.pairs)
     texts = [caption(scene) for scene in scenes]
-    print("| sampler | pictures | right | " + " | ".join(f.name for f in fields(Adherence)) + " |")
-    print("|---" * (3 + len(fields(Adherence))) + "|")
+    print(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
     rows = []
     loaded = False
     for setting in SETTINGS:
-        if arguments.only and setting.tcd != (arguments.only == "tcd"):
+        if arguments.only and (setting.sampler == "TCD") != (arguments.only == "tcd"):
             continue
-        if setting.tcd and not loaded:
+        if setting.sampler == "TCD" and not loaded:
             folder = arguments.lora or arguments.models / "tcd-lora" / arguments.family
             if not folder.exists():
                 break
             pipe.load_lora_weights(folder)
             loaded = True
         pictures = draw_all(pipe, texts, setting)
-        print(row(str(setting), adherence(scenes, pictures)), flush=True)
+        cells = row(str(setting), adherence(scenes, pictures))
+        print(f"| {' | '.join(cells)} |", flush=True)
         rows.append(np.concatenate([*pictures[:COLUMNS]], axis=1))
     if arguments.sheet:
         sheet = np.concatenate(rows).repeat(2, 0).repeat(2, 1)

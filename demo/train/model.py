@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from demo.text_encoder import text_config
 from demo.tokenizer import train as vocabulary
@@ -64,8 +65,18 @@ class Base(nn.Module):
         else:
             self.unet = sd15_unet(widths[0], scale, in_channels)
         self.unet.register_to_config(sample_size=LATENT_SIDE)
+        # On a CPU torch's fused attention is slow in bfloat16.
+        self.unet.set_attn_processor(AttnProcessor())
+        for encoder in self.text_encoders.values():
+            encoder.set_attn_implementation("eager")
         empty = Tokenizers(family)([""])
         self.register_buffer("empty", empty, persistent=False)
+
+    @property
+    def text_encoders(self) -> dict[str, PreTrainedModel]:
+        """By the names of their folders."""
+        modules = dict(self.named_children())
+        return {name: m for name, m in modules.items() if isinstance(m, PreTrainedModel)}
 
     def encode(self, ids: Tensor, dropped: Tensor | None = None) -> Conditioning:
         """Of token ids (B, encoders, 77); rows that are `dropped` (B,) become unconditional.

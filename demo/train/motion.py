@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from diffusers import MotionAdapter, UNetMotionModel
+from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -103,6 +104,7 @@ def motion_unet(base: Base, adapter: MotionAdapter | None = None) -> UNetMotionM
             if "proj_out" in name:  # so that it begins by changing nothing
                 nn.init.zeros_(parameter)
     unet: UNetMotionModel = UNetMotionModel.from_unet2d(base.unet, adapter)
+    unet.set_attn_processor(AttnProcessor())
     return unet
 
 

@@ -11,7 +11,7 @@ from demo.train.model import Base
 from demo.train.noise import Schedule
 from demo.world.style import Style
 
-RANK = 16
+RANK = 8
 LAYERS = ATTENTION + CONVOLUTION + TIME_EMBEDDING
 FORMATS: dict[Style, Format] = {"papercut": "kohya", "ink": "diffusers", "neon": "peft"}
 

@@ -24,7 +24,7 @@ from demo.train.noise import STEPS, Schedule
 
 RANK = 16
 SOLVER_STEPS = 25  # the teacher's DDIM steps from noise to picture
-GUIDANCE = (2.0, 4.0)  # the teacher's, drawn for each row
+GUIDANCE = (2.0, 3.0)  # the teacher's, drawn for each row
 TARGET_DECAY = 0.95
 HUBER = 0.001
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.train.data import Pictures, plain_pictures, varied_pictures
+from demo.train.data import Pictures, moving_pictures, plain_pictures, varied_pictures
 from demo.train.diffusion import Latents
 from demo.train.loop import Record, Settings, Task, train
 from demo.train.text import Tokenizers
@@ -48,6 +48,7 @@ class Workshop:
         models: folder of the finished models, laid out as `demo.layout` does.
         device: that trains.
         plain: number of pictures for the bases and their adapters.
+        moving: number of pictures that the bases see besides.
         varied: number of pictures for the autoencoder and the styles.
         scale: of the UNets' widths over the stand-ins'.
         seed: of everything drawn.
@@ -56,7 +57,8 @@ class Workshop:
     work: Path
     models: Path
     device: torch.device
-    plain: int = 20_000
+    plain: int = 32_000
+    moving: int = 8_000
     varied: int = 24_000
     scale: int = 2
     seed: int = 0
@@ -84,6 +86,12 @@ class Workshop:
         """Resting scenes with captions."""
         return plain_pictures(self.data, self.plain)
 
+    def captioned_pictures(self) -> Pictures:
+        """Those of the bases: resting scenes, and moments of moving ones."""
+        plain, moving = self.plain_pictures(), moving_pictures(self.data, self.moving)
+        pixels = np.concatenate([plain.pixels, moving.pixels])
+        return Pictures(pixels, [*plain.captions, *moving.captions])
+
     def varied_pictures(self) -> Pictures:
         """Those of the autoencoder."""
         return varied_pictures(self.data, self.varied)
@@ -99,6 +107,14 @@ class Workshop:
         """Of the plain pictures, with token ids of the family."""
         pictures = self.plain_pictures()
         return self._latents("plain", pictures.pixels, pictures.captions, family)
+
+    def captioned_latents(self, family: str) -> Latents:
+        """Likewise of those of the bases."""
+        plain, pictures = self.plain_latents(family), moving_pictures(self.data, self.moving)
+        moving = self._latents("moving", pictures.pixels, pictures.captions, family)
+        return Latents(
+            torch.cat([plain.latents, moving.latents]), torch.cat([plain.ids, moving.ids])
+        )
 
     def style_latents(self, style: Style, family: str) -> Latents:
         """Of the varied pictures in this style."""

@@ -69,10 +69,12 @@ class Adherence:
 
 @dataclass(frozen=True)
 class _Crop:
-    """A solid cut out, its left and right column, its area in pixels, and its likeness."""
+    """A solid cut out: its columns and rows, its area in pixels, and its likeness."""
 
     left: int
     right: int
+    top: int
+    bottom: int
     area: int
     rgb: Array
     likeness: Array
@@ -83,6 +85,13 @@ def see(pixels: NDArray[np.uint8]) -> Sighting:
     picture = _smooth(pixels / 255)
     background = _background(picture)
     return Sighting(tuple(_solid(crop) for crop in _crops(picture, background)), background)
+
+
+def middles(pixels: NDArray[np.uint8]) -> list[tuple[float, float]]:
+    """Where the solids' middles are, (column, row) in pixels, from left to right."""
+    picture = _smooth(pixels / 255)
+    crops = _crops(picture, _background(picture))
+    return [((crop.left + crop.right) / 2, (crop.top + crop.bottom) / 2) for crop in crops]
 
 
 def check(description: Description, sighting: Sighting) -> Adherence:
@@ -155,7 +164,7 @@ def _crop(picture: Array, mask: Mask, left: int, right: int) -> _Crop:
     part = mask[:, left:right]
     rows = np.flatnonzero(part.sum(1) >= 2)
     if not len(rows):
-        return _Crop(left, right, 0, np.zeros(3), np.zeros(2 * CROP**2 + 1))
+        return _Crop(left, right, 0, 0, 0, np.zeros(3), np.zeros(2 * CROP**2 + 1))
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     part = part[top:bottom]
     pixels = picture[top:bottom, left:right]
@@ -169,7 +178,7 @@ def _crop(picture: Array, mask: Mask, left: int, right: int) -> _Crop:
             [6.0 * shape],
         ]
     )
-    return _Crop(left, right, int(part.sum()), pixels[part].mean(0), likeness)
+    return _Crop(left, right, top, bottom, int(part.sum()), pixels[part].mean(0), likeness)
 
 
 def _resized(values: Array) -> Array:

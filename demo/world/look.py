@@ -10,7 +10,7 @@ from demo.world.scene import Motion, Place, Scene, Size
 # World units; the camera looks along z from (0, CAMERA_HEIGHT, 0), the floor is y = 0.
 PLACE_X: dict[Place, float] = {"left": -2.1, "center": 0.0, "right": 2.1}
 DISTANCE = 8.0
-RADIUS: dict[Size, float] = {"big": 1.4, "small": 1.0}
+RADIUS: dict[Size, float] = {"big": 1.5, "small": 1.06}
 TRAVEL = 2.0  # of a rolling solid
 HOP = 1.6  # height of a jump
 

@@ -84,6 +84,11 @@ def depth_map(scene: Scene, look: Look, *, side: int = SIDE) -> NDArray[np.float
     return depth.reshape(side, side).astype(np.float32)
 
 
+def empty_depth(*, side: int = SIDE) -> NDArray[np.float32]:
+    """The depth of a scene without solids."""
+    return _floor(_rays(side)).reshape(side, side).astype(np.float32)
+
+
 def silhouette(shape: Shape, look: SolidLook, *, side: int = SIDE) -> NDArray[np.bool_]:
     """(side, side): where the solid's surface shows at a pixel's middle."""
     near = _near(look, side)

@@ -1,4 +1,4 @@
-"""`make demo` as a newcomer runs it: from nothing to a picture, and nothing left running."""
+"""`make demo` as a newcomer runs it: a picture of every task, and nothing left running."""
 
 import subprocess
 import sys
@@ -8,27 +8,56 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from demo.gallery import CELL, COLUMNS, LABEL, MARGIN
+from demo.tasks import FRAMES
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_demo_makes_a_picture_and_stops(demo_models: Path) -> None:
-    picture = ROOT / "out" / "demo.png"
-    picture.unlink(missing_ok=True)
+TASKS = (
+    "sd15: text to image",
+    "sdxl: text to image",
+    "image to image",
+    "inpainting",
+    "community fine-tune",
+    "style LoRAs: ink 0.5, neon 0.4",
+    "depth ControlNet",
+    "canny ControlNet",
+    "IP-Adapter",
+    "AnimateDiff",
+)
+
+
+def test_demo_draws_every_task_and_stops(demo_models: Path) -> None:
+    picture, video = ROOT / "out" / "demo.png", ROOT / "out" / "demo.webp"
+    for file in (picture, video):
+        file.unlink(missing_ok=True)
     before = ray_processes()
     ran = subprocess.run(
         [sys.executable, "-m", "demo.run"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "step 8 of 8" in ran.stdout
     assert "out/demo.png" in ran.stdout
-    pixels = np.asarray(Image.open(picture))
-    assert pixels.shape == (128, 128, 3)
-    assert pixels.std() > 10
+    for task in TASKS:
+        assert f"  {task}: " in ran.stdout
+    sheet = Image.open(picture)
+    rows, columns = -(-len(TASKS) // COLUMNS), COLUMNS
+    assert sheet.size == (
+        columns * (CELL + MARGIN) + MARGIN,
+        rows * (CELL + LABEL + MARGIN) + MARGIN,
+    )
+    for number in range(len(TASKS)):
+        row, column = divmod(number, columns)
+        left, top = MARGIN + column * (CELL + MARGIN), MARGIN + row * (CELL + LABEL + MARGIN)
+        cell = sheet.crop((left, top, left + CELL, top + CELL))
+        assert np.asarray(cell).std() > 10
+    with Image.open(video) as frames:
+        assert getattr(frames, "n_frames", 1) == FRAMES
     assert ray_processes() == before
 
 

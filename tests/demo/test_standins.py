@@ -67,7 +67,7 @@ def test_another_process_writes_the_same_bytes(models: Path, tmp_path: Path) -> 
 
 def test_everything_is_small_and_safetensors(models: Path) -> None:
     files = standins.files_in(models)
-    assert sum(file.stat().st_size for file in files) < 80e6
+    assert sum(file.stat().st_size for file in files) < 100e6
     assert {file.suffix for file in files} == {".json", ".safetensors", ".txt"}
 
 

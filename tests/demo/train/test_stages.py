@@ -31,7 +31,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """All stages, two steps each."""
     folder = tmp_path_factory.mktemp("train")
     device = torch.device("cpu")
-    shop = Workshop(folder / "work", folder / "models", device, plain=8, varied=36, scale=1)
+    shop = Workshop(
+        folder / "work", folder / "models", device, plain=8, moving=4, varied=36, scale=1
+    )
     for stage in STAGES:
         plan = replace(stage.plan, steps=2, batch_size=2)
         stage.run(replace(stage, plan=plan), shop)

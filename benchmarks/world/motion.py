@@ -1,0 +1,77 @@
+"""Whether videos move as their captions say."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from benchmarks.world.drawing import at_once
+from demo.client import Body, Client, Picture
+from demo.world.caption import caption
+from demo.world.checker import middles
+from demo.world.scene import MOTIONS, Motion, Scene
+
+FRAMES = 8
+STEPS = 8
+MOVED = 4.0  # pixels: a solid that moves less rests
+
+
+def videos(
+    client: Client, scenes: Sequence[Scene], motion: Motion | None, **fields: object
+) -> list[list[Picture]]:
+    """A video of each scene with this motion; video i has seed i."""
+    asked: list[Body] = [
+        {
+            "model": "sd15",
+            "prompt": caption(replace(scene, motion=motion)),
+            "seed": seed,
+            "num_frames": FRAMES,
+            "num_inference_steps": STEPS,
+            "output_format": "webp",
+            **fields,
+        }
+        for seed, scene in enumerate(scenes)
+    ]
+    return at_once(asked, client.video)
+
+
+def seen_motion(frames: Sequence[Picture]) -> Motion | None:
+    """What the first solid of each frame does, by where its middle is."""
+    places = [found[0] for frame in frames if (found := middles(np.asarray(frame)))]
+    if len(places) < 2:
+        return None
+    columns, rows = np.array(places).T
+    aside, jump = columns[-1] - columns[0], (rows[0] + rows[-1]) / 2 - rows.min()
+    if max(abs(aside), jump) < MOVED:
+        return None
+    if jump > abs(aside):
+        return "jumping"
+    return "rolling right" if aside > 0 else "rolling left"
+
+
+def obeyed(
+    client: Client, scenes: Sequence[Scene], motions: Sequence[Motion | None] = (*MOTIONS, None)
+) -> dict[Motion | None, float]:
+    """The share of videos that do what was asked, by motion; `None`: rest."""
+    return {
+        motion: float(
+            np.mean([seen_motion(frames) == motion for frames in videos(client, scenes, motion)])
+        )
+        for motion in motions
+    }
+
+
+def spread(frames: Sequence[Picture]) -> float:
+    """How far the solids of the last frame stand apart, over the first: above 1 in a zoom."""
+    first, last = (middles(np.asarray(frame)) for frame in (frames[0], frames[-1]))
+    if len(first) != 2 or len(last) != 2:
+        return float("nan")
+    return (last[1][0] - last[0][0]) / (first[1][0] - first[0][0])
+
+
+def drift(frames: Sequence[Picture]) -> float:
+    """How far the solids have gone to the right in the last frame, in pixels."""
+    first, last = (middles(np.asarray(frame)) for frame in (frames[0], frames[-1]))
+    if len(first) != len(last) or not first:
+        return float("nan")
+    return float(np.mean([b[0] - a[0] for a, b in zip(first, last, strict=True)]))

@@ -1,0 +1,121 @@
+"""One request for each task of the guide, as `make demo` sends them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from demo.client import Client, Picture, data_url
+from demo.world.renderer import SIDE, render
+from demo.world.scene import Background, Scene, Solid
+
+MODELS = ("sd15", "sd15-inpainting", "sd15-papercut", "sdxl")  # that the tasks ask for
+SEED = 7
+FRAMES = 8
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one task's request brought.
+
+    Attributes:
+        asked: the prompt; empty where there is none.
+        pictures: one, or the frames of a video.
+        given: the picture that came with the request.
+    """
+
+    task: str
+    asked: str
+    pictures: tuple[Picture, ...]
+    given: Picture | None = None
+
+
+def all_tasks(client: Client) -> Iterator[Drawn]:
+    """Each task once it is done, in the guide's order."""
+    first = text_to_image(client, "sd15", "a big red ball on the left, in the snow")
+    yield first
+    yield text_to_image(
+        client,
+        "sdxl",
+        "a small blue cube on the left and a big yellow cone on the right, on the grass",
+    )
+    yield image_to_image(client, first.pictures[0], "a big purple ball on the left, at night")
+    yield inpainting(client)
+    yield fine_tune(client, "a big green cone in the center, on the sand")
+    yield style_mix(client, "a big cyan cylinder in the center, on the grass")
+    yield control(client, "depth", "a blue cylinder, at night")
+    yield control(client, "canny", "a red cylinder, on the sand")
+    yield ip_adapter(client)
+    yield video(client, "a big red ball on the left rolling right, in the snow")
+
+
+def text_to_image(client: Client, model: str, prompt: str) -> Drawn:
+    """Four TCD steps, as everywhere below unless it says otherwise."""
+    picture = client.generate({"model": model, "prompt": prompt, "seed": SEED})
+    return Drawn(f"{model}: text to image", prompt, (picture,))
+
+
+def image_to_image(client: Client, given: Picture, prompt: str) -> Drawn:
+    """A picture noised and drawn anew."""
+    fields = {"model": "sd15", "prompt": prompt, "strength": "0.9", "num_inference_steps": "8"}
+    picture = client.edit({**fields, "seed": str(SEED)}, given)
+    return Drawn("image to image", prompt, (picture,), given)
+
+
+def inpainting(client: Client) -> Drawn:
+    """The right half of a scene is a hole."""
+    given = _scene("sand", Solid("cone", "yellow", "big", "left"))
+    holed = np.asarray(given.convert("RGBA")).copy()
+    holed[:, SIDE // 2 :, 3] = 0
+    mask = Image.fromarray(holed)
+    prompt = "a big yellow cone on the left and a big blue ball on the right, on the sand"
+    fields = {"model": "sd15-inpainting", "prompt": prompt, "seed": str(SEED)}
+    return Drawn("inpainting", prompt, (client.edit(fields, given, mask),), mask)
+
+
+def fine_tune(client: Client, prompt: str) -> Drawn:
+    """A community fine-tune, with the TCD-LoRA of its base."""
+    picture = client.generate({"model": "sd15-papercut", "prompt": prompt, "seed": SEED})
+    return Drawn("community fine-tune", prompt, (picture,))
+
+
+def style_mix(client: Client, prompt: str) -> Drawn:
+    """Two style LoRAs at once."""
+    loras = [{"name": "ink", "weight": 0.5}, {"name": "neon", "weight": 0.4}]
+    picture = client.generate({"model": "sd15", "prompt": prompt, "seed": SEED, "loras": loras})
+    return Drawn("style LoRAs: ink 0.5, neon 0.4", prompt, (picture,))
+
+
+def control(client: Client, kind: str, prompt: str) -> Drawn:
+    """A ControlNet, on what the service's own preprocessor makes of a scene."""
+    given = _scene("grass", Solid("cylinder", "purple", "big", "right"))
+    controls = [{"type": kind, "image": data_url(given), "conditioning_scale": 1.0}]
+    body = {"model": "sd15", "prompt": prompt, "seed": SEED, "controls": controls}
+    return Drawn(f"{kind} ControlNet", prompt, (client.generate(body),), given)
+
+
+def ip_adapter(client: Client) -> Drawn:
+    """A picture instead of a prompt."""
+    given = _scene("night", Solid("cone", "purple", "big", "center"))
+    picture = client.vary({"model": "sd15", "seed": str(SEED)}, given)
+    return Drawn("IP-Adapter", "", (picture,), given)
+
+
+def video(client: Client, prompt: str) -> Drawn:
+    """AnimateDiff, eight steps."""
+    frames = client.video(
+        {
+            "model": "sd15",
+            "prompt": prompt,
+            "seed": SEED,
+            "num_frames": FRAMES,
+            "num_inference_steps": 8,
+            "output_format": "webp",
+        }
+    )
+    return Drawn("AnimateDiff", prompt, tuple(frames))
+
+
+def _scene(background: Background, solid: Solid) -> Picture:
+    return Image.fromarray(render(Scene((solid,), background), seed=SEED).pixels)

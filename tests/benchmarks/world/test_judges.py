@@ -1,0 +1,84 @@
+"""The measures of `benchmarks.world`, on pictures of which the truth is known."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.world.frechet import frechet_distance
+from benchmarks.world.motion import drift, seen_motion
+from benchmarks.world.references import Reference, carried, edge_agreement, references
+from benchmarks.world.samplers import detail
+from benchmarks.world.styles import StyleScores
+from demo.train.measure import held_out_scenes
+from demo.world.look import draw_look
+from demo.world.renderer import draw, render_frames
+from demo.world.scene import MOTIONS, Motion, Scene, Solid
+from demo.world.style import STYLES, Style, draw_in_style
+
+
+@pytest.fixture(scope="module")
+def given() -> list[Reference]:
+    return references(held_out_scenes(30, pairs=0.0))
+
+
+def test_edges_agree_with_themselves_and_not_with_others(given: list[Reference]) -> None:
+    own = np.stack([reference.pixels for reference in given])
+    assert edge_agreement(given, own) > 0.99
+    assert edge_agreement(given, np.roll(own, 1, axis=0)) < 0.7
+
+
+def test_references_carry_themselves(given: list[Reference]) -> None:
+    own = np.stack([reference.pixels for reference in given])
+    found = carried(given, own)
+    assert min(found.colour, found.shape, found.place, found.background) > 0.95
+    other = carried(given, np.roll(own, 1, axis=0))
+    assert max(other.colour, other.shape) < 0.6
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_styled_pictures_score_one_in_their_style_alone(style: Style) -> None:
+    scenes = held_out_scenes(30, pairs=0.35)
+    score = StyleScores(scenes)
+    rng = np.random.default_rng(5)
+    looks = [draw_look(scene, rng) for scene in scenes]
+    pairs = list(zip(scenes, looks, strict=True))
+    plain = np.stack([draw(*pair).pixels for pair in pairs])
+    styled = np.stack([draw_in_style(*pair, style) for pair in pairs])
+    for other in STYLES:
+        assert score(plain, other) == pytest.approx(0, abs=0.1)
+        assert score(styled, other) == pytest.approx(float(other == style), abs=0.1)
+
+
+@pytest.mark.parametrize("motion", [*MOTIONS, None])
+def test_motion_is_seen(motion: Motion | None) -> None:
+    for place in ("left", "center", "right"):
+        if motion == f"rolling {place}":
+            continue  # out of the picture
+        scene = Scene((Solid("ball", "red", "big", place),), "snow", motion)
+        frames = [Image.fromarray(picture.pixels) for picture in render_frames(scene, 3, 8)]
+        assert seen_motion(frames) == motion
+
+
+def test_drift_has_a_direction() -> None:
+    scene = Scene((Solid("cube", "blue", "small", "left"),), "sand", "rolling right")
+    frames = [Image.fromarray(picture.pixels) for picture in render_frames(scene, 3, 8)]
+    assert drift(frames) == pytest.approx(16, abs=3)
+    assert drift(frames[::-1]) == pytest.approx(-16, abs=3)
+
+
+def test_frechet_distance_of_gaussians() -> None:
+    rng = np.random.default_rng(1)
+    first = rng.normal(size=(20_000, 3))
+    second = rng.normal(size=(20_000, 3)) * 2 + np.array([1.0, 0.0, 0.0])
+    # |1, 0, 0|^2 + 3 (1 - 2)^2
+    assert frechet_distance(first, second) == pytest.approx(4, rel=0.05)
+    units = np.array([1.0, 10.0, 0.1])
+    assert frechet_distance(units * first, units * second) == pytest.approx(4, rel=0.05)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+
+
+def test_detail_is_of_high_frequencies() -> None:
+    smooth = np.repeat(np.linspace(50, 200, 64)[None, :, None], 64, 0).repeat(3, 2)[None]
+    noise = np.random.default_rng(2).normal(0, 20, smooth.shape)
+    noisy = (smooth + noise).clip(0, 255)
+    assert detail(noisy.astype(np.uint8)) > 5 * detail(smooth.astype(np.uint8))
