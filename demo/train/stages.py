@@ -61,14 +61,14 @@ STAGES: list[Stage] = [
     Stage(
         "inpainting-sd15",
         "sd15-inpainting/unet",
-        Plan(1600, 64, 5e-4, 12, ema_decay=0.995, bfloat16=True),
+        Plan(800, 64, 5e-4, 6, ema_decay=0.995, bfloat16=True),
         train_inpainting,
     ),
     Stage("depth", "dpt-hybrid", Plan(1500, 8, 1e-3, 15, ema_decay=0.995), train_depth),
     Stage(
         "motion",
         "motion-adapter/sd15",
-        Plan(1000, 8, 1e-3, 12, ema_decay=0.995, bfloat16=True),
+        Plan(2000, 8, 1e-3, 18, ema_decay=0.995, bfloat16=True),
         train_motion,
     ),
     *(
