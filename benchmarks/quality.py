@@ -2,6 +2,8 @@
 
     python -m benchmarks.quality [--pictures N] [--part NAME ...] [--plot FILE]
 
+With 200 pictures all parts take half an hour on two idle cores.
+
 The service runs as `make demo` starts it, with one more model: the sd15 base without its
 TCD-LoRA, the teacher. Scenes are held out of training; the checker of `demo/world` judges.
 `docs/quality.md` has the results and says what they mean.
@@ -206,9 +208,13 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--pictures", type=int, default=200)
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "quality.png")
+    parser.add_argument("--pictures", type=int, default=200, help="in each row (200)")
+    names = f"of {', '.join(PARTS)} (all)"
+    parser.add_argument(
+        "--part", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME", help=names
+    )
+    plot = ROOT / "docs" / "images" / "quality.png"
+    parser.add_argument("--plot", type=Path, default=plot, help="where the samplers' plot goes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.update(LOGICAL_CPUS)

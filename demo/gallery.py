@@ -17,7 +17,7 @@ LINE = 31  # characters of a prompt in a line
 
 
 def grid(drawn: Sequence[Drawn]) -> Picture:
-    """All tasks in rows of five; what a request brought along stands in its picture's corner."""
+    """All tasks in rows of five; what a request brought along stands in its picture's sky."""
     rows = -(-len(drawn) // COLUMNS)
     width, height = CELL + MARGIN, CELL + LABEL + MARGIN
     sheet = Image.new("RGB", (COLUMNS * width + MARGIN, rows * height + MARGIN), "white")
@@ -37,7 +37,7 @@ def _cell(drawn: Drawn) -> Picture:
         inset = Image.new("RGB", (INSET + 4, INSET + 4), "white")
         given = _scaled(drawn.given.convert("RGBA"), INSET)
         inset.paste(given, (2, 2), given)
-        cell.paste(inset, (CELL - INSET - 4, CELL - INSET - 4))
+        cell.paste(inset, (CELL - INSET - 4, 0))
     draw = ImageDraw.Draw(cell)
     draw.text((2, CELL + 2), drawn.task, "black", ImageFont.load_default(TITLE_SIZE))
     text = "\n".join(textwrap.wrap(drawn.asked or "(no prompt)", LINE))

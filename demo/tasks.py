@@ -47,7 +47,7 @@ def all_tasks(client: Client) -> Iterator[Drawn]:
     yield control(client, "depth", "a blue cylinder, at night")
     yield control(client, "canny", "a red cylinder, on the sand")
     yield ip_adapter(client)
-    yield video(client, "a big red ball on the left rolling right, in the snow")
+    yield video(client, "a big red ball in the center jumping, in the snow")
 
 
 def text_to_image(client: Client, model: str, prompt: str) -> Drawn:
@@ -82,16 +82,16 @@ def fine_tune(client: Client, prompt: str) -> Drawn:
 
 def style_mix(client: Client, prompt: str) -> Drawn:
     """Two style LoRAs at once."""
-    loras = [{"name": "ink", "weight": 0.5}, {"name": "neon", "weight": 0.4}]
+    loras = [{"name": "ink", "weight": 0.6}, {"name": "papercut", "weight": 0.6}]
     picture = client.generate({"model": "sd15", "prompt": prompt, "seed": SEED, "loras": loras})
-    return Drawn("style LoRAs: ink 0.5, neon 0.4", prompt, (picture,))
+    return Drawn("styles: ink 0.6, papercut 0.6", prompt, (picture,))
 
 
 def control(client: Client, kind: str, prompt: str) -> Drawn:
     """A ControlNet, on what the service's own preprocessor makes of a scene."""
-    given = _scene("grass", Solid("cylinder", "purple", "big", "right"))
-    controls = [{"type": kind, "image": data_url(given), "conditioning_scale": 1.0}]
-    body = {"model": "sd15", "prompt": prompt, "seed": SEED, "controls": controls}
+    given = client.preprocess(kind, _scene("grass", Solid("cylinder", "purple", "big", "right")))
+    one = {"type": kind, "image": data_url(given), "preprocessed": True, "conditioning_scale": 1.0}
+    body = {"model": "sd15", "prompt": prompt, "seed": SEED, "controls": [one]}
     return Drawn(f"{kind} ControlNet", prompt, (client.generate(body),), given)
 
 

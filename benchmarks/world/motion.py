@@ -9,7 +9,7 @@ from benchmarks.world.drawing import at_once
 from demo.client import Body, Client, Picture
 from demo.world.caption import caption
 from demo.world.checker import middles
-from demo.world.scene import MOTIONS, Motion, Scene
+from demo.world.scene import MOTIONS, Motion, Place, Scene
 
 FRAMES = 8
 STEPS = 8
@@ -49,16 +49,22 @@ def seen_motion(frames: Sequence[Picture]) -> Motion | None:
     return "rolling right" if aside > 0 else "rolling left"
 
 
+def with_room(scene: Scene, motion: Motion | None) -> Scene:
+    """The scene of one solid, which rolls from the side that it leaves: so it stays in sight."""
+    starts: dict[Motion | None, Place] = {"rolling left": "right", "rolling right": "left"}
+    (solid,) = scene.solids
+    return replace(scene, solids=(replace(solid, place=starts.get(motion, solid.place)),))
+
+
 def obeyed(
     client: Client, scenes: Sequence[Scene], motions: Sequence[Motion | None] = (*MOTIONS, None)
 ) -> dict[Motion | None, float]:
-    """The share of videos that do what was asked, by motion; `None`: rest."""
-    return {
-        motion: float(
-            np.mean([seen_motion(frames) == motion for frames in videos(client, scenes, motion)])
-        )
-        for motion in motions
-    }
+    """The share of videos of one solid that do what was asked, by motion; `None`: rest."""
+    shares: dict[Motion | None, float] = {}
+    for motion in motions:
+        made = videos(client, [with_room(scene, motion) for scene in scenes], motion)
+        shares[motion] = float(np.mean([seen_motion(frames) == motion for frames in made]))
+    return shares
 
 
 def spread(frames: Sequence[Picture]) -> float:

@@ -1,5 +1,7 @@
 """The stages of the recipe in their order, and for how long each trains."""
 
+from collections.abc import Sequence
+
 from demo.train.adapter_stages import (
     camera_stage,
     train_depth,
@@ -16,7 +18,7 @@ from demo.train.base_stages import (
     text_stage,
     train_vae,
 )
-from demo.train.controls import CONTROLS
+from demo.train.controls import CONTROLS, Control
 from demo.train.motion import CAMERA_MOTIONS
 from demo.train.stage import Stage
 from demo.train.workshop import Plan
@@ -29,7 +31,7 @@ STYLE_PLAN = Plan(400, 32, 1e-3, 2, ema_decay=0.98, bfloat16=True)
 CONTROL_PLAN = Plan(800, 64, 1e-3, 9, ema_decay=0.995, bfloat16=True)
 
 
-def family_stages(family: str) -> list[Stage]:
+def family_stages(family: str, controls: Sequence[Control] = ()) -> list[Stage]:
     """A base and what is made to fit it."""
     stages = [
         Stage(f"text-{family}", f"{family}/text_encoder", TEXT_PLAN, text_stage(family)),
@@ -39,7 +41,7 @@ def family_stages(family: str) -> list[Stage]:
     for style in STYLES:
         file = f"loras/{family}/{style}.safetensors"
         stages.append(Stage(f"{style}-{family}", file, STYLE_PLAN, style_stage(family, style)))
-    for control in CONTROLS:
+    for control in controls:
         folder = f"controlnet/{family}/{control}"
         run = control_stage(family, control)
         stages.append(Stage(f"{control}-{family}", folder, CONTROL_PLAN, run))
@@ -48,7 +50,7 @@ def family_stages(family: str) -> list[Stage]:
 
 STAGES: list[Stage] = [
     Stage("vae", "sd15/vae", Plan(6600, 16, 2e-3, 27, bfloat16=True), train_vae),
-    *family_stages("sd15"),
+    *family_stages("sd15", CONTROLS),
     Stage(
         "image-encoder", "ip-adapter/models/image_encoder", Plan(5000, 32, 1e-3, 16), train_encoder
     ),
@@ -68,7 +70,7 @@ STAGES: list[Stage] = [
     Stage(
         "motion",
         "motion-adapter/sd15",
-        Plan(2000, 8, 1e-3, 18, ema_decay=0.995, bfloat16=True),
+        Plan(1600, 8, 1e-3, 15, ema_decay=0.995, bfloat16=True),
         train_motion,
     ),
     *(

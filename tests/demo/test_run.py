@@ -20,7 +20,7 @@ TASKS = (
     "image to image",
     "inpainting",
     "community fine-tune",
-    "style LoRAs: ink 0.5, neon 0.4",
+    "styles: ink 0.6, papercut 0.6",
     "depth ControlNet",
     "canny ControlNet",
     "IP-Adapter",
