@@ -24,17 +24,22 @@ def main() -> None:
     names = [stage.name for stage in STAGES]
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--stage", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument(
+        "--stage", nargs="+", choices=names, default=names, metavar="NAME", help="see --list; all"
+    )
     parser.add_argument("--again", action="store_true", help="train anew what is there")
     parser.add_argument(
-        "--further", action="store_true", help="train on what is there, with --steps-times"
+        "--further",
+        action="store_true",
+        help="train on from the last checkpoint, to more steps (--steps-times)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (1)")
     parser.add_argument("--steps-times", type=float, default=1.0, help="train so much longer")
     parser.add_argument("--batch-times", type=int, default=1, help="larger batches, for a GPU")
-    parser.add_argument("--work", type=Path, default=ROOT / "out" / "train")
-    parser.add_argument("--models", type=Path, default=ROOT / "demo" / "weights")
+    work, models = ROOT / "out" / "train", ROOT / "demo" / "weights"
+    parser.add_argument("--work", type=Path, default=work, help="of pictures and checkpoints")
+    parser.add_argument("--models", type=Path, default=models, help="where finished ones go")
     parser.add_argument("--list", action="store_true", help="name the stages and stop")
     arguments = parser.parse_args()
     if arguments.list:
