@@ -73,7 +73,7 @@ class Quality:
             ],
         )
         print("### TCD against its teacher\n")
-        points = samplers.compare(judge, sampler, guided[0].setting.guidance)
+        points = samplers.compare(judge, sampler, guided)
         kinds = dict.fromkeys(point.setting.sampler for point in points)
         for what, value in (("right", right), ("Fréchet distance", distance)):
             print_table(
@@ -83,8 +83,9 @@ class Quality:
                     for kind in kinds
                 ],
             )
-        print(f"True pictures of these scenes: distance {judge.truth():.2f}\n")
-        samplers.plot(points, judge.truth(), self.plot)
+        truth = judge.truth()
+        print(f"True pictures of these scenes: distance {truth:.2f}\n")
+        samplers.plot(points, truth, self.plot)
         print("### Detail by eta (energy of high frequencies, in thousandths)\n")
         print_table(
             ("steps", *(f"eta {eta:g}" for eta in samplers.ETAS)),

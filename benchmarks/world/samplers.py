@@ -95,14 +95,19 @@ def best_guidance(judge: Judge, samplers: Samplers) -> list[Point]:
     return sorted(points, key=lambda point: (-point.right, point.distance))
 
 
-def compare(judge: Judge, samplers: Samplers, guidance: float) -> list[Point]:
-    """All samplers at all numbers of steps."""
+def compare(judge: Judge, samplers: Samplers, guided: Sequence[Point]) -> list[Point]:
+    """All samplers at all numbers of steps, the teacher with the guidance of `guided`'s first.
+
+    What is among `guided` (see `best_guidance`) is not drawn again.
+    """
+    known = {point.setting: point for point in guided}
+    guidance = guided[0].setting.guidance
     points = []
     kinds: tuple[Sampler, ...] = ("TCD", "DDIM", "DPM-Solver++(2S)")
     for sampler in kinds:
         for steps in STEPS:
             setting = Setting(sampler, steps, 0.0 if sampler == "TCD" else guidance)
-            points.append(judge(setting, samplers(setting)))
+            points.append(known.get(setting) or judge(setting, samplers(setting)))
     return points
 
 

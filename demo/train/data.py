@@ -69,22 +69,19 @@ def stored(
 
 def plain_pictures(folder: Path, count: int) -> Pictures:
     """Resting scenes of the training split with their captions."""
-
-    def drawn(index: int) -> tuple[NDArray[np.uint8], str]:
-        scene, look, words = scene_and_look(index)
-        return draw(scene, look).pixels, caption(scene, words)
-
-    return stored(folder / "plain.npz", count, drawn)
+    return stored(folder / "plain.npz", count, _captioned)
 
 
 def moving_pictures(folder: Path, count: int) -> Pictures:
     """Single moments of moving scenes, whose captions tell where the motion began."""
+    return stored(
+        folder / "moving.npz", count, lambda index: _captioned(FIRST_MOVING + index, moving=1.0)
+    )
 
-    def drawn(index: int) -> tuple[NDArray[np.uint8], str]:
-        scene, look, words = scene_and_look(FIRST_MOVING + index, moving=1.0)
-        return draw(scene, look).pixels, caption(scene, words)
 
-    return stored(folder / "moving.npz", count, drawn)
+def _captioned(index: int, *, moving: float = 0.0) -> tuple[NDArray[np.uint8], str]:
+    scene, look, words = scene_and_look(index, moving=moving)
+    return draw(scene, look).pixels, caption(scene, words)
 
 
 def varied_pictures(folder: Path, count: int) -> Pictures:
