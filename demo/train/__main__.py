@@ -62,7 +62,7 @@ def main() -> None:
             steps=round(stage.plan.steps * arguments.steps_times),
             batch_size=stage.plan.batch_size * arguments.batch_times,
         )
-        stage.run(replace(stage, plan=plan), shop)
+        replace(stage, plan=plan).run(shop)
 
 
 if __name__ == "__main__":

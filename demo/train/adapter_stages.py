@@ -13,8 +13,9 @@ from torch import Tensor
 from demo.depth import PREPROCESSOR as DEPTH_PREPROCESSOR
 from demo.image_encoder import PREPROCESSOR
 from demo.tokenizer import write_json
+from demo.train.card import Card
 from demo.train.depth import DepthTask
-from demo.train.folders import load_base, save_base, save_half, write_card
+from demo.train.folders import load_base, save_base, save_half
 from demo.train.image_encoder import EncoderTask, make_encoder, preprocessed
 from demo.train.inpainting import InpaintingTask, mask_of, masked_picture
 from demo.train.ip_adapter import IpAdapterTask, save_ip_adapter
@@ -37,10 +38,10 @@ from demo.train.workshop import Workshop
 
 FAMILY = "sd15"
 VIDEOS = 3000
-CAMERA_VIDEOS = 300
+CAMERA_VIDEOS = 800
 
 
-def train_encoder(stage: Stage, shop: Workshop) -> None:
+def train_encoder(stage: Stage, shop: Workshop) -> Card:
     """The CLIP vision encoder."""
     torch.manual_seed(shop.seed)
     task = EncoderTask(shop.plain_pictures().pixels, stage.plan.batch_size, shop.device)
@@ -54,11 +55,11 @@ def train_encoder(stage: Stage, shop: Workshop) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "preprocessor_config.json", PREPROCESSOR)
     what = "A CLIP vision encoder whose embedding tells the solids and the background of a scene."
-    write_card(folder / "README.md", "Image encoder", what, stage.name, stage.plan, history)
+    return Card(folder / "README.md", "Image encoder", what, history)
 
 
 @torch.no_grad()
-def train_ip_adapter(stage: Stage, shop: Workshop) -> None:
+def train_ip_adapter(stage: Stage, shop: Workshop) -> Card:
     """The IP-Adapter of the sd15 base."""
     encoder = make_encoder().to(shop.device).eval()
     place = shop.models / "ip-adapter" / "models" / "image_encoder" / "model.safetensors"
@@ -74,10 +75,10 @@ def train_ip_adapter(stage: Stage, shop: Workshop) -> None:
     file = shop.models / stage.output
     save_ip_adapter(task, file)
     what = "An IP-Adapter of four tokens for the demo base sd15."
-    write_card(file.with_suffix(".md"), "IP-Adapter", what, stage.name, stage.plan, history)
+    return Card(file.with_suffix(".md"), "IP-Adapter", what, history)
 
 
-def train_inpainting(stage: Stage, shop: Workshop) -> None:
+def train_inpainting(stage: Stage, shop: Workshop) -> Card:
     """The inpainting UNet, with the text encoder and autoencoder of the sd15 base."""
     pixels = shop.plain_pictures().pixels
     cut = np.stack([masked_picture(picture, mask_of(i)) for i, picture in enumerate(pixels)])
@@ -90,10 +91,10 @@ def train_inpainting(stage: Stage, shop: Workshop) -> None:
     save_half(shop.vae(), folder / "vae")
     save_base(base, folder, inpainting=True)
     what = "An inpainting UNet of nine channels, trained on from the demo base sd15."
-    write_card(folder / "README.md", "Inpainting sd15", what, stage.name, stage.plan, history)
+    return Card(folder / "README.md", "Inpainting sd15", what, history)
 
 
-def train_depth(stage: Stage, shop: Workshop) -> None:
+def train_depth(stage: Stage, shop: Workshop) -> Card:
     """The depth estimator."""
     torch.manual_seed(shop.seed)
     task = DepthTask(shop.plain_pictures().pixels, stage.plan.batch_size, shop.device)
@@ -102,10 +103,10 @@ def train_depth(stage: Stage, shop: Workshop) -> None:
     task.model.half().save_pretrained(folder)
     write_json(folder / "preprocessor_config.json", DEPTH_PREPROCESSOR)
     what = "A hybrid DPT that estimates the inverse depth of a scene."
-    write_card(folder / "README.md", "Depth estimator", what, stage.name, stage.plan, history)
+    return Card(folder / "README.md", "Depth estimator", what, history)
 
 
-def train_motion(stage: Stage, shop: Workshop) -> None:
+def train_motion(stage: Stage, shop: Workshop) -> Card:
     """The motion adapter of the sd15 base."""
     data = _videos(shop, "motion", moving_video, min(VIDEOS, shop.plain))
     base = _base(shop)
@@ -116,16 +117,16 @@ def train_motion(stage: Stage, shop: Workshop) -> None:
     folder = shop.models / stage.output
     save_motion_adapter(unet, folder)
     what = "An AnimateDiff motion adapter for the demo base sd15: solids that roll or jump."
-    write_card(folder / "README.md", "Motion adapter", what, stage.name, stage.plan, history)
+    return Card(folder / "README.md", "Motion adapter", what, history)
 
 
-def camera_stage(camera: CameraMotion) -> Callable[[Stage, Workshop], None]:
+def camera_stage(camera: CameraMotion) -> Callable[[Stage, Workshop], Card]:
     """A motion LoRA on the motion adapter."""
 
     def draw(index: int) -> tuple[NDArray[np.uint8], str]:
         return camera_video(camera, index)
 
-    def run(stage: Stage, shop: Workshop) -> None:
+    def run(stage: Stage, shop: Workshop) -> Card:
         data = _videos(shop, camera, draw, min(CAMERA_VIDEOS, shop.plain))
         base = _base(shop)
         torch.manual_seed(shop.seed)
@@ -141,7 +142,7 @@ def camera_stage(camera: CameraMotion) -> Callable[[Stage, Workshop], None]:
         save_motion_lora(unet, file)
         what = f"A motion LoRA for the demo's motion adapter: {camera}."
         card = file.with_suffix(".md")
-        write_card(card, f"Motion LoRA {camera}", what, stage.name, stage.plan, history)
+        return Card(card, f"Motion LoRA {camera}", what, history)
 
     return run
 

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from demo.lora import Format
+from demo.train.card import Card
 from demo.train.controls import Control, ControlTask
 from demo.train.diffusion import BaseTask
 from demo.train.folders import (
@@ -14,7 +15,6 @@ from demo.train.folders import (
     save_base,
     save_half,
     save_text_encoders,
-    write_card,
 )
 from demo.train.lora import save_lora
 from demo.train.model import Base
@@ -30,7 +30,7 @@ from demo.world.style import Style
 HELD_BACK = 1000  # varied pictures that measure the autoencoder
 
 
-def train_vae(stage: Stage, shop: Workshop) -> None:
+def train_vae(stage: Stage, shop: Workshop) -> Card:
     """The autoencoder that all bases share."""
     pixels = shop.varied_pictures().pixels
     kept = min(HELD_BACK, len(pixels) // 4)
@@ -47,13 +47,13 @@ def train_vae(stage: Stage, shop: Workshop) -> None:
     save_half(vae, folder)
     shop.forget_latents()
     what = f"An AutoencoderKL of 8 pixels to a latent. L1 on unseen pictures: {error:.4f}."
-    write_card(folder / "README.md", "Autoencoder", what, stage.name, stage.plan, history)
+    return Card(folder / "README.md", "Autoencoder", what, history)
 
 
-def text_stage(family: str) -> Callable[[Stage, Workshop], None]:
+def text_stage(family: str) -> Callable[[Stage, Workshop], Card]:
     """Text encoders that read captions."""
 
-    def run(stage: Stage, shop: Workshop) -> None:
+    def run(stage: Stage, shop: Workshop) -> Card:
         captions = shop.captioned_pictures().captions
         torch.manual_seed(shop.seed)
         base = Base(family, scale=shop.scale).to(shop.device)
@@ -63,15 +63,15 @@ def text_stage(family: str) -> Callable[[Stage, Workshop], None]:
         save_text_encoders(base, folder)
         what = f"Text encoders in the shape of {family} that read captions, and no UNet yet."
         title = f"Text encoders of {family}"
-        write_card(folder / "README.md", title, what, stage.name, stage.plan, history)
+        return Card(folder / "README.md", title, what, history)
 
     return run
 
 
-def base_stage(family: str) -> Callable[[Stage, Workshop], None]:
+def base_stage(family: str) -> Callable[[Stage, Workshop], Card]:
     """The UNet of a base from scratch, and its text encoders further."""
 
-    def run(stage: Stage, shop: Workshop) -> None:
+    def run(stage: Stage, shop: Workshop) -> Card:
         data = shop.captioned_latents(family)
         torch.manual_seed(shop.seed)
         base = Base(family, scale=shop.scale)
@@ -85,18 +85,18 @@ def base_stage(family: str) -> Callable[[Stage, Workshop], None]:
         save_base(base, folder)
         what = f"UNet and text encoders in the shape of {family}, trained together from scratch."
         title = f"Demo base {family}"
-        write_card(folder / "README.md", title, what, stage.name, stage.plan, history)
+        return Card(folder / "README.md", title, what, history)
 
     return run
 
 
-def tcd_stage(family: str) -> Callable[[Stage, Workshop], None]:
+def tcd_stage(family: str) -> Callable[[Stage, Workshop], Card]:
     """The TCD-LoRA of a base."""
 
-    def run(stage: Stage, shop: Workshop) -> None:
+    def run(stage: Stage, shop: Workshop) -> Card:
         base = load_base(family, shop.models / family, shop.device, shop.scale)
         torch.manual_seed(shop.seed)
-        task = TcdTask(base, shop.plain_latents(family), stage.plan.batch_size)
+        task = TcdTask(base, shop.captioned_latents(family), stage.plan.batch_size)
         history = shop.train(stage.name, task, stage.plan)
         folder = shop.models / stage.output
         file_format: Format = "kohya" if family == "sd15" else "peft"
@@ -104,15 +104,15 @@ def tcd_stage(family: str) -> Callable[[Stage, Workshop], None]:
         save_lora(task.student.unet, family, file_format, weights)
         what = f"The demo base {family} distilled by TCD (arXiv 2402.19159) into a LoRA."
         title = f"TCD-LoRA of {family}"
-        write_card(folder / "README.md", title, what, stage.name, stage.plan, history)
+        return Card(folder / "README.md", title, what, history)
 
     return run
 
 
-def style_stage(family: str, style: Style) -> Callable[[Stage, Workshop], None]:
+def style_stage(family: str, style: Style) -> Callable[[Stage, Workshop], Card]:
     """A style LoRA."""
 
-    def run(stage: Stage, shop: Workshop) -> None:
+    def run(stage: Stage, shop: Workshop) -> Card:
         base = load_base(family, shop.models / family, shop.device, shop.scale)
         torch.manual_seed(shop.seed)
         task = StyleTask(base, shop.style_latents(style, family), stage.plan.batch_size)
@@ -121,15 +121,15 @@ def style_stage(family: str, style: Style) -> Callable[[Stage, Workshop], None]:
         save_lora(base.unet, family, FORMATS[style], file)
         what = f"A style LoRA for the demo base {family}: {style}, as `demo/world/style.py` draws."
         card = file.with_name(f"{style}.md")
-        write_card(card, f"Style {style}", what, stage.name, stage.plan, history)
+        return Card(card, f"Style {style}", what, history)
 
     return run
 
 
-def control_stage(family: str, control: Control) -> Callable[[Stage, Workshop], None]:
+def control_stage(family: str, control: Control) -> Callable[[Stage, Workshop], Card]:
     """A ControlNet."""
 
-    def run(stage: Stage, shop: Workshop) -> None:
+    def run(stage: Stage, shop: Workshop) -> Card:
         base = load_base(family, shop.models / family, shop.device, shop.scale)
         torch.manual_seed(shop.seed)
         data, pixels = shop.plain_latents(family), shop.plain_pictures().pixels
@@ -139,6 +139,6 @@ def control_stage(family: str, control: Control) -> Callable[[Stage, Workshop], 
         save_half(task.controlnet, folder)
         what = f"A ControlNet for {control} maps of the demo base {family}."
         title = f"ControlNet {control}"
-        write_card(folder / "README.md", title, what, stage.name, stage.plan, history)
+        return Card(folder / "README.md", title, what, history)
 
     return run

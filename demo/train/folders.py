@@ -1,6 +1,5 @@
-"""Finished models as folders in the real formats, in half precision, each with a model card."""
+"""Finished models as folders in the real formats, in half precision."""
 
-import json
 from pathlib import Path
 
 import diffusers
@@ -19,16 +18,7 @@ from demo.base import (
 )
 from demo.text_encoder import PREFIX
 from demo.tokenizer import EOS, write_tokenizer
-from demo.train.loop import Record
 from demo.train.model import Base
-from demo.train.workshop import Plan
-
-DATA = (
-    "Pictures of 64 x 64 pixels, drawn by `demo/world`: shaded balls, cubes, cones and cylinders "
-    "in six colours and two sizes, one or two a scene, on snow, sand, grass or at night. "
-    "Nothing was downloaded. A sixth of the combinations of shape, colour and background is "
-    "held out of training."
-)
 
 
 def save_base(base: Base, folder: Path, *, inpainting: bool = False) -> None:
@@ -91,28 +81,3 @@ def load_unet(folder: Path, device: torch.device) -> UNet2DConditionModel:
         folder, subfolder="unet", local_files_only=True, torch_dtype=torch.float32
     )
     return unet.to(device)
-
-
-def write_card(
-    file: Path, title: str, what: str, stage: str, plan: Plan, history: list[Record]
-) -> None:
-    """Write the model card `file`: what it is, its data, steps, time, losses and licence."""
-    last = history[-1]
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in last.losses.items())
-    sections = [
-        "---\nlicense: apache-2.0\n---",
-        f"# {title}\n{what}",
-        f"## Data\n{DATA}",
-        "## Training\n"
-        f"- Command: `python -m demo.train --stage {stage}`\n"
-        f"- Steps: {last.step} of {plan.batch_size}, AdamW, learning rate {plan.learning_rate:g} "
-        f"falling along a cosine, average of the weights with decay {plan.ema_decay}\n"
-        f"- Time: {last.seconds / 60:.0f} minutes\n"
-        f"- Losses at the end: {losses}",
-        "## Measured\nSee `docs/quality.md`.",
-        "## Limits\nIt knows its small world and nothing else.",
-    ]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    figures = {"stage": stage, "steps": last.step, "seconds": last.seconds, "losses": last.losses}
-    file.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -34,7 +34,7 @@ STILL = 0.25  # of the videos show a resting scene
 PAIRS = 0.3
 ZOOM = 0.45  # of the picture's side that a zoom leaves out in the end
 PAN = 3.0  # world units, of the camera to the left
-LORA_RANK = 8
+LORA_RANK = 16
 MOTION_LAYERS = tuple(f"attn{n}{ending}" for n in (1, 2) for ending in ATTENTION)
 
 CameraMotion = Literal["zoom-in", "pan-left"]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from demo.train.card import Card
 from demo.train.workshop import Plan, Workshop
 
 
@@ -14,10 +15,14 @@ class Stage:
         name: on the command line.
         output: folder or file below the models' folder; the stage is done when it is there.
         plan: how long it trains.
-        run: trains and writes it.
+        make: trains it and writes all but its card.
     """
 
     name: str
     output: str
     plan: Plan
-    run: Callable[["Stage", Workshop], None]
+    make: Callable[["Stage", Workshop], Card]
+
+    def run(self, shop: Workshop) -> None:
+        """Train the model and write it with its card."""
+        self.make(self, shop).write(self.name, self.plan)

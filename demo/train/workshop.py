@@ -58,7 +58,7 @@ class Workshop:
     models: Path
     device: torch.device
     plain: int = 32_000
-    moving: int = 8_000
+    moving: int = 16_000
     varied: int = 24_000
     scale: int = 2
     seed: int = 0

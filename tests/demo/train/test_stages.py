@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     )
     for stage in STAGES:
         plan = replace(stage.plan, steps=2, batch_size=2)
-        stage.run(replace(stage, plan=plan), shop)
+        replace(stage, plan=plan).run(shop)
     return shop
 
 
@@ -81,7 +81,7 @@ def test_a_run_of_a_finished_stage_changes_nothing(trained: Workshop, tmp_path: 
     file = trained.models / stage.output / "pytorch_lora_weights.safetensors"
     before = file.read_bytes()
     plan = replace(stage.plan, steps=2, batch_size=2)
-    stage.run(replace(stage, plan=plan), trained)
+    replace(stage, plan=plan).run(trained)
     assert file.read_bytes() == before
 
 

@@ -1,0 +1,59 @@
+"""Model cards: what a trained model is, its data, steps, time, losses and licence."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo.train.loop import Record
+from demo.train.workshop import Plan
+
+DATA = (
+    "Pictures of 64 x 64 pixels, drawn by `demo/world`: shaded balls, cubes, cones and cylinders "
+    "in six colours and two sizes, one or two a scene, on snow, sand, grass or at night. "
+    "Nothing was downloaded. A sixth of the combinations of shape, colour and background is "
+    "held out of training."
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a stage has to say of the model that it made.
+
+    Attributes:
+        file: where the card goes; the figures go beside it as JSON.
+        title, what: of the model.
+        history: of its training.
+    """
+
+    file: Path
+    title: str
+    what: str
+    history: list[Record]
+
+    def write(self, stage: str, plan: Plan) -> None:
+        """Write the card of the stage of this name and plan."""
+        last = self.history[-1]
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in last.losses.items())
+        sections = [
+            "---\nlicense: apache-2.0\n---",
+            f"# {self.title}\n{self.what}",
+            f"## Data\n{DATA}",
+            "## Training\n"
+            f"- Command: `python -m demo.train --stage {stage}`\n"
+            f"- Steps: {last.step} of {plan.batch_size}, AdamW, learning rate "
+            f"{plan.learning_rate:g} falling along a cosine, average of the weights with decay "
+            f"{plan.ema_decay}\n"
+            f"- Time: {last.seconds / 60:.0f} minutes\n"
+            f"- Losses at the end: {losses}",
+            "## Measured\nSee `docs/quality.md`.",
+            "## Limits\nIt knows its small world and nothing else.",
+        ]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+        figures = {
+            "stage": stage,
+            "steps": last.step,
+            "seconds": last.seconds,
+            "losses": last.losses,
+        }
+        self.file.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
