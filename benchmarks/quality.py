@@ -22,9 +22,10 @@ from benchmarks.report import machine, print_table
 from benchmarks.service import LOGICAL_CPUS, silent
 from benchmarks.world import holes, motion, references, samplers, styles
 from benchmarks.world.drawing import bodies, draw
-from demo.client import Client
+from demo.client import Client, Picture
 from demo.service import ROOT, Config, demo_config, running
 from demo.train.measure import HEADER, adherence, held_out_scenes, row
+from demo.world.camera import CAMERA_MOTIONS
 from demo.world.scene import draw_scene
 from demo.world.style import STYLES, Style
 
@@ -182,16 +183,20 @@ class Quality:
         print_table(
             [kind or "at rest" for kind in found], [[percent(share) for share in found.values()]]
         )
-        scenes = held_out_scenes(count, pairs=1.0)
-        print("### Motion LoRAs on resting scenes of two solids, weight 1\n")
+        two = held_out_scenes(count, pairs=1.0)
+        one = [motion.centred(scene) for scene in held_out_scenes(count, pairs=0.0)]
+        print("### Motion LoRAs on resting scenes, weight 1\n")
         rows = []
-        for name in (None, "zoom-in", "pan-left"):
+        for name in (None, *CAMERA_MOTIONS):
             loras = [] if name is None else [{"name": name, "weight": 1.0}]
-            made = motion.videos(self.client, scenes, None, motion_loras=loras)
-            apart = np.nanmean([motion.spread(frames) for frames in made])
-            aside = np.nanmean([motion.drift(frames) for frames in made])
-            rows.append((name or "none", f"{apart:.2f}", f"{aside:+.1f}"))
-        print_table(("motion LoRA", "spread of the solids, last over first", "drift, pixels"), rows)
+            made = [motion.videos(self.client, s, None, motion_loras=loras) for s in (two, one)]
+            rows.append((name or "none", *camera_figures(*made)))
+        for name in CAMERA_MOTIONS:
+            filmed = [motion.truly_filmed(scenes, name) for scenes in (two, one)]
+            rows.append((f"drawn: {name}", *camera_figures(*filmed)))
+        print_table(
+            ("motion LoRA", "spread of two solids, last over first", "drift of one, pixels"), rows
+        )
 
 
 PARTS: dict[str, Callable[[Quality], None]] = {
@@ -254,6 +259,15 @@ def right(point: samplers.Point) -> str:
 def distance(point: samplers.Point) -> str:
     """For tables."""
     return f"{point.distance:.2f}"
+
+
+def camera_figures(
+    two: Sequence[Sequence[Picture]], one: Sequence[Sequence[Picture]]
+) -> tuple[str, str]:
+    """How videos of two solids spread, and those of one drift."""
+    apart = np.nanmean([motion.spread(frames) for frames in two])
+    aside = np.nanmean([motion.drift(frames) for frames in one])
+    return f"{apart:.2f}", f"{aside:+.1f}"
 
 
 def percent(share: float) -> str:

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.world.drawing import at_once
+from benchmarks.world.drawing import at_once, picture_of
 from demo.client import Body, Client, Picture
+from demo.world.camera import CameraMotion, filmed
 from demo.world.caption import caption
 from demo.world.checker import middles
+from demo.world.look import draw_look
 from demo.world.scene import MOTIONS, Motion, Place, Scene
 
 FRAMES = 8
@@ -65,6 +67,21 @@ def obeyed(
         made = videos(client, [with_room(scene, motion) for scene in scenes], motion)
         shares[motion] = float(np.mean([seen_motion(frames) == motion for frames in made]))
     return shares
+
+
+def centred(scene: Scene) -> Scene:
+    """The scene of one solid, in the middle."""
+    (solid,) = scene.solids
+    return replace(scene, solids=(replace(solid, place="center"),))
+
+
+def truly_filmed(scenes: Sequence[Scene], camera: CameraMotion) -> list[list[Picture]]:
+    """The renderer's own videos by a moving camera."""
+    looks = [draw_look(scene, np.random.default_rng([33, i])) for i, scene in enumerate(scenes)]
+    return [
+        [picture_of(pixels) for pixels in filmed(camera, scene, look, FRAMES)]
+        for scene, look in zip(scenes, looks, strict=True)
+    ]
 
 
 def spread(frames: Sequence[Picture]) -> float:

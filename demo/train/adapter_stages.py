@@ -23,7 +23,6 @@ from demo.train.model import Base
 from demo.train.motion import (
     FRAMES,
     LORA_RANK,
-    CameraMotion,
     MotionTask,
     VideoLatents,
     camera_video,
@@ -35,6 +34,7 @@ from demo.train.motion import (
 from demo.train.stage import Stage
 from demo.train.text import Tokenizers
 from demo.train.workshop import Workshop
+from demo.world.camera import CameraMotion
 
 FAMILY = "sd15"
 VIDEOS = 3000

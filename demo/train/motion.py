@@ -3,9 +3,8 @@
 The base held fast, its frames learn to agree: noise prediction of eight frames at once.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -24,21 +23,17 @@ from demo.train.lora import add_lora, lora_matrices
 from demo.train.model import Base
 from demo.train.noise import Schedule
 from demo.unet import NORM_GROUPS
+from demo.world.camera import CameraMotion, filmed
 from demo.world.caption import caption
 from demo.world.look import draw_look, moved
-from demo.world.renderer import SIDE, draw
+from demo.world.renderer import draw
 from demo.world.scene import draw_scene
 
 FRAMES = 8
 STILL = 0.25  # of the videos show a resting scene
 PAIRS = 0.3
-ZOOM = 0.45  # of the picture's side that a zoom leaves out in the end
-PAN = 3.0  # world units, of the camera to the left
 LORA_RANK = 16
 MOTION_LAYERS = tuple(f"attn{n}{ending}" for n in (1, 2) for ending in ATTENTION)
-
-CameraMotion = Literal["zoom-in", "pan-left"]
-CAMERA_MOTIONS: tuple[CameraMotion, ...] = get_args(CameraMotion)
 
 
 @dataclass(frozen=True)
@@ -68,24 +63,7 @@ def camera_video(camera: CameraMotion, index: int) -> tuple[NDArray[np.uint8], s
     rng = np.random.default_rng([8, index])
     scene = draw_scene(rng, pairs=PAIRS)
     look = draw_look(scene, rng)
-    frames = []
-    for phase in np.linspace(0, 1, FRAMES).tolist():
-        if camera == "zoom-in":
-            frames.append(_cropped(draw(scene, look, side=2 * SIDE).pixels, ZOOM * phase))
-        else:
-            solids = tuple(replace(s, x=s.x + PAN * (phase - 0.5)) for s in look.solids)
-            frames.append(draw(scene, replace(look, solids=solids)).pixels)
-    return np.stack(frames), caption(scene, said(rng))
-
-
-def _cropped(pixels: NDArray[np.uint8], left_out: float) -> NDArray[np.uint8]:
-    """The middle of a picture, without this share of its side, at 64 x 64."""
-    side = len(pixels)
-    at = side * (0.5 + (1 - left_out) * ((np.arange(SIDE) + 0.5) / SIDE - 0.5))
-    low, high = np.floor(at - 0.5).astype(int).clip(0), np.floor(at + 0.5).astype(int)
-    high = high.clip(0, side - 1)
-    total = sum(pixels[y][:, x].astype(int) for y in (low, high) for x in (low, high))
-    return (np.asarray(total) // 4).astype(np.uint8)
+    return filmed(camera, scene, look, FRAMES), caption(scene, said(rng))
 
 
 def motion_unet(base: Base, adapter: MotionAdapter | None = None) -> UNetMotionModel:

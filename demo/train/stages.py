@@ -19,9 +19,9 @@ from demo.train.base_stages import (
     train_vae,
 )
 from demo.train.controls import CONTROLS, Control
-from demo.train.motion import CAMERA_MOTIONS
 from demo.train.stage import Stage
 from demo.train.workshop import Plan
+from demo.world.camera import CAMERA_MOTIONS
 from demo.world.style import STYLES
 
 TEXT_PLAN = Plan(1200, 64, 2e-3, 1, ema_decay=0.99)
@@ -57,7 +57,7 @@ STAGES: list[Stage] = [
     Stage(
         "ip-adapter-sd15",
         "ip-adapter/models/ip-adapter_sd15.safetensors",
-        Plan(1600, 64, 1e-3, 11, ema_decay=0.995),
+        Plan(2400, 64, 1e-3, 17, ema_decay=0.995),
         train_ip_adapter,
     ),
     Stage(
@@ -70,14 +70,14 @@ STAGES: list[Stage] = [
     Stage(
         "motion",
         "motion-adapter/sd15",
-        Plan(1600, 8, 1e-3, 15, ema_decay=0.995, bfloat16=True),
+        Plan(2400, 8, 1e-3, 22, ema_decay=0.995, bfloat16=True),
         train_motion,
     ),
     *(
         Stage(
             name,
             f"motion-loras/{name}.safetensors",
-            Plan(200, 8, 1e-3, 3, ema_decay=0.98, bfloat16=True),
+            Plan(600, 8, 2e-3, 6, ema_decay=0.99, bfloat16=True),
             camera_stage(name),
         )
         for name in CAMERA_MOTIONS

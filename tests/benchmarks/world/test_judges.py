@@ -5,11 +5,12 @@ import pytest
 from PIL import Image
 
 from benchmarks.world.frechet import frechet_distance
-from benchmarks.world.motion import drift, seen_motion
+from benchmarks.world.motion import centred, drift, seen_motion, spread, truly_filmed
 from benchmarks.world.references import Reference, carried, edge_agreement, references
 from benchmarks.world.samplers import detail
 from benchmarks.world.styles import StyleScores
 from demo.train.measure import held_out_scenes
+from demo.world.camera import ZOOM
 from demo.world.look import draw_look
 from demo.world.renderer import draw, render_frames
 from demo.world.scene import MOTIONS, Motion, Scene, Solid
@@ -64,6 +65,16 @@ def test_drift_has_a_direction() -> None:
     frames = [Image.fromarray(picture.pixels) for picture in render_frames(scene, 3, 8)]
     assert drift(frames) == pytest.approx(16, abs=3)
     assert drift(frames[::-1]) == pytest.approx(-16, abs=3)
+
+
+def test_a_moving_camera_is_seen() -> None:
+    two = held_out_scenes(10, pairs=1.0)
+    one = [centred(scene) for scene in held_out_scenes(10, pairs=0.0)]
+    spreads = [spread(frames) for frames in truly_filmed(two, "zoom-in")]
+    assert np.nanmean(spreads) == pytest.approx(1 / (1 - ZOOM), rel=0.15)
+    drifts = [drift(frames) for frames in truly_filmed(one, "pan-left")]
+    assert np.mean(drifts) == pytest.approx(16, abs=2)
+    assert np.mean([drift(frames) for frames in truly_filmed(one, "zoom-in")]) < 2
 
 
 def test_frechet_distance_of_gaussians() -> None:
