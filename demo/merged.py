@@ -20,6 +20,13 @@ def write_merged(base_folder: Path, lora: Path, file: Path) -> None:
         logging.disable_progress_bar()
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()  # it would tell that the LoRA has no text layers
+    try:
+        _write(base_folder, lora, file)
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+
+
+def _write(base_folder: Path, lora: Path, file: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(
         base_folder, local_files_only=True, dtype=torch.float16
     )
@@ -29,4 +36,3 @@ def write_merged(base_folder: Path, lora: Path, file: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pipe.save_pretrained(folder)
         write_single_file(Path(folder), file)
-    diffusers_logging.set_verbosity(verbosity)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from demo.client import Body, Client, Picture
 from demo.world.caption import EVERYTHING, Said, caption
+from demo.world.look import Look, draw_look
 from demo.world.scene import Scene
 
 AT_ONCE = 12  # requests in flight
@@ -41,6 +42,11 @@ def bodies(scenes: Sequence[Scene], said: Said = EVERYTHING, **fields: object) -
         {"model": "sd15", "prompt": caption(scene, said), "seed": seed, **fields}
         for seed, scene in enumerate(scenes)
     ]
+
+
+def looks_of(scenes: Sequence[Scene]) -> list[Look]:
+    """A look of each scene, always the same."""
+    return [draw_look(scene, np.random.default_rng([31, i])) for i, scene in enumerate(scenes)]
 
 
 def picture_of(pixels: Pixels) -> Picture:

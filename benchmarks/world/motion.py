@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.world.drawing import at_once, picture_of
+from benchmarks.world.drawing import at_once, looks_of, picture_of
 from demo.client import Body, Client, Picture
 from demo.world.camera import CameraMotion, filmed
 from demo.world.caption import caption
 from demo.world.checker import middles
-from demo.world.look import draw_look
 from demo.world.scene import MOTIONS, Motion, Place, Scene
 
 FRAMES = 8
@@ -77,10 +76,9 @@ def centred(scene: Scene) -> Scene:
 
 def truly_filmed(scenes: Sequence[Scene], camera: CameraMotion) -> list[list[Picture]]:
     """The renderer's own videos by a moving camera."""
-    looks = [draw_look(scene, np.random.default_rng([33, i])) for i, scene in enumerate(scenes)]
     return [
         [picture_of(pixels) for pixels in filmed(camera, scene, look, FRAMES)]
-        for scene, look in zip(scenes, looks, strict=True)
+        for scene, look in zip(scenes, looks_of(scenes), strict=True)
     ]
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.world.drawing import Pixels, at_once, bodies, draw, picture_of, stacked
+from benchmarks.world.drawing import Pixels, at_once, bodies, draw, looks_of, picture_of, stacked
 from demo.client import Client, data_url
 from demo.train.controls import disparity
 from demo.world.caption import Said
 from demo.world.checker import see
-from demo.world.look import Look, draw_look
+from demo.world.look import Look
 from demo.world.renderer import SIDE, depth_map, empty_depth
 from demo.world.renderer import draw as draw_scene
 from demo.world.scene import Scene
@@ -34,10 +34,9 @@ class Reference:
 
 def references(scenes: Sequence[Scene]) -> list[Reference]:
     """A picture of each scene."""
-    looks = [draw_look(scene, np.random.default_rng([31, i])) for i, scene in enumerate(scenes)]
     return [
         Reference(scene, look, draw_scene(scene, look).pixels)
-        for scene, look in zip(scenes, looks, strict=True)
+        for scene, look in zip(scenes, looks_of(scenes), strict=True)
     ]
 
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.world.drawing import Pixels, bodies, draw
+from benchmarks.world.drawing import Pixels, bodies, draw, looks_of
 from demo.client import Client
-from demo.world.look import draw_look
 from demo.world.renderer import draw as draw_scene
 from demo.world.scene import Scene
 from demo.world.style import STYLES, Style, draw_in_style
@@ -27,8 +26,7 @@ class StyleScores:
     """
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
-        looks = [draw_look(scene, np.random.default_rng([32, i])) for i, scene in enumerate(scenes)]
-        pairs = list(zip(scenes, looks, strict=True))
+        pairs = list(zip(scenes, looks_of(scenes), strict=True))
         plain = _described(np.stack([draw_scene(*pair).pixels for pair in pairs]))
         self._plain, self._units = plain.mean(0), plain.std(0) + LEAST
         ways = [
