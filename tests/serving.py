@@ -39,9 +39,10 @@ IMAGE_ENCODERS = {"sd15": "models/image_encoder", "sdxl": "sdxl_models/image_enc
 
 @dataclass(frozen=True)
 class Served:
-    """A running service."""
+    """A running service, and where Serve writes its logs."""
 
     url: str
+    logs: Path | None = None
 
     def openai(self, max_retries: int = 0) -> openai.OpenAI:
         """The official client, which by itself retries nothing here."""
@@ -132,7 +133,7 @@ def served(demo_models: Path) -> Iterator[Served]:
                     model_target(demo_models, small, Limits(max_pending=SMALL_QUEUE)),
                 ]
             )
-            yield Served(f"http://127.0.0.1:{port}")
+            yield Served(f"http://127.0.0.1:{port}", Path(folder) / "session_latest/logs/serve")
         finally:
             serve.shutdown()
             ray.shutdown()

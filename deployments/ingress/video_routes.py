@@ -1,6 +1,6 @@
 """The HTTP routes of videos: OpenAI's job shape."""
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.jobs import Refusal
 from deployments.contracts.videos import VideoBody, VideoCard, VideoFormat, VideosBody
 from deployments.ingress.failures import invalid
 from deployments.ingress.forms import received_form
@@ -25,9 +26,7 @@ def video_routes(videos: DeploymentHandle[object]) -> APIRouter:
         """Starts a video. JSON, or multipart without files; the fields of `VideoBody`."""
         body = await _received(request)
         asked, key = body.to_request(), idempotency_key(request)
-        with translated():
-            card = await _card(videos.create.remote(asked, body.output_format, key))
-        return JSONResponse(card.model_dump())
+        return await _card(videos.create.remote(asked, body.output_format, key))
 
     @router.get("/v1/videos", response_model=VideosBody)
     async def page(
@@ -36,46 +35,46 @@ def video_routes(videos: DeploymentHandle[object]) -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
     ) -> Response:
         """The videos, the newest first."""
-        with translated():
-            found = cast(
-                DeploymentResponse[VideosBody], videos.page.remote(after, limit, order == "desc")
-            )
-            return JSONResponse((await found).model_dump())
+        found: VideosBody = await _answer(videos.page.remote(after, limit, order == "desc"))
+        return JSONResponse(found.model_dump())
 
     @router.get("/v1/videos/{video_id}", response_model=VideoCard)
     async def get(video_id: str) -> Response:
         """How a video stands: `status` and `progress` in per cent."""
-        with translated():
-            return JSONResponse((await _card(videos.get.remote(video_id))).model_dump())
+        return await _card(videos.get.remote(video_id))
 
     @router.post("/v1/videos/{video_id}/cancel", response_model=VideoCard)
     async def cancel(video_id: str) -> Response:
         """Stops a video at its next step."""
-        with translated():
-            return JSONResponse((await _card(videos.cancel.remote(video_id))).model_dump())
+        return await _card(videos.cancel.remote(video_id))
 
     @router.delete("/v1/videos/{video_id}")
     async def delete(video_id: str) -> dict[str, object]:
         """Stops a video if it is being made, and forgets it."""
-        with translated():
-            await cast(DeploymentResponse[None], videos.delete.remote(video_id))
+        await _answer(videos.delete.remote(video_id))
         return {"id": video_id, "object": "video.deleted", "deleted": True}
 
     @router.get("/v1/videos/{video_id}/content", response_class=Response)
     async def content(video_id: str) -> Response:
         """The file of a completed video."""
-        with translated():
-            found = cast(
-                DeploymentResponse[tuple[bytes, VideoFormat]], videos.content.remote(video_id)
-            )
-            data, output_format = await found
+        found: tuple[bytes, VideoFormat] = await _answer(videos.content.remote(video_id))
+        data, output_format = found
         return Response(data, media_type=VIDEO_TYPES[output_format])
 
     return router
 
 
-async def _card(response: object) -> VideoCard:
-    return await cast(DeploymentResponse[VideoCard], response)
+async def _card(response: object) -> JSONResponse:
+    card: VideoCard = await _answer(response)
+    return JSONResponse(card.model_dump())
+
+
+async def _answer(response: object) -> Any:
+    with translated():
+        answer = await cast(DeploymentResponse[object], response)
+    if isinstance(answer, Refusal):
+        raise answer.error
+    return answer
 
 
 async def _received(request: Request) -> VideoBody:

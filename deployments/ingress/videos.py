@@ -5,15 +5,18 @@ is gone when the replica restarts.
 """
 
 import asyncio
+import functools
 import time
 import uuid
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any, ParamSpec, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
-from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull
-from deployments.contracts.jobs import Progress, VideoRequest
+from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull, TcdError
+from deployments.contracts.jobs import Progress, Refusal, VideoRequest
 from deployments.contracts.routes import Router
 from deployments.contracts.videos import VideoCard, VideoError, VideoFormat, VideosBody
 from deployments.ingress.assembly import Assembler
@@ -27,6 +30,9 @@ MIB = 2**20
 SAMPLED = 95  # per cent: sampling is done; the rest is decoding and encoding
 FULL_RETRY_MS = 10_000
 
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
+
 
 @dataclass
 class _Video:
@@ -39,6 +45,21 @@ class _Video:
     task: "asyncio.Task[None] | None" = field(default=None, repr=False)
 
 
+def refusing(
+    method: Callable[Asked, Awaitable[Answer]],
+) -> Callable[Asked, Coroutine[Any, Any, Answer | Refusal]]:
+    """The method, answering with a `Refusal` where it would raise a `TcdError`."""
+
+    @functools.wraps(method)
+    async def answer(*args: Asked.args, **kwargs: Asked.kwargs) -> Answer | Refusal:
+        try:
+            return await method(*args, **kwargs)
+        except TcdError as error:
+            return Refusal(error)
+
+    return answer
+
+
 class Videos:
     """Makes videos, and remembers them."""
 
@@ -48,12 +69,14 @@ class Videos:
         self._service = Service(args, Catalogue(args.discovery_period_s), assembler)
         self._videos: dict[str, _Video] = {}
 
+    @refusing
     async def create(
         self, request: VideoRequest, output_format: VideoFormat, key: str | None = None
     ) -> VideoCard:
         """Takes a job; it starts at once, unless it has been asked with the same `key`.
 
-        Raises `QueueFull` if too many are unfinished, and what `Service.check_video` raises.
+        Refused with `QueueFull` if too many are unfinished, and for what `Service.check_video`
+        raises.
         """
         model = await self._service.check_video(request)
         self._forget_old()
@@ -84,10 +107,12 @@ class Videos:
         video.task = asyncio.create_task(self._make(video, request))
         return video.card
 
+    @refusing
     async def get(self, video_id: str) -> VideoCard:
         """How a job stands."""
         return self._find(video_id).card
 
+    @refusing
     async def page(self, after: str | None, limit: int, newest_first: bool) -> VideosBody:
         """Jobs in order of creation, from the one behind `after` on."""
         self._forget_old()
@@ -106,19 +131,18 @@ class Videos:
             has_more=start + limit < len(cards),
         )
 
+    @refusing
     async def cancel(self, video_id: str) -> VideoCard:
         """Stops a job at its next step; one that has ended stays as it is."""
-        video = self._find(video_id)
-        if video.task is not None:
-            video.task.cancel()
-            await asyncio.gather(video.task, return_exceptions=True)
-        return video.card
+        return (await self._cancelled(video_id)).card
 
+    @refusing
     async def delete(self, video_id: str) -> None:
         """Stops a job if it runs, and forgets it."""
-        await self.cancel(video_id)
+        await self._cancelled(video_id)
         self._videos.pop(video_id, None)
 
+    @refusing
     async def content(self, video_id: str) -> tuple[bytes, VideoFormat]:
         """The file of a job that is completed."""
         video = self._find(video_id)
@@ -157,6 +181,13 @@ class Videos:
         video.card = video.card.model_copy(update={**times, **update})
         video.task = None
         self._forget_old()
+
+    async def _cancelled(self, video_id: str) -> _Video:
+        video = self._find(video_id)
+        if video.task is not None:
+            video.task.cancel()
+            await asyncio.gather(video.task, return_exceptions=True)
+        return video
 
     def _find(self, video_id: str) -> _Video:
         self._forget_old()
