@@ -26,7 +26,7 @@ from demo.client import Client, Picture
 from demo.service import ROOT, Config, demo_config, running
 from demo.train.measure import HEADER, adherence, held_out_scenes, row
 from demo.world.camera import CAMERA_MOTIONS
-from demo.world.scene import draw_scene
+from demo.world.scene import Scene, draw_scene
 from demo.world.style import STYLES, Style
 
 WEIGHTS = ROOT / "demo" / "weights"
@@ -183,19 +183,19 @@ class Quality:
         print_table(
             [kind or "at rest" for kind in found], [[percent(share) for share in found.values()]]
         )
-        two = held_out_scenes(count, pairs=1.0)
-        one = [motion.centred(scene) for scene in held_out_scenes(count, pairs=0.0)]
-        print("### Motion LoRAs on resting scenes, weight 1\n")
-        rows = []
+        scenes = [motion.centred(scene) for scene in held_out_scenes(count, pairs=0.0)]
+        print("### Motion LoRAs on resting scenes, weight 1, and true videos of a moving camera\n")
+        rows: list[tuple[str, str, str]] = []
         for name in (None, *CAMERA_MOTIONS):
             loras = [] if name is None else [{"name": name, "weight": 1.0}]
-            made = [motion.videos(self.client, s, None, motion_loras=loras) for s in (two, one)]
-            rows.append((name or "none", *camera_figures(*made)))
+            made = motion.videos(self.client, scenes, None, motion_loras=loras)
+            rows.append((name or "none", *camera_figures(scenes, made)))
         for name in CAMERA_MOTIONS:
-            filmed = [motion.truly_filmed(scenes, name) for scenes in (two, one)]
-            rows.append((f"drawn: {name}", *camera_figures(*filmed)))
+            filmed = motion.truly_filmed(scenes, name)
+            rows.append((f"true {name}", *camera_figures(scenes, filmed)))
         print_table(
-            ("motion LoRA", "spread of two solids, last over first", "drift of one, pixels"), rows
+            ("motion LoRA", "size of the solid, last over first", "drift to the right, pixels"),
+            rows,
         )
 
 
@@ -261,13 +261,12 @@ def distance(point: samplers.Point) -> str:
     return f"{point.distance:.2f}"
 
 
-def camera_figures(
-    two: Sequence[Sequence[Picture]], one: Sequence[Sequence[Picture]]
-) -> tuple[str, str]:
-    """How videos of two solids spread, and those of one drift."""
-    apart = np.nanmean([motion.spread(frames) for frames in two])
-    aside = np.nanmean([motion.drift(frames) for frames in one])
-    return f"{apart:.2f}", f"{aside:+.1f}"
+def camera_figures(scenes: Sequence[Scene], made: Sequence[Sequence[Picture]]) -> tuple[str, str]:
+    """How the solids of videos grow and drift."""
+    pairs = [(frames, scene.solids[0].colour) for scene, frames in zip(scenes, made, strict=True)]
+    growth = np.nanmean([motion.growth(*pair) for pair in pairs])
+    drift = np.nanmean([motion.drift(*pair) for pair in pairs])
+    return f"{growth:.2f}", f"{drift:+.1f}"
 
 
 def percent(share: float) -> str:

@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.world.drawing import at_once, looks_of, picture_of
 from demo.client import Body, Client, Picture
 from demo.world.camera import CameraMotion, filmed
 from demo.world.caption import caption
 from demo.world.checker import middles
-from demo.world.scene import MOTIONS, Motion, Place, Scene
+from demo.world.renderer import COLOUR_RGB
+from demo.world.scene import MOTIONS, Colour, Motion, Place, Scene
 
 FRAMES = 8
 STEPS = 8
+ALIKE = 0.965  # cosine of colours; sand is 0.93 like yellow, a blue sky 0.92 like cyan
+DARK = 0.3  # a night sky has 0.2
 MOVED = 4.0  # pixels: a solid that moves less rests
 
 
@@ -82,17 +86,23 @@ def truly_filmed(scenes: Sequence[Scene], camera: CameraMotion) -> list[list[Pic
     ]
 
 
-def spread(frames: Sequence[Picture]) -> float:
-    """How far the solids of the last frame stand apart, over the first: above 1 in a zoom."""
-    first, last = (middles(np.asarray(frame)) for frame in (frames[0], frames[-1]))
-    if len(first) != 2 or len(last) != 2:
+def growth(frames: Sequence[Picture], colour: Colour) -> float:
+    """How many times as wide the solid of this colour ends: above 1 in a zoom."""
+    first, last = (_columns(frame, colour) for frame in (frames[0], frames[-1]))
+    if not len(first) or not len(last):
         return float("nan")
-    return (last[1][0] - last[0][0]) / (first[1][0] - first[0][0])
+    return float((np.ptp(last) + 1) / (np.ptp(first) + 1))
 
 
-def drift(frames: Sequence[Picture]) -> float:
-    """How far the solids have gone to the right in the last frame, in pixels."""
-    first, last = (middles(np.asarray(frame)) for frame in (frames[0], frames[-1]))
-    if len(first) != len(last) or not first:
-        return float("nan")
-    return float(np.mean([b[0] - a[0] for a, b in zip(first, last, strict=True)]))
+def drift(frames: Sequence[Picture], colour: Colour) -> float:
+    """How far the solid of this colour has gone to the right in the end, in pixels."""
+    first, last = (_columns(frame, colour) for frame in (frames[0], frames[-1]))
+    return float(last.mean() - first.mean()) if len(first) and len(last) else float("nan")
+
+
+def _columns(frame: Picture, colour: Colour) -> NDArray[np.intp]:
+    """The column of each pixel in this colour, lit or not; the floor may lie anywhere."""
+    pixels, wanted = np.asarray(frame) / 255, np.array(COLOUR_RGB[colour])
+    lengths = np.linalg.norm(pixels, axis=-1)
+    alike = pixels @ wanted / np.linalg.norm(wanted) > ALIKE * lengths
+    return np.nonzero(alike & (lengths > DARK))[1]

@@ -70,7 +70,7 @@ STAGES: list[Stage] = [
     Stage(
         "motion",
         "motion-adapter/sd15",
-        Plan(2400, 8, 1e-3, 22, ema_decay=0.995, bfloat16=True),
+        Plan(4000, 8, 1e-3, 37, ema_decay=0.995, bfloat16=True),
         train_motion,
     ),
     *(
