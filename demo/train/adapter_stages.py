@@ -15,7 +15,7 @@ from demo.image_encoder import PREPROCESSOR
 from demo.tokenizer import write_json
 from demo.train.card import Card
 from demo.train.depth import DepthTask
-from demo.train.folders import load_base, save_base, save_half
+from demo.train.folders import load_base, save_base
 from demo.train.image_encoder import EncoderTask, make_encoder, preprocessed
 from demo.train.inpainting import InpaintingTask, mask_of, masked_picture
 from demo.train.ip_adapter import IpAdapterTask, save_ip_adapter
@@ -88,7 +88,7 @@ def train_inpainting(stage: Stage, shop: Workshop) -> Card:
     task = InpaintingTask(base, shop.plain_latents(FAMILY), masked, stage.plan.batch_size)
     history = shop.train(stage.name, task, stage.plan)
     folder = shop.models / "sd15-inpainting"
-    save_half(shop.vae(), folder / "vae")
+    shop.copy_vae(folder)
     save_base(base, folder, inpainting=True)
     what = "An inpainting UNet of nine channels, trained on from the demo base sd15."
     return Card(folder / "README.md", "Inpainting sd15", what, history)

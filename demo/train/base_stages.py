@@ -81,7 +81,7 @@ def base_stage(family: str) -> Callable[[Stage, Workshop], Card]:
         history = shop.train(stage.name, task, stage.plan)
         folder = shop.models / family
         if family != "sd15":
-            save_half(shop.vae(), folder / "vae")
+            shop.copy_vae(folder)
         save_base(base, folder)
         what = f"UNet and text encoders in the shape of {family}, trained together from scratch."
         title = f"Demo base {family}"

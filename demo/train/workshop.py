@@ -1,5 +1,6 @@
 """Where a training run reads and writes, and what its stages share: pictures and latents."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,15 @@ class Workshop:
             self.models / "sd15" / "vae", local_files_only=True, torch_dtype=torch.float32
         )
         return vae.to(self.device).requires_grad_(False).eval()
+
+    def copy_vae(self, folder: Path) -> None:
+        """Put the finished autoencoder, without its card, into another pipeline's folder."""
+        shutil.copytree(
+            self.models / "sd15" / "vae",
+            folder / "vae",
+            ignore=shutil.ignore_patterns("README.*"),
+            dirs_exist_ok=True,
+        )
 
     def plain_latents(self, family: str) -> Latents:
         """Of the plain pictures, with token ids of the family."""

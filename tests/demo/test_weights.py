@@ -21,6 +21,11 @@ def test_every_tensor_is_in_half_precision() -> None:
         assert kinds <= {"F16", "I64"}, file
 
 
+def test_no_config_names_the_folder_that_it_came_from() -> None:
+    for file in WEIGHTS.rglob("config.json"):
+        assert not json.loads(file.read_text()).get("_name_or_path"), file
+
+
 def test_every_model_is_there_and_has_a_card() -> None:
     told = set()
     for file in WEIGHTS.rglob("*.md"):
