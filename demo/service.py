@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import yaml
@@ -85,8 +86,11 @@ def _wait_until_ready(
         try:
             with urlopen(f"{url}/readyz", timeout=5):
                 return
-        except OSError as error:  # refused, timed out, or an answer that is not 200
-            state = error.read().decode() if hasattr(error, "read") else "starting Ray"
+        except HTTPError as error:
+            # Serve's proxy is up before the ingress, and knows no route then.
+            state = "starting Serve" if error.code == 404 else error.read().decode()
+        except OSError:  # refused, or timed out
+            state = "starting Ray"
         if state != told:
             tell(f"  {state}")
             told = state

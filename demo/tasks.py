@@ -47,7 +47,7 @@ def all_tasks(client: Client) -> Iterator[Drawn]:
     yield control(client, "depth", "a blue cylinder, at night")
     yield control(client, "canny", "a red cylinder, on the sand")
     yield ip_adapter(client)
-    yield video(client, "a big red ball in the center jumping, in the snow")
+    yield video(client, "a small blue ball on the left rolling right, on the grass")
 
 
 def text_to_image(client: Client, model: str, prompt: str) -> Drawn:
@@ -82,9 +82,9 @@ def fine_tune(client: Client, prompt: str) -> Drawn:
 
 def style_mix(client: Client, prompt: str) -> Drawn:
     """Two style LoRAs at once."""
-    loras = [{"name": "ink", "weight": 0.6}, {"name": "papercut", "weight": 0.6}]
+    loras = [{"name": "papercut", "weight": 0.4}, {"name": "neon", "weight": 0.7}]
     picture = client.generate({"model": "sd15", "prompt": prompt, "seed": SEED, "loras": loras})
-    return Drawn("styles: ink 0.6, papercut 0.6", prompt, (picture,))
+    return Drawn("styles: papercut 0.4, neon 0.7", prompt, (picture,))
 
 
 def control(client: Client, kind: str, prompt: str) -> Drawn:

@@ -141,6 +141,8 @@ def plot(points: Sequence[Point], truth: float, file: Path) -> None:
         axes.grid(alpha=0.3)
     left.axhline(truth, color="gray", linestyle=":", label="true pictures")
     left.legend()
+    least = min(point.right for point in points)
+    right.set_ylim(min(80, 100 * least - 2), 101)  # so that one picture does not look like much
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)

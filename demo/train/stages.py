@@ -25,9 +25,9 @@ from demo.world.camera import CAMERA_MOTIONS
 from demo.world.style import STYLES
 
 TEXT_PLAN = Plan(1200, 64, 2e-3, 1, ema_decay=0.99)
-BASE_PLAN = Plan(3800, 64, 1e-3, 21, bfloat16=True)
+BASE_PLAN = Plan(3800, 64, 1e-3, 25, bfloat16=True)
 TCD_PLAN = Plan(600, 64, 1e-3, 10, ema_decay=0.98)
-STYLE_PLAN = Plan(400, 32, 1e-3, 2, ema_decay=0.98, bfloat16=True)
+STYLE_PLAN = Plan(600, 32, 1e-3, 3, ema_decay=0.98, bfloat16=True)
 CONTROL_PLAN = Plan(800, 64, 1e-3, 9, ema_decay=0.995, bfloat16=True)
 
 

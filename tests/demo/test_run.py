@@ -20,7 +20,7 @@ TASKS = (
     "image to image",
     "inpainting",
     "community fine-tune",
-    "styles: ink 0.6, papercut 0.6",
+    "styles: papercut 0.4, neon 0.7",
     "depth ControlNet",
     "canny ControlNet",
     "IP-Adapter",
