@@ -9,9 +9,9 @@ from demo.train.workshop import Plan
 
 DATA = (
     "Pictures of 64 x 64 pixels, drawn by `demo/world`: shaded balls, cubes, cones and cylinders "
-    "in six colours and two sizes, one or two a scene, on snow, sand, grass or at night. "
-    "Nothing was downloaded. A sixth of the combinations of shape, colour and background is "
-    "held out of training."
+    "in six colours and two sizes, one or two a scene, at rest, rolling or jumping, on snow, sand, "
+    "grass or at night. Nothing was downloaded. A sixth of the combinations of shape, colour and "
+    "background is held out of training."
 )
 
 
