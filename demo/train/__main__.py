@@ -7,16 +7,33 @@ autoencoder and base that it was trained on: after a new one of these, train wha
 """
 
 import argparse
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from demo.train.loop import CHECKPOINT
 from demo.train.stages import STAGES
 from demo.train.workshop import Workshop
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def whole(text: str) -> int:
+    """A number of the command line, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
+def factor(text: str) -> float:
+    """Likewise, above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text!r}")
+    return value
 
 
 def main() -> None:
@@ -34,9 +51,9 @@ def main() -> None:
         help="train on from the last checkpoint, to more steps (--steps-times)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU (1)")
-    parser.add_argument("--steps-times", type=float, default=1.0, help="train so much longer")
-    parser.add_argument("--batch-times", type=int, default=1, help="larger batches, for a GPU")
+    parser.add_argument("--threads", type=whole, default=1, help="of the CPU (1)")
+    parser.add_argument("--steps-times", type=factor, default=1.0, help="train so much longer")
+    parser.add_argument("--batch-times", type=whole, default=1, help="larger batches, for a GPU")
     work, models = ROOT / "out" / "train", ROOT / "demo" / "weights"
     parser.add_argument("--work", type=Path, default=work, help="of pictures and checkpoints")
     parser.add_argument("--models", type=Path, default=models, help="where finished ones go")
@@ -54,15 +71,26 @@ def main() -> None:
             continue
         if arguments.again:
             shutil.rmtree(shop.work / stage.name, ignore_errors=True)
-        elif not arguments.further and (shop.models / stage.output).exists():
+        elif arguments.further:
+            if not (shop.work / stage.name / CHECKPOINT).exists():
+                raise SystemExit(
+                    f"{stage.name}: no checkpoint in {shop.work / stage.name} to train on from; "
+                    "--again trains it from nothing"
+                )
+        elif (shop.models / stage.output).exists():
             print(f"{stage.name}: done already", flush=True)
             continue
         plan = replace(
             stage.plan,
-            steps=round(stage.plan.steps * arguments.steps_times),
+            steps=max(1, round(stage.plan.steps * arguments.steps_times)),
             batch_size=stage.plan.batch_size * arguments.batch_times,
         )
-        replace(stage, plan=plan).run(shop)
+        try:
+            replace(stage, plan=plan).run(shop)
+        except FileNotFoundError as error:
+            raise SystemExit(
+                f"{stage.name}: {error}; if an earlier stage makes it (--list), train that first"
+            ) from error
 
 
 if __name__ == "__main__":

@@ -34,6 +34,37 @@ def test_what_is_there_is_left_alone(
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize(
+    "option", ["--steps-times=-1", "--steps-times=nan", "--batch-times=0", "--threads=0.5"]
+)
+def test_numbers_that_train_nothing_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    option: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "--stage", "depth", option)
+    assert option.split("=")[0] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_train_on_from_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = tmp_path / "models" / "tcd-lora" / "sd15" / "pytorch_lora_weights.safetensors"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"trained")
+    with pytest.raises(SystemExit, match="tcd-sd15: no checkpoint"):
+        run(monkeypatch, tmp_path, "--stage", "tcd-sd15", "--further")
+    assert model.read_bytes() == b"trained"
+
+
+def test_a_missing_model_of_an_earlier_stage_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"tcd-sd15: .*earlier stage"):
+        run(monkeypatch, tmp_path, "--stage", "tcd-sd15")
+
+
 def test_an_unknown_stage_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run(monkeypatch, tmp_path, "--stage", "sd99")
