@@ -24,12 +24,12 @@ from benchmarks.world import holes, motion, references, samplers, styles
 from benchmarks.world.drawing import bodies, draw
 from demo.client import Client, Picture
 from demo.service import ROOT, Config, demo_config, running
+from demo.standins import WEIGHTS
 from demo.train.measure import HEADER, adherence, held_out_scenes, row
 from demo.world.camera import CAMERA_MOTIONS
 from demo.world.scene import Scene, draw_scene
 from demo.world.style import STYLES, Style
 
-WEIGHTS = ROOT / "demo" / "weights"
 MODELS = ("sd15", "sd15-inpainting", "sdxl")
 WEIGHTS_OF_STYLES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SCALES = (0.0, 0.5, 1.0)
@@ -185,14 +185,13 @@ class Quality:
         )
         scenes = [motion.centred(scene) for scene in held_out_scenes(count, pairs=0.0)]
         print("### Motion LoRAs on resting scenes, weight 1, and true videos of a moving camera\n")
-        rows: list[tuple[str, str, str]] = []
+        rows = []
         for name in (None, *CAMERA_MOTIONS):
             loras = [] if name is None else [{"name": name, "weight": 1.0}]
             made = motion.videos(self.client, scenes, None, motion_loras=loras)
-            rows.append((name or "none", *camera_figures(scenes, made)))
+            rows.append(camera_row(name or "none", scenes, made))
         for name in CAMERA_MOTIONS:
-            filmed = motion.truly_filmed(scenes, name)
-            rows.append((f"true {name}", *camera_figures(scenes, filmed)))
+            rows.append(camera_row(f"true {name}", scenes, motion.truly_filmed(scenes, name)))
         print_table(
             ("motion LoRA", "size of the solid, last over first", "drift to the right, pixels"),
             rows,
@@ -261,12 +260,12 @@ def distance(point: samplers.Point) -> str:
     return f"{point.distance:.2f}"
 
 
-def camera_figures(scenes: Sequence[Scene], made: Sequence[Sequence[Picture]]) -> tuple[str, str]:
-    """How the solids of videos grow and drift."""
-    pairs = [(frames, scene.solids[0].colour) for scene, frames in zip(scenes, made, strict=True)]
-    growth = np.nanmean([motion.growth(*pair) for pair in pairs])
-    drift = np.nanmean([motion.drift(*pair) for pair in pairs])
-    return f"{growth:.2f}", f"{drift:+.1f}"
+def camera_row(
+    name: str, scenes: Sequence[Scene], made: Sequence[Sequence[Picture]]
+) -> tuple[str, str, str]:
+    """For tables."""
+    grown, gone = motion.camera_motion(scenes, made)
+    return name, f"{grown:.2f}", f"{gone:+.1f}"
 
 
 def percent(share: float) -> str:

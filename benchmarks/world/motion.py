@@ -86,6 +86,16 @@ def truly_filmed(scenes: Sequence[Scene], camera: CameraMotion) -> list[list[Pic
     ]
 
 
+def camera_motion(
+    scenes: Sequence[Scene], made: Sequence[Sequence[Picture]]
+) -> tuple[float, float]:
+    """Mean `growth` and `drift` of the solids in videos of scenes with one."""
+    pairs = [(frames, scene.solids[0].colour) for scene, frames in zip(scenes, made, strict=True)]
+    grown = np.nanmean([growth(*pair) for pair in pairs])
+    gone = np.nanmean([drift(*pair) for pair in pairs])
+    return float(grown), float(gone)
+
+
 def growth(frames: Sequence[Picture], colour: Colour) -> float:
     """How many times as wide the solid of this colour ends: above 1 in a zoom."""
     first, last = (_columns(frame, colour) for frame in (frames[0], frames[-1]))

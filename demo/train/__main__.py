@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from demo.standins import WEIGHTS
 from demo.train.loop import CHECKPOINT
 from demo.train.stages import STAGES
 from demo.train.workshop import Workshop
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--threads", type=whole, default=1, help="of the CPU (1)")
     parser.add_argument("--steps-times", type=factor, default=1.0, help="train so much longer")
     parser.add_argument("--batch-times", type=whole, default=1, help="larger batches, for a GPU")
-    work, models = ROOT / "out" / "train", ROOT / "demo" / "weights"
+    work, models = ROOT / "out" / "train", WEIGHTS
     parser.add_argument("--work", type=Path, default=work, help="of pictures and checkpoints")
     parser.add_argument("--models", type=Path, default=models, help="where finished ones go")
     parser.add_argument("--list", action="store_true", help="name the stages and stop")

@@ -15,11 +15,10 @@ from demo.image_encoder import PREPROCESSOR
 from demo.tokenizer import write_json
 from demo.train.card import Card
 from demo.train.depth import DepthTask
-from demo.train.folders import load_base, save_base
+from demo.train.folders import save_base
 from demo.train.image_encoder import EncoderTask, make_encoder, preprocessed
 from demo.train.inpainting import InpaintingTask, mask_of, masked_picture
 from demo.train.ip_adapter import IpAdapterTask, save_ip_adapter
-from demo.train.model import Base
 from demo.train.motion import (
     FRAMES,
     LORA_RANK,
@@ -67,7 +66,7 @@ def train_ip_adapter(stage: Stage, shop: Workshop) -> Card:
     pixels = shop.plain_pictures().pixels
     parts = [pixels[start : start + 64] for start in range(0, len(pixels), 64)]
     embeds = torch.cat([encoder(preprocessed(p, shop.device)).image_embeds for p in parts]).cpu()
-    base = _base(shop)
+    base = shop.base(FAMILY)
     torch.manual_seed(shop.seed)
     task = IpAdapterTask(base, shop.plain_latents(FAMILY), embeds, stage.plan.batch_size)
     with torch.enable_grad():
@@ -83,7 +82,7 @@ def train_inpainting(stage: Stage, shop: Workshop) -> Card:
     pixels = shop.plain_pictures().pixels
     cut = np.stack([masked_picture(picture, mask_of(i)) for i, picture in enumerate(pixels)])
     masked = shop.cached_latents("masked", cut)
-    base = _base(shop)
+    base = shop.base(FAMILY)
     torch.manual_seed(shop.seed)
     task = InpaintingTask(base, shop.plain_latents(FAMILY), masked, stage.plan.batch_size)
     history = shop.train(stage.name, task, stage.plan)
@@ -109,7 +108,7 @@ def train_depth(stage: Stage, shop: Workshop) -> Card:
 def train_motion(stage: Stage, shop: Workshop) -> Card:
     """The motion adapter of the sd15 base."""
     data = _videos(shop, "motion", moving_video, min(VIDEOS, shop.plain))
-    base = _base(shop)
+    base = shop.base(FAMILY)
     torch.manual_seed(shop.seed)
     unet = motion_unet(base).to(shop.device)
     task = MotionTask(base, unet, data, stage.plan.batch_size)
@@ -128,7 +127,7 @@ def camera_stage(camera: CameraMotion) -> Callable[[Stage, Workshop], Card]:
 
     def run(stage: Stage, shop: Workshop) -> Card:
         data = _videos(shop, camera, draw, min(CAMERA_VIDEOS, shop.plain))
-        base = _base(shop)
+        base = shop.base(FAMILY)
         torch.manual_seed(shop.seed)
         adapter = MotionAdapter.from_pretrained(
             shop.models / "motion-adapter" / FAMILY,
@@ -145,10 +144,6 @@ def camera_stage(camera: CameraMotion) -> Callable[[Stage, Workshop], Card]:
         return Card(card, f"Motion LoRA {camera}", what, history)
 
     return run
-
-
-def _base(shop: Workshop) -> Base:
-    return load_base(FAMILY, shop.models / FAMILY, shop.device, shop.scale)
 
 
 def _videos(

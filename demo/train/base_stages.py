@@ -10,7 +10,6 @@ from demo.train.card import Card
 from demo.train.controls import Control, ControlTask
 from demo.train.diffusion import BaseTask
 from demo.train.folders import (
-    load_base,
     load_text_encoders,
     save_base,
     save_half,
@@ -94,7 +93,7 @@ def tcd_stage(family: str) -> Callable[[Stage, Workshop], Card]:
     """The TCD-LoRA of a base."""
 
     def run(stage: Stage, shop: Workshop) -> Card:
-        base = load_base(family, shop.models / family, shop.device, shop.scale)
+        base = shop.base(family)
         torch.manual_seed(shop.seed)
         task = TcdTask(base, shop.captioned_latents(family), stage.plan.batch_size)
         history = shop.train(stage.name, task, stage.plan)
@@ -113,7 +112,7 @@ def style_stage(family: str, style: Style) -> Callable[[Stage, Workshop], Card]:
     """A style LoRA."""
 
     def run(stage: Stage, shop: Workshop) -> Card:
-        base = load_base(family, shop.models / family, shop.device, shop.scale)
+        base = shop.base(family)
         torch.manual_seed(shop.seed)
         task = StyleTask(base, shop.style_latents(style, family), stage.plan.batch_size)
         history = shop.train(stage.name, task, stage.plan)
@@ -130,7 +129,7 @@ def control_stage(family: str, control: Control) -> Callable[[Stage, Workshop], 
     """A ControlNet."""
 
     def run(stage: Stage, shop: Workshop) -> Card:
-        base = load_base(family, shop.models / family, shop.device, shop.scale)
+        base = shop.base(family)
         torch.manual_seed(shop.seed)
         data, pixels = shop.plain_latents(family), shop.plain_pictures().pixels
         task = ControlTask(base, control, data, pixels, stage.plan.batch_size)

@@ -23,12 +23,12 @@ from diffusers import (
 from numpy.typing import NDArray
 from PIL import Image
 
+from demo.standins import WEIGHTS
 from demo.world.caption import caption, parse
 from demo.world.checker import Adherence, check, see
 from demo.world.renderer import SIDE
 from demo.world.scene import Scene, draw_scene
 
-ROOT = Path(__file__).resolve().parents[2]
 BATCH = 25
 COLUMNS = 10
 HEADER = ("sampler", "pictures", "right", *(field.name for field in fields(Adherence)))
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train.measure", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--family", choices=["sd15", "sdxl"], default="sd15")
-    parser.add_argument("--models", type=Path, default=ROOT / "demo" / "weights")
+    parser.add_argument("--models", type=Path, default=WEIGHTS)
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--pairs", type=float, default=0.0, help="share with two solids")
     parser.add_argument("--lora", type=Path, help="another TCD-LoRA folder")

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from demo.train.data import Pictures, moving_pictures, plain_pictures, varied_pictures
 from demo.train.diffusion import Latents
+from demo.train.folders import load_base
 from demo.train.loop import Record, Settings, Task, train
+from demo.train.model import Base
 from demo.train.text import Tokenizers
 from demo.train.vae import encode_mean
 from demo.world.style import STYLES, Style
@@ -103,6 +105,10 @@ class Workshop:
             self.models / "sd15" / "vae", local_files_only=True, torch_dtype=torch.float32
         )
         return vae.to(self.device).requires_grad_(False).eval()
+
+    def base(self, family: str) -> Base:
+        """The finished base, in full precision and without gradients."""
+        return load_base(family, self.models / family, self.device, self.scale)
 
     def copy_vae(self, folder: Path) -> None:
         """Put the finished autoencoder, without its card, into another pipeline's folder."""

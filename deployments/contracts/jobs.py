@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-from deployments.contracts.errors import TcdError
-
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
 Mask = NDArray[np.uint8]  # (height, width); 255 is made anew, 0 is kept
 Embeds = NDArray[np.float32]  # (2, ...): of a picture, and of no picture
@@ -318,15 +316,6 @@ class VideoResult:
     seed: int
     fps: int
     usage: Usage
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """The request ends here, and why. Replicas answer with it instead of raising: Serve logs
-    a traceback for whatever a replica raises, which bad input and a full queue do not earn.
-    """
-
-    error: TcdError
 
 
 @dataclass(frozen=True)

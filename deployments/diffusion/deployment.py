@@ -21,11 +21,11 @@ from deployments.contracts.jobs import (
     JobEvent,
     PartialImage,
     Progress,
-    Refusal,
     StreamEvent,
     Usage,
     real_steps,
 )
+from deployments.contracts.refusal import Refusal, refusing
 from deployments.diffusion.metrics import EngineMetrics
 
 PATCH = 16  # pixels a side of what the usage figures count as one image token
@@ -51,15 +51,13 @@ class Diffusion:
         self._config = ModelUserConfig.model_validate(user_config)
         self._engine.reconfigure(self._config)
 
-    async def submit(self, job: ImageJob, *assets: Asset) -> ImageResult | Refusal:
+    @refusing
+    async def submit(self, job: ImageJob, *assets: Asset) -> ImageResult:
         """Makes all images of a job. Cancelling the call cancels the job."""
         images: dict[int, FinishedImage] = {}
-        try:
-            async for event in self._events(job, assets):
-                if isinstance(event, FinishedImage):
-                    images[event.image_index] = event
-        except TcdError as error:
-            return Refusal(error)
+        async for event in self._events(job, assets):
+            if isinstance(event, FinishedImage):
+                images[event.image_index] = event
         ordered = [images[index] for index in sorted(images)]
         return ImageResult(
             model=self._args.name,
@@ -80,13 +78,10 @@ class Diffusion:
             return
         yield Completed(self._args.name, self._usage(job))
 
-    async def check(self, job: ImageJob) -> Refusal | None:
-        """Why a job without arrays would be refused, if it would."""
-        try:
-            self._engine.check(job)
-        except TcdError as error:
-            return Refusal(error)
-        return None
+    @refusing
+    async def check(self, job: ImageJob) -> None:
+        """Refuses a job without arrays for what `submit` would refuse it."""
+        self._engine.check(job)
 
     async def figures(self) -> EngineFigures:
         """The engine at this moment."""

@@ -36,11 +36,11 @@ from deployments.contracts.jobs import (
     PartialImage,
     Pixels,
     Progress,
-    Refusal,
     StreamEvent,
     VideoRequest,
     VideoResult,
 )
+from deployments.contracts.refusal import Refusal, accepted
 from deployments.ingress.assembly import Assembled, Assembler
 from deployments.ingress.catalogue import Catalogue, Model
 from deployments.ingress.filling import video_job
@@ -137,9 +137,8 @@ class Service:
             model = await self._video_model(request)
             job = video_job(request, model.card, self._args.request_timeout_s)
             asked = cast(DeploymentResponse[Refusal | None], model.handle.check.remote(job))
-            refusal = await asyncio.wait_for(asked, CHECK_S)
-        if refusal is not None:
-            raise refusal.error
+            answer = await asyncio.wait_for(asked, CHECK_S)
+        accepted(answer)
         return model.card.id
 
     async def _video_model(self, request: VideoRequest) -> Model:
@@ -200,9 +199,7 @@ class Service:
             raise
         finally:
             response.cancel()  # does nothing to a call that has ended
-        if isinstance(result, Refusal):
-            raise result.error
-        return result
+        return accepted(result)
 
     async def _assembled(self, request: ImageRequest, until: float) -> tuple[Model, Assembled]:
         """`until`: on the clock of the event loop; the job has what is left of the time."""

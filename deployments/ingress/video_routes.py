@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.contracts.errors import InvalidRequest
-from deployments.contracts.jobs import Refusal
+from deployments.contracts.refusal import accepted
 from deployments.contracts.videos import VideoBody, VideoCard, VideoFormat, VideosBody
 from deployments.ingress.failures import invalid
 from deployments.ingress.forms import received_form
@@ -71,10 +71,7 @@ async def _card(response: object) -> JSONResponse:
 
 async def _answer(response: object) -> Any:
     with translated():
-        answer = await cast(DeploymentResponse[object], response)
-    if isinstance(answer, Refusal):
-        raise answer.error
-    return answer
+        return accepted(await cast(DeploymentResponse[object], response))
 
 
 async def _received(request: Request) -> VideoBody:

@@ -5,18 +5,16 @@ is gone when the replica restarts.
 """
 
 import asyncio
-import functools
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
-from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull, TcdError
-from deployments.contracts.jobs import Progress, Refusal, VideoRequest
+from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull
+from deployments.contracts.jobs import Progress, VideoRequest
+from deployments.contracts.refusal import refusing
 from deployments.contracts.routes import Router
 from deployments.contracts.videos import VideoCard, VideoError, VideoFormat, VideosBody
 from deployments.ingress.assembly import Assembler
@@ -30,9 +28,6 @@ MIB = 2**20
 SAMPLED = 95  # per cent: sampling is done; the rest is decoding and encoding
 FULL_RETRY_MS = 10_000
 
-Asked = ParamSpec("Asked")
-Answer = TypeVar("Answer")
-
 
 @dataclass
 class _Video:
@@ -43,21 +38,6 @@ class _Video:
     key: str | None
     data: bytes = b""
     task: "asyncio.Task[None] | None" = field(default=None, repr=False)
-
-
-def refusing(
-    method: Callable[Asked, Awaitable[Answer]],
-) -> Callable[Asked, Coroutine[Any, Any, Answer | Refusal]]:
-    """The method, answering with a `Refusal` where it would raise a `TcdError`."""
-
-    @functools.wraps(method)
-    async def answer(*args: Asked.args, **kwargs: Asked.kwargs) -> Answer | Refusal:
-        try:
-            return await method(*args, **kwargs)
-        except TcdError as error:
-            return Refusal(error)
-
-    return answer
 
 
 class Videos:
