@@ -21,8 +21,8 @@ from benchmarks.models import STYLES, Model, write_model
 from benchmarks.report import machine, print_table, quartiles, ratios, spread
 from benchmarks.step_loop import Turns, step_jobs, take_turns
 from configs.app import ModelUserConfig
-from deployments.diffusion.engine.components import load
 from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.models.components import load
 
 BAR = 0.90  # of the bare loop's rows per second
 SLOW_ENOUGH_MS = 20.0  # forward at batch 1, from which on the bar counts

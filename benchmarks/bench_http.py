@@ -23,8 +23,8 @@ from benchmarks.report import machine, print_table, quartiles, ratios
 from benchmarks.service import running_service
 from configs.app import ModelUserConfig
 from deployments.contracts.jobs import ImageJob
-from deployments.diffusion.engine.components import load
 from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.models.components import load
 from deployments.ingress.media import encode
 
 SCALES = (1, 4)

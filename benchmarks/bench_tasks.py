@@ -24,8 +24,8 @@ from benchmarks.preprocessing import bench_preprocessing
 from benchmarks.report import machine, print_table, quartiles, ratios
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.jobs import LoraWeight
-from deployments.diffusion.engine.components import load
 from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.models.components import load
 from tests.conftest import demo_loras
 from tests.deployments.diffusion.engine.pipelines import Pipelines
 from tests.deployments.diffusion.engine.tasks import (

@@ -71,8 +71,8 @@ def model_args(models: Path, family: FamilyName) -> ModelArgs:
 
 
 def _engines(models: Path) -> Iterator[MakeEngine]:
-    from deployments.diffusion.engine.components import load
     from deployments.diffusion.engine.engine import Engine
+    from deployments.diffusion.engine.models.components import load
 
     started: list[Engine] = []
 

@@ -36,8 +36,8 @@ class Diffusion:
 
     def __init__(self, args: ModelArgs) -> None:
         # The heavy imports belong to the replica: whoever builds the graph needs none of them.
-        from deployments.diffusion.engine.components import load
         from deployments.diffusion.engine.engine import Engine
+        from deployments.diffusion.engine.models.components import load
 
         self._args = args
         self._config = ModelUserConfig()

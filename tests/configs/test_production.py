@@ -73,8 +73,8 @@ def hub(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_a_model_loads_and_makes_an_image_with_all_it_has(case: Case) -> None:
     import torch
 
-    from deployments.diffusion.engine.components import load
     from deployments.diffusion.engine.engine import Engine
+    from deployments.diffusion.engine.models.components import load
 
     torch.set_num_threads(1)
     args = case.args.model_copy(update=ON_CPU)

@@ -56,8 +56,8 @@ def upload(store: ObjectStore, folder: Path, prefix: str) -> None:
 def image(args: ModelArgs, ink: str) -> Pixels:
     import torch
 
-    from deployments.diffusion.engine.components import load
     from deployments.diffusion.engine.engine import Engine
+    from deployments.diffusion.engine.models.components import load
 
     torch.set_num_threads(1)
     engine = Engine(load(args), ModelUserConfig(loras={"ink": ink}, limits=Limits()))
@@ -88,8 +88,8 @@ def test_an_outage_names_what_could_not_be_had(weights: ObjectStore) -> None:
 def test_an_outage_while_a_style_is_brought(weights: ObjectStore, demo_models: Path) -> None:
     import torch
 
-    from deployments.diffusion.engine.components import load
     from deployments.diffusion.engine.engine import Engine
+    from deployments.diffusion.engine.models.components import load
 
     torch.set_num_threads(1)
     config = ModelUserConfig(loras={"ink": INK}, limits=Limits())

@@ -36,15 +36,15 @@ from deployments.contracts.jobs import (
     PartialImage,
     Progress,
 )
-from deployments.diffusion.engine.admission import Admission
-from deployments.diffusion.engine.batch import Advanced, Batch, Outcome
-from deployments.diffusion.engine.components import Components
-from deployments.diffusion.engine.decoder import Decoded, Decoder
-from deployments.diffusion.engine.ledger import Entry, Ledger, Sink
-from deployments.diffusion.engine.lora_shelf import LoraRead, LoraShelf, LoraSource, Settled
-from deployments.diffusion.engine.runner import Runner
-from deployments.diffusion.engine.scheduler import Scheduler
-from deployments.diffusion.engine.trajectory import Status, Trajectory
+from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, LoraSource, Settled
+from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.pixels.decoder import Decoded, Decoder
+from deployments.diffusion.engine.policy.admission import Admission
+from deployments.diffusion.engine.policy.batch import Advanced, Batch, Outcome
+from deployments.diffusion.engine.policy.ledger import Entry, Ledger, Sink
+from deployments.diffusion.engine.policy.scheduler import Scheduler
+from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
+from deployments.diffusion.engine.steps.runner import Runner
 
 MIB = 2**20
 log = logging.getLogger("tcd.engine")

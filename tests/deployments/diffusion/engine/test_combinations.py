@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from configs.app import Limits, ModelUserConfig
 from configs.families import FamilyName
 from deployments.contracts.jobs import LoraWeight, real_steps
-from deployments.diffusion.engine.components import load
 from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.models.components import load
 from tests.conftest import STYLES, demo_loras
 from tests.deployments.diffusion.engine.oracle import assert_same
 from tests.deployments.diffusion.engine.pipelines import Pipelines

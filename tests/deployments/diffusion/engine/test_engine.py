@@ -20,8 +20,8 @@ from deployments.contracts.errors import (
     QueueFull,
 )
 from deployments.contracts.jobs import FinishedImage, PartialImage, Progress
-from deployments.diffusion.engine.ledger import Entry
-from deployments.diffusion.engine.lora_reader import LoraWeights
+from deployments.diffusion.engine.adapters.reader import LoraWeights
+from deployments.diffusion.engine.policy.ledger import Entry
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import (
@@ -121,7 +121,7 @@ def test_a_running_job_past_its_deadline_ends_at_a_step(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("deployments.diffusion.engine.engine.monotonic", lambda: now)
-    monkeypatch.setattr("deployments.diffusion.engine.ledger.monotonic", lambda: now)
+    monkeypatch.setattr("deployments.diffusion.engine.policy.ledger.monotonic", lambda: now)
     engine = make_engine()
     listener = Listener(engine)
     neighbour = image_job("neighbour", num_inference_steps=8, seeds=(3,))

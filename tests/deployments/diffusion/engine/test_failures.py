@@ -12,8 +12,8 @@ from torch import Tensor
 from configs.app import Limits
 from deployments.contracts.errors import EngineFault, GenerationFailed
 from deployments.contracts.jobs import ImageJob, JobEvent
-from deployments.diffusion.engine import scheduler
 from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.policy import scheduler
 from tests.conftest import MakeEngine, demo_loras
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import (

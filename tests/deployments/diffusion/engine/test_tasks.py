@@ -14,9 +14,9 @@ import torch
 from configs.app import Limits, ModelUserConfig
 from configs.families import FAMILIES, FamilyName
 from deployments.contracts.errors import InvalidRequest
-from deployments.diffusion.engine.admission import Admission
-from deployments.diffusion.engine.components import load
 from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.models.components import load
+from deployments.diffusion.engine.policy.admission import Admission
 from tests.conftest import demo_loras
 from tests.deployments.diffusion.engine.harness import Gate, styles
 from tests.deployments.diffusion.engine.oracle import assert_same, distance

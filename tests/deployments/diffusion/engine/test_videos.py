@@ -10,8 +10,8 @@ from diffusers import AnimateDiffPipeline, MotionAdapter, TCDScheduler
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import FinishedImage, ImageJob, LoraWeight, Progress
-from deployments.diffusion.engine.components import load
 from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.models.components import load
 from tests.conftest import demo_loras, model_args
 
 TOLERANCE = 1e-3

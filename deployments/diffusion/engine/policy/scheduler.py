@@ -7,8 +7,8 @@ none waits for ever: not behind higher priorities, and not behind another image 
 """
 
 from configs.app import Limits
-from deployments.diffusion.engine.batch import Advanced, Batch, Outcome
-from deployments.diffusion.engine.trajectory import Status, Trajectory
+from deployments.diffusion.engine.policy.batch import Advanced, Batch, Outcome
+from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 
 RECOVERY_STEPS = 64
 

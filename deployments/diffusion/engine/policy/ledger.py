@@ -20,10 +20,10 @@ from deployments.contracts.jobs import (
     PartialImage,
     Progress,
 )
-from deployments.diffusion.engine.lora_shelf import LoraShelf
-from deployments.diffusion.engine.scheduler import Scheduler
-from deployments.diffusion.engine.spec import RowSpec
-from deployments.diffusion.engine.trajectory import Trajectory
+from deployments.diffusion.engine.adapters.shelf import LoraShelf
+from deployments.diffusion.engine.policy.scheduler import Scheduler
+from deployments.diffusion.engine.policy.spec import RowSpec
+from deployments.diffusion.engine.policy.trajectory import Trajectory
 
 Sink = Callable[[JobEvent], None]
 SMOOTHING = 0.1  # of the measured step time: weight of the newest step

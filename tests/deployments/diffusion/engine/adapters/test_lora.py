@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deployments.diffusion.engine.components import Components, load
-from deployments.diffusion.engine.lora_reader import LoraError, LoraReader
+from deployments.diffusion.engine.adapters.reader import LoraError, LoraReader
+from deployments.diffusion.engine.models.components import Components, load
 from tests.conftest import STYLES, demo_loras, model_args
 
 Tensors = dict[str, Tensor]

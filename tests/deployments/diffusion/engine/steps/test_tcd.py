@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deployments.diffusion.engine.tcd import (
+from deployments.diffusion.engine.steps.tcd import (
     KNOWN_SCHEDULES,
     Schedule,
     coefficients,

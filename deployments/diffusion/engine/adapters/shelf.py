@@ -7,8 +7,7 @@ from hashlib import sha256
 
 from configs.sources import SourceError, SourceUnavailable, fetch
 from deployments.contracts.errors import GenerationFailed, InvalidRequest, NotReady
-from deployments.diffusion.engine.components import Components
-from deployments.diffusion.engine.lora_cache import (
+from deployments.diffusion.engine.adapters.cache import (
     Action,
     Attach,
     Detach,
@@ -17,7 +16,8 @@ from deployments.diffusion.engine.lora_cache import (
     LoraCache,
     Ready,
 )
-from deployments.diffusion.engine.lora_reader import LoraError, LoraWeights
+from deployments.diffusion.engine.adapters.reader import LoraError, LoraWeights
+from deployments.diffusion.engine.models.components import Components
 
 
 @dataclass(frozen=True)

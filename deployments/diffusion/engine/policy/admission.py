@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.jobs import MAX_STEPS, Asset, ImageJob, real_steps
-from deployments.diffusion.engine.components import Components
-from deployments.diffusion.engine.lora_shelf import LoraSource
-from deployments.diffusion.engine.prompts import Tokenizers
-from deployments.diffusion.engine.spec import (
+from deployments.diffusion.engine.adapters.shelf import LoraSource
+from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.policy.spec import (
     LATENT_SCALE,
     Control,
     ImagePrompt,
@@ -20,6 +19,7 @@ from deployments.diffusion.engine.spec import (
     Source,
     partial_steps,
 )
+from deployments.diffusion.engine.prompts.encoder import Tokenizers
 
 
 class Admission:

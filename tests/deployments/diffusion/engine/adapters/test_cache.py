@@ -14,8 +14,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from deployments.diffusion.engine import lora_cache
-from deployments.diffusion.engine.lora_cache import (
+from deployments.diffusion.engine.adapters import cache
+from deployments.diffusion.engine.adapters.cache import (
     Action,
     Attach,
     Detach,
@@ -209,9 +209,9 @@ class LoraCacheMachine(RuleBasedStateMachine):
         assert not device.parked
 
 
-@pytest.mark.parametrize("patience", [1, lora_cache.PATIENCE])
+@pytest.mark.parametrize("patience", [1, cache.PATIENCE])
 def test_any_order_of_calls(patience: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_cache, "PATIENCE", patience)
+    monkeypatch.setattr(cache, "PATIENCE", patience)
     run_state_machine_as_test(
         LoraCacheMachine, settings=settings(max_examples=100, stateful_step_count=50)
     )

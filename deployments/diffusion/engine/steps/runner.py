@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from deployments.contracts.jobs import Pixels
-from deployments.diffusion.engine.batch import Advanced, Batch, Outcome, OutOfMemory
-from deployments.diffusion.engine.components import Components
-from deployments.diffusion.engine.conditioning import RowControl, RowPrompt, UNetInput
-from deployments.diffusion.engine.lora_stack import RowWeights
-from deployments.diffusion.engine.pictures import SourceLatents, encode_source
-from deployments.diffusion.engine.prompts import Prompt, PromptEmbeds, PromptEncoder
-from deployments.diffusion.engine.spec import ImagePrompt, PromptIds, RowSpec
-from deployments.diffusion.engine.tcd import Step, coefficients, tcd_step
+from deployments.diffusion.engine.adapters.stack import RowWeights
+from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.pixels.sources import SourceLatents, encode_source
+from deployments.diffusion.engine.policy.batch import Advanced, Batch, Outcome, OutOfMemory
+from deployments.diffusion.engine.policy.spec import ImagePrompt, PromptIds, RowSpec
+from deployments.diffusion.engine.prompts.encoder import Prompt, PromptEmbeds, PromptEncoder
+from deployments.diffusion.engine.steps.conditioning import RowControl, RowPrompt, UNetInput
+from deployments.diffusion.engine.steps.tcd import Step, coefficients, tcd_step
 
 RUN_AHEAD = 2  # UNet calls queued on a GPU before the host waits for the oldest
 

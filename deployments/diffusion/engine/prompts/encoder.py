@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from deployments.contracts.errors import InvalidRequest
-from deployments.diffusion.engine.checkpoint import TEXT_ENCODERS
-from deployments.diffusion.engine.components import Components
-from deployments.diffusion.engine.lora_stack import RowWeights
-from deployments.diffusion.engine.spec import PromptIds
+from deployments.diffusion.engine.adapters.stack import RowWeights
+from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS
+from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.policy.spec import PromptIds
 
 
 class PromptEmbeds(NamedTuple):

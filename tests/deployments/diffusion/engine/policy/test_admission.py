@@ -10,8 +10,8 @@ from configs.app import Limits, ModelUserConfig
 from configs.families import FamilyName
 from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.jobs import LoraWeight
-from deployments.diffusion.engine.admission import Admission
-from deployments.diffusion.engine.components import Components, load
+from deployments.diffusion.engine.models.components import Components, load
+from deployments.diffusion.engine.policy.admission import Admission
 from tests.conftest import demo_loras, model_args
 from tests.deployments.diffusion.engine.harness import image_job, styles
 

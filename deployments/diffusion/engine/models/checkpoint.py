@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from configs.app import ModelArgs
 from configs.families import Family
 from configs.sources import fetch
-from deployments.diffusion.engine.tcd import Schedule
+from deployments.diffusion.engine.steps.tcd import Schedule
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")

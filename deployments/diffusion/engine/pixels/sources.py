@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from deployments.contracts.jobs import Pixels
-from deployments.diffusion.engine.spec import LATENT_SCALE, Source
+from deployments.diffusion.engine.policy.spec import LATENT_SCALE, Source
 
 HALF = 128  # of 255: from here on a mask counts as "make anew", as diffusers binarises it
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from deployments.diffusion.engine.trajectory import Trajectory
+    from deployments.diffusion.engine.policy.trajectory import Trajectory
 
 
 class BatchKey(NamedTuple):

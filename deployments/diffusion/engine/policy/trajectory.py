@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from deployments.diffusion.engine.batch import BatchKey
-from deployments.diffusion.engine.spec import RowSpec
+from deployments.diffusion.engine.policy.batch import BatchKey
+from deployments.diffusion.engine.policy.spec import RowSpec
 
 
 class Status(Enum):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from deployments.contracts.jobs import Embeds, Mask, Pixels, real_steps
-from deployments.diffusion.engine.batch import BatchKey
+from deployments.diffusion.engine.policy.batch import BatchKey
 
 LATENT_SCALE = 8  # pixels per latent pixel, a side, in all three families
 

@@ -10,8 +10,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, TCDSch
 from configs.app import ModelArgs, ModelUserConfig
 from configs.families import FamilyName
 from deployments.contracts.jobs import ImageJob
-from deployments.diffusion.engine.components import load
 from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.models.components import load
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

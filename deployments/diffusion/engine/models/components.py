@@ -23,11 +23,11 @@ from transformers.utils.logging import disable_progress_bar
 from configs.app import ModelArgs
 from configs.families import FAMILIES, Family
 from configs.sources import fetch
-from deployments.diffusion.engine.checkpoint import TEXT_ENCODERS, read_checkpoint
-from deployments.diffusion.engine.conditioning import ControlNets, IpAdapter
-from deployments.diffusion.engine.lora_reader import LoraReader, lora_file
-from deployments.diffusion.engine.lora_stack import LoraStack, record_input_ranks
-from deployments.diffusion.engine.tcd import Schedule
+from deployments.diffusion.engine.adapters.reader import LoraReader, lora_file
+from deployments.diffusion.engine.adapters.stack import LoraStack, record_input_ranks
+from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS, read_checkpoint
+from deployments.diffusion.engine.steps.conditioning import ControlNets, IpAdapter
+from deployments.diffusion.engine.steps.tcd import Schedule
 
 Addition = TypeVar("Addition", ControlNetModel, MotionAdapter)
 INPAINTING_CHANNELS = 9  # latents 4, mask 1, masked picture 4

@@ -15,10 +15,10 @@ from hypothesis.stateful import (
 )
 
 from configs.app import Limits
-from deployments.diffusion.engine.batch import Advanced, Batch, OutOfMemory
-from deployments.diffusion.engine.scheduler import RECOVERY_STEPS, Scheduler
-from deployments.diffusion.engine.spec import PromptIds, RowSpec
-from deployments.diffusion.engine.trajectory import Status, Trajectory
+from deployments.diffusion.engine.policy.batch import Advanced, Batch, OutOfMemory
+from deployments.diffusion.engine.policy.scheduler import RECOVERY_STEPS, Scheduler
+from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
+from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 
 NO_TEXT = PromptIds(((),), 0)
 SIDES = (64, 72)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import GenerationFailed, InvalidRequest
-from deployments.diffusion.engine.lora_reader import LoraWeights
+from deployments.diffusion.engine.adapters.reader import LoraWeights
 from tests.conftest import MakeEngine, demo_loras
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import Gate, Listener, image_job, styles

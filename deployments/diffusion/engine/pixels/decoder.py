@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Latents, Pixels
-from deployments.diffusion.engine.components import Components
+from deployments.diffusion.engine.models.components import Components
 
 VIDEO_DIMS = 5  # (B, C, frames, h, w)
 FRAMES_AT_ONCE = 16  # in one VAE call
