@@ -79,6 +79,21 @@ class IpAdapterArgs(Frozen):
     image_encoder: str
 
 
+class VaeArgs(Frozen):
+    """The VAE of a model, where it is not simply the checkpoint's own.
+
+    Attributes:
+        source: a diffusers folder (or one with a `vae` in it), or a single safetensors file;
+            `None`: the checkpoint's.
+        dtype: what it encodes and decodes in; `None`: the model's dtype where that is safe. A
+            float16 model whose VAE says `force_upcast` has it in bfloat16 on a GPU that
+            computes in it, else in float32.
+    """
+
+    source: str | None = None
+    dtype: Dtype | None = None
+
+
 class ModelArgs(Frozen):
     """`args` of one `model-<name>` application: what cannot change without a restart.
 
@@ -89,6 +104,9 @@ class ModelArgs(Frozen):
             configurations and tokenizers it shares; `None`: the family's base.
         controls: ControlNets by the type that requests name (`depth`, `canny`, ...).
         motion_adapter: AnimateDiff's motion modules; with it the model makes videos too.
+        vae: another VAE than the checkpoint's, or another precision of it.
+        preview_vae: source of a tiny autoencoder (diffusers' `AutoencoderTiny`), which decodes
+            partial images at a fraction of the VAE's cost; `None`: the VAE decodes them.
         variant: which weights of a diffusers folder, as in `from_pretrained` ("fp16").
         device: a torch device; "auto" takes the GPU that Ray assigned, else the CPU.
     """
@@ -101,6 +119,8 @@ class ModelArgs(Frozen):
     controls: dict[ModelName, str] = {}
     motion_adapter: str | None = None
     ip_adapter: IpAdapterArgs | None = None
+    vae: VaeArgs = VaeArgs()
+    preview_vae: str | None = None
     dtype: Dtype = "float16"
     variant: str | None = None
     device: str = "auto"

@@ -73,6 +73,10 @@ def _of_model(
         yield Need(source, args.variant)
     if args.motion_adapter is not None:
         yield Need(args.motion_adapter, args.variant)
+    if args.vae.source is not None:
+        yield Need(args.vae.source, args.variant)
+    if args.preview_vae is not None:
+        yield Need(args.preview_vae)
     if args.ip_adapter is not None:
         yield Need(args.ip_adapter.adapter)
         encoder = service.image_encoders.get(args.ip_adapter.image_encoder)

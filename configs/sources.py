@@ -108,6 +108,18 @@ def parse(text: str) -> Source:
     return Source("hub", hub["repo"], file, folder, hub["revision"])
 
 
+def state(text: str) -> str:
+    """What tells a local source from what stood there before: its files' places on the disk, sizes
+    and times of change. Empty for what lies elsewhere or is not there: such a source is looked at
+    when it is fetched."""
+    path = PROJECT_ROOT / text
+    if text.startswith("s3://") or not path.exists():
+        return ""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    found = [file.stat() for file in files]
+    return " ".join(f"{f.st_ino}.{f.st_size}.{f.st_mtime_ns}.{f.st_ctime_ns}" for f in found)
+
+
 def fetch(text: str, *, variant: str | None = None, layout: Layout = "any") -> Path:
     """Brings a source to this machine and returns its local file or folder.
 

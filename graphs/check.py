@@ -100,9 +100,11 @@ def _application(application: Mapping[str, Any]) -> Iterator[str]:
         for field in ("loras", "motion_loras"):
             for lora, source in (user_config.get(field) or {}).items():
                 yield from _source(source, f"{name}.Diffusion.user_config.{field}.{lora}")
-    for field in ("checkpoint", "tcd_lora", "motion_adapter"):
+    for field in ("checkpoint", "tcd_lora", "motion_adapter", "preview_vae"):
         if args.get(field) is not None:
             yield from _source(args[field], f"{name}.args.{field}")
+    if isinstance(args.get("vae"), dict) and args["vae"].get("source") is not None:
+        yield from _source(args["vae"]["source"], f"{name}.args.vae.source")
     for control, source in (args.get("controls") or {}).items():
         yield from _source(source, f"{name}.args.controls.{control}")
 

@@ -6,7 +6,9 @@ ENGINE_HELP = {
     "pending_images": "images accepted and not yet answered",
     "running_rows": "rows that hold device memory",
     "pending_steps": "UNet rows still to be computed, guidance twins counted",
-    "pending_seconds": "how long that will take, by the measured time of latent pixels",
+    "pending_seconds": "how long everything accepted will take, by measured times of UNet and VAE",
+    "decoding_images": "images that wait for the VAE or are in it",
+    "decode_seconds": "how long these will take, by the measured time of latent pixels",
     "seconds_per_row_step": "measured time of a UNet call per row of it, moving average",
     "steps_total": "UNet calls",
     "rows_total": "UNet rows computed",
@@ -31,6 +33,8 @@ class EngineFigures:
     running_rows: int = 0
     pending_steps: int = 0
     pending_seconds: float = 0.0
+    decoding_images: int = 0
+    decode_seconds: float = 0.0
     seconds_per_row_step: float = 0.0
     steps_total: int = 0
     rows_total: int = 0

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 from ray import serve
 
@@ -28,6 +29,9 @@ from deployments.contracts.jobs import (
 from deployments.contracts.refusal import Refusal, refusing
 from deployments.diffusion.metrics import EngineMetrics
 
+if TYPE_CHECKING:
+    from deployments.diffusion.engine.engine import Engine
+
 PATCH = 16  # pixels a side of what the usage figures count as one image token
 
 
@@ -43,7 +47,7 @@ class Diffusion:
         self._config = ModelUserConfig()
         self._created = int(time.time())
         replica = serve.get_replica_context().replica_id.unique_id
-        self._engine: Engine = Engine(load(args), self._config, name=replica)
+        self._engine = Engine(load(args), self._config, name=replica)
         self._metrics = EngineMetrics(args.name)
 
     def reconfigure(self, user_config: dict[str, object]) -> None:
@@ -55,7 +59,8 @@ class Diffusion:
     async def submit(self, job: ImageJob, *assets: Asset) -> ImageResult:
         """Makes all images of a job. Cancelling the call cancels the job."""
         images: dict[int, FinishedImage] = {}
-        async for event in self._events(job, assets):
+        call = _Call(self._engine, job)
+        async for event in call.events(assets, progress=False):
             if isinstance(event, FinishedImage):
                 images[event.image_index] = event
         ordered = [images[index] for index in sorted(images)]
@@ -65,18 +70,19 @@ class Diffusion:
             seeds=tuple(image.seed for image in ordered),
             width=job.width,
             height=job.height,
-            usage=self._usage(job),
+            usage=call.usage,
         )
 
     async def stream(self, job: ImageJob, *assets: Asset) -> AsyncIterator[StreamEvent | Refusal]:
         """Progress, partial and finished images of a job as they come, then `Completed`."""
+        call = _Call(self._engine, job)
         try:
-            async for event in self._events(job, assets):
+            async for event in call.events(assets, progress=True):
                 yield event
         except TcdError as error:
             yield Refusal(error)
             return
-        yield Completed(self._args.name, self._usage(job))
+        yield Completed(self._args.name, call.usage)
 
     @refusing
     async def check(self, job: ImageJob) -> None:
@@ -108,7 +114,7 @@ class Diffusion:
             motion_adapter=args.motion_adapter,
             motion_loras=dict(config.motion_loras),
             image_encoder=None if adapter is None else adapter.image_encoder,
-            image_encoder_hidden=loaded is not None and loaded.plus,
+            image_encoder_hidden=loaded is not None and loaded.reads.hidden,
             defaults=CardDefaults(
                 width=defaults.width or side,
                 height=defaults.height or side,
@@ -143,29 +149,6 @@ class Diffusion:
         if engine is not None:
             engine.stop()
 
-    async def _events(
-        self, job: ImageJob, assets: Sequence[Asset]
-    ) -> AsyncIterator[Progress | PartialImage | FinishedImage]:
-        """A job's events up to its last image; raises what an image failed with."""
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[JobEvent] = asyncio.Queue()
-
-        def sink(event: JobEvent) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        self._engine.submit(job, sink, assets)
-        left = len(job.seeds)
-        try:
-            while left:
-                event = await events.get()
-                if isinstance(event, FailedImage):
-                    raise event.error
-                left -= isinstance(event, FinishedImage)
-                yield event
-        finally:
-            if left:
-                self._engine.cancel(job.job_id)
-
     def _tasks(self) -> list[str]:
         parts = self._engine.components
         if parts.takes_mask:
@@ -178,10 +161,45 @@ class Diffusion:
             tasks.append("video")
         return tasks
 
-    def _usage(self, job: ImageJob) -> Usage:
+
+class _Call:
+    """A job in the engine, as a handle call sees it."""
+
+    def __init__(self, engine: "Engine", job: ImageJob) -> None:
+        self._engine = engine
+        self._job = job
+        self._prompt_tokens = 0
+
+    async def events(
+        self, assets: Sequence[Asset], *, progress: bool
+    ) -> AsyncIterator[Progress | PartialImage | FinishedImage]:
+        """The job's events up to its last image; raises what an image failed with."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[JobEvent] = asyncio.Queue()
+
+        def sink(event: JobEvent) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        self._prompt_tokens = self._engine.submit(self._job, sink, assets, progress=progress)
+        left = len(self._job.seeds)
+        try:
+            while left:
+                event = await events.get()
+                if isinstance(event, FailedImage):
+                    raise event.error
+                left -= isinstance(event, FinishedImage)
+                yield event
+        finally:
+            if left:
+                self._engine.cancel(self._job.job_id)
+
+    @property
+    def usage(self) -> Usage:
+        """What the job costs, once the engine has taken it."""
+        job = self._job
         patches = -(-job.width // PATCH) * -(-job.height // PATCH) * (job.num_frames or 1)
         return Usage(
-            prompt_tokens=self._engine.prompt_tokens(job),
+            prompt_tokens=self._prompt_tokens,
             image_tokens=patches * len(job.seeds),
             denoising_steps=real_steps(job.num_inference_steps, job.strength) * len(job.seeds),
         )

@@ -14,7 +14,8 @@ the engine's or the decoder's thread.
 import logging
 import queue
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from threading import Thread
 from time import monotonic
 
@@ -36,17 +37,21 @@ from deployments.contracts.jobs import (
     PartialImage,
     Progress,
 )
-from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, LoraSource, Settled
+from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, Settled
 from deployments.diffusion.engine.models.components import Components
-from deployments.diffusion.engine.pixels.decoder import Decoded, Decoder
+from deployments.diffusion.engine.pixels.decoder import Decoded, Decoder, Latent
 from deployments.diffusion.engine.policy.admission import Admission
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, Outcome
-from deployments.diffusion.engine.policy.ledger import Entry, Ledger, Sink
+from deployments.diffusion.engine.policy.registry import Entry, Registry, Sink, Standing
 from deployments.diffusion.engine.policy.scheduler import Scheduler
+from deployments.diffusion.engine.policy.spec import LoraSource
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
+from deployments.diffusion.engine.prompts.tokens import Tokenizers
+from deployments.diffusion.engine.steps.preparation import Preparation, Prepared, Preparer, Work
 from deployments.diffusion.engine.steps.runner import Runner
 
 MIB = 2**20
+DECODER_PATIENCE_S = 30.0  # how long a row that found no memory waits for the decoder's
 log = logging.getLogger("tcd.engine")
 
 
@@ -67,11 +72,16 @@ class _Reconfigure:
 
 
 @dataclass(frozen=True)
+class _ImageDecoded:
+    """The decoder has room again, and the figures are to be renewed."""
+
+
+@dataclass(frozen=True)
 class _Stop:
     pass
 
 
-_Message = _Submit | _Cancel | _Reconfigure | _Stop | LoraRead
+_Message = _Submit | _Cancel | _Reconfigure | _ImageDecoded | _Stop | LoraRead | Prepared
 
 
 class Engine:
@@ -89,30 +99,47 @@ class Engine:
         limits = config.limits
         self.components = components
         self.fault: Exception | None = None
-        self._admission = Admission(components, config)
+        tokenize = Tokenizers(components.tokenizers).tokenize
+        self._admission = Admission(components.capabilities, tokenize, config)
         self._scheduler = Scheduler(limits)
-        self._runner = Runner(components, limits.prompt_cache_mb * MIB)
-        self._decoder = Decoder(components)
+        self._registry = Registry(name)
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._shelf = LoraShelf(components, limits.lora_budget_mb * MIB, self._inbox.put)
-        self._ledger = Ledger(name)
+        self._runner = Runner(components)
+        self._preparation = Preparation(components, limits.prompt_cache_mb * MIB)
+        self._preparer = Preparer(self._preparation, self._inbox.put)
+        self._decoder = Decoder(components.vae, components.preview_vae, self._registry.count_decode)
+        self._shelf = LoraShelf(
+            components.banks,
+            components.lora_reader,
+            components.device,
+            limits.lora_budget_mb * MIB,
+            self._inbox.put,
+        )
         self._rows: dict[str, tuple[Entry, int]] = {}
         self._idle = True
-        self._ledger.publish(self._scheduler, self._shelf)
+        self._publish()
         self._thread = Thread(target=self._loop, name="tcd-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, job: ImageJob, sink: Sink, assets: Sequence[Asset] = ()) -> None:
+    def submit(
+        self, job: ImageJob, sink: Sink, assets: Sequence[Asset] = (), *, progress: bool = True
+    ) -> int:
         """Takes a job with the arrays it names, or refuses it whole. Every image ends in one
         `FinishedImage` or `FailedImage` to `sink`.
+
+        Args:
+            progress: tell `sink` of every step.
+
+        Returns the text tokens of its prompts.
 
         Raises `InvalidRequest` or `NotFound` (it could never run), `QueueFull` (not now),
         `EngineFault` or `NotReady` (not here).
         """
-        specs, loras = self._admission.admit(job, assets)
-        entry = Entry(job, sink, specs)
-        self._ledger.open(entry, self._admission.config.limits.max_pending)
-        self._inbox.put(_Submit(entry, loras))
+        admitted = self._admission.admit(job, assets)
+        entry = Entry(job, sink, admitted.specs, progress=progress)
+        self._registry.open(entry, self._admission.config.limits.max_pending)
+        self._inbox.put(_Submit(entry, admitted.loras))
+        return admitted.prompt_tokens
 
     def check(self, job: ImageJob, assets: Sequence[Asset] = ()) -> None:
         """Raises what `submit` would refuse a job with even if nothing else were to be done."""
@@ -132,13 +159,9 @@ class Engine:
         """Most frames of a video; 0: this model makes none."""
         return self._admission.max_frames
 
-    def prompt_tokens(self, job: ImageJob) -> int:
-        """Text tokens that a job's prompts take."""
-        return self._admission.prompt_tokens(job)
-
     def figures(self) -> EngineFigures:
         """The engine at this moment."""
-        return self._ledger.figures()
+        return self._registry.figures()
 
     def generate(self, job: ImageJob, assets: Sequence[Asset] = ()) -> list[FinishedImage]:
         """Submits a job and waits for it; raises what it failed with."""
@@ -166,9 +189,10 @@ class Engine:
 
     def stop(self) -> None:
         """Ends the loop at the next step boundary; what is unanswered gets `NotReady`."""
-        self._ledger.close(NotReady("the engine is stopping"))
+        self._registry.close(NotReady("the engine is stopping"))
         self._inbox.put(_Stop())
         self._thread.join()
+        self._preparer.close()
         self._shelf.close()
         self._decoder.close()
 
@@ -183,8 +207,8 @@ class Engine:
             log.exception("the engine broke")
             self.fault = fault
             error = EngineFault(f"the engine broke: {fault}")
-        for entry in self._ledger.close(error):
-            self._ledger.end(entry, error)
+        for entry in self._registry.close(error):
+            self._registry.end(entry, error)
 
     def _turn(self) -> bool:
         for message in self._messages():
@@ -194,24 +218,48 @@ class Engine:
                 case _Submit(entry, loras):
                     self._add(entry, loras)
                 case _Cancel(job_id):
-                    if (cancelled := self._ledger.find(job_id)) is not None:
+                    if (cancelled := self._registry.find(job_id)) is not None:
                         self._end(cancelled, Cancelled("the request was cancelled"))
                 case _Reconfigure(limits):
                     self._scheduler.reconfigure(limits)
-                    self._runner.prompts.cache_bytes = limits.prompt_cache_mb * MIB
+                    self._preparation.prompts.cache_bytes = limits.prompt_cache_mb * MIB
                     self._settle(self._shelf.resize(limits.lora_budget_mb * MIB))
                 case LoraRead():
                     self._settle(self._shelf.take(message))
+                case Prepared():
+                    self._join(message)
+                case _ImageDecoded():
+                    pass
         for row in self._scheduler.expired(monotonic()):
             if row.row_id in self._rows:
                 late = DeadlineExceeded("the request was not done in time")
                 self._end(self._rows[row.row_id][0], late)
+        if not self._decoder.behind:
+            for row in self._scheduler.joining():
+                entry, _ = self._rows[row.row_id]
+                self._preparer.put(Work(row.row_id, entry.job.job_id, row.spec))
         batch = self._scheduler.schedule()
         self._idle = batch is None
         if batch is not None:
             self._book(batch, self._runner.run(batch))
-        self._ledger.publish(self._scheduler, self._shelf)
+        self._publish()
         return True
+
+    def _publish(self) -> None:
+        scheduler, shelf, backlog = self._scheduler, self._shelf, self._decoder.backlog
+        work = replace(scheduler.work, decoding=backlog.images, decode_pixels=backlog.pixels)
+        self._registry.publish(
+            Standing(
+                work,
+                running_rows=scheduler.running,
+                pending_unet_rows=scheduler.pending_unet_rows,
+                batch_limit=scheduler.batch_limit,
+                loras_resident=shelf.resident,
+                lora_bytes=shelf.resident_bytes,
+                lora_loads=shelf.loads,
+                lora_evictions=shelf.evictions,
+            )
+        )
 
     def _messages(self) -> Iterator[_Message]:
         """What is in the inbox; waits for something, or a deadline, when there is no work."""
@@ -237,7 +285,7 @@ class Engine:
 
     def _settle(self, settled: list[Settled]) -> None:
         for job in settled:
-            entry = self._ledger.find(job.job_id)
+            entry = self._registry.find(job.job_id)
             if entry is None:
                 continue
             if job.error is not None:
@@ -245,47 +293,70 @@ class Engine:
             for row in entry.rows.values():
                 self._scheduler.ready(row.row_id)
 
+    def _join(self, prepared: Prepared) -> None:
+        """A row is ready for its first step, or cannot be had."""
+        row = self._scheduler.joined(prepared.row_id)
+        if row is None:
+            return  # cancelled meanwhile
+        if not isinstance(prepared.row, Exception):
+            assert row.slot is not None
+            self._runner.adopt(row.slot, prepared.row)
+            return
+        entry, index = self._rows[row.row_id]
+        self._scheduler.abort(row.row_id, Status.FAILED)
+        self._registry.answer(entry, FailedImage(index, prepared.row))
+        self._leave(row, entry, index)
+
     def _book(self, batch: Batch, outcome: Outcome) -> None:
         left = self._scheduler.advance(batch, outcome)
         if isinstance(outcome, Advanced):
-            self._ledger.count_step(batch.unet_rows, batch.pixels, outcome.seconds)
+            self._registry.count_step(batch.unet_rows, batch.pixels, outcome.seconds)
             for row in batch.rows:
                 self._report(row)
         else:
-            limit = self._scheduler.batch_limit
-            log.warning("no memory for %d rows; at most %d from now on", batch.unet_rows, limit)
+            log.warning(
+                "no memory for %d rows of %dx%d latent pixels", batch.unet_rows, *batch.key[:2]
+            )
+            if len(batch.rows) == 1 and not left:
+                self._decoder.wait_until_idle(DECODER_PATIENCE_S)
         for row in left:
             entry, index = self._rows[row.row_id]
             if row.status is Status.FINISHED:
                 self._decode(row, entry, index)
             else:
                 error = GenerationFailed("the device has too little memory for this image")
-                self._ledger.answer(entry, FailedImage(index, error))
+                self._registry.answer(entry, FailedImage(index, error))
             self._leave(row, entry, index)
 
     def _report(self, row: Trajectory) -> None:
         """Tells a job that one of its rows has taken a step, and shows it if it wants to see."""
         entry, index = self._rows[row.row_id]
-        self._ledger.tell(entry, Progress(index, row.cursor, row.steps))
+        if entry.progress:
+            self._registry.tell(entry, Progress(index, row.cursor, row.steps))
         if row.cursor in row.spec.partial_steps and row.slot is not None:
             step, shown = row.cursor, row.spec.partial_steps.index(row.cursor)
 
             def answer(result: Decoded | Exception) -> None:
                 if isinstance(result, Decoded):
-                    self._ledger.tell(entry, PartialImage(index, shown, step, result.pixels))
+                    self._registry.tell(entry, PartialImage(index, shown, step, result.pixels))
 
-            self._decoder.put(self._runner.estimate(row.slot), answer)
+            estimate = self._runner.estimate(row.slot)
+            wanted = partial(self._registry.waits, entry, index)
+            self._decoder.put(Latent(estimate, answer, wanted, preview=True))
 
     def _decode(self, row: Trajectory, entry: Entry, index: int) -> None:
         def answer(result: Decoded | Exception) -> None:
             if isinstance(result, Exception):
-                self._ledger.answer(entry, FailedImage(index, result))
+                self._registry.answer(entry, FailedImage(index, result))
             else:
                 done = FinishedImage(index, row.spec.seed, result.pixels, result.latents)
-                self._ledger.answer(entry, done)
+                self._registry.answer(entry, done)
+            self._inbox.put(_ImageDecoded())
 
         assert row.slot is not None
-        self._decoder.put(self._runner.latents(row.slot), answer)
+        wanted = partial(self._registry.waits, entry, index)
+        latents = self._runner.latents(row.slot)
+        self._decoder.put(Latent(latents, answer, wanted, entry.deadline))
 
     def _leave(self, row: Trajectory, entry: Entry, index: int) -> None:
         """A row's denoising is over: frees what it held."""
@@ -294,6 +365,7 @@ class Engine:
         self._rows.pop(row.row_id, None)  # none if it was cancelled before `_add` saw it
         del entry.rows[index]
         if not entry.rows:
+            self._preparer.forget(entry.job.job_id)
             self._settle(self._shelf.release(entry.job.job_id))
 
     def _end(self, entry: Entry, error: Exception) -> None:
@@ -301,4 +373,4 @@ class Engine:
         for index, row in list(entry.rows.items()):
             self._scheduler.abort(row.row_id)
             self._leave(row, entry, index)
-        self._ledger.end(entry, error)
+        self._registry.end(entry, error)

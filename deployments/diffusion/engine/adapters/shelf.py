@@ -1,13 +1,17 @@
-"""Carries out what `LoraCache` decides: loads beside the engine, attaches between two steps."""
+"""Carries out what `LoraCache` decides: loads beside the engine, moves between two steps."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import sha256
+from time import monotonic
+
+import torch
 
 from configs.sources import SourceError, SourceUnavailable, fetch
 from deployments.contracts.errors import GenerationFailed, InvalidRequest, NotReady
+from deployments.diffusion.engine.adapters.bank import Arrival, Bank
 from deployments.diffusion.engine.adapters.cache import (
+    PREFETCH,
     Action,
     Attach,
     Detach,
@@ -16,8 +20,10 @@ from deployments.diffusion.engine.adapters.cache import (
     LoraCache,
     Ready,
 )
-from deployments.diffusion.engine.adapters.reader import LoraError, LoraWeights
-from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.adapters.reader import LoraError, LoraReader, LoraWeights
+from deployments.diffusion.engine.policy.spec import LoraSource
+
+REMEMBER_FAILURE_S = 10.0  # a source that failed is not asked again before
 
 
 @dataclass(frozen=True)
@@ -37,35 +43,41 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class LoraSource:
-    """Where an adapter comes from, and which UNet it goes to: "unet" or "motion_unet"."""
-
-    source: str
-    unet: str = "unet"
-
-    def key(self, name: str) -> str:
-        """The key of an adapter: another source under the same name is another adapter."""
-        digest = sha256(f"{self.unet} {self.source}".encode()).hexdigest()[:8]
-        return f"{name.replace('.', '_')}-{digest}"
+class _Failure:
+    error: Exception
+    until: float  # on the clock of `time.monotonic`
 
 
 class LoraShelf:
-    """The style adapters of one model. Owned by the engine's thread.
+    """The style adapters of one checkpoint. Owned by the engine's thread.
+
+    An adapter is read into (on a GPU: pinned) memory of the host and waits there until there is
+    room for it within the budget; one copy on a stream of its own takes it to the device.
 
     Args:
-        deliver: called on the loading thread with each load's end; must hand it to the
-            engine's thread, which gives it to `take`.
+        banks: by model name; they are given the adapters.
+        deliver: called on a loading thread with each load's end; must hand it to the engine's
+            thread, which gives it to `take`.
     """
 
     def __init__(
-        self, components: Components, budget_bytes: int, deliver: Callable[[LoraRead], None]
+        self,
+        banks: Mapping[str, Bank],
+        reader: LoraReader,
+        device: torch.device,
+        budget_bytes: int,
+        deliver: Callable[[LoraRead], None],
     ) -> None:
-        self._parts = components
+        self._banks = banks
+        self._reader = reader
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._deliver = deliver
         self._cache = LoraCache(budget_bytes)
         self._sources: dict[str, LoraSource] = {}
         self._parked: dict[str, LoraWeights] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tcd-lora")
+        self._failures: dict[str, _Failure] = {}
+        self._threads = ThreadPoolExecutor(PREFETCH, thread_name_prefix="tcd-lora")
         self.loads = 0
         self.evictions = 0
 
@@ -81,6 +93,11 @@ class LoraShelf:
 
     def request(self, job_id: str, sources: Mapping[str, LoraSource]) -> list[Settled]:
         """A job needs these adapters: sources by key."""
+        now = monotonic()
+        self._failures = {k: f for k, f in self._failures.items() if f.until > now}
+        for key in sources:
+            if key in self._failures:
+                return [Settled(job_id, self._failures[key].error)]
         self._sources |= sources
         return self._carry_out(self._cache.request(job_id, list(sources)))
 
@@ -89,6 +106,7 @@ class LoraShelf:
         if isinstance(read.weights, LoraWeights):
             self._parked[read.key] = read.weights
             return self._carry_out(self._cache.loaded(read.key, read.weights.nbytes))
+        self._failures[read.key] = _Failure(read.weights, monotonic() + REMEMBER_FAILURE_S)
         victims, actions = self._cache.load_failed(read.key)
         settled = [Settled(job_id, read.weights) for job_id in victims]
         return settled + self._carry_out(actions)
@@ -102,8 +120,8 @@ class LoraShelf:
         return self._carry_out(self._cache.resize(budget_bytes))
 
     def close(self) -> None:
-        """Waits for the load under way, drops the others."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Waits for the loads under way, drops the others."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _carry_out(self, actions: list[Action]) -> list[Settled]:
         settled: list[Settled] = []
@@ -111,15 +129,13 @@ class LoraShelf:
             match action:
                 case Load(key):
                     self.loads += 1
-                    self._thread.submit(self._load, key, self._sources[key])
+                    self._threads.submit(self._load, key, self._sources[key])
                 case Attach(key):
-                    weights = self._parked.pop(key)
-                    for name, layers in weights.layers.items():
-                        self._parts.lora_stacks[name].attach(key, layers)
+                    self._move(key, self._parked.pop(key))
                 case Detach(key):
                     self.evictions += 1
-                    for stack in self._parts.lora_stacks.values():
-                        stack.detach(key)
+                    for bank in self._banks.values():
+                        bank.drop(key)
                 case Discard(key):
                     del self._parked[key]
                 case Ready(job_id):
@@ -128,11 +144,21 @@ class LoraShelf:
                     settled.append(Settled(action.job_id, self._too_large(action.needed)))
         return settled
 
+    def _move(self, key: str, weights: LoraWeights) -> None:
+        """From the host to the device."""
+        with torch.cuda.stream(self._stream):
+            there = weights.to(self._device, non_blocking=True)
+            arrival = None
+            if self._stream is not None:
+                arrival = Arrival(self._stream.record_event(), there.flat)
+        for model, layers in there.layers.items():
+            self._banks[model].hold(key, layers, arrival)
+
     def _load(self, key: str, source: LoraSource) -> None:
-        """On the loading thread: always delivers, whatever happens."""
+        """On a loading thread: always delivers, whatever happens."""
         name = key.rpartition("-")[0]
         try:
-            self._deliver(LoraRead(key, self._read(key, source)))
+            self._deliver(LoraRead(key, self._read(source)))
         except SourceUnavailable as error:
             self._deliver(LoraRead(key, NotReady(f"lora {name!r}: {error}")))
         except (LoraError, SourceError) as error:
@@ -140,8 +166,8 @@ class LoraShelf:
         except Exception as error:
             self._deliver(LoraRead(key, GenerationFailed(f"lora {key!r} could not load: {error}")))
 
-    def _read(self, key: str, source: LoraSource) -> LoraWeights:
-        return self._parts.lora_reader.read(fetch(source.source), key, source.unet)
+    def _read(self, source: LoraSource) -> LoraWeights:
+        return self._reader.read(fetch(source.source), source.unet)
 
     def _too_large(self, needed: int) -> InvalidRequest:
         return InvalidRequest(

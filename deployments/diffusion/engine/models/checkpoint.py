@@ -12,7 +12,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from configs.app import ModelArgs
 from configs.families import Family
 from configs.sources import fetch
-from deployments.diffusion.engine.steps.tcd import Schedule
+from deployments.diffusion.engine.models.schedule import Schedule
+from deployments.diffusion.engine.models.vae import read_vae
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
@@ -34,29 +35,35 @@ class Checkpoint:
     zero_empty_negative: bool
 
 
-def read_checkpoint(args: ModelArgs, family: Family, dtype: torch.dtype) -> Checkpoint:
+def read_checkpoint(
+    args: ModelArgs, family: Family, dtype: torch.dtype, device: torch.device
+) -> Checkpoint:
     """Reads a model's base checkpoint.
 
     A single file holds weights only: its configurations and tokenizers are those of
     `args.config`, by default the family's base.
+
+    Args:
+        dtype: of all models but the VAE, which has the one that is safe for it.
+        device: where they will run; they are read to the CPU.
     """
     path = fetch(args.checkpoint, variant=args.variant, layout="pipeline")
     if path.is_dir():
-        return _from_folder(path, args.variant, family, dtype)
+        return _from_folder(path, args, family, dtype, device)
     configs = fetch(args.config or family.base, layout="pipeline_configs")
-    return _from_file(path, configs, family, dtype)
+    return _from_file(path, configs, args, family, dtype, device)
 
 
 def _from_folder(
-    folder: Path, variant: str | None, family: Family, dtype: torch.dtype
+    folder: Path, args: ModelArgs, family: Family, dtype: torch.dtype, device: torch.device
 ) -> Checkpoint:
-    weights = {"use_safetensors": True, "variant": variant, "local_files_only": True}
+    weights = {"use_safetensors": True, "variant": args.variant, "local_files_only": True}
     classes = (CLIPTextModel, CLIPTextModelWithProjection)[: family.text_encoders]
     return Checkpoint(
         unet=UNet2DConditionModel.from_pretrained(
             folder, subfolder="unet", torch_dtype=dtype, **weights
         ),
-        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **weights),
+        vae=read_vae(args.vae, folder, args.variant, dtype, device),
         text_encoders=tuple(
             cls.from_pretrained(folder, subfolder=name, dtype=dtype, **weights)
             for name, cls in zip(TEXT_ENCODERS, classes, strict=False)
@@ -67,18 +74,26 @@ def _from_folder(
     )
 
 
-def _from_file(file: Path, configs: Path, family: Family, dtype: torch.dtype) -> Checkpoint:
+def _from_file(
+    file: Path,
+    configs: Path,
+    args: ModelArgs,
+    family: Family,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Checkpoint:
     # The single-file loader of text encoders is the pipelines'; they are slow to import.
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     pipeline = StableDiffusionXLPipeline if family.text_encoders == 2 else StableDiffusionPipeline
     options = {} if family.text_encoders == 2 else {"safety_checker": None}
+    vae = read_vae(args.vae, file, args.variant, dtype, device, configs=configs)
     loaded = pipeline.from_single_file(
-        str(file), config=str(configs), local_files_only=True, torch_dtype=dtype, **options
+        str(file), config=str(configs), local_files_only=True, torch_dtype=dtype, vae=vae, **options
     )
     return Checkpoint(
         unet=loaded.unet,
-        vae=loaded.vae,
+        vae=vae,
         text_encoders=tuple(
             loaded.components[name] for name in TEXT_ENCODERS[: family.text_encoders]
         ),

@@ -1,33 +1,31 @@
 """The models of one checkpoint, loaded and fused. diffusers and transformers stop here."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from diffusers import (
-    AutoencoderKL,
+    AutoencoderTiny,
     ControlNetModel,
     MotionAdapter,
     UNet2DConditionModel,
     UNetMotionModel,
 )
-from diffusers.loaders.lora_pipeline import (
-    StableDiffusionLoraLoaderMixin,
-    StableDiffusionXLLoraLoaderMixin,
-)
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from configs.app import ModelArgs
 from configs.families import FAMILIES, Family
 from configs.sources import fetch
-from deployments.diffusion.engine.adapters.reader import LoraReader, lora_file
-from deployments.diffusion.engine.adapters.stack import LoraStack, record_input_ranks
+from deployments.diffusion.engine.adapters.bank import Bank
+from deployments.diffusion.engine.adapters.fuse import fuse
+from deployments.diffusion.engine.adapters.reader import LoraReader
 from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS, read_checkpoint
-from deployments.diffusion.engine.steps.conditioning import ControlNets, IpAdapter
-from deployments.diffusion.engine.steps.tcd import Schedule
+from deployments.diffusion.engine.models.ip_adapter import IpAdapter
+from deployments.diffusion.engine.models.schedule import Schedule
+from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae
+from deployments.diffusion.engine.policy.capabilities import Capabilities
 
 Addition = TypeVar("Addition", ControlNetModel, MotionAdapter)
 INPAINTING_CHANNELS = 9  # latents 4, mask 1, masked picture 4
@@ -39,13 +37,13 @@ class Components:
 
     Attributes:
         unet: with the TCD-LoRA fused into its weights.
-        vae: in float32 where the checkpoint says that half precision overflows.
+        preview_vae: decodes partial images; `vae` itself where the model has no other.
         text_encoders: one, or for sdxl two, with their tokenizers.
         zero_empty_negative: an absent negative prompt is all zeros, not the empty text.
-        controlnets: the nets that requests may name.
+        controlnets: the nets that requests may name, by type.
         ip_adapter: on the UNet, if the model has one.
         motion_unet: the UNet with AnimateDiff's motion layers, a copy of its own.
-        lora_stacks: style adapters by model name.
+        banks: style adapters by model name.
         lora_reader: reads style adapters for these models.
     """
 
@@ -53,21 +51,22 @@ class Components:
     device: torch.device
     dtype: torch.dtype
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: Vae
+    preview_vae: Vae
     tokenizers: tuple[CLIPTokenizer, ...]
     text_encoders: tuple[nn.Module, ...]
     schedule: Schedule
     zero_empty_negative: bool
-    controlnets: ControlNets
+    controlnets: dict[str, ControlNetModel]
     ip_adapter: IpAdapter | None
     motion_unet: UNetMotionModel | None
-    lora_stacks: dict[str, LoraStack]
+    banks: dict[str, Bank]
     lora_reader: LoraReader
 
     @property
     def latent_channels(self) -> int:
         """Channels of the latents that the UNet denoises."""
-        return int(self.vae.config.latent_channels)
+        return self.vae.latent_channels
 
     @property
     def takes_mask(self) -> bool:
@@ -79,28 +78,42 @@ class Components:
         """Text tokens that every text encoder reads, begin and end marks not counted."""
         return min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers) - 2
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What requests may ask of these models."""
+        adapter, motion = self.ip_adapter, self.motion_unet
+        return Capabilities(
+            takes_mask=self.takes_mask,
+            controls=frozenset(self.controlnets),
+            image_prompt=None if adapter is None else adapter.reads,
+            max_frames=0 if motion is None else int(motion.config.motion_max_seq_length),
+        )
+
 
 def load(args: ModelArgs) -> Components:
     """Loads a checkpoint and fuses its TCD-LoRA.
 
-    Raises `configs.sources.SourceError` if weights cannot be fetched, `OSError` or
-    `ValueError` from the libraries if they are not what the family needs.
+    Raises `configs.sources.SourceError` if weights cannot be fetched, `LoraError` if the
+    TCD-LoRA does not fit, `OSError` or `ValueError` from the libraries if other weights are not
+    what the family needs.
     """
     disable_progress_bar()
     family = FAMILIES[args.family]
-    device = _device(args.device)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
-        args.dtype
-    ]
-    base = read_checkpoint(args, family, dtype)
-    unet, vae = base.unet, base.vae
+    device, dtype = _device(args.device), TORCH_DTYPES[args.dtype]
+    base = read_checkpoint(args, family, dtype, device)
+    unet = base.unet
     if args.tcd_lora is not None:
-        _fuse(unet, fetch(args.tcd_lora), family)
+        if device.type == "cuda":
+            unet.to(device)  # where the products take no time
+        fuse(unet, fetch(args.tcd_lora))
+    models: dict[str, nn.Module] = {"unet": unet}
+    models |= zip(TEXT_ENCODERS, base.text_encoders, strict=False)
     motion_unet = None
     if args.motion_adapter is not None:
         # Before the IP-Adapter: videos go without, and its layers would not fit.
         motion = _addition(MotionAdapter, args.motion_adapter, args.variant, dtype)
         motion_unet = UNetMotionModel.from_unet2d(unet, motion)
+        models["motion_unet"] = motion_unet
     ip_adapter = (
         None if args.ip_adapter is None else IpAdapter(unet, fetch(args.ip_adapter.adapter))
     )
@@ -108,33 +121,31 @@ def load(args: ModelArgs) -> Components:
         kind: _addition(ControlNetModel, source, args.variant, dtype)
         for kind, source in args.controls.items()
     }
-    if dtype is torch.float16 and vae.config.force_upcast:
-        vae = vae.to(torch.float32)
-    for model in (unet, vae, *base.text_encoders, *nets.values()):
-        model.to(device).eval().requires_grad_(False)
-
-    encoders = dict(zip(TEXT_ENCODERS, base.text_encoders, strict=False))
-    models: dict[str, nn.Module] = {"unet": unet, **encoders}
-    if motion_unet is not None:
-        models["motion_unet"] = motion_unet.to(device).eval().requires_grad_(False)
+    for model in (*models.values(), *nets.values()):
+        _settle(model, device)
+    vae = Vae(_settle(base.vae, device))
+    preview_vae = vae
+    if args.preview_vae is not None:
+        tiny = AutoencoderTiny.from_pretrained(
+            fetch(args.preview_vae), torch_dtype=dtype, local_files_only=True
+        )
+        preview_vae = Vae(_settle(tiny, device))
     return Components(
         family=family,
         device=device,
         dtype=dtype,
         unet=unet,
         vae=vae,
+        preview_vae=preview_vae,
         tokenizers=base.tokenizers,
         text_encoders=base.text_encoders,
         schedule=base.schedule,
         zero_empty_negative=base.zero_empty_negative,
-        controlnets=ControlNets(nets),
-        ip_adapter=ip_adapter,
+        controlnets=nets,
+        ip_adapter=None if ip_adapter is None else ip_adapter.to(device),
         motion_unet=motion_unet,
-        lora_stacks={
-            name: LoraStack(model, _input_ranks(model, device, dtype))
-            for name, model in models.items()
-        },
-        lora_reader=LoraReader(models),
+        banks={name: Bank(model, dtype) for name, model in models.items()},
+        lora_reader=LoraReader(models, dtype, pin=device.type == "cuda"),
     )
 
 
@@ -142,6 +153,17 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _settle(model: Model, device: torch.device) -> Model:
+    """On its device, ready to be called. Convolutions of a GPU want their channels last."""
+    model.to(device)
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval().requires_grad_(False)
 
 
 def _addition(
@@ -154,66 +176,3 @@ def _addition(
     return kind.from_pretrained(
         folder, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
     )
-
-
-def _fuse(unet: UNet2DConditionModel, path: Path, family: Family) -> None:
-    loader = (
-        StableDiffusionXLLoraLoaderMixin
-        if family.text_encoders == 2
-        else StableDiffusionLoraLoaderMixin
-    )
-    state_dict, alphas, metadata = loader.lora_state_dict(
-        str(lora_file(path)), unet_config=unet.config, return_lora_metadata=True
-    )
-    loader.load_lora_into_unet(
-        state_dict, network_alphas=alphas, unet=unet, adapter_name="tcd", metadata=metadata
-    )
-    if not getattr(unet, "peft_config", None):
-        raise ValueError(f"{path} holds no weights for the UNet of {family.name}")
-    unet.fuse_lora()
-    unet.unload_lora()
-
-
-def _input_ranks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, int]:
-    def forward() -> object:
-        if isinstance(model, UNet2DConditionModel):
-            return model(**_unet_probe(model, device, dtype))
-        if isinstance(model, UNetMotionModel):
-            return model(**_motion_probe(model, device, dtype))
-        return model(torch.zeros(1, 4, dtype=torch.long, device=device))
-
-    with torch.inference_mode():
-        return record_input_ranks(model, forward)
-
-
-def _motion_probe(
-    unet: UNetMotionModel, device: torch.device, dtype: torch.dtype
-) -> dict[str, object]:
-    frames, config = 2, unet.config
-    sample = torch.zeros(1, config.in_channels, frames, 16, 16, device=device, dtype=dtype)
-    text = torch.zeros(frames, 77, config.cross_attention_dim, device=device, dtype=dtype)
-    return {
-        "sample": sample,
-        "timestep": torch.tensor([999], device=device),
-        "encoder_hidden_states": text,
-    }
-
-
-def _unet_probe(
-    unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype
-) -> dict[str, object]:
-    config = unet.config
-    text = torch.zeros(1, 77, config.cross_attention_dim, device=device, dtype=dtype)
-    added: dict[str, Tensor] | None = None
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        added = {
-            "text_embeds": torch.zeros(1, pooled, device=device, dtype=dtype),
-            "time_ids": torch.zeros(1, 6, device=device, dtype=dtype),
-        }
-    return {
-        "sample": torch.zeros(1, config.in_channels, 16, 16, device=device, dtype=dtype),
-        "timestep": torch.tensor([999], device=device),
-        "encoder_hidden_states": text,
-        "added_cond_kwargs": added,
-    }

@@ -4,16 +4,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Condition, Thread
+from time import monotonic, perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from deployments.contracts.errors import GenerationFailed
+from deployments.contracts.errors import DeadlineExceeded, GenerationFailed
 from deployments.contracts.jobs import Latents, Pixels
-from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.models.vae import Vae
 
 VIDEO_DIMS = 5  # (B, C, frames, h, w)
-FRAMES_AT_ONCE = 16  # in one VAE call
+IMAGES_A_CALL = 16  # of one VAE call, frames of videos too
+PIXELS_A_CALL = 2**16  # latent pixels of one VAE call: four images of 1024 x 1024
 
 
 @dataclass(frozen=True)
@@ -28,117 +31,214 @@ class Decoded:
 Answer = Callable[[Decoded | Exception], None]
 
 
-@dataclass(frozen=True)
-class _Item:
+class Backlog(NamedTuple):
+    """Final images that wait for the VAE or are in it, and their latent pixels."""
+
+    images: int
+    pixels: int
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """One image or video to decode.
+
+    Attributes:
+        latents: (C, h, w), of a video (C, frames, h, w), on the device.
+        answer: called on the decoder's thread with what became of it, unless nobody wants it.
+        wanted: asked just before it is decoded; what is wanted no more is dropped.
+        deadline: on the clock of `time.monotonic`; past it, it is answered with
+            `DeadlineExceeded` instead.
+        preview: an estimate that is shown on the way: finals go first.
+    """
+
     latents: Tensor
     answer: Answer
+    wanted: Callable[[], bool] = lambda: True
+    deadline: float | None = None
+    preview: bool = False
+
+    @property
+    def pixels(self) -> int:
+        """Latent pixels: what its time and memory are in proportion to."""
+        return self.latents[0].numel()
+
+
+@dataclass(frozen=True, eq=False)
+class _Item:
+    latent: Latent
     ready: torch.cuda.Event | None
 
 
 class Decoder:
-    """Decodes what is put into it, in order, equal sizes together.
+    """Decodes what is put into it: finals before previews, in order, equal sizes together.
 
     A latent that is not finite, and one that the VAE cannot decode even alone, is answered
-    with `GenerationFailed`; the others of its batch are not affected.
+    with `GenerationFailed`; the others of its call are not affected. Where memory does not
+    suffice, calls get smaller and a single image is decoded in tiles.
 
     Args:
-        max_batch: images in one VAE call.
+        preview_vae: decodes previews.
+        decoded: told of every call: latent pixels, and the seconds that they took.
     """
 
-    def __init__(self, components: Components, max_batch: int = 4) -> None:
-        self._parts = components
-        self._max_batch = max_batch
+    def __init__(
+        self, vae: Vae, preview_vae: Vae, decoded: Callable[[int, float], None] = lambda *_: None
+    ) -> None:
+        self._vae = vae
+        self._preview_vae = preview_vae
+        self._decoded = decoded
+        self._device = vae.model.device
         self._items: deque[_Item] = deque()
+        self._busy: Sequence[_Item] = ()
         self._wake = Condition()
         self._closed = False
-        self._stream = torch.cuda.Stream() if components.device.type == "cuda" else None
+        self._pixels_a_call = PIXELS_A_CALL
+        on_gpu = self._device.type == "cuda"
+        self._stream = torch.cuda.Stream(self._device) if on_gpu else None
         self._thread = Thread(target=self._work, name="tcd-decoder", daemon=True)
         self._thread.start()
 
-    def put(self, latents: Tensor, answer: Answer) -> None:
-        """Queues (C, H, W) latents; `answer` is called on the decoder's thread."""
+    @property
+    def backlog(self) -> Backlog:
+        """What is still to be decoded. Previews do not count: they wait for everything else."""
+        with self._wake:
+            finals = [i.latent for i in (*self._busy, *self._items) if not i.latent.preview]
+        return Backlog(len(finals), sum(latent.pixels for latent in finals))
+
+    @property
+    def behind(self) -> bool:
+        """Whether a full call waits already: more finished rows would only pile up."""
+        images, pixels = self.backlog
+        return images > IMAGES_A_CALL or (images > 1 and pixels > 2 * self._pixels_a_call)
+
+    def put(self, latent: Latent) -> None:
+        """Queues an image. What the current stream does to its latents is waited for."""
         ready = None
         if self._stream is not None:
-            ready = torch.cuda.Event()
-            ready.record()
-            latents.record_stream(self._stream)
+            ready = torch.cuda.current_stream(self._device).record_event()
+            latent.latents.record_stream(self._stream)
         with self._wake:
-            self._items.append(_Item(latents, answer, ready))
-            self._wake.notify()
+            self._items.append(_Item(latent, ready))
+            self._wake.notify_all()
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Returns when nothing is queued or under way, and whether that came true in time."""
+        with self._wake:
+            return self._wake.wait_for(lambda: not self._items and not self._busy, timeout_s)
 
     def close(self) -> None:
         """Answers what is queued, then ends the thread."""
         with self._wake:
             self._closed = True
-            self._wake.notify()
+            self._wake.notify_all()
         self._thread.join()
 
     def _work(self) -> None:
         while items := self._take():
             with torch.inference_mode():
                 self._decode(items)
+            with self._wake:
+                self._busy = ()
+                self._wake.notify_all()
 
-    def _take(self) -> list[_Item]:
+    def _take(self) -> Sequence[_Item]:
+        """The next call: the first final, or else the first preview, and what fits beside it."""
         with self._wake:
             self._wake.wait_for(lambda: self._items or self._closed)
-            taken: list[_Item] = []
-            passed: deque[_Item] = deque()
-            while self._items and len(taken) < self._max_batch:
-                item = self._items.popleft()
-                same = not taken or item.latents.shape == taken[0].latents.shape
-                (taken if same else passed).append(item)
-            self._items.extendleft(reversed(passed))
+            first = next((i for i in self._items if not i.latent.preview), None)
+            first = first or next(iter(self._items), None)
+            if first is None:
+                return ()
+            most = min(IMAGES_A_CALL, max(1, self._pixels_a_call // first.latent.pixels))
+            taken = [item for item in self._items if _alike(item.latent, first.latent)][:most]
+            self._items = deque(item for item in self._items if item not in taken)
+            self._busy = taken
             return taken
 
     def _decode(self, items: Sequence[_Item]) -> None:
-        try:
-            answers = self._run(items)
-        except Exception as error:  # whose fault it is shows when each is decoded alone
-            if len(items) == 1:
-                items[0].answer(GenerationFailed(f"the VAE could not decode the image: {error}"))
-                return
-            for item in items:
-                self._decode([item])
-            return
-        for item, answer in zip(items, answers, strict=True):
-            item.answer(answer)
+        now = monotonic()
+        wanted: list[_Item] = []
+        for item in items:
+            latent = item.latent
+            if latent.deadline is not None and latent.deadline <= now:
+                latent.answer(DeadlineExceeded("the request was not done in time"))
+            elif latent.wanted():
+                wanted.append(item)
+        if wanted:
+            self._decode_wanted(wanted)
 
-    def _run(self, items: Sequence[_Item]) -> list[Decoded | Exception]:
+    def _decode_wanted(self, items: Sequence[_Item]) -> None:
+        started = perf_counter()
+        answers = self._tried(items, tiled=False)
+        if isinstance(answers, Exception) and len(items) > 1:
+            # Whose fault it is shows when each is decoded alone.
+            if isinstance(answers, torch.OutOfMemoryError):
+                self._pixels_a_call = sum(item.latent.pixels for item in items) // 2
+            for item in items:
+                self._decode_wanted([item])
+            return
+        if isinstance(answers, torch.OutOfMemoryError) and self._vae.can_tile:
+            answers = self._tried(items, tiled=True)
+        if isinstance(answers, Exception):
+            failure = GenerationFailed(f"the VAE could not decode the image: {answers}")
+            items[0].latent.answer(failure)
+            return
+        self._decoded(sum(item.latent.pixels for item in items), perf_counter() - started)
+        for item, answer in zip(items, answers, strict=True):
+            item.latent.answer(answer)
+
+    def _tried(
+        self, items: Sequence[_Item], *, tiled: bool
+    ) -> list[Decoded | Exception] | Exception:
+        try:
+            return self._run(items, tiled=tiled)
+        except Exception as error:
+            failure = error.with_traceback(None)  # which would keep the failed tensors alive
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return failure
+
+    def _run(self, items: Sequence[_Item], *, tiled: bool) -> list[Decoded | Exception]:
+        vae = self._preview_vae if items[0].latent.preview else self._vae
         with torch.cuda.stream(self._stream):
             for item in items:
                 if item.ready is not None and self._stream is not None:
                     self._stream.wait_event(item.ready)
-            latents = torch.stack([item.latents for item in items])
-            images = self._images(latents)
+            latents = torch.stack([item.latent.latents for item in items])
+            images = _images(vae, latents, tiled=tiled)
             finite = latents.isfinite().flatten(1).all(1) & images.isfinite().flatten(1).all(1)
             pixels = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round()
-            pixels = pixels.nan_to_num().to(torch.uint8).movedim(-3, -1).contiguous().cpu()
-            host, fine = latents.float().cpu(), finite.tolist()
+            pixels = pixels.nan_to_num().to(torch.uint8).movedim(-3, -1).contiguous()
+            there = [_to_host(tensor) for tensor in (pixels, latents.float(), finite)]
+            if self._stream is not None:
+                self._stream.record_event().synchronize()
+        shown, kept, fine = there
         return [
-            Decoded(pixels[i].numpy(), host[i].numpy())
+            Decoded(shown[i].numpy(), kept[i].numpy())
             if fine[i]
             else GenerationFailed("the image's numbers left the finite range")
             for i in range(len(items))
         ]
 
-    def _images(self, latents: Tensor) -> Tensor:
-        """(B, 3, height, width), or of videos (B, frames, 3, height, width)."""
-        if latents.ndim == VIDEO_DIMS:
-            frames = latents.movedim(2, 1).flatten(0, 1).split(FRAMES_AT_ONCE)
-            images = torch.cat([self._vae(chunk) for chunk in frames])
-            return images.view(len(latents), -1, *images.shape[1:])
-        return self._vae(latents)
 
-    def _vae(self, latents: Tensor) -> Tensor:
-        """(B, 3, height, width) in [-1, 1], as the diffusers pipelines decode."""
-        vae, config = self._parts.vae, self._parts.vae.config
-        latents = latents.to(vae.dtype)
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is not None and std is not None:
-            shape = (1, -1, 1, 1)
-            latents = latents * torch.tensor(std).view(shape).to(latents) / config.scaling_factor
-            latents = latents + torch.tensor(mean).view(shape).to(latents)
-        else:
-            latents = latents / config.scaling_factor
-        images: Tensor = vae.decode(latents, return_dict=False)[0]
-        return images
+def _alike(one: Latent, other: Latent) -> bool:
+    """Whether they may share a call."""
+    return one.preview == other.preview and one.latents.shape == other.latents.shape
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy for the host, which nobody waits for: from a GPU, it is there once the stream is."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _images(vae: Vae, latents: Tensor, *, tiled: bool) -> Tensor:
+    """(B, 3, height, width), or of videos (B, frames, 3, height, width)."""
+    if latents.ndim != VIDEO_DIMS:
+        return vae.decode(latents, tiled=tiled)
+    frames = latents.movedim(2, 1).flatten(0, 1)
+    at_once = min(IMAGES_A_CALL, max(1, PIXELS_A_CALL // frames[0, 0].numel()))
+    images = torch.cat([vae.decode(chunk, tiled=tiled) for chunk in frames.split(at_once)])
+    return images.view(len(latents), -1, *images.shape[1:])

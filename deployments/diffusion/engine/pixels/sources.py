@@ -1,13 +1,17 @@
-"""Pictures to start from, as latents: image-to-image and both kinds of inpainting."""
+"""Pictures to start from, as latents: image-to-image and both kinds of inpainting.
+
+A picture is encoded once a job; what is random about it is drawn for each of the job's images.
+"""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from deployments.contracts.jobs import Pixels
+from deployments.diffusion.engine.models.placing import to_device
+from deployments.diffusion.engine.models.vae import Posterior, Vae
 from deployments.diffusion.engine.policy.spec import LATENT_SCALE, Source
 
 HALF = 128  # of 255: from here on a mask counts as "make anew", as diffusers binarises it
@@ -29,6 +33,13 @@ class SourceLatents:
     mask: Tensor | None
     masked_image: Tensor | None
 
+    @property
+    def beside(self) -> Tensor:
+        """(5, h, w): what a 9-channel UNet sees beside the latents. Needs a mask."""
+        assert self.mask is not None
+        assert self.masked_image is not None
+        return torch.cat([self.mask, self.masked_image])
+
     def blended(self, latents: Tensor, alpha_prev: float, sigma_prev: float) -> Tensor:
         """`latents` in the hole, the noised picture around it (4-channel inpainting)."""
         if self.mask is None:
@@ -37,51 +48,67 @@ class SourceLatents:
         return (1 - self.mask) * known + self.mask * latents
 
 
+@dataclass(frozen=True)
+class EncodedSource:
+    """A start picture as a VAE sees it: what all images of a job share.
+
+    Attributes:
+        shape: (C, h, w) of its latents.
+        image: `None` where the picture itself is not needed.
+        mask, masked_image: `None` without a mask.
+    """
+
+    vae: Vae
+    dtype: torch.dtype
+    shape: tuple[int, int, int]
+    image: Posterior | None
+    mask: Tensor | None
+    masked_image: Posterior | None
+
+    def draw(self, generator: torch.Generator) -> SourceLatents:
+        """One image's start, drawn from its generator in diffusers' order: the picture's
+        posterior, the noise, the masked picture's posterior."""
+        device = self.vae.model.device
+        image = None if self.image is None else self._drawn(self.image, generator)
+        noise = torch.randn(self.shape, generator=generator, dtype=self.dtype)
+        masked = None if self.masked_image is None else self._drawn(self.masked_image, generator)
+        noise = to_device(noise, device)
+        if image is None:
+            image = torch.zeros_like(noise)
+        return SourceLatents(image, noise, self.mask, masked)
+
+    def _drawn(self, posterior: Posterior, generator: torch.Generator) -> Tensor:
+        mean, std = posterior
+        drawn = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        sample = (mean + std * to_device(drawn, mean.device)).to(self.dtype)
+        return self.vae.scaled(sample)[0]
+
+
 def encode_source(
-    vae: AutoencoderKL,
-    source: Source,
-    generator: torch.Generator,
-    dtype: torch.dtype,
-    *,
-    only_masked: bool = False,
-) -> SourceLatents:
-    """Encodes a start picture, drawing from the row's generator in diffusers' order: the
-    picture's posterior, the noise, the masked picture's posterior.
+    vae: Vae, source: Source, dtype: torch.dtype, *, only_masked: bool = False
+) -> EncodedSource:
+    """Encodes a start picture.
 
     Args:
-        only_masked: the picture itself is not needed, and nothing is drawn for it: a 9-channel
-            UNet starts from pure noise.
+        dtype: of the latents.
+        only_masked: the picture itself is not needed, and nothing will be drawn for it: a
+            9-channel UNet starts from pure noise.
     """
-    device = vae.device
-    pixels = _pixels(source.pixels).to(device)
+    device = vae.model.device
+    pixels = _pixels(source.pixels, device)
     height, width = (side // LATENT_SCALE for side in source.pixels.shape[:2])
-    shape = (int(vae.config.latent_channels), height, width)
-    image = (
-        torch.zeros(shape, dtype=dtype, device=device)
-        if only_masked
-        else _posterior(vae, pixels, generator, dtype)
-    )
-    noise = torch.randn(shape, generator=generator, dtype=dtype).to(device)
+    shape = (vae.latent_channels, height, width)
+    image = None if only_masked else vae.posterior(pixels)
     if source.mask is None:
-        return SourceLatents(image, noise, None, None)
-    mask = torch.from_numpy(source.mask.copy())[None, None].ge(HALF).float().to(device)
-    masked = _posterior(vae, pixels * (mask < 0.5), generator, dtype)
+        return EncodedSource(vae, dtype, shape, image, None, None)
+    mask = to_device(torch.from_numpy(source.mask.copy()), device)[None, None].ge(HALF).float()
+    masked = vae.posterior(pixels * (mask < 0.5))
     small = F.interpolate(mask, size=(height, width))[0].to(dtype)
-    return SourceLatents(image, noise, small, masked)
+    return EncodedSource(vae, dtype, shape, image, small, masked)
 
 
-def _pixels(pixels: Pixels) -> Tensor:
+def _pixels(pixels: Pixels, device: torch.device) -> Tensor:
     """(1, 3, height, width) in [-1, 1], channels last in memory, as diffusers has it: in another
     layout convolutions round otherwise, and a VAE makes more of it."""
-    return torch.from_numpy(pixels[None].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _posterior(
-    vae: AutoencoderKL, pixels: Tensor, generator: torch.Generator, dtype: torch.dtype
-) -> Tensor:
-    """A sample of the VAE's posterior, scaled: (C, h, w)."""
-    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
-    mean: Tensor = posterior.mean
-    drawn = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
-    sample: Tensor = (mean + posterior.std * drawn).to(dtype)[0]
-    return sample * float(vae.config.scaling_factor)
+    tensor = to_device(torch.from_numpy(pixels[None].copy()), device)
+    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,7 +1,8 @@
 """A job against what this model can do: every reason to refuse it, before it costs anything."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,35 +10,54 @@ from numpy.typing import NDArray
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.jobs import MAX_STEPS, Asset, ImageJob, real_steps
-from deployments.diffusion.engine.adapters.shelf import LoraSource
-from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.policy.capabilities import Capabilities
 from deployments.diffusion.engine.policy.spec import (
     LATENT_SCALE,
     Control,
     ImagePrompt,
+    LoraSource,
+    PromptIds,
     RowSpec,
     Source,
     partial_steps,
 )
-from deployments.diffusion.engine.prompts.encoder import Tokenizers
+
+Tokenize = Callable[[str, str], PromptIds]  # a text, and the field that it came in
+
+
+class Admitted(NamedTuple):
+    """What a job comes to.
+
+    Attributes:
+        specs: its rows, in order of its seeds.
+        loras: sources of its adapters, by key.
+        prompt_tokens: text tokens of its prompts, for the usage figures.
+    """
+
+    specs: list[RowSpec]
+    loras: dict[str, LoraSource]
+    prompt_tokens: int
 
 
 class Admission:
     """Turns jobs into rows. Thread-safe.
 
+    Args:
+        tokenize: raises `InvalidRequest` for a text that is too long.
+
     Attributes:
         config: the adapters and limits in force; may be replaced at any time.
     """
 
-    def __init__(self, components: Components, config: ModelUserConfig) -> None:
+    def __init__(
+        self, capabilities: Capabilities, tokenize: Tokenize, config: ModelUserConfig
+    ) -> None:
         self.config = config
-        self._parts = components
-        self._tokenizers = Tokenizers(components)
+        self._can = capabilities
+        self._tokenize = tokenize
 
-    def admit(
-        self, job: ImageJob, assets: Sequence[Asset]
-    ) -> tuple[list[RowSpec], dict[str, LoraSource]]:
-        """The rows of a job with the arrays it names, and its adapters' sources by key.
+    def admit(self, job: ImageJob, assets: Sequence[Asset]) -> Admitted:
+        """The rows of a job with the arrays it names.
 
         Raises `InvalidRequest` or `NotFound` naming the field.
         """
@@ -62,10 +82,10 @@ class Admission:
         controls = self._controls(job, assets)
         image_prompt = self._image_prompt(job, assets)
         source = self._source(job, assets)
-        prompt = self._tokenizers.tokenize(job.prompt, "prompt")
+        prompt = self._tokenize(job.prompt, "prompt")
         negative = None
         if job.guidance_scale > 1:
-            negative = self._tokenizers.tokenize(job.negative_prompt or "", "negative_prompt")
+            negative = self._tokenize(job.negative_prompt or "", "negative_prompt")
         specs = [
             RowSpec(
                 prompt=prompt,
@@ -87,29 +107,20 @@ class Admission:
             )
             for seed in job.seeds
         ]
-        return specs, sources
+        tokens = prompt.tokens + (negative.tokens if negative is not None else 0)
+        return Admitted(specs, sources, tokens)
 
     @property
     def max_frames(self) -> int:
         """Most frames of a video; 0: this model makes none."""
-        motion_unet = self._parts.motion_unet
-        if motion_unet is None:
-            return 0
-        return min(self.config.limits.max_frames, int(motion_unet.config.motion_max_seq_length))
-
-    def prompt_tokens(self, job: ImageJob) -> int:
-        """Text tokens of a job's prompts, for the usage figures."""
-        tokens = self._tokenizers.tokenize(job.prompt, "prompt").tokens
-        if job.negative_prompt is not None:
-            tokens += self._tokenizers.tokenize(job.negative_prompt, "negative_prompt").tokens
-        return tokens
+        return min(self.config.limits.max_frames, self._can.max_frames)
 
     def _check_video(self, job: ImageJob) -> None:
         if job.num_frames is None:
             if job.motion_loras:
                 raise InvalidRequest("motion_loras need num_frames: a video", "motion_loras")
             return
-        if self._parts.motion_unet is None:
+        if not self._can.max_frames:
             raise InvalidRequest("this model makes no videos: it has no motion adapter", "model")
         if job.num_frames > self.max_frames:
             raise InvalidRequest(
@@ -127,13 +138,13 @@ class Admission:
 
     def _source(self, job: ImageJob, assets: Sequence[Asset]) -> Source | None:
         if job.image is None:
-            if self._parts.takes_mask:
+            if self._can.takes_mask:
                 raise InvalidRequest("this model only inpaints: image and mask are needed", "image")
             if job.mask is not None or job.strength != 1:
                 param = "mask" if job.mask is not None else "strength"
                 raise InvalidRequest(f"{param} needs an image", param)
             return None
-        if job.mask is None and self._parts.takes_mask:
+        if job.mask is None and self._can.takes_mask:
             raise InvalidRequest("this model only inpaints: a mask is needed", "mask")
         pixels = _array(assets[job.image], (job.height, job.width, 3), "image")
         if job.mask is None:
@@ -141,7 +152,7 @@ class Admission:
         return Source(pixels, _array(assets[job.mask], (job.height, job.width), "mask"))
 
     def _controls(self, job: ImageJob, assets: Sequence[Asset]) -> tuple[Control, ...]:
-        types = self._parts.controlnets.types
+        types = self._can.controls
         seen: set[str] = set()
         controls: list[Control] = []
         for use in job.controls:
@@ -169,15 +180,15 @@ class Admission:
     def _image_prompt(self, job: ImageJob, assets: Sequence[Asset]) -> ImagePrompt | None:
         if job.ip_adapter is None:
             return None
-        adapter = self._parts.ip_adapter
-        if adapter is None:
+        reads = self._can.image_prompt
+        if reads is None:
             raise InvalidRequest("this model has no IP-Adapter", "ip_adapter")
         embeds = tuple(assets[index] for index in job.ip_adapter.embeds)
-        dims = 3 if adapter.plus else 2
+        dims = 3 if reads.hidden else 2
         for pair in embeds:
             # Anything else would break the call that this row shares with its neighbours.
-            if pair.ndim != dims or len(pair) != 2 or pair.shape[-1] != adapter.embeds_width:
-                needed = f"(2, {'tokens, ' if adapter.plus else ''}{adapter.embeds_width})"
+            if pair.ndim != dims or len(pair) != 2 or pair.shape[-1] != reads.width:
+                needed = f"(2, {'tokens, ' if reads.hidden else ''}{reads.width})"
                 raise InvalidRequest(
                     f"this model's IP-Adapter reads embeddings of {needed}; these have "
                     f"{pair.shape}: its image encoder is another one",

@@ -1,32 +1,50 @@
 """Which rows take the next step together. Policy only: no torch, no clock, no threads.
 
-The next batch is led by the row that is first in order, and filled with rows of the same
-key in that order. The order is: effective priority, then arrival. A row that a schedule
+Rows get slots in order, somewhat ahead of their first step: their prompts and pictures are
+encoded meanwhile. The next batch is led by the row that is first in order, and filled with rows
+of the same key in that order. The order is: effective priority, then arrival. A row that a schedule
 passes over gains one level of effective priority every `aging_steps` schedules, so
 none waits for ever: not behind higher priorities, and not behind another image size.
 """
 
+from dataclasses import dataclass
+
 from configs.app import Limits
-from deployments.diffusion.engine.policy.batch import Advanced, Batch, Outcome
+from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Outcome
+from deployments.diffusion.engine.policy.estimate import Work
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 
 RECOVERY_STEPS = 64
+BATCHES_AHEAD = 2
+
+
+@dataclass
+class _Bound:
+    """What a batch of one image size may have: latent pixels. `steps`: those without trouble."""
+
+    pixels: int
+    steps: int = 0
 
 
 class Scheduler:
     """Holds every trajectory from `add` until it is finished, failed or aborted.
 
     `limits.max_batch` bounds the UNet rows of a batch, `limits.max_running` the slots.
-    Running out of memory halves the bound on the batch; every `RECOVERY_STEPS` steps without
-    it give one row back.
+    Running out of memory halves the latent pixels that a batch of that image size may have; every
+    `RECOVERY_STEPS` steps of that size without it give one row back.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._live: dict[str, Trajectory] = {}
         self._arrivals = 0
-        self._steps_without_oom = 0
-        self.batch_limit = limits.max_batch
+        self._bounds: dict[BatchKey, _Bound] = {}  # of sizes that ran out of memory
+
+    @property
+    def batch_limit(self) -> int:
+        """UNet rows that a batch may have, of the size that may have fewest."""
+        learnt = (bound.pixels // key.pixels for key, bound in self._bounds.items())
+        return min([self._limits.max_batch, *learnt])
 
     @property
     def live(self) -> tuple[Trajectory, ...]:
@@ -44,14 +62,26 @@ class Scheduler:
         return sum(row.pending_unet_rows for row in self._live.values())
 
     @property
-    def pending_pixels(self) -> int:
-        """Latent pixels of those rows."""
-        return sum(row.pending_pixels for row in self._live.values())
+    def work(self) -> Work:
+        """What the rows held still need, for an estimate of the time."""
+        rows = self._live.values()
+        return Work(
+            rows=len(rows),
+            unet_pixels=sum(row.pending_pixels for row in rows),
+            until_first=self._pixels_until_first(),
+            row_pixels=sum((row.spec.frames or 1) * row.key.pixels for row in rows),
+        )
+
+    def limit_of(self, key: BatchKey) -> int:
+        """UNet rows that a batch of this size may have."""
+        bound = self._bounds.get(key)
+        most = self._limits.max_batch
+        return most if bound is None else min(most, bound.pixels // key.pixels)
 
     def reconfigure(self, limits: Limits) -> None:
         """Takes new bounds. Fewer slots take effect as running rows leave theirs."""
         self._limits = limits
-        self.batch_limit = limits.max_batch
+        self._bounds.clear()
 
     def add(self, row: Trajectory) -> None:
         """Takes a trajectory in. Its id must be new."""
@@ -66,6 +96,35 @@ class Scheduler:
         row = self._live.get(row_id)
         if row is not None and row.status is Status.PREPARING:
             row.status = Status.WAITING
+
+    def joining(self) -> tuple[Trajectory, ...]:
+        """Gives slots to rows that may soon run; each is to be made ready, then `joined`.
+
+        A row gets one if the rows that have not begun and come before it make up less than
+        `BATCHES_AHEAD` batches.
+        """
+        used = self._used_slots()
+        free = [slot for slot in range(self._limits.max_running) if slot not in used]
+        # After `reconfigure` to fewer slots, rows that hold higher ones count as well.
+        del free[max(0, self._limits.max_running - len(used)) :]
+        ahead = 0
+        given: list[Trajectory] = []
+        for row in sorted(self._live.values(), key=self._order):
+            if not free or ahead >= BATCHES_AHEAD * self._limits.max_batch:
+                break
+            if row.status is Status.WAITING:
+                row.slot, row.status = free.pop(0), Status.JOINING
+                given.append(row)
+            if row.slot is not None and row.cursor == 0:
+                ahead += row.unet_rows
+        return tuple(given)
+
+    def joined(self, row_id: str) -> Trajectory | None:
+        """A row is ready to take steps; `None` if it has left meanwhile."""
+        row = self._live.get(row_id)
+        if row is not None:
+            row.status = Status.RUNNING
+        return row
 
     def abort(self, row_id: str, status: Status = Status.ABORTED) -> Trajectory | None:
         """Lets a trajectory go, from wherever it stands; `None` if it is not held.
@@ -84,56 +143,47 @@ class Scheduler:
         )
 
     def schedule(self) -> Batch | None:
-        """The next batch, each of its rows with a slot; `None` if no row can run."""
+        """The next batch; `None` if no row can run."""
         candidates = sorted(
             (row for row in self._live.values() if row.status is not Status.PREPARING),
             key=self._order,
         )
-        used = self._used_slots()
-        free_slots = [slot for slot in range(self._limits.max_running) if slot not in used]
-        # After `reconfigure` to fewer slots, rows that hold higher ones count as well.
-        del free_slots[max(0, self._limits.max_running - len(used)) :]
         chosen: list[Trajectory] = []
-        room = self.batch_limit
+        room = 0
         for row in candidates:
-            if chosen and (row.key != chosen[0].key or row.key.frames is not None):
+            if row.status is not Status.RUNNING:
+                continue
+            if not chosen:
+                room = self.limit_of(row.key)
+            elif row.key != chosen[0].key or row.key.frames is not None:
                 continue
             # A guided row runs even where only one row fits: it cannot be split.
             if row.unet_rows > room and chosen:
                 continue
-            if row.slot is None:
-                if not free_slots:
-                    continue
-                row.slot = free_slots.pop(0)
-                row.status = Status.RUNNING
             chosen.append(row)
             room -= row.unet_rows
             if room <= 0:
                 break
+        if not chosen:
+            return None
         for row in candidates:
             row.passed_over += 1
         for row in chosen:
             row.passed_over = 0
-        return Batch(chosen[0].key, tuple(chosen)) if chosen else None
+        return Batch(chosen[0].key, tuple(chosen))
 
     def advance(self, batch: Batch, outcome: Outcome) -> tuple[Trajectory, ...]:
         """Books how a batch ended; returns the rows that left: finished or failed.
 
-        Out of memory books nothing but a smaller bound, unless the batch was a single row:
-        that row fails.
+        Out of memory books nothing but a smaller bound. A single row fails the second time in a
+        row: the first time something else may have held the memory.
         """
         if not isinstance(outcome, Advanced):
-            self._steps_without_oom = 0
-            if len(batch.rows) > 1:
-                self.batch_limit = max(1, batch.unet_rows // 2)
-                return ()
-            self._leave(batch.rows[0], Status.FAILED)
-            return batch.rows
-        self._steps_without_oom += 1
-        if self._steps_without_oom % RECOVERY_STEPS == 0:
-            self.batch_limit = min(self.batch_limit + 1, self._limits.max_batch)
+            return self._out_of_memory(batch)
+        self._recover(batch.key)
         left: list[Trajectory] = []
         for row in batch.rows:
+            row.short_of_memory = False
             if row.row_id in outcome.failures:
                 self._leave(row, Status.FAILED)
                 left.append(row)
@@ -144,12 +194,33 @@ class Scheduler:
                 left.append(row)
         return tuple(left)
 
-    def pixels_until_room(self, rows: int) -> int:
-        """Estimate of the latent pixels to compute before `rows` of those held have left."""
-        batch = sorted(self._live.values(), key=self._order)[: self.batch_limit]
-        if rows > len(batch):
-            return self.pending_pixels * rows // max(1, len(self._live))
-        steps = sorted(row.steps - row.cursor for row in batch)[rows - 1]
+    def _out_of_memory(self, batch: Batch) -> tuple[Trajectory, ...]:
+        first, *others = batch.rows
+        if not others:
+            if first.short_of_memory:
+                self._leave(first, Status.FAILED)
+                return (first,)
+            first.short_of_memory = True
+            return ()
+        self._bounds[batch.key] = _Bound(max(batch.key.pixels, batch.pixels // 2))
+        return ()
+
+    def _recover(self, key: BatchKey) -> None:
+        bound = self._bounds.get(key)
+        if bound is None:
+            return
+        bound.steps += 1
+        if bound.steps % RECOVERY_STEPS == 0:
+            bound.pixels += key.pixels
+        if bound.pixels >= self._limits.max_batch * key.pixels:
+            del self._bounds[key]
+
+    def _pixels_until_first(self) -> int:
+        """Latent pixels to compute before the first of the rows held has left."""
+        batch = sorted(self._live.values(), key=self._order)[: self._limits.max_batch]
+        if not batch:
+            return 0
+        steps = min(row.steps - row.cursor for row in batch)
         return steps * sum(row.unet_rows * row.key.pixels for row in batch)
 
     def _used_slots(self) -> set[int]:

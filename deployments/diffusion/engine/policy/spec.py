@@ -1,8 +1,10 @@
 """What one image asks of the engine, fully resolved. No torch."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import NamedTuple
 
+from configs.sources import state
 from deployments.contracts.jobs import Embeds, Mask, Pixels, real_steps
 from deployments.diffusion.engine.policy.batch import BatchKey
 
@@ -19,6 +21,21 @@ class PromptIds(NamedTuple):
 
     ids: tuple[tuple[int, ...], ...]
     tokens: int
+
+
+@dataclass(frozen=True)
+class LoraSource:
+    """Where an adapter comes from, and which UNet it goes to: "unet" or "motion_unet"."""
+
+    source: str
+    unet: str = "unet"
+
+    def key(self, name: str) -> str:
+        """The key of an adapter: another source under the same name is another adapter, and so
+        is another file at the same local source."""
+        content = f"{self.unet} {self.source} {state(self.source)}"
+        digest = sha256(content.encode()).hexdigest()[:12]
+        return f"{name.replace('.', '_')}-{digest}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,13 @@ class Status(Enum):
     """Where a trajectory stands.
 
     PREPARING: waits for its adapters. WAITING: could run, holds no device memory yet.
-    RUNNING: has a slot. FINISHED, FAILED, ABORTED: has left the scheduler.
+    JOINING: has a slot, its prompt and pictures are being encoded. RUNNING: takes steps.
+    FINISHED, FAILED, ABORTED: has left the scheduler.
     """
 
     PREPARING = "preparing"
     WAITING = "waiting"
+    JOINING = "joining"
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
@@ -33,6 +35,7 @@ class Trajectory:
         deadline: on the clock of `time.monotonic`; `None`: never.
         slot: index of its device memory in the runner; `None` while it has none.
         passed_over: schedules in a row that left it out.
+        short_of_memory: its last step ran out of memory though it was alone.
     """
 
     row_id: str
@@ -44,6 +47,7 @@ class Trajectory:
     slot: int | None = None
     passed_over: int = 0
     arrival: int = 0
+    short_of_memory: bool = False
 
     @property
     def key(self) -> BatchKey:

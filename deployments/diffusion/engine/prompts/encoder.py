@@ -1,18 +1,17 @@
-"""Prompts: text to token ids to the embeddings that the UNet attends to, with a cache."""
+"""Token ids to the embeddings that the UNet attends to, with a cache."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from deployments.contracts.errors import InvalidRequest
-from deployments.diffusion.engine.adapters.stack import RowWeights
+from deployments.diffusion.engine.adapters.bank import RowWeights
 from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS
 from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.models.placing import to_device
 from deployments.diffusion.engine.policy.spec import PromptIds
 
 
@@ -36,40 +35,8 @@ class Prompt:
     loras: tuple[tuple[str, float], ...] = ()
 
 
-class Tokenizers:
-    """Tokenises for all text encoders of a checkpoint. Thread-safe."""
-
-    def __init__(self, components: Components) -> None:
-        self._tokenizers = components.tokenizers
-        self._lock = Lock()  # the tokenizers keep padding and truncation as mutable state
-
-    def tokenize(self, text: str, param: str) -> PromptIds:
-        """Token ids of a text.
-
-        Raises `InvalidRequest` naming `param` when a text encoder cannot read it whole:
-        nothing is cut off in silence.
-        """
-        ids: list[tuple[int, ...]] = []
-        tokens = 0
-        with self._lock:
-            for tokenizer in self._tokenizers:
-                whole = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-                room = tokenizer.model_max_length - 2
-                if len(whole) > room:
-                    raise InvalidRequest(
-                        f"{param} is {len(whole)} tokens long; this model reads at most {room}",
-                        param,
-                    )
-                tokens = max(tokens, len(whole))
-                padded = tokenizer(
-                    text, padding="max_length", max_length=tokenizer.model_max_length
-                )
-                ids.append(tuple(padded.input_ids))
-        return PromptIds(tuple(ids), tokens)
-
-
 class PromptEncoder:
-    """Encodes prompts in batches and remembers the most recent ones.
+    """Encodes prompts in batches and remembers the most recent ones. One thread calls it.
 
     Args:
         cache_bytes: device memory for remembered embeddings; 0 remembers nothing.
@@ -110,8 +77,10 @@ class PromptEncoder:
         pooled: Tensor | None = None
         loras: list[RowWeights] = [dict(prompt.loras) for prompt in prompts]
         for index, encoder in enumerate(parts.text_encoders):
-            ids = torch.tensor([prompt.ids.ids[index] for prompt in prompts]).to(parts.device)
-            parts.lora_stacks[TEXT_ENCODERS[index]].set_rows(loras, parts.device, parts.dtype)
+            listed = torch.tensor([prompt.ids.ids[index] for prompt in prompts])
+            ids = to_device(listed, parts.device)
+            bank = parts.banks[TEXT_ENCODERS[index]]
+            bank.weigh(to_device(torch.tensor(bank.mix(loras)), parts.device))
             if parts.family.text_encoders == 1:
                 hidden.append(encoder(ids)[0])
                 continue

@@ -1,20 +1,16 @@
-"""What steers rows beside their prompts: ControlNets and the IP-Adapter, row by row.
+"""What steers rows beside their prompts and the UNet's own inputs: ControlNets, row by row.
 
-A row that names no net gets zeros where the others get residuals; a row without an image
-prompt gets nothing added in the attention layers.
+A row that names no net gets zeros where the others get residuals.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from diffusers import ControlNetModel, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
-from diffusers.models.embeddings import ImageProjection
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from diffusers import ControlNetModel
+from torch import Tensor
+
+from deployments.diffusion.engine.steps.staging import Numbers
 
 AddedConditions = dict[str, Tensor] | None
 
@@ -53,25 +49,31 @@ class Residuals:
     mid: Tensor
 
 
-class ControlNets:
-    """The ControlNets of a model, by type."""
+@dataclass(frozen=True)
+class _Use:
+    """A net, the rows that it acts on with their maps, and where their numbers are staged."""
 
-    def __init__(self, nets: Mapping[str, ControlNetModel]) -> None:
-        self._nets = nets
+    net: ControlNetModel
+    maps: tuple[Tensor, ...]
+    rows: int
+    scales: int
 
-    @property
-    def types(self) -> frozenset[str]:
-        """The types that requests may name."""
-        return frozenset(self._nets)
 
-    def residuals(
-        self, call: UNetInput, controls: Sequence[Sequence[RowControl]]
-    ) -> Residuals | None:
-        """Runs each net on the rows that name it. `controls`: one sequence per row.
+class ControlPlan:
+    """Which nets act on which rows in a step. Made before the step's numbers are uploaded.
 
-        Returns `None` if no row is controlled in this step.
-        """
-        total: Residuals | None = None
+    Args:
+        nets: the model's ControlNets, by type.
+        controls: of each row of the call, those in force.
+    """
+
+    def __init__(
+        self,
+        nets: Mapping[str, ControlNetModel],
+        controls: Sequence[Sequence[RowControl]],
+        numbers: Numbers,
+    ) -> None:
+        self._uses: list[_Use] = []
         for kind in sorted({c.type for row in controls for c in row if c.scale > 0}):
             chosen = [
                 (index, control)
@@ -79,17 +81,29 @@ class ControlNets:
                 for control in row
                 if control.type == kind and control.scale > 0
             ]
-            rows = torch.tensor([index for index, _ in chosen], device=call.sample.device)
-            down, mid = self._nets[kind](
-                call.sample[rows],
-                call.timesteps[rows],
-                encoder_hidden_states=call.hidden[rows],
-                controlnet_cond=torch.stack([control.map for _, control in chosen]),
+            self._uses.append(
+                _Use(
+                    nets[kind],
+                    tuple(control.map for _, control in chosen),
+                    numbers.put([index for index, _ in chosen]),
+                    numbers.put([control.scale for _, control in chosen]),
+                )
+            )
+
+    def residuals(self, call: UNetInput, numbers: Numbers) -> Residuals | None:
+        """Runs each net on its rows. `None` if no row is controlled in this step."""
+        total: Residuals | None = None
+        for use in self._uses:
+            rows = numbers[use.rows].long()
+            down, mid = use.net(
+                call.sample.index_select(0, rows),
+                call.timesteps.index_select(0, rows),
+                encoder_hidden_states=call.hidden.index_select(0, rows),
+                controlnet_cond=torch.stack(use.maps),
                 added_cond_kwargs=_rows(call.added, rows),
                 return_dict=False,
             )
-            scales = torch.tensor([control.scale for _, control in chosen], dtype=mid.dtype)
-            scales = scales.to(mid.device).view(-1, 1, 1, 1)
+            scales = numbers[use.scales].to(mid.dtype).view(-1, 1, 1, 1)
             if total is None:
                 count = len(call.sample)
                 total = Residuals(
@@ -102,142 +116,6 @@ class ControlNets:
 
 
 def _rows(added: AddedConditions, rows: Tensor) -> AddedConditions:
-    return None if added is None else {name: tensor[rows] for name, tensor in added.items()}
-
-
-class RowAttention(nn.Module):
-    """Attention with an image prompt per row: diffusers' `IPAdapterAttnProcessor2_0`, with one
-    scale per row and rows of different numbers of tokens.
-
-    Args:
-        to_k, to_v: the IP-Adapter's projections of this layer.
-        prompts: what the rows of the current call see; shared by all layers.
-    """
-
-    def __init__(self, to_k: nn.Linear, to_v: nn.Linear, prompts: "ImagePrompts") -> None:
-        super().__init__()
-        self.to_k_ip = to_k
-        self.to_v_ip = to_v
-        self._prompts = prompts
-
-    def forward(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        """As any attention processor of a cross-attention layer of these UNets."""
-        if attention_mask is not None or temb is not None:
-            raise ValueError("masks and time embeddings are not used by cross-attention here")
-        query = _heads(attn, attn.to_q(hidden_states))
-        key = _heads(attn, attn.to_k(encoder_hidden_states))
-        value = _heads(attn, attn.to_v(encoder_hidden_states))
-        out = _joined(F.scaled_dot_product_attention(query, key, value))
-        seen = self._prompts.seen
-        if seen is not None:
-            key = _heads(attn, self.to_k_ip(seen.tokens))
-            value = _heads(attn, self.to_v_ip(seen.tokens))
-            image = _joined(F.scaled_dot_product_attention(query, key, value, attn_mask=seen.mask))
-            out = out + seen.scales * image
-        projected: Tensor = attn.to_out[1](attn.to_out[0](out))
-        return projected / float(attn.rescale_output_factor)
-
-
-def _heads(attn: Attention, x: Tensor) -> Tensor:
-    """(B, n, heads * d) to (B, heads, n, d)."""
-    batch, length, width = x.shape
-    return x.view(batch, length, attn.heads, width // attn.heads).transpose(1, 2)
-
-
-def _joined(x: Tensor) -> Tensor:
-    """(B, heads, n, d) to (B, n, heads * d)."""
-    return x.transpose(1, 2).flatten(-2)
-
-
-@dataclass(frozen=True)
-class RowPrompt:
-    """A row's image prompt: (tokens, width), and its scale."""
-
-    tokens: Tensor
-    scale: float
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """The image prompts of a call. `mask` hides the padding of shorter rows."""
-
-    tokens: Tensor  # (B, tokens, width)
-    scales: Tensor  # (B, 1, 1)
-    mask: Tensor  # (B, 1, 1, tokens), True where a token counts
-
-
-class ImagePrompts:
-    """What the rows of the current call see. Set before each call of the UNet."""
-
-    def __init__(self) -> None:
-        self.seen: _Seen | None = None
-
-    def set_rows(self, rows: Sequence[RowPrompt | None]) -> None:
-        """One image prompt per row of the call, or none."""
-        given = [row for row in rows if row is not None]
-        if not given:
-            self.seen = None
-            return
-        like = given[0].tokens
-        length = max(len(row.tokens) for row in given)
-        tokens = like.new_zeros(len(rows), length, like.shape[1])
-        mask = torch.zeros(len(rows), 1, 1, length, dtype=torch.bool)
-        for index, row in enumerate(rows):
-            # A row without tokens sees one zero token at scale 0: softmax needs something.
-            count = 1 if row is None else len(row.tokens)
-            mask[index, ..., :count] = True
-            if row is not None:
-                tokens[index, :count] = row.tokens
-        scales = torch.tensor([0.0 if row is None else row.scale for row in rows])
-        scales = scales.to(like).view(-1, 1, 1)
-        self.seen = _Seen(tokens, scales, mask.to(like.device))
-
-
-class IpAdapter:
-    """An IP-Adapter on a UNet.
-
-    Args:
-        unet: its cross-attention layers are given `RowAttention`.
-        file: safetensors in the layout of h94/IP-Adapter (`image_proj.*`, `ip_adapter.*`).
-
-    Attributes:
-        plus: it reads the encoder's last but one states, (tokens, width), instead of the
-            projected embedding, (width,).
-        embeds_width: that width.
-    """
-
-    def __init__(self, unet: UNet2DConditionModel, file: Path) -> None:
-        tensors = load_file(file)
-        parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            if part not in parts:
-                raise ValueError(f"{file.name} is not an IP-Adapter: unexpected tensor {name}")
-            parts[part][rest] = tensor
-        unet._load_ip_adapter_weights([parts])
-        self.project = unet.encoder_hid_proj.image_projection_layers[0].eval()
-        self.plus = not isinstance(self.project, ImageProjection)
-        first = next(layer for layer in self.project.modules() if isinstance(layer, nn.Linear))
-        self.embeds_width = int(first.in_features)
-        unet.encoder_hid_proj = None
-        unet.config.encoder_hid_dim_type = None
-        self.prompts = ImagePrompts()
-        processors = unet.attn_processors
-        for name, processor in processors.items():
-            if isinstance(processor, IPAdapterAttnProcessor2_0):
-                (to_k,), (to_v,) = processor.to_k_ip, processor.to_v_ip
-                processors[name] = RowAttention(to_k, to_v, self.prompts)
-        unet.set_attn_processor(processors)
-        unet.requires_grad_(False)
-
-    def tokens(self, embeds: Tensor) -> Tensor:
-        """Image tokens of a row: (images, ...) embeddings to (images * tokens, width)."""
-        projected: Tensor = self.project(embeds)
-        return projected.flatten(0, 1)
+    if added is None:
+        return None
+    return {name: tensor.index_select(0, rows) for name, tensor in added.items()}

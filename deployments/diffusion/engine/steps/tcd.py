@@ -1,4 +1,4 @@
-"""The TCD step, row by row, and its timestep tables.
+"""The TCD step, row by row.
 
 Strategic stochastic sampling of Trajectory Consistency Distillation (arXiv 2402.19159,
 algorithm 4), in the paper's names: from x_t the network estimates x_0 and eps; they give
@@ -8,42 +8,12 @@ step index and therefore cannot step rows of a batch that stand at different ste
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from diffusers import TCDScheduler
 from torch import Tensor
 
-from deployments.contracts.jobs import real_steps
-
-KNOWN_SCHEDULES = 256
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of one row, as numbers.
-
-    Attributes:
-        t: timestep in [0, 999] that the network is told.
-        alpha_t, sigma_t: signal and noise scales at t: sqrt(abar_t), sqrt(1 - abar_t).
-        alpha_s, sigma_s: the same at s.
-        rise, renoise: x_{t_prev} = rise * x_s + renoise * z.
-        alpha_prev, sigma_prev: scales at t_prev, 1 and 0 after the last step: how a known
-            picture is noised to stand beside x_{t_prev}.
-        draws: whether a z is drawn from the row's generator (eta above 0, not the last step).
-    """
-
-    t: int
-    alpha_t: float
-    sigma_t: float
-    alpha_s: float
-    sigma_s: float
-    rise: float
-    renoise: float
-    alpha_prev: float
-    sigma_prev: float
-    draws: bool
+from deployments.diffusion.engine.models.schedule import Step
 
 
 class StepOutput(NamedTuple):
@@ -53,68 +23,10 @@ class StepOutput(NamedTuple):
     x_0: Tensor
 
 
-class Schedule:
-    """Timestep tables of one checkpoint, from its scheduler's configuration.
-
-    Args:
-        scheduler: as `TCDScheduler.from_config` makes it. Its `prediction_type` must be
-            epsilon, sample or v_prediction, else `ValueError`.
-    """
-
-    def __init__(self, scheduler: TCDScheduler) -> None:
-        self.prediction_type: str = scheduler.config.prediction_type
-        if self.prediction_type not in ("epsilon", "sample", "v_prediction"):
-            raise ValueError(f"prediction_type {self.prediction_type!r} is not supported")
-        self._scheduler = scheduler
-        self._abar: Tensor = scheduler.alphas_cumprod
-        self._known: dict[tuple[int, float], tuple[Step, ...]] = {}
-
-    def steps(
-        self, num_inference_steps: int, eta: float, strength: float = 1.0
-    ) -> tuple[Step, ...]:
-        """The steps of a row from noise to latents.
-
-        Args:
-            num_inference_steps: 1 to the scheduler's `original_inference_steps` (50).
-            eta: 0 to 1.
-            strength: the share of the steps that is taken, the last ones; of less than one
-                step there is none.
-        """
-        key = (num_inference_steps, eta)
-        if key not in self._known:
-            if len(self._known) >= KNOWN_SCHEDULES:  # eta is any number that a request names
-                self._known.clear()
-            self._scheduler.set_timesteps(num_inference_steps)
-            timesteps = [int(t) for t in self._scheduler.timesteps]
-            self._known[key] = tuple(
-                self._step(t, t_prev, eta)
-                for t, t_prev in zip(timesteps, [*timesteps[1:], None], strict=True)
-            )
-        taken = real_steps(num_inference_steps, strength)
-        return self._known[key][num_inference_steps - taken :]
-
-    def _step(self, t: int, t_prev: int | None, eta: float) -> Step:
-        prev = torch.tensor(t_prev if t_prev is not None else 0)
-        s = torch.floor((1 - eta) * prev).to(torch.long)
-        abar_t, abar_s, abar_prev = self._abar[t], self._abar[s], self._abar[prev]
-        return Step(
-            t=t,
-            alpha_t=float(abar_t.sqrt()),
-            sigma_t=float((1 - abar_t).sqrt()),
-            alpha_s=float(abar_s.sqrt()),
-            sigma_s=float((1 - abar_s).sqrt()),
-            rise=float((abar_prev / abar_s).sqrt()),
-            renoise=float((1 - abar_prev / abar_s).clamp(min=0).sqrt()),
-            alpha_prev=1.0 if t_prev is None else float(abar_prev.sqrt()),
-            sigma_prev=0.0 if t_prev is None else float((1 - abar_prev).sqrt()),
-            draws=eta > 0 and t_prev is not None,
-        )
-
-
-def coefficients(steps: Sequence[Step], device: torch.device) -> Tensor:
-    """The numbers of each row's step: (6, B, 1, 1, 1) float32, in `Step`'s order."""
+def coefficients(steps: Sequence[Step]) -> Tensor:
+    """The numbers of each row's step: (6, B, 1, 1, 1) float32 on the CPU, in `Step`'s order."""
     table = [(s.alpha_t, s.sigma_t, s.alpha_s, s.sigma_s, s.rise, s.renoise) for s in steps]
-    return torch.tensor(table, dtype=torch.float32).T.reshape(6, -1, 1, 1, 1).to(device)
+    return torch.tensor(table, dtype=torch.float32).T.reshape(6, -1, 1, 1, 1)
 
 
 def tcd_step(

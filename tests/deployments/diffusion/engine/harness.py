@@ -19,6 +19,7 @@ from deployments.contracts.jobs import (
     Progress,
 )
 from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.steps.preparation import Prepared, Work
 
 WAIT_S = 120.0
 
@@ -164,11 +165,42 @@ def tap_unet(engine: Engine, tap: Callable[[UnetCall], Tensor]) -> None:
     unet.forward = tapped
 
 
+class Joins:
+    """Knows which rows are being made ready, so that a UNet call can wait for them: then a row
+    joins at the call after the one before which it came, however fast the calls are."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._news = Condition()
+        self._under_way: set[str] = set()
+        preparer = engine._preparer
+        put, deliver = preparer.put, preparer._deliver
+
+        def asked(work: Work) -> None:
+            with self._news:
+                self._under_way.add(work.row_id)
+            put(work)
+
+        def delivered(prepared: Prepared) -> None:
+            deliver(prepared)
+            with self._news:
+                self._under_way.discard(prepared.row_id)
+                self._news.notify_all()
+
+        preparer.put, preparer._deliver = asked, delivered  # type: ignore[method-assign]
+
+    def wait(self) -> None:
+        """Returns when every row that was asked for is there."""
+        with self._news:
+            assert self._news.wait_for(lambda: not self._under_way, WAIT_S)
+
+
 class Gate:
-    """Holds every UNet call until it is let through; opens for good at the end of a `with`."""
+    """Holds every UNet call until it is let through and the rows that came before it are ready;
+    opens for good at the end of a `with`."""
 
     def __init__(self, engine: Engine) -> None:
         self.calls: list[list[int]] = []  # timesteps of each call's rows
+        self._joins = Joins(engine)
         self._news = Condition()
         self._let = 0.0
         tap_unet(engine, self._hold)
@@ -198,6 +230,7 @@ class Gate:
             self.calls.append(call.t)
             self._news.notify_all()
             assert self._news.wait_for(lambda: self._let >= len(self.calls), WAIT_S)
+        self._joins.wait()
         return call.run()
 
     def __enter__(self) -> "Gate":

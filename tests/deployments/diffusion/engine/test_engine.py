@@ -21,7 +21,7 @@ from deployments.contracts.errors import (
 )
 from deployments.contracts.jobs import FinishedImage, PartialImage, Progress
 from deployments.diffusion.engine.adapters.reader import LoraWeights
-from deployments.diffusion.engine.policy.ledger import Entry
+from deployments.diffusion.engine.policy.registry import Entry
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import (
@@ -99,15 +99,15 @@ def test_a_job_can_be_cancelled_before_the_loop_has_seen_it(
 ) -> None:
     """Another thread may cancel while `submit` has not returned yet."""
     engine = make_engine()
-    ledger = engine._ledger
-    open_ = ledger.open
+    registry = engine._registry
+    open_ = registry.open
 
     def opened_and_cancelled(entry: Entry, max_pending: int) -> None:
         open_(entry, max_pending)
         engine.cancel("gone")
 
     listener = Listener(engine)
-    monkeypatch.setattr(ledger, "open", opened_and_cancelled)
+    monkeypatch.setattr(registry, "open", opened_and_cancelled)
     listener.submit(image_job("gone", loras=styles(neon=1.0)))
     listener.wait()
     assert isinstance(listener.error("gone"), Cancelled)
@@ -121,7 +121,7 @@ def test_a_running_job_past_its_deadline_ends_at_a_step(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("deployments.diffusion.engine.engine.monotonic", lambda: now)
-    monkeypatch.setattr("deployments.diffusion.engine.policy.ledger.monotonic", lambda: now)
+    monkeypatch.setattr("deployments.diffusion.engine.policy.registry.monotonic", lambda: now)
     engine = make_engine()
     listener = Listener(engine)
     neighbour = image_job("neighbour", num_inference_steps=8, seeds=(3,))
@@ -146,9 +146,9 @@ def test_a_job_that_waits_for_its_adapters_has_its_deadline_kept(
     go_on = Event()
     read = engine.components.lora_reader.read
 
-    def slow_read(path: Path, key: str, unet: str) -> LoraWeights:
+    def slow_read(path: Path, unet: str) -> LoraWeights:
         go_on.wait(60)
-        return read(path, key, unet)
+        return read(path, unet)
 
     monkeypatch.setattr(engine.components.lora_reader, "read", slow_read)
     listener = Listener(engine)

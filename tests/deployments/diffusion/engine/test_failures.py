@@ -112,7 +112,7 @@ def test_an_image_that_the_vae_cannot_decode_fails_alone(
     engine = make_engine()
     odd = image_job("odd", seeds=(8, ODD), num_inference_steps=2)
     final = torch.from_numpy(oracle_of("sd15").image(odd, 1).latents)
-    vae = engine.components.vae
+    vae = engine.components.vae.model
     decode = vae.decode
     batches: list[int] = []
 

@@ -12,7 +12,7 @@ from deployments.contracts.jobs import ImageJob, PartialImage, Progress
 from deployments.diffusion.engine.engine import Engine
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.conftest import Oracles
-from tests.deployments.diffusion.engine.harness import Listener, image_job, styles
+from tests.deployments.diffusion.engine.harness import Joins, Listener, image_job, styles
 from tests.deployments.diffusion.engine.oracle import (
     PIXEL_TOLERANCE,
     assert_same,
@@ -56,7 +56,7 @@ JOINING: dict[int, tuple[ImageJob, ...]] = {
         ),
         image_job("8 plain", seeds=(2**63 - 1,), num_inference_steps=8, eta=0.0),
     ),
-    5: (
+    6: (
         image_job("1", prompt="a red ball on the table", num_inference_steps=1, eta=0.0),
         image_job("2", seeds=(2, 3), num_inference_steps=2, eta=0.3, loras=styles(papercut=1.0)),
         image_job(
@@ -83,11 +83,13 @@ JOINING: dict[int, tuple[ImageJob, ...]] = {
 
 
 def watch_batches(engine: Engine) -> list[list[int]]:
-    """Collects the timesteps of each UNet call's rows."""
+    """Collects the timesteps of each UNet call's rows, each call after all rows are ready."""
     calls: list[list[int]] = []
+    joins = Joins(engine)
 
     def note(_: nn.Module, args: tuple[Tensor, Tensor]) -> None:
         calls.append([int(t) for t in args[1]])
+        joins.wait()
 
     engine.components.unet.register_forward_pre_hook(note)
     return calls
@@ -119,7 +121,7 @@ def test_a_mixed_batch_equals_diffusers_row_by_row(
             assert_same(listener.image(job.job_id, index), oracle.image(job, index))
 
     fullest = max(calls, key=len)
-    assert len(fullest) == 12, "the jobs that join at step 5 share a call with all before them"
+    assert len(fullest) == 12, "the jobs that join at step 6 share a call with all before them"
     assert len(set(fullest)) == 4, "rows that joined at different steps stand at different ones"
     figures = engine.figures()
     assert figures.rows_total > 2 * figures.steps_total

@@ -17,6 +17,7 @@ from deployments.contracts.errors import InvalidRequest
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
 from deployments.diffusion.engine.policy.admission import Admission
+from deployments.diffusion.engine.prompts.tokens import Tokenizers
 from tests.conftest import demo_loras
 from tests.deployments.diffusion.engine.harness import Gate, styles
 from tests.deployments.diffusion.engine.oracle import assert_same, distance
@@ -353,7 +354,9 @@ def test_what_a_plus_adapter_refuses(demo_models: Path, engine_for: MakeFor) -> 
 
 def test_what_a_refused_strength_is_told_would_do(demo_models: Path) -> None:
     checkpoint = Checkpoint(demo_models, "sd15", "sd15")
-    admission = Admission(load(checkpoint.args()), ModelUserConfig())
+    parts = load(checkpoint.args())
+    tokenize = Tokenizers(parts.tokenizers).tokenize
+    admission = Admission(parts.capabilities, tokenize, ModelUserConfig())
     refused = 0
     for steps, strength in product(range(1, 51), (0.001, 0.02, 0.1, 0.33, 0.5, 0.99)):
         asked = task("asked", image=True, strength=strength, num_inference_steps=steps)

@@ -10,12 +10,12 @@ from threading import Semaphore
 
 import psutil
 import pytest
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from configs.app import Limits
 from demo.standins import write_style_lora
 from deployments.contracts.jobs import FailedImage, FinishedImage, ImageJob, JobEvent
+from deployments.diffusion.engine.adapters.reader import LowRank
 from deployments.diffusion.engine.engine import Engine
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.harness import WAIT_S, image_job, styles
@@ -31,10 +31,8 @@ MEASURES = 8
 
 @pytest.fixture(scope="module")
 def sources(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """20 styles by name, of three kinds, each with weights of its own; about four fit the budget.
-
-    Reading takes 2 ms a layer, so they are cut down to their largest layers.
-    """
+    """20 styles by name, of three kinds, each with weights of its own; about four fit the budget
+    once they are cut down to their largest layers."""
     folder = tmp_path_factory.mktemp("styles")
     written: dict[str, str] = {}
     for n in range(STYLE_COUNT):
@@ -111,7 +109,7 @@ def memory() -> int:
 def adapter_layers() -> int:
     """How many layers of adapters are alive anywhere."""
     gc.collect()
-    return sum(issubclass(type(thing), LoraLayer) for thing in gc.get_objects())
+    return sum(issubclass(type(thing), LowRank) for thing in gc.get_objects())
 
 
 def test_the_styles_are_told_apart(truth: dict[str, Answer]) -> None:

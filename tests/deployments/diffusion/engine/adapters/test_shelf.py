@@ -92,7 +92,7 @@ def test_a_load_that_fails_for_another_reason_is_not_the_requests_fault(
 ) -> None:
     engine = make_engine()
 
-    def refuse(path: Path, key: str, unet: str) -> LoraWeights:
+    def refuse(path: Path, unet: str) -> LoraWeights:
         raise torch.OutOfMemoryError("the device is full")
 
     monkeypatch.setattr(engine.components.lora_reader, "read", refuse)
@@ -153,10 +153,10 @@ def test_others_go_on_while_an_adapter_is_read(
     arrived, go_on = Event(), Event()
     read = engine.components.lora_reader.read
 
-    def slow_read(path: Path, key: str, unet: str) -> LoraWeights:
+    def slow_read(path: Path, unet: str) -> LoraWeights:
         arrived.set()
         assert go_on.wait(60)
-        return read(path, key, unet)
+        return read(path, unet)
 
     monkeypatch.setattr(engine.components.lora_reader, "read", slow_read)
     listener = Listener(engine)

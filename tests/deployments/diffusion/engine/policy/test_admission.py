@@ -12,6 +12,7 @@ from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.jobs import LoraWeight
 from deployments.diffusion.engine.models.components import Components, load
 from deployments.diffusion.engine.policy.admission import Admission
+from deployments.diffusion.engine.prompts.tokens import Tokenizers
 from tests.conftest import demo_loras, model_args
 from tests.deployments.diffusion.engine.harness import image_job, styles
 
@@ -23,11 +24,15 @@ def components(demo_models: Path) -> Components:
     return load(model_args(demo_models, "sd15"))
 
 
+def admission_of(components: Components, config: ModelUserConfig) -> Admission:
+    tokenize = Tokenizers(components.tokenizers).tokenize
+    return Admission(components.capabilities, tokenize, config)
+
+
 @pytest.fixture
 def admission(components: Components, demo_models: Path) -> Admission:
-    return Admission(
-        components, ModelUserConfig(loras=demo_loras(demo_models, "sd15"), limits=LIMITS)
-    )
+    config = ModelUserConfig(loras=demo_loras(demo_models, "sd15"), limits=LIMITS)
+    return admission_of(components, config)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +74,7 @@ def test_an_unknown_adapter_is_not_found(admission: Admission) -> None:
 
 
 def test_the_longest_prompt_is_read_whole(admission: Admission) -> None:
-    (spec,), _ = admission.admit(image_job(prompt="fox " * 75), ())
+    (spec,) = admission.admit(image_job(prompt="fox " * 75), ()).specs
     assert spec.prompt.tokens == 75
     (ids,) = spec.prompt.ids
     assert len(ids) == 77
@@ -78,14 +83,15 @@ def test_the_longest_prompt_is_read_whole(admission: Admission) -> None:
 
 @pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
 def test_any_text_of_few_tokens_is_taken(family: FamilyName, demo_models: Path) -> None:
-    admission = Admission(load(model_args(demo_models, family)), ModelUserConfig())
+    admission = admission_of(load(model_args(demo_models, family)), ModelUserConfig())
     for text in ("", " ", "صورة قطة", "🦊 in the ❄️", "<|endoftext|>", "\0\n\t"):
-        (spec,), _ = admission.admit(image_job(prompt=text), ())
+        (spec,) = admission.admit(image_job(prompt=text), ()).specs
         assert {len(ids) for ids in spec.prompt.ids} == {77}
 
 
 def test_every_image_of_a_job_is_a_row_of_its_own_seed(admission: Admission) -> None:
-    specs, sources = admission.admit(image_job(seeds=(7, 8), loras=styles(neon=0.5)), ())
+    job = image_job(seeds=(7, 8), loras=styles(neon=0.5))
+    specs, sources, _ = admission.admit(job, ())
     assert [spec.seed for spec in specs] == [7, 8]
     ((key, weight),) = specs[0].loras
     assert weight == 0.5
@@ -97,22 +103,35 @@ def test_the_same_adapter_has_the_same_key_until_its_source_changes(
 ) -> None:
     keys: list[str] = []
     for source in ("a.safetensors", "a.safetensors", "b.safetensors"):
-        admission = Admission(components, ModelUserConfig(loras={"style": source}))
-        keys += admission.admit(image_job(loras=styles(style=1.0)), ())[1]
+        admission = admission_of(components, ModelUserConfig(loras={"style": source}))
+        keys += admission.admit(image_job(loras=styles(style=1.0)), ()).loras
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_another_file_at_the_same_place_is_another_adapter(
+    components: Components, tmp_path: Path
+) -> None:
+    file = tmp_path / "style.safetensors"
+    admission = admission_of(components, ModelUserConfig(loras={"style": str(file)}))
+    keys: list[str] = []
+    for content in (b"one", b"one", b"two"):
+        if not file.exists() or file.read_bytes() != content:
+            file.write_bytes(content)
+        keys += admission.admit(image_job(loras=styles(style=1.0)), ()).loras
     assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_name_with_a_dot_makes_a_key_that_peft_accepts(components: Components) -> None:
-    admission = Admission(components, ModelUserConfig(loras={"style-v1.5": "a.safetensors"}))
+    admission = admission_of(components, ModelUserConfig(loras={"style-v1.5": "a.safetensors"}))
     job = image_job(loras=styles(**{"style-v1.5": 1.0}))
-    (key,) = admission.admit(job, ())[1]
+    (key,) = admission.admit(job, ()).loras
     assert "." not in key
 
 
 def test_prompt_tokens_count_both_prompts(admission: Admission) -> None:
     job = image_job(prompt="fox fox", negative_prompt="fox " * 5, guidance_scale=5.0)
-    assert admission.prompt_tokens(job) == 7
-    assert admission.prompt_tokens(image_job(prompt="")) == 0
+    assert admission.admit(job, ()).prompt_tokens == 7
+    assert admission.admit(image_job(prompt=""), ()).prompt_tokens == 0
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,17 @@ def ids(batch: Batch | None) -> list[str]:
     return [] if batch is None else [r.row_id for r in batch.rows]
 
 
+def next_batch(scheduler: Scheduler) -> Batch | None:
+    """The next batch, after every row that got a slot was made ready at once."""
+    for joining in scheduler.joining():
+        assert joining.status is Status.JOINING
+        assert scheduler.joined(joining.row_id) is joining
+    return scheduler.schedule()
+
+
 def step(scheduler: Scheduler) -> list[str]:
     """Schedules and advances; the ids that took the step."""
-    batch = scheduler.schedule()
+    batch = next_batch(scheduler)
     if batch is not None:
         scheduler.advance(batch, Advanced({}, 0.1))
     return ids(batch)
@@ -186,15 +194,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         if batch is None:
             return
         self.out_of_memory += 1
-        limit = self.scheduler.batch_limit
+        limit = self.scheduler.limit_of(batch.key)
+        second_time = batch.rows[0].short_of_memory
         left = self.scheduler.advance(batch, OutOfMemory("full"))
-        if len(batch.rows) == 1:
+        if len(batch.rows) == 1 and second_time:
             assert left == batch.rows
             assert left[0].status is Status.FAILED
             self.forget(left[0].row_id)
+        elif len(batch.rows) == 1:
+            assert left == ()
+            assert self.scheduler.limit_of(batch.key) == limit
         else:
             assert left == ()
-            assert self.scheduler.batch_limit == max(1, batch.unet_rows // 2) < limit
+            assert self.scheduler.limit_of(batch.key) == max(1, batch.unet_rows // 2) < limit
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -286,8 +298,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def schedule(self) -> Batch | None:
         waited = {row_id: known.row.passed_over for row_id, known in self.live.items()}
-        had_slot = {row_id for row_id, known in self.live.items() if known.row.slot is not None}
         could_run = {k.row.row_id for k in self.live.values() if k.row.status != Status.PREPARING}
+        for joining in self.scheduler.joining():
+            assert joining.status is Status.JOINING
+            assert self.scheduler.running <= self.limits.max_running
+            assert self.scheduler.joined(joining.row_id) is joining
+        had_slot = {row_id for row_id, known in self.live.items() if known.row.slot is not None}
         batch = self.scheduler.schedule()
         if batch is None:
             assert not could_run
@@ -297,9 +313,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert set(chosen) <= could_run
         assert {r.key for r in batch.rows} == {batch.key}
         assert all(r.slot is not None and r.status is Status.RUNNING for r in batch.rows)
-        assert batch.unet_rows <= self.scheduler.batch_limit or len(chosen) == 1
-        new = set(chosen) - had_slot
-        assert not new or self.scheduler.running <= self.limits.max_running
+        assert batch.unet_rows <= self.scheduler.limit_of(batch.key) or len(chosen) == 1
         assert all(r.slot is not None and r.slot < MAX_RUNNING for r in batch.rows)
         for row_id in could_run:
             expected = 0 if row_id in chosen else waited[row_id] + 1
@@ -394,8 +408,12 @@ def test_a_guided_row_counts_twice() -> None:
 
 
 def test_a_guided_row_runs_even_where_one_row_fits() -> None:
-    scheduler = scheduler_of(row("a"), row("b", guided=True), max_batch=2)
-    scheduler.batch_limit = 1
+    scheduler = scheduler_of(row("a"), row("c"), row("b", guided=True), max_batch=2)
+    batch = next_batch(scheduler)
+    assert ids(batch) == ["a", "c"]
+    assert batch is not None
+    scheduler.advance(batch, OutOfMemory("full"))
+    assert scheduler.batch_limit == 1
     assert [step(scheduler) for _ in range(40)].count(["b"]) == 4
 
 
@@ -451,9 +469,26 @@ def test_fewer_slots_take_effect_as_rows_leave() -> None:
     assert scheduler.running <= 2
 
 
+def test_rows_get_slots_two_batches_ahead_and_wait_until_they_are_ready() -> None:
+    scheduler = scheduler_of(*(row(str(n), 2) for n in range(8)), max_batch=2)
+    ahead = scheduler.joining()
+    assert [one.row_id for one in ahead] == ["0", "1", "2", "3"]
+    assert scheduler.joining() == (), "none has begun"
+    assert scheduler.schedule() is None, "none is ready"
+    scheduler.joined("1")
+    assert ids(scheduler.schedule()) == ["1"], "those that are ready do not wait for the others"
+    urgent = row("urgent", priority=5)
+    scheduler.add(urgent)
+    assert scheduler.joining() == (urgent,), "it comes before all that have not begun"
+    for one in (*ahead, urgent):
+        scheduler.joined(one.row_id)
+    assert step(scheduler) == ["urgent", "0"]
+    assert scheduler.joined("gone") is None
+
+
 def test_running_out_of_memory_halves_the_batch_and_it_grows_back() -> None:
-    scheduler = scheduler_of(*(row(str(n), 50) for n in range(8)), max_batch=8)
-    batch = scheduler.schedule()
+    scheduler = scheduler_of(*(row(str(n), 500) for n in range(8)), max_batch=8)
+    batch = next_batch(scheduler)
     assert batch is not None
     assert scheduler.advance(batch, OutOfMemory("full")) == ()
     assert scheduler.batch_limit == 4
@@ -461,29 +496,60 @@ def test_running_out_of_memory_halves_the_batch_and_it_grows_back() -> None:
     for _ in range(RECOVERY_STEPS - 1):
         step(scheduler)
     assert scheduler.batch_limit == 5
+    for _ in range(3 * RECOVERY_STEPS):
+        step(scheduler)
+    assert scheduler.batch_limit == 8
 
 
-def test_a_single_row_without_memory_fails() -> None:
-    scheduler = scheduler_of(row("a", guided=True), row("b", side=128))
-    batch = scheduler.schedule()
+def test_the_bound_that_memory_sets_is_learnt_for_each_image_size() -> None:
+    large = [row(f"large {n}", 50, side=128) for n in range(4)]
+    small = [row(f"small {n}", 50) for n in range(4)]
+    scheduler = scheduler_of(*large, *small, max_batch=4, aging_steps=1)
+    batch = next_batch(scheduler)
     assert batch is not None
+    assert batch.key == large[0].key
+    scheduler.advance(batch, OutOfMemory("full"))
+    assert scheduler.limit_of(large[0].key) == 2
+    assert scheduler.limit_of(small[0].key) == 4
+    assert scheduler.batch_limit == 2, "the figure is that of the size that may have fewest"
+    sizes = {len(step(scheduler)) for _ in range(8)}
+    assert sizes == {2, 4}
+
+
+def test_a_single_row_without_memory_is_tried_again_and_then_fails() -> None:
+    scheduler = scheduler_of(row("a", guided=True), row("b", side=128))
+    batch = next_batch(scheduler)
+    assert ids(batch) == ["a"]
+    assert batch is not None
+    assert scheduler.advance(batch, OutOfMemory("full")) == ()
     (failed,) = scheduler.advance(batch, OutOfMemory("full"))
     assert (failed.row_id, failed.status) == ("a", Status.FAILED)
     assert scheduler.batch_limit == 8, "the other rows are not to blame"
     assert step(scheduler) == ["b"]
 
 
+def test_a_step_that_found_memory_makes_good_for_one_that_did_not() -> None:
+    scheduler = scheduler_of(row("a", 4))
+    for _ in range(3):
+        batch = next_batch(scheduler)
+        assert batch is not None
+        assert scheduler.advance(batch, OutOfMemory("full")) == ()
+        assert step(scheduler) == ["a"]
+
+
 def test_a_failed_row_leaves_alone() -> None:
     scheduler = scheduler_of(row("a"), row("b"))
-    batch = scheduler.schedule()
+    batch = next_batch(scheduler)
     assert batch is not None
     (failed,) = scheduler.advance(batch, Advanced({"a": ValueError("odd")}, 0.1))
     assert (failed.row_id, failed.status, failed.cursor) == ("a", Status.FAILED, 0)
     assert step(scheduler) == ["b"]
 
 
-def test_room_is_expected_after_the_shortest_row() -> None:
+def test_the_work_to_be_done_is_counted_in_latent_pixels() -> None:
     scheduler = scheduler_of(row("short", 2), row("long", 10), row("guided", 5, guided=True))
     pixels = scheduler.live[0].key.pixels
-    assert scheduler.pixels_until_room(1) == 2 * 4 * pixels
-    assert scheduler.pixels_until_room(2) == 5 * 4 * pixels
+    work = scheduler.work
+    assert (work.rows, work.row_pixels) == (3, 3 * pixels)
+    assert work.unet_pixels == (2 + 10 + 2 * 5) * pixels
+    assert work.until_first == 2 * 4 * pixels

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from deployments.diffusion.engine.models.schedule import KNOWN_SCHEDULES, Schedule
 from deployments.diffusion.engine.steps.tcd import (
-    KNOWN_SCHEDULES,
-    Schedule,
     coefficients,
     tcd_step,
 )
@@ -84,7 +83,7 @@ def together(rows: Sequence[Row], prediction_type: str) -> list[list[Tensor]]:
             ]
         )
         latents = torch.stack([x[i] for i in batch])
-        numbers = coefficients(steps, torch.device("cpu"))
+        numbers = coefficients(steps)
         x_prev = tcd_step(latents, output, numbers, z, prediction_type).x_prev
         for place, i in enumerate(batch):
             x[i] = x_prev[place]
@@ -148,12 +147,10 @@ def test_the_estimate_of_x0_is_what_the_noise_is_taken_from(prediction_type: str
     steps = [schedule.steps(4, 0.3)[i] for i in range(4)]
     generator = torch.Generator().manual_seed(0)
     x_0, eps = torch.randn((2, 4, *SHAPE), generator=generator)
-    alpha_t, sigma_t, *_ = coefficients(steps, torch.device("cpu"))
+    alpha_t, sigma_t, *_ = coefficients(steps)
     x_t = alpha_t * x_0 + sigma_t * eps
     said = {"epsilon": eps, "sample": x_0, "v_prediction": alpha_t * eps - sigma_t * x_0}
-    output = tcd_step(
-        x_t, said[prediction_type], coefficients(steps, torch.device("cpu")), eps, prediction_type
-    )
+    output = tcd_step(x_t, said[prediction_type], coefficients(steps), eps, prediction_type)
     torch.testing.assert_close(output.x_0, x_0, rtol=1e-3, atol=1e-3)
 
 
@@ -161,7 +158,7 @@ def test_the_estimate_of_x0_is_what_the_noise_is_taken_from(prediction_type: str
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     steps = Schedule(scheduler()).steps(4, 0.3)
     x, output, z = torch.randn((3, 4, *SHAPE), generator=torch.Generator().manual_seed(0)).to(dtype)
-    numbers = coefficients(steps, torch.device("cpu"))
+    numbers = coefficients(steps)
     half = tcd_step(x, output, numbers, z, "epsilon")
     full = tcd_step(x.float(), output.float(), numbers, z.float(), "epsilon")
     assert half.x_prev.dtype == half.x_0.dtype == dtype

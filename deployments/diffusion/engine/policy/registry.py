@@ -6,7 +6,7 @@ decoder's threads answer them, anyone may look at the figures.
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Lock
 from time import monotonic
 
@@ -20,15 +20,18 @@ from deployments.contracts.jobs import (
     PartialImage,
     Progress,
 )
-from deployments.diffusion.engine.adapters.shelf import LoraShelf
-from deployments.diffusion.engine.policy.scheduler import Scheduler
+from deployments.diffusion.engine.policy.estimate import (
+    UNMEASURED_DECODE_S,
+    UNMEASURED_STEP_S,
+    Outlook,
+    Pace,
+    Work,
+)
 from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 
 Sink = Callable[[JobEvent], None]
-SMOOTHING = 0.1  # of the measured step time: weight of the newest step
-UNMEASURED_STEP_S = 0.5  # of 64 x 64 latent pixels, until the first step has been measured
-UNMEASURED_PIXEL_S = UNMEASURED_STEP_S / 64**2
+SMOOTHING = 0.1  # of the measured time of a row: weight of the newest step
 log = logging.getLogger("tcd.engine")
 
 
@@ -36,22 +39,47 @@ class Entry:
     """A job in the engine.
 
     Attributes:
+        progress: whether its sink wants to hear of every step.
+        deadline: on the clock of `time.monotonic`; `None`: never.
         rows: its images still to be denoised, by index; only the engine's thread changes it.
-        unanswered: its images still to be answered; only the ledger changes it.
+        unanswered: its images still to be answered; only the registry changes it.
     """
 
-    def __init__(self, job: ImageJob, sink: Sink, specs: list[RowSpec]) -> None:
-        deadline = None if job.timeout_s is None else monotonic() + job.timeout_s
+    def __init__(
+        self, job: ImageJob, sink: Sink, specs: list[RowSpec], *, progress: bool = True
+    ) -> None:
+        self.deadline = None if job.timeout_s is None else monotonic() + job.timeout_s
         self.job = job
         self.sink = sink
+        self.progress = progress
         self.rows = {
-            index: Trajectory(f"{job.job_id}/{index}", spec, job.priority, deadline)
+            index: Trajectory(f"{job.job_id}/{index}", spec, job.priority, self.deadline)
             for index, spec in enumerate(specs)
         }
         self.unanswered = set(self.rows)
 
 
-class Ledger:
+@dataclass(frozen=True)
+class Standing:
+    """How the engine's loop stands between two steps.
+
+    Attributes:
+        running_rows: rows with a slot.
+        pending_unet_rows: UNet rows still to be computed, twins counted.
+        batch_limit: rows that a UNet call may have.
+    """
+
+    work: Work
+    running_rows: int
+    pending_unet_rows: int
+    batch_limit: int
+    loras_resident: int = 0
+    lora_bytes: int = 0
+    lora_loads: int = 0
+    lora_evictions: int = 0
+
+
+class Registry:
     """Answers every image of every job that it opened, exactly once."""
 
     def __init__(self, name: str) -> None:
@@ -59,8 +87,9 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
         self._closed: Exception | None = None
         self._figures = EngineFigures(name)
-        self._pixel_s: float | None = None  # measured, moving average
-        self._first_room_s = self._each_room_s = UNMEASURED_STEP_S
+        self._unet_pace = Pace(UNMEASURED_STEP_S)
+        self._vae_pace = Pace(UNMEASURED_DECODE_S)
+        self._outlook = Outlook()
 
     def open(self, entry: Entry, max_pending: int) -> None:
         """Takes a job in, whole.
@@ -77,7 +106,7 @@ class Ledger:
             pending = self._figures.pending_images
             excess = pending + images - max_pending
             if excess > 0:
-                wait_s = self._first_room_s + (excess - 1) * self._each_room_s
+                wait_s = self._outlook.room_s(excess)
                 raise QueueFull(
                     f"{pending} of {max_pending} images are pending; room for {images} more "
                     f"is expected in {wait_s:.1f} s",
@@ -100,10 +129,13 @@ class Ledger:
 
     def tell(self, entry: Entry, event: Progress | PartialImage) -> None:
         """Tells a job how one of its images stands, unless it has been answered."""
-        with self._lock:
-            open_ = event.image_index in entry.unanswered
-        if open_:
+        if self.waits(entry, event.image_index):
             _deliver(entry, event)
+
+    def waits(self, entry: Entry, index: int) -> bool:
+        """Whether an image of a job has not been answered."""
+        with self._lock:
+            return index in entry.unanswered
 
     def answer(self, entry: Entry, event: FinishedImage | FailedImage) -> None:
         """Answers an image. A second answer (a decoder after a cancellation) is not heard."""
@@ -125,10 +157,9 @@ class Ledger:
 
     def count_step(self, unet_rows: int, pixels: int, seconds: float) -> None:
         """A UNet call of so many rows, and latent pixels in them, took so long."""
-        per_row, per_pixel = seconds / unet_rows, seconds / pixels
+        per_row = seconds / unet_rows
         with self._lock:
-            pixel_s = self._pixel_s or per_pixel
-            self._pixel_s = pixel_s + SMOOTHING * (per_pixel - pixel_s)
+            self._unet_pace.measure(pixels, seconds)
             figures = self._figures
             known = figures.seconds_per_row_step or per_row
             self._figures = replace(
@@ -138,24 +169,27 @@ class Ledger:
                 rows_total=figures.rows_total + unet_rows,
             )
 
-    def publish(self, scheduler: Scheduler, shelf: LoraShelf) -> None:
-        """Shows the loop's state to other threads. Called on the engine's thread."""
-        live, pixels = len(scheduler.live), scheduler.pending_pixels
-        until_room = scheduler.pixels_until_room(1) if live else 0
+    def count_decode(self, pixels: int, seconds: float) -> None:
+        """So many latent pixels took so long to decode."""
         with self._lock:
-            pixel_s = self._pixel_s or UNMEASURED_PIXEL_S
-            self._first_room_s = pixel_s * until_room
-            self._each_room_s = pixel_s * pixels / max(1, live)
+            self._vae_pace.measure(pixels, seconds)
+
+    def publish(self, standing: Standing) -> None:
+        """Shows the loop's state to other threads. Called on the engine's thread."""
+        with self._lock:
+            self._outlook = Outlook.of(standing.work, self._unet_pace, self._vae_pace)
             self._figures = replace(
                 self._figures,
-                running_rows=scheduler.running,
-                pending_steps=scheduler.pending_unet_rows,
-                pending_seconds=pixel_s * pixels,
-                loras_resident=shelf.resident,
-                lora_bytes=shelf.resident_bytes,
-                lora_loads_total=shelf.loads,
-                lora_evictions_total=shelf.evictions,
-                batch_limit=scheduler.batch_limit,
+                running_rows=standing.running_rows,
+                pending_steps=standing.pending_unet_rows,
+                pending_seconds=self._outlook.pending_s,
+                decoding_images=standing.work.decoding,
+                decode_seconds=self._outlook.decode_s,
+                loras_resident=standing.loras_resident,
+                lora_bytes=standing.lora_bytes,
+                lora_loads_total=standing.lora_loads,
+                lora_evictions_total=standing.lora_evictions,
+                batch_limit=standing.batch_limit,
             )
 
     def figures(self) -> EngineFigures:

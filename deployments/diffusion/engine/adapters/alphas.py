@@ -1,0 +1,107 @@
+"""The alphas that stand beside an adapter's tensors: in its header (diffusers) or in
+`adapter_config.json` (PEFT)."""
+
+import re
+from collections.abc import Iterator, Mapping
+from math import sqrt
+from pathlib import Path
+
+from pydantic import BaseModel, Field, TypeAdapter
+
+from deployments.diffusion.engine.adapters.names import Place
+
+DIFFUSERS_METADATA = "lora_adapter_metadata"
+PEFT_CONFIG = "adapter_config.json"
+_FIELDS = TypeAdapter(dict[str, object])
+
+
+class _Config(BaseModel):
+    """What matters here of PEFT's LoraConfig. Ranks are those of the tensors."""
+
+    lora_alpha: float | None = None
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    use_rslora: bool = False
+
+
+class Alphas:
+    """Alphas of layers that have none among their tensors.
+
+    Args:
+        configs: fields of PEFT's LoraConfig by model; "" for the models without their own.
+
+    Raises `ValueError` if a field that matters is not what it should be.
+    """
+
+    def __init__(self, configs: Mapping[str, Mapping[str, object]]) -> None:
+        self._models = {name: _Model(_Config.model_validate(c)) for name, c in configs.items()}
+
+    def scale(self, place: Place, rank: int) -> float:
+        """By what a layer's change is to be multiplied: 1 where nothing is said."""
+        name = "unet" if place.model == "motion_unet" else place.model
+        model = self._models.get(name, self._models.get(""))
+        return 1.0 if model is None else model.scale(place.module, rank)
+
+
+def recorded_alphas(file: Path, header: Mapping[str, str] | None, *, peft: bool) -> Alphas:
+    """What stands in a file's header and, if PEFT named its tensors, beside it.
+
+    Raises `ValueError` or `OSError` if that cannot be read.
+    """
+    configs: dict[str, dict[str, object]] = {}
+    beside = file.with_name(PEFT_CONFIG)
+    if peft and beside.is_file():
+        configs[""] = _FIELDS.validate_json(beside.read_bytes())
+    text = (header or {}).get(DIFFUSERS_METADATA)
+    if text:
+        # "unet.lora_alpha" of a pipeline's file, "lora_alpha" of one model's.
+        for field, value in _FIELDS.validate_json(text).items():
+            model, _, name = field.rpartition(".")
+            configs.setdefault(model, {})[name] = value
+    return Alphas(configs)
+
+
+class _Model:
+    """The alphas of one model's layers.
+
+    A pattern stands for the layer of that name and for all whose names end in it, behind a dot;
+    with "^" for the first alone. It may be a regular expression. The first that fits counts.
+    """
+
+    def __init__(self, config: _Config) -> None:
+        self._config = config
+        self._exact: dict[str, tuple[int, float]] = {}  # with the pattern's position
+        self._ends: dict[str, tuple[int, float]] = {}
+        self._others: list[tuple[re.Pattern[str], tuple[int, float]]] = []
+        for position, (pattern, alpha) in enumerate(config.alpha_pattern.items()):
+            name = pattern.removeprefix("^")
+            if re.fullmatch(r"[\w.]+", name):
+                kind = self._exact if pattern.startswith("^") else self._ends
+                kind.setdefault(name.removeprefix("text_model."), (position, alpha))
+            else:
+                self._others.append((_compiled(pattern), (position, alpha)))
+
+    def scale(self, layer: str, rank: int) -> float:
+        alpha = min(self._matches(layer), default=(0, self._config.lora_alpha))[1]
+        if alpha is None:
+            return 1.0
+        return alpha / (sqrt(rank) if self._config.use_rslora else rank)
+
+    def _matches(self, layer: str) -> Iterator[tuple[int, float]]:
+        layer = layer.removeprefix("text_model.")
+        if layer in self._exact:
+            yield self._exact[layer]
+        for pattern, alpha in self._others:
+            if pattern.match(layer) or pattern.match(f"text_model.{layer}"):
+                yield alpha
+        end = layer
+        while end:
+            if end in self._ends:
+                yield self._ends[end]
+            end = end.partition(".")[2]
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(.*\.)?({pattern})$")
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no pattern of layers") from error

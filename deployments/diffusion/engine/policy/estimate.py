@@ -1,0 +1,90 @@
+"""How long what has been accepted will take, by measured times. No torch."""
+
+from dataclasses import dataclass
+
+SMOOTHING = 0.1  # of measured times: weight of the newest
+UNMEASURED_STEP_S = 0.5  # of 64 x 64 latent pixels, until the first step has been measured
+UNMEASURED_DECODE_S = 0.5  # likewise, of decoding them
+
+
+class Pace:
+    """Seconds that a latent pixel takes, a moving average.
+
+    Args:
+        unmeasured_s: what 64 x 64 of them are taken to need until one was measured.
+    """
+
+    def __init__(self, unmeasured_s: float) -> None:
+        self._unmeasured = unmeasured_s / 64**2
+        self._pixel_s: float | None = None
+
+    @property
+    def pixel_s(self) -> float:
+        """Seconds per latent pixel."""
+        return self._unmeasured if self._pixel_s is None else self._pixel_s
+
+    def measure(self, pixels: int, seconds: float) -> None:
+        """So many latent pixels took so long."""
+        newest = seconds / pixels
+        known = newest if self._pixel_s is None else self._pixel_s
+        self._pixel_s = known + SMOOTHING * (newest - known)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What stands before the UNet and the VAE, in images and latent pixels.
+
+    Attributes:
+        rows: images that the UNet has not finished.
+        unet_pixels: of all their steps to come.
+        until_first: of the steps until the first of them is finished.
+        row_pixels: what the VAE will have to decode of them.
+        decoding: images that wait for the VAE or are in it.
+        decode_pixels: of those.
+    """
+
+    rows: int = 0
+    unet_pixels: int = 0
+    until_first: int = 0
+    row_pixels: int = 0
+    decoding: int = 0
+    decode_pixels: int = 0
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How long it takes until work is done, and until there is room for more.
+
+    UNet and VAE work side by side, and each one's measured time includes what it loses to the
+    other: the slower of the two decides.
+
+    Attributes:
+        decode_s: of what waits for the VAE now.
+        pending_s: until everything accepted is done.
+        first_s: until the first image is answered.
+        each_s: between answers after that, on average.
+    """
+
+    decode_s: float = 0.0
+    pending_s: float = 0.0
+    first_s: float = 0.0
+    each_s: float = 0.0
+
+    @staticmethod
+    def of(work: Work, unet: Pace, vae: Pace) -> "Outlook":
+        """The outlook on this work at this pace."""
+        unet_s = work.unet_pixels * unet.pixel_s
+        decode_s = work.decode_pixels * vae.pixel_s
+        all_decoded_s = decode_s + work.row_pixels * vae.pixel_s
+        pending_s = max(unet_s, all_decoded_s)
+        if work.decoding:
+            first_s = decode_s / work.decoding
+        else:
+            decoded_s = work.row_pixels * vae.pixel_s / max(1, work.rows)
+            first_s = work.until_first * unet.pixel_s + decoded_s
+        images = work.rows + work.decoding
+        return Outlook(decode_s, pending_s, min(first_s, pending_s), pending_s / max(1, images))
+
+    def room_s(self, images: int) -> float:
+        """Seconds until so many images have been answered."""
+        return self.first_s + (images - 1) * self.each_s

@@ -1,0 +1,249 @@
+"""Rows made ready: prompts and pictures encoded once a job, noise drawn for each of its images.
+
+It runs beside the step loop, on a thread and, on a GPU, a stream of its own.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deployments.contracts.errors import GenerationFailed
+from deployments.contracts.jobs import Pixels
+from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.models.placing import to_device
+from deployments.diffusion.engine.models.schedule import Step
+from deployments.diffusion.engine.pixels.sources import (
+    EncodedSource,
+    SourceLatents,
+    encode_source,
+)
+from deployments.diffusion.engine.policy.spec import ImagePrompt, PromptIds, RowSpec
+from deployments.diffusion.engine.prompts.encoder import Prompt, PromptEmbeds, PromptEncoder
+from deployments.diffusion.engine.steps.row import Row
+
+
+@dataclass(frozen=True)
+class Work:
+    """A row to be made ready. Rows of one job share what does not depend on the seed."""
+
+    row_id: str
+    job_id: str
+    spec: RowSpec
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A row that is ready, or why it is not."""
+
+    row_id: str
+    row: Row | Exception
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the rows of a job have in common, on the device."""
+
+    cond: PromptEmbeds
+    uncond: PromptEmbeds | None
+    source: EncodedSource | None
+    maps: tuple[Tensor, ...]
+    seen: Tensor | None
+    seen_by_twin: Tensor | None
+
+
+class Preparation:
+    """Makes rows. One thread calls it.
+
+    Noise comes from one CPU generator per row, seeded with its seed, in the order in which a
+    diffusers pipeline draws it: the same seed gives the same noise on every device.
+    """
+
+    def __init__(self, components: Components, prompt_cache_bytes: int) -> None:
+        self._parts = components
+        self.prompts = PromptEncoder(components, prompt_cache_bytes)
+        self._jobs: dict[str, _Shared] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows go."""
+        return self._parts.device
+
+    def rows(self, works: Sequence[Work]) -> list[Row]:
+        """Rows made ready together, in order: their prompts are encoded in one batch."""
+        new = {work.job_id: work.spec for work in works if work.job_id not in self._jobs}
+        embeds = self._embeds(list(new.values()))
+        for (job_id, spec), (cond, uncond) in zip(new.items(), embeds, strict=True):
+            self._jobs[job_id] = self._shared(spec, cond, uncond)
+        return [self._row(work.spec, self._jobs[work.job_id]) for work in works]
+
+    def forget(self, job_id: str) -> None:
+        """No more rows of this job will be asked for."""
+        self._jobs.pop(job_id, None)
+
+    def _embeds(self, specs: Sequence[RowSpec]) -> list[tuple[PromptEmbeds, PromptEmbeds | None]]:
+        prompts = [self._prompt(spec.prompt, spec) for spec in specs]
+        negatives = [self._prompt(s.negative, s) for s in specs if s.negative is not None]
+        embeds = self.prompts.encode([*prompts, *negatives])
+        twins = iter(embeds[len(prompts) :])
+        pairs: list[tuple[PromptEmbeds, PromptEmbeds | None]] = []
+        for spec, cond in zip(specs, embeds, strict=False):
+            uncond = next(twins) if spec.guided else None
+            if uncond and self._parts.zero_empty_negative and not spec.negative_given:
+                uncond = self.prompts.zeros(like=cond)
+            pairs.append((cond, uncond))
+        return pairs
+
+    def _prompt(self, ids: PromptIds, spec: RowSpec) -> Prompt:
+        banks = self._parts.banks
+        on_text = {
+            key for name, bank in banks.items() if name.startswith("text_") for key in bank.keys
+        }
+        return Prompt(ids, tuple((key, w) for key, w in spec.loras if key in on_text))
+
+    def _shared(self, spec: RowSpec, cond: PromptEmbeds, uncond: PromptEmbeds | None) -> _Shared:
+        parts = self._parts
+        source = None
+        if spec.source is not None:
+            only_masked = spec.strength == 1 and parts.takes_mask
+            source = encode_source(parts.vae, spec.source, parts.dtype, only_masked=only_masked)
+        return _Shared(
+            cond=cond,
+            uncond=uncond,
+            source=source,
+            maps=tuple(self._map(control.pixels) for control in spec.controls),
+            seen=self._seen(spec.image_prompt, 0),
+            seen_by_twin=self._seen(spec.image_prompt, 1) if spec.guided else None,
+        )
+
+    def _row(self, spec: RowSpec, shared: _Shared) -> Row:
+        parts = self._parts
+        generator = torch.Generator("cpu").manual_seed(spec.seed)
+        steps = parts.schedule.steps(spec.num_inference_steps, spec.eta, spec.strength)
+        source = None
+        if shared.source is None:
+            shape = (1, parts.latent_channels, *spec.latent_size)
+            noise = torch.randn(shape, generator=generator, dtype=parts.dtype)[0]
+            latents = to_device(noise, parts.device)
+        else:
+            source = shared.source.draw(generator)
+            latents = _noised(source, steps[0], whole=spec.strength == 1)
+        return Row(
+            spec=spec,
+            steps=steps,
+            generator=generator,
+            latents=latents,
+            x_0=latents,
+            cond=shared.cond,
+            uncond=shared.uncond,
+            source=source,
+            maps=shared.maps,
+            seen=shared.seen,
+            seen_by_twin=shared.seen_by_twin,
+            beside=source.beside if source is not None and parts.takes_mask else None,
+        )
+
+    def _map(self, pixels: Pixels) -> Tensor:
+        """(3, height, width) in [0, 1]."""
+        tensor = to_device(torch.from_numpy(pixels.copy()), self._parts.device)
+        return (tensor.permute(2, 0, 1).float() / 255).to(self._parts.dtype)
+
+    def _seen(self, prompt: ImagePrompt | None, which: int) -> Tensor | None:
+        """The image tokens of a row (`which` 0) or of its unconditional twin (1)."""
+        adapter = self._parts.ip_adapter
+        if prompt is None or adapter is None:
+            return None
+        embeds = torch.from_numpy(np.stack([pair[which] for pair in prompt.embeds]))
+        return adapter.tokens(to_device(embeds, self._parts.device, self._parts.dtype))
+
+
+def _noised(source: SourceLatents, first: Step, *, whole: bool) -> Tensor:
+    if whole and source.mask is not None:
+        return source.noise  # as diffusers' inpainting starts at strength 1
+    return first.alpha_t * source.image + first.sigma_t * source.noise
+
+
+@dataclass(frozen=True)
+class _Forget:
+    job_id: str
+
+
+class Preparer:
+    """A thread that makes rows ready, all that wait for it together.
+
+    Args:
+        deliver: called on that thread with each row; must hand it to the engine's thread.
+    """
+
+    def __init__(self, preparation: Preparation, deliver: Callable[[Prepared], None]) -> None:
+        self._preparation = preparation
+        self._deliver = deliver
+        self._inbox: SimpleQueue[Work | _Forget | None] = SimpleQueue()
+        device = preparation.device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._thread = Thread(target=self._work, name="tcd-prepare", daemon=True)
+        self._thread.start()
+
+    def put(self, work: Work) -> None:
+        """Asks for a row."""
+        self._inbox.put(work)
+
+    def forget(self, job_id: str) -> None:
+        """Lets go of what rows of a job shared."""
+        self._inbox.put(_Forget(job_id))
+
+    def close(self) -> None:
+        """Ends the thread after the rows under way."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            messages = [self._inbox.get()]
+            try:
+                while True:
+                    messages.append(self._inbox.get_nowait())
+            except Empty:
+                pass
+            self._prepare([m for m in messages if isinstance(m, Work)])
+            for message in messages:
+                if isinstance(message, _Forget):
+                    self._preparation.forget(message.job_id)
+            if None in messages:
+                return
+
+    def _prepare(self, works: Sequence[Work]) -> None:
+        """All together; if that fails, each alone: then it shows whose fault it is."""
+        if not works:
+            return
+        rows = self._rows(works)
+        if not isinstance(rows, Exception):
+            for work, row in zip(works, rows, strict=True):
+                self._deliver(Prepared(work.row_id, row))
+        elif len(works) == 1:
+            self._deliver(Prepared(works[0].row_id, _failed(rows)))
+        else:
+            for work in works:
+                self._prepare([work])
+
+    def _rows(self, works: Sequence[Work]) -> list[Row] | Exception:
+        try:
+            with torch.inference_mode(), torch.cuda.stream(self._stream):
+                rows = self._preparation.rows(works)
+                if self._stream is not None:
+                    ready = self._stream.record_event()
+                    for row in rows:
+                        row.ready = ready
+                return rows
+        except Exception as error:
+            return error.with_traceback(None)  # which would keep the failed tensors alive
+
+
+def _failed(error: Exception) -> GenerationFailed:
+    if isinstance(error, torch.OutOfMemoryError):
+        return GenerationFailed("the device has too little memory for this image")
+    return GenerationFailed(f"the image could not be prepared: {error}")

@@ -1,0 +1,77 @@
+"""One row on the device: all that a step needs of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deployments.diffusion.engine.models.schedule import Step
+from deployments.diffusion.engine.pixels.sources import SourceLatents
+from deployments.diffusion.engine.policy.spec import RowSpec
+from deployments.diffusion.engine.prompts.encoder import PromptEmbeds
+
+
+@dataclass(slots=True)
+class Row:
+    """An image on its way.
+
+    Attributes:
+        generator: on the CPU; the row's noise comes from it, step by step.
+        latents: (C, h, w), of a video (C, frames, h, w): where it stands.
+        x_0: the same: the final latents as the last step estimated them.
+        uncond: what its unconditional twin attends to, where guidance is in force.
+        maps: of the row's controls, in order, (3, height, width) in [0, 1].
+        seen, seen_by_twin: (tokens, width) image tokens of the IP-Adapter.
+        beside: (5, h, w) mask and masked picture, for a 9-channel UNet.
+        noise: drawn for the next step and not used yet; float32 on the CPU.
+        ready: of a GPU: reached when all of these are there.
+    """
+
+    spec: RowSpec
+    steps: tuple[Step, ...]
+    generator: torch.Generator
+    latents: Tensor
+    x_0: Tensor
+    cond: PromptEmbeds
+    uncond: PromptEmbeds | None
+    source: SourceLatents | None
+    maps: tuple[Tensor, ...]
+    seen: Tensor | None
+    seen_by_twin: Tensor | None
+    beside: Tensor | None
+    noise: Tensor | None = None
+    ready: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        """Lets the current stream go on when the row is there, and keeps its memory until that
+        stream is done with it. The host does not wait."""
+        if self.ready is None:
+            return
+        stream = torch.cuda.current_stream(self.latents.device)
+        stream.wait_event(self.ready)
+        for tensor in self._tensors():
+            tensor.record_stream(stream)
+        self.ready = None
+
+    def draw(self, dtype: torch.dtype) -> Tensor:
+        """The noise of the next step: drawn once, even if the step is taken again."""
+        if self.noise is None:
+            shape = (1, *self.latents.shape)
+            self.noise = torch.randn(shape, generator=self.generator, dtype=dtype)[0].float()
+        return self.noise
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from (self.latents, *self.maps)
+        for embeds in (self.cond, self.uncond):
+            if embeds is not None:
+                yield embeds.hidden
+                if embeds.pooled is not None:
+                    yield embeds.pooled
+        if self.source is not None:
+            yield from (self.source.image, self.source.noise)
+            if self.source.mask is not None:
+                yield self.source.mask
+        for tensor in (self.seen, self.seen_by_twin, self.beside):
+            if tensor is not None:
+                yield tensor

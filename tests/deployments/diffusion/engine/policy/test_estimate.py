@@ -1,0 +1,49 @@
+"""How long accepted work will take, against arithmetic by hand."""
+
+import pytest
+
+from deployments.diffusion.engine.policy.estimate import Outlook, Pace, Work
+
+
+def paces(unet_s: float, vae_s: float) -> tuple[Pace, Pace]:
+    unet, vae = Pace(1.0), Pace(1.0)
+    unet.measure(1, unet_s)
+    vae.measure(1, vae_s)
+    return unet, vae
+
+
+def test_a_pace_is_taken_from_the_first_measurement_and_follows_the_others() -> None:
+    pace = Pace(0.5)
+    assert pace.pixel_s * 64 * 64 == pytest.approx(0.5)
+    pace.measure(100, 2.0)
+    assert pace.pixel_s == pytest.approx(0.02)
+    pace.measure(100, 3.0)
+    assert pace.pixel_s == pytest.approx(0.021)
+
+
+def test_nothing_to_do_takes_no_time() -> None:
+    assert Outlook.of(Work(), *paces(1.0, 1.0)) == Outlook()
+
+
+def test_what_waits_for_the_vae_alone_takes_the_vaes_time() -> None:
+    outlook = Outlook.of(Work(decoding=8, decode_pixels=800), *paces(99.0, 0.01))
+    assert outlook.decode_s == outlook.pending_s == pytest.approx(8.0)
+    assert outlook.first_s == pytest.approx(1.0)
+    assert outlook.room_s(8) == pytest.approx(8.0)
+
+
+def test_rows_are_to_be_decoded_too() -> None:
+    work = Work(rows=4, unet_pixels=1600, until_first=400, row_pixels=400)
+    slow_unet = Outlook.of(work, *paces(0.01, 0.001))
+    assert slow_unet.pending_s == pytest.approx(16.0)
+    assert slow_unet.first_s == pytest.approx(4.0 + 0.1), "its steps, then its decoding"
+    slow_vae = Outlook.of(work, *paces(0.001, 0.1))
+    assert slow_vae.pending_s == pytest.approx(40.0)
+
+
+def test_unet_and_vae_work_side_by_side() -> None:
+    work = Work(rows=2, unet_pixels=1000, row_pixels=200, decoding=3, decode_pixels=300)
+    outlook = Outlook.of(work, *paces(0.01, 0.01))
+    assert outlook.pending_s == pytest.approx(10.0)
+    assert outlook.each_s == pytest.approx(2.0)
+    assert outlook.first_s == pytest.approx(1.0), "the decoder answers first"

@@ -1,0 +1,195 @@
+"""Every kind of model on the meta device, every task walked through it: nothing stays behind.
+
+An operation that reads from the host and from the device fails on a GPU, and here, where neither
+has any data.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+from configs.app import Dtype
+from configs.families import FAMILIES, FamilyName
+from deployments.contracts.jobs import LoraWeight
+from tests.conftest import demo_loras, model_args
+from tests.deployments.diffusion.engine.harness import styles
+from tests.deployments.diffusion.engine.steps.walk import (
+    LeftBehind,
+    Walk,
+    Watch,
+    left_on_the_host,
+)
+from tests.deployments.diffusion.engine.tasks import (
+    ADAPTERS,
+    PLUS_ADAPTERS,
+    Checkpoint,
+    Net,
+    Task,
+    box_mask,
+    task,
+)
+
+DTYPES: tuple[Dtype, ...] = ("float32", "float16")
+GUIDED: dict[str, object] = {"guidance_scale": 3.0}
+Walking = Callable[..., Walk]
+
+
+@pytest.fixture
+def walking() -> Iterator[Walking]:
+    """Models of one test."""
+    walks: list[Walk] = []
+
+    def make(*args: object, **more: object) -> Walk:
+        walks.append(Walk(*args, **more))  # type: ignore[arg-type]
+        return walks[-1]
+
+    yield make
+    for walk in walks:
+        walk.close()
+
+
+def image_tasks(checkpoint: Checkpoint) -> list[Task]:
+    """Each thing that an image can ask for, and some of them together."""
+    both = [Net("depth"), Net("canny", 0.8, 0.0, 0.5)]
+    start: dict[str, object] = {"image": True, "strength": 0.6, "num_inference_steps": 4}
+    hole = {**start, "mask": box_mask()}
+    tasks = [
+        task("text", seeds=(1, 2)),
+        task("guided", **GUIDED),
+        task("guided, negative", **GUIDED, negative_prompt="dark"),
+        task("one style", num_inference_steps=3, loras=styles(papercut=0.7)),
+        task("styles, guided", **GUIDED, loras=styles(papercut=0.7, ink=-1.0, neon=0.4)),
+        task("depth", nets=both[:1]),
+        task("canny", nets=both[1:], num_inference_steps=3),
+        task("both, guided", nets=both, **GUIDED),
+        task("image", **start),
+        task("hole", **hole),
+        task("hole, noise only", image=True, mask=box_mask(), num_inference_steps=2),
+        task("everything but a picture", **hole, **GUIDED, nets=both, loras=styles(neon=1.0)),
+    ]
+    if checkpoint.adapter is None:
+        return tasks
+    return [
+        *tasks,
+        task("picture", sees=(checkpoint, 1, 0.5)),
+        task("pictures, guided", sees=(checkpoint, 2, 0.5), **GUIDED),
+        task("everything", **hole, **GUIDED, nets=both, loras=styles(ink=1), sees=(checkpoint, 1, 1)),
+    ]  # fmt: skip
+
+
+def hole_tasks(checkpoint: Checkpoint) -> list[Task]:
+    """What a UNet of nine channels is asked for."""
+    hole: dict[str, object] = {"image": True, "mask": box_mask(), "num_inference_steps": 4}
+    sees = (checkpoint, 1, 0.5)
+    return [
+        task("hole", **hole, strength=0.6, seeds=(1, 2)),
+        task("hole, noise only", **hole),
+        task("everything", **hole, **GUIDED, nets=[Net("canny")], loras=styles(ink=1), sees=sees),
+    ]
+
+
+def walk_all(walk: Walk, tasks: list[Task]) -> None:
+    """One step of each task alone, then all tasks as one batch to their ends."""
+    with Watch():
+        for one in tasks:
+            for row in walk.join(one):
+                walk.step([row])
+        walk.finish(walk.join(*tasks))
+    assert left_on_the_host(walk.parts) == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images(family: FamilyName, dtype: Dtype, demo_models: Path, walking: Walking) -> None:
+    checkpoint = Checkpoint(demo_models, family, family, ADAPTERS.get(family))
+    walk = walking(checkpoint.args(), dtype, loras=demo_loras(demo_models, family))
+    walk_all(walk, image_tasks(checkpoint))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ADAPTERS)
+def test_a_plus_adapter(
+    family: FamilyName, dtype: Dtype, demo_models: Path, walking: Walking
+) -> None:
+    checkpoint = Checkpoint(demo_models, family, family, PLUS_ADAPTERS[family])
+    tasks = [
+        task("text"),
+        task("picture", sees=(checkpoint, 1, 0.5)),
+        task("pictures, guided", sees=(checkpoint, 2, 0.5), **GUIDED, num_inference_steps=3),
+    ]
+    walk_all(walking(checkpoint.args(), dtype), tasks)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ADAPTERS)
+def test_a_unet_of_nine_channels(
+    family: FamilyName, dtype: Dtype, demo_models: Path, walking: Walking
+) -> None:
+    checkpoint = Checkpoint(demo_models, family, f"{family}-inpainting", ADAPTERS[family])
+    walk = walking(checkpoint.args(), dtype, loras=demo_loras(demo_models, family))
+    walk_all(walk, hole_tasks(checkpoint))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_videos(dtype: Dtype, demo_models: Path, walking: Walking) -> None:
+    motion = str(demo_models / "motion-adapter" / "sd15")
+    args = model_args(demo_models, "sd15").model_copy(update={"motion_adapter": motion})
+    motions = {"zoom-in": str(demo_models / "motion-loras" / "zoom-in.safetensors")}
+    walk = walking(args, dtype, loras=demo_loras(demo_models, "sd15"), motion_loras=motions)
+    mixed = {"loras": styles(neon=0.5), "motion_loras": (LoraWeight("zoom-in", 1.2),)}
+    with Watch():
+        walk.finish(walk.join(task("image")))
+        for more in ({}, GUIDED, mixed, {**GUIDED, **mixed}):
+            for row in walk.join(task(f"video {sorted(more)}", num_frames=3, **more)):
+                walk.finish([row])
+    assert left_on_the_host(walk.parts) == []
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_single_file(family: FamilyName, demo_models: Path, walking: Walking) -> None:
+    file = str(demo_models / f"{family}-community.safetensors")
+    args = model_args(demo_models, family).model_copy(
+        update={"checkpoint": file, "config": str(demo_models / family)}
+    )
+    walk_all(walking(args, "float16"), [task("text"), task("guided", **GUIDED)])
+
+
+def test_a_vae_for_previews(demo_models: Path, tmp_path: Path, walking: Walking) -> None:
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8)
+    )
+    tiny.save_pretrained(tmp_path)
+    args = model_args(demo_models, "sd15").model_copy(update={"preview_vae": str(tmp_path)})
+    walk = walking(args, "float16")
+    assert walk.parts.preview_vae is not walk.parts.vae
+    walk_all(walk, [task("text")])
+
+
+def test_what_is_left_behind_is_found(demo_models: Path, walking: Walking) -> None:
+    """The mistake that these tests are for: an IP-Adapter's projection that stays on the CPU."""
+    checkpoint = Checkpoint(demo_models, "sd15", "sd15", ADAPTERS["sd15"])
+    walk = walking(checkpoint.args())
+    adapter = walk.parts.ip_adapter
+    assert adapter is not None
+    adapter.project.to_empty(device=torch.device("cpu"))
+    left = left_on_the_host(walk.parts)
+    assert left
+    assert all(name.startswith(".ip_adapter.project.") for name in left)
+    with Watch():
+        walk.join(task("text"))
+        with pytest.raises(LeftBehind, match=r"mixes .*cpu"):
+            walk.join(task("picture", sees=(checkpoint, 1, 0.5)))
+
+
+def test_an_adapter_that_is_left_behind_is_found(demo_models: Path, walking: Walking) -> None:
+    walk = walking(model_args(demo_models, "sd15"), loras=demo_loras(demo_models, "sd15"))
+    weights = walk.parts.lora_reader.read(demo_models / "loras" / "sd15" / "neon.safetensors")
+    (row,) = walk.join(task("styled", loras=styles(neon=1.0)))
+    ((key, _),) = row.spec.loras
+    walk.parts.banks["unet"].hold(key, weights.layers["unet"])
+    assert left_on_the_host(walk.parts)
+    with Watch(), pytest.raises(LeftBehind, match=r"mixes .*cpu"):
+        walk.step([row])

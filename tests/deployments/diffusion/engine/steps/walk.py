@@ -1,0 +1,187 @@
+"""Rows taken through preparation and steps by hand, in one thread, on a device without data."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from queue import SimpleQueue
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from configs.app import Dtype, Limits, ModelArgs, ModelUserConfig
+from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf
+from deployments.diffusion.engine.models.components import Components, load
+from deployments.diffusion.engine.policy.admission import Admission
+from deployments.diffusion.engine.policy.batch import Advanced, Batch
+from deployments.diffusion.engine.policy.spec import LoraSource
+from deployments.diffusion.engine.policy.trajectory import Trajectory
+from deployments.diffusion.engine.prompts.tokens import Tokenizers
+from deployments.diffusion.engine.steps.preparation import Preparation, Work
+from deployments.diffusion.engine.steps.runner import Runner
+from tests.deployments.diffusion.engine.harness import WAIT_S
+from tests.deployments.diffusion.engine.tasks import Task
+
+MIB = 2**20
+COPIES = ("aten._to_copy.default", "aten.copy_.default")
+# What Components hold that belongs to the host.
+ON_THE_HOST = ("schedule", "tokenizers", "lora_reader")
+
+
+class LeftBehind(AssertionError):
+    """Something that belongs on the device is on the host."""
+
+
+class Watch(TorchDispatchMode):
+    """Sees every operation of this thread, taken apart as far as torch takes it apart.
+
+    Attributes:
+        uploads: sizes of the copies from the host to the device, in order.
+        names: the operations, in order.
+
+    Raises `LeftBehind` where an operation reads from the host and from the device, but for the
+    copies that bring something over, and single numbers, which travel with the call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uploads: list[int] = []
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        with self:
+            parts = func.decompose(*args, **given)
+        if parts is not NotImplemented:
+            return parts
+        self.names.append(str(func))
+        read = [leaf for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor)]
+        result = func(*args, **given)
+        if str(func) in COPIES:
+            written = args[0] if str(func) == COPIES[1] else result
+            if written.is_meta and not read[-1].is_meta:
+                self.uploads.append(read[-1].numel())
+            return result
+        places = {tensor.device.type for tensor in read if tensor.ndim > 0}
+        if len(places) > 1:
+            shapes = [f"{t.device.type} {tuple(t.shape)}" for t in read]
+            raise LeftBehind(f"{func} mixes {', '.join(shapes)}")
+        return result
+
+
+class Walk:
+    """A model on the meta device, and its rows."""
+
+    def __init__(
+        self,
+        args: ModelArgs,
+        dtype: Dtype = "float32",
+        *,
+        loras: Mapping[str, str] | None = None,
+        motion_loras: Mapping[str, str] | None = None,
+    ) -> None:
+        self.parts = load(args.model_copy(update={"device": "meta", "dtype": dtype}))
+        config = ModelUserConfig(
+            loras=dict(loras or {}), motion_loras=dict(motion_loras or {}), limits=Limits()
+        )
+        tokenize = Tokenizers(self.parts.tokenizers).tokenize
+        self._admission = Admission(self.parts.capabilities, tokenize, config)
+        self._preparation = Preparation(self.parts, 64 * MIB)
+        self._runner = Runner(self.parts)
+        self._read: SimpleQueue[LoraRead] = SimpleQueue()
+        self._shelf = LoraShelf(
+            self.parts.banks, self.parts.lora_reader, self.parts.device, 64 * MIB, self._read.put
+        )
+        self._slots = 0
+
+    def close(self) -> None:
+        """Ends the shelf's threads."""
+        self._shelf.close()
+
+    @torch.inference_mode()
+    def join(self, *tasks: Task) -> list[Trajectory]:
+        """The rows of these tasks, made ready together and each in its slot."""
+        works: list[Work] = []
+        rows: list[Trajectory] = []
+        for one in tasks:
+            specs, loras, _ = self._admission.admit(one.job, one.assets)
+            self._bring(one.job.job_id, loras)
+            for index, spec in enumerate(specs):
+                row_id = f"{one.job.job_id}/{index}"
+                works.append(Work(row_id, one.job.job_id, spec))
+                rows.append(Trajectory(row_id, spec, slot=self._slots))
+                self._slots += 1
+        for row, ready in zip(rows, self._preparation.rows(works), strict=True):
+            assert row.slot is not None
+            self._runner.adopt(row.slot, ready)
+        return rows
+
+    def step(self, rows: Sequence[Trajectory]) -> None:
+        """One step of these rows, which must be of one key."""
+        outcome = self._runner.run(Batch(rows[0].key, tuple(rows)))
+        assert isinstance(outcome, Advanced)
+        assert outcome.failures == {}
+        for row in rows:
+            row.cursor += 1
+
+    @torch.inference_mode()
+    def finish(self, rows: Sequence[Trajectory]) -> None:
+        """All steps that are left, together as long as there are any, then decodes each row."""
+        while left := [row for row in rows if row.cursor < row.steps]:
+            self.step(left)
+        for row in rows:
+            assert row.slot is not None
+            latents, estimate = self._runner.latents(row.slot), self._runner.estimate(row.slot)
+            for numbers in (latents, estimate):
+                assert numbers.is_meta
+                assert numbers.dtype == self.parts.dtype
+                assert tuple(numbers.shape) == (4, *row.spec.latent_size)
+            if row.spec.frames is None:
+                pixels = self.parts.vae.decode(latents[None])
+                assert pixels.shape == (1, 3, row.spec.height, row.spec.width)
+                assert self.parts.preview_vae.decode(estimate[None]).shape == pixels.shape
+            self._runner.free(row.slot)
+
+    def _bring(self, job_id: str, loras: dict[str, LoraSource]) -> None:
+        settled = self._shelf.request(job_id, loras)
+        while loras and not settled:
+            settled = self._shelf.take(self._read.get(timeout=WAIT_S))
+        assert [job.error for job in settled] == [None] * len(settled)
+
+
+def left_on_the_host(parts: Components) -> list[str]:
+    """Where a tensor of the host hangs on a model's parts: attributes, one after the other."""
+    things = {name: value for name, value in vars(parts).items() if name not in ON_THE_HOST}
+    return [name for name, tensor in _tensors(things, "", set()) if not tensor.is_meta]
+
+
+def _tensors(thing: object, name: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor within reach, and the way to it; what functions enclose included."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, Tensor):
+        yield name, thing
+        return
+    for step, inner in _inside(thing):
+        yield from _tensors(inner, f"{name}.{step}", seen)
+
+
+def _inside(thing: object) -> list[tuple[object, object]]:
+    if isinstance(thing, Mapping):
+        return list(thing.items())
+    if isinstance(thing, list | tuple | set | frozenset):
+        return list(enumerate(thing))
+    if isinstance(thing, FunctionType):
+        return [(f"<{i}>", cell.cell_contents) for i, cell in enumerate(thing.__closure__ or ())]
+    if isinstance(thing, type) or (callable(thing) and not isinstance(thing, nn.Module)):
+        return []
+    return list(getattr(thing, "__dict__", {}).items())
+
