@@ -72,7 +72,7 @@ class _Reconfigure:
 
 
 @dataclass(frozen=True)
-class _ImageDecoded:
+class _Relieved:
     """The decoder has room again, and the figures are to be renewed."""
 
 
@@ -81,7 +81,7 @@ class _Stop:
     pass
 
 
-_Message = _Submit | _Cancel | _Reconfigure | _ImageDecoded | _Stop | LoraRead | Prepared
+_Message = _Submit | _Cancel | _Reconfigure | _Relieved | _Stop | LoraRead | Prepared
 
 
 class Engine:
@@ -107,7 +107,12 @@ class Engine:
         self._runner = Runner(components)
         self._preparation = Preparation(components, limits.prompt_cache_mb * MIB)
         self._preparer = Preparer(self._preparation, self._inbox.put)
-        self._decoder = Decoder(components.vae, components.preview_vae, self._registry.count_decode)
+        self._decoder = Decoder(
+            components.vae,
+            components.preview_vae,
+            self._registry.count_decode,
+            lambda: self._inbox.put(_Relieved()),
+        )
         self._shelf = LoraShelf(
             components.banks,
             components.lora_reader,
@@ -165,13 +170,19 @@ class Engine:
 
     def generate(self, job: ImageJob, assets: Sequence[Asset] = ()) -> list[FinishedImage]:
         """Submits a job and waits for it; raises what it failed with."""
-        return [event for event in self.events(job, assets) if isinstance(event, FinishedImage)]
+        events = self._events(job, assets, progress=False)
+        return [event for event in events if isinstance(event, FinishedImage)]
 
     def events(self, job: ImageJob, assets: Sequence[Asset] = ()) -> Iterator[JobEvent]:
         """Submits a job and returns an iterator over its events, which raises what the job
         failed with. Leaving the iterator early cancels the job."""
+        return self._events(job, assets, progress=True)
+
+    def _events(
+        self, job: ImageJob, assets: Sequence[Asset], *, progress: bool
+    ) -> Iterator[JobEvent]:
         inbox: queue.SimpleQueue[JobEvent] = queue.SimpleQueue()
-        self.submit(job, inbox.put, assets)
+        self.submit(job, inbox.put, assets, progress=progress)
         return self._received(job, inbox)
 
     def _received(self, job: ImageJob, inbox: "queue.SimpleQueue[JobEvent]") -> Iterator[JobEvent]:
@@ -228,7 +239,7 @@ class Engine:
                     self._settle(self._shelf.take(message))
                 case Prepared():
                     self._join(message)
-                case _ImageDecoded():
+                case _Relieved():
                     pass
         for row in self._scheduler.expired(monotonic()):
             if row.row_id in self._rows:
@@ -351,7 +362,6 @@ class Engine:
             else:
                 done = FinishedImage(index, row.spec.seed, result.pixels, result.latents)
                 self._registry.answer(entry, done)
-            self._inbox.put(_ImageDecoded())
 
         assert row.slot is not None
         wanted = partial(self._registry.waits, entry, index)

@@ -21,6 +21,7 @@ from configs.sources import fetch
 from deployments.diffusion.engine.adapters.bank import Bank
 from deployments.diffusion.engine.adapters.fuse import fuse
 from deployments.diffusion.engine.adapters.reader import LoraReader
+from deployments.diffusion.engine.models.attention import call_processors_directly
 from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS, read_checkpoint
 from deployments.diffusion.engine.models.ip_adapter import IpAdapter
 from deployments.diffusion.engine.models.schedule import Schedule
@@ -122,7 +123,7 @@ def load(args: ModelArgs) -> Components:
         for kind, source in args.controls.items()
     }
     for model in (*models.values(), *nets.values()):
-        _settle(model, device)
+        call_processors_directly(_settle(model, device))
     vae = Vae(_settle(base.vae, device))
     preview_vae = vae
     if args.preview_vae is not None:
@@ -159,11 +160,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def _settle(model: Model, device: torch.device) -> Model:
-    """On its device, ready to be called. Convolutions of a GPU want their channels last."""
-    model.to(device)
-    if device.type == "cuda":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval().requires_grad_(False)
+    """On its device, ready to be called."""
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _addition(

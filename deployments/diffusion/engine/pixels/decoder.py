@@ -79,14 +79,20 @@ class Decoder:
     Args:
         preview_vae: decodes previews.
         decoded: told of every call: latent pixels, and the seconds that they took.
+        relieved: called whenever the backlog has become smaller.
     """
 
     def __init__(
-        self, vae: Vae, preview_vae: Vae, decoded: Callable[[int, float], None] = lambda *_: None
+        self,
+        vae: Vae,
+        preview_vae: Vae,
+        decoded: Callable[[int, float], None] = lambda *_: None,
+        relieved: Callable[[], None] = lambda: None,
     ) -> None:
         self._vae = vae
         self._preview_vae = preview_vae
         self._decoded = decoded
+        self._relieved = relieved
         self._device = vae.model.device
         self._items: deque[_Item] = deque()
         self._busy: Sequence[_Item] = ()
@@ -140,6 +146,7 @@ class Decoder:
             with self._wake:
                 self._busy = ()
                 self._wake.notify_all()
+            self._relieved()
 
     def _take(self) -> Sequence[_Item]:
         """The next call: the first final, or else the first preview, and what fits beside it."""

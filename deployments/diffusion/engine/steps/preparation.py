@@ -126,16 +126,13 @@ class Preparation:
         steps = parts.schedule.steps(spec.num_inference_steps, spec.eta, spec.strength)
         source = None
         if shared.source is None:
-            shape = (1, parts.latent_channels, *spec.latent_size)
-            noise = torch.randn(shape, generator=generator, dtype=parts.dtype)[0]
-            latents = to_device(noise, parts.device)
+            latents = to_device(self._draw(spec, generator), parts.device)
         else:
             source = shared.source.draw(generator)
             latents = _noised(source, steps[0], whole=spec.strength == 1)
         return Row(
             spec=spec,
             steps=steps,
-            generator=generator,
             latents=latents,
             x_0=latents,
             cond=shared.cond,
@@ -145,7 +142,13 @@ class Preparation:
             seen=shared.seen,
             seen_by_twin=shared.seen_by_twin,
             beside=source.beside if source is not None and parts.takes_mask else None,
+            noise=tuple(self._draw(spec, generator) if step.draws else None for step in steps),
         )
+
+    def _draw(self, spec: RowSpec, generator: torch.Generator) -> Tensor:
+        """Normal noise in the latents' shape, on the CPU."""
+        shape = (1, self._parts.latent_channels, *spec.latent_size)
+        return torch.randn(shape, generator=generator, dtype=self._parts.dtype)[0]
 
     def _map(self, pixels: Pixels) -> Tensor:
         """(3, height, width) in [0, 1]."""

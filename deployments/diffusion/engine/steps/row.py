@@ -17,20 +17,18 @@ class Row:
     """An image on its way.
 
     Attributes:
-        generator: on the CPU; the row's noise comes from it, step by step.
         latents: (C, h, w), of a video (C, frames, h, w): where it stands.
         x_0: the same: the final latents as the last step estimated them.
         uncond: what its unconditional twin attends to, where guidance is in force.
         maps: of the row's controls, in order, (3, height, width) in [0, 1].
         seen, seen_by_twin: (tokens, width) image tokens of the IP-Adapter.
         beside: (5, h, w) mask and masked picture, for a 9-channel UNet.
-        noise: drawn for the next step and not used yet; float32 on the CPU.
+        noise: z of each step on the CPU, drawn ahead; `None` where a step draws none.
         ready: of a GPU: reached when all of these are there.
     """
 
     spec: RowSpec
     steps: tuple[Step, ...]
-    generator: torch.Generator
     latents: Tensor
     x_0: Tensor
     cond: PromptEmbeds
@@ -40,7 +38,7 @@ class Row:
     seen: Tensor | None
     seen_by_twin: Tensor | None
     beside: Tensor | None
-    noise: Tensor | None = None
+    noise: tuple[Tensor | None, ...]
     ready: torch.cuda.Event | None = None
 
     def wait(self) -> None:
@@ -53,13 +51,6 @@ class Row:
         for tensor in self._tensors():
             tensor.record_stream(stream)
         self.ready = None
-
-    def draw(self, dtype: torch.dtype) -> Tensor:
-        """The noise of the next step: drawn once, even if the step is taken again."""
-        if self.noise is None:
-            shape = (1, *self.latents.shape)
-            self.noise = torch.randn(shape, generator=self.generator, dtype=dtype)[0].float()
-        return self.noise
 
     def _tensors(self) -> Iterator[Tensor]:
         yield from (self.latents, *self.maps)

@@ -125,8 +125,8 @@ class Runner:
                 numbers,
             ),
             noise=tuple(
-                numbers.put(row.draw(self._parts.dtype)) if step.draws else None
-                for row, step in zip(rows, steps, strict=True)
+                None if z is None else numbers.put(z)
+                for z in (row.noise[cursor] for row, cursor in placed)
             ),
         )
         numbers.upload()
@@ -159,7 +159,7 @@ class Runner:
         for row, cursor, new, estimate in zip(
             call.rows, call.cursors, x_prev.unbind(), x_0.unbind(), strict=True
         ):
-            row.latents, row.x_0, row.noise = new, estimate, None
+            row.latents, row.x_0 = new, estimate
             if row.source is not None and not self._parts.takes_mask:
                 step = row.steps[cursor]
                 row.latents = row.source.blended(new, step.alpha_prev, step.sigma_prev)

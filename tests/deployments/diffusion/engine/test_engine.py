@@ -9,6 +9,7 @@ from time import monotonic, sleep
 import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import (
@@ -21,6 +22,7 @@ from deployments.contracts.errors import (
 )
 from deployments.contracts.jobs import FinishedImage, PartialImage, Progress
 from deployments.diffusion.engine.adapters.reader import LoraWeights
+from deployments.diffusion.engine.pixels.decoder import IMAGES_A_CALL
 from deployments.diffusion.engine.policy.registry import Entry
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.conftest import Oracles
@@ -208,6 +210,117 @@ def test_a_full_engine_says_when_there_will_be_room(make_engine: MakeEngine) -> 
     listener.wait()
     for name, told in {"one": full, "six": fuller}.items():
         assert waits[name] / 3 < told.value.retry_after_ms < waits[name] * 3, name
+
+
+def test_a_queue_that_waits_for_the_vae_alone_says_how_long(make_engine: MakeEngine) -> None:
+    pending = 24
+    engine = make_engine(limits=Limits(max_pending=pending, max_running=pending, max_batch=pending))
+    vae = engine.components.vae.model
+    decode = vae.decode
+    each_s = 0.05
+
+    def slow(latents: Tensor, **more: object) -> object:
+        sleep(each_s * len(latents))
+        return decode(latents, **more)
+
+    vae.decode = slow
+    listener = Listener(engine)
+    listener.submit(image_job("measured", seeds=tuple(range(8)), num_inference_steps=1))
+    listener.wait()
+    listener.submit(image_job("crowd", seeds=tuple(range(pending)), num_inference_steps=1))
+    assert eventually(lambda: engine.figures().decoding_images > 16)
+    figures = engine.figures()
+    started = monotonic()
+    with pytest.raises(QueueFull) as full:
+        listener.submit(image_job("as many", seeds=tuple(range(figures.pending_images))))
+    listener.wait()
+    took = monotonic() - started
+    assert figures.pending_seconds >= figures.decode_seconds > 16 * each_s / 2
+    assert took / 2 < figures.pending_seconds < took * 2
+    assert took / 2 < full.value.retry_after_ms / 1000 < took * 2
+    assert eventually(lambda: engine.figures().decoding_images == 0)
+    assert engine.figures().pending_seconds == 0
+
+
+def test_no_row_is_begun_while_the_decoder_is_behind(make_engine: MakeEngine) -> None:
+    engine = make_engine(limits=Limits(max_running=8))
+    go_on = Event()
+    vae = engine.components.vae.model
+    decode = vae.decode
+
+    def held(latents: Tensor, **more: object) -> object:
+        assert go_on.wait(60)
+        return decode(latents, **more)
+
+    vae.decode = held
+    listener = Listener(engine)
+    listener.submit(image_job("crowd", seeds=tuple(range(100)), num_inference_steps=1))
+    assert eventually(lambda: engine.figures().decoding_images > IMAGES_A_CALL)
+    sleep(0.2)
+    figures = engine.figures()
+    assert figures.decoding_images <= IMAGES_A_CALL + 8 + 1
+    assert figures.pending_images == 100
+    go_on.set()
+    listener.wait()
+    assert len([e for e in listener.events["crowd"] if isinstance(e, FinishedImage)]) == 100
+
+
+def test_a_cancelled_image_is_not_decoded(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    go_on, decoded = Event(), []
+    vae = engine.components.vae.model
+    decode = vae.decode
+
+    def held(latents: Tensor, **more: object) -> object:
+        assert go_on.wait(60)
+        decoded.append(len(latents))
+        return decode(latents, **more)
+
+    vae.decode = held
+    listener = Listener(engine)
+    listener.submit(image_job("first", num_inference_steps=1))
+    assert eventually(lambda: engine.figures().decoding_images == 1)
+    listener.submit(image_job("gone", num_inference_steps=1))
+    assert eventually(lambda: engine.figures().decoding_images == 2)
+    engine.cancel("gone")
+    listener.wait_until(lambda: listener.answered("gone"))
+    go_on.set()
+    listener.wait()
+    assert isinstance(listener.error("gone"), Cancelled)
+    assert eventually(lambda: engine.figures().decoding_images == 0)
+    assert decoded == [1]
+
+
+def test_steps_are_told_only_to_those_who_listen(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    heard: list[object] = []
+    done = Event()
+
+    def sink(event: object) -> None:
+        heard.append(event)
+        if isinstance(event, FinishedImage):
+            done.set()
+
+    tokens = engine.submit(image_job("deaf", prompt="fox fox"), sink, progress=False)
+    assert done.wait(60)
+    assert [type(event) for event in heard] == [FinishedImage]
+    assert tokens == 2
+
+
+def test_a_prompt_is_tokenised_once(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine("sdxl")
+    calls: list[str] = []
+    call = CLIPTokenizer.__call__
+
+    def counted(self: CLIPTokenizer, text: str, **more: object) -> object:
+        calls.append(text)
+        return call(self, text, **more)
+
+    monkeypatch.setattr(CLIPTokenizer, "__call__", counted)
+    engine.generate(image_job(guidance_scale=5.0, negative_prompt="red"))
+    assert sorted(calls) == ["a red fox in the snow"] * 2 + ["red"] * 2, "once an encoder"
 
 
 def test_a_job_is_refused_whole(make_engine: MakeEngine) -> None:

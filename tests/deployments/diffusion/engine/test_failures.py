@@ -1,6 +1,7 @@
 """What goes wrong costs only the image or the job concerned; its neighbours never notice."""
 
 from pathlib import Path
+from threading import Event
 from time import monotonic, sleep
 from typing import NoReturn
 
@@ -192,6 +193,39 @@ def test_a_row_too_large_for_the_device_fails_alone(
         assert "memory" in str(listener.error("wide", index))
     assert_unharmed(listener, oracle_of("sd15"))
     assert engine.fault is None
+
+
+def test_a_lone_row_without_memory_waits_for_the_decoders_and_is_tried_again(
+    make_engine: MakeEngine, oracle_of: Oracles
+) -> None:
+    engine = make_engine()
+    vae = engine.components.vae.model
+    decode = vae.decode
+    decoding = Event()
+
+    def slow(latents: Tensor, **more: object) -> object:
+        decoding.set()
+        sleep(0.5)
+        decoding.clear()
+        return decode(latents, **more)
+
+    def refuse_beside_the_decoder(call: UnetCall) -> Tensor:
+        if decoding.is_set():
+            refused.append(len(call.t))
+            raise torch.OutOfMemoryError("the decoder has it")
+        return call.run()
+
+    refused: list[int] = []
+    vae.decode = slow
+    tap_unet(engine, refuse_beside_the_decoder)
+    listener = Listener(engine)
+    listener.submit(image_job("first", num_inference_steps=1))
+    assert decoding.wait(WAIT_S)
+    second = image_job("second", seeds=(2,), num_inference_steps=2)
+    listener.submit(second)
+    listener.wait()
+    assert refused == [1]
+    assert_unharmed(listener, oracle_of("sd15"), (second,))
 
 
 def test_out_of_memory_while_prompts_are_encoded_is_no_different(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import GenerationFailed, InvalidRequest
+from deployments.diffusion.engine.adapters import shelf
 from deployments.diffusion.engine.adapters.reader import LoraWeights
 from tests.conftest import MakeEngine, demo_loras
 from tests.deployments.diffusion.engine.conftest import Oracles
@@ -85,6 +86,66 @@ def test_a_style_that_was_broken_is_read_again_for_the_next_request(
     shutil.copy(demo_loras(demo_models, "sd15")["neon"], file)
     (image,) = engine.generate(job)
     assert_same(image, oracle_of("sd15").image(image_job(loras=styles(neon=1.0))))
+
+
+def test_a_source_that_failed_is_not_asked_again_at_once(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(shelf, "monotonic", lambda: now)
+    engine = make_engine()
+    asked: list[Path] = []
+    read = engine.components.lora_reader.read
+
+    def refuse(path: Path, unet: str) -> LoraWeights:
+        asked.append(path)
+        raise OSError("the disk does not answer")
+
+    monkeypatch.setattr(engine.components.lora_reader, "read", refuse)
+    job = image_job(loras=styles(neon=1.0))
+    for _ in range(3):
+        with pytest.raises(GenerationFailed, match="the disk does not answer"):
+            engine.generate(job)
+    assert len(asked) == 1
+    monkeypatch.setattr(engine.components.lora_reader, "read", read)
+    now += shelf.REMEMBER_FAILURE_S + 1
+    assert len(engine.generate(job)) == 1
+
+
+def test_a_source_that_hangs_keeps_no_other_from_being_read(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    arrived, go_on = Event(), Event()
+    read = engine.components.lora_reader.read
+
+    def hang_on_ink(path: Path, unet: str) -> LoraWeights:
+        if path.stem == "ink":
+            arrived.set()
+            assert go_on.wait(60)
+        return read(path, unet)
+
+    monkeypatch.setattr(engine.components.lora_reader, "read", hang_on_ink)
+    listener = Listener(engine)
+    listener.submit(image_job("hangs", loras=styles(ink=1.0)))
+    assert arrived.wait(60)
+    for name in ("neon", "papercut"):
+        assert len(engine.generate(image_job(name, loras=styles(**{name: 1.0})))) == 1
+    assert not listener.answered("hangs")
+    go_on.set()
+    listener.wait()
+
+
+def test_a_file_that_was_replaced_is_another_adapter(
+    make_engine: MakeEngine, oracle_of: Oracles, demo_models: Path, tmp_path: Path
+) -> None:
+    """On the UNet, and on the text encoder whose embeddings are remembered."""
+    file = tmp_path / "style.safetensors"
+    engine = make_engine(loras={"style": str(file)})
+    for name in ("ink", "neon", "ink"):
+        shutil.copy(demo_loras(demo_models, "sd15")[name], file)
+        (image,) = engine.generate(image_job("job", loras=styles(style=1.0)))
+        assert_same(image, oracle_of("sd15").image(image_job(loras=styles(**{name: 1.0}))))
 
 
 def test_a_load_that_fails_for_another_reason_is_not_the_requests_fault(

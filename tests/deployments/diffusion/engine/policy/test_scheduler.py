@@ -62,20 +62,20 @@ def step(scheduler: Scheduler) -> list[str]:
     return ids(batch)
 
 
-def longest_wait(live: int, aging: int, slots: int, *, has_slot: bool, oom: int) -> int:
+def longest_wait(live: int, aging: int, slots: int, *, begun: bool, oom: int) -> int:
     """Schedules in a row that can leave a row out.
 
     After (spread + 1) x aging of them its effective priority is above that of every row
     chosen since, and stays there: both age alike. Only rows that were ahead of it by then
     can still be, at most `live - 1`, and each schedule led by one of them sends that one
-    behind it. If the row has its slot, every schedule that it does not lead is led by one
-    of them. If it has none, others also lead while all slots are taken: until one is free,
-    which they reach in their steps; then the first in order takes it, again one of the
-    `live - 1` or the row itself. Steps undone by memory running out come on top.
+    behind it. If the row has begun, every schedule that it does not lead is led by one
+    of them. If it has not, it may lack a slot: others also lead while all slots are taken,
+    until one is free, which they reach in their steps; then the first in order takes it, again
+    one of the `live - 1` or the row itself. Steps undone by memory running out come on top.
     """
     spread = PRIORITIES[-1] - PRIORITIES[0]
     aged = (spread + 1) * aging
-    if has_slot:
+    if begun:
         return aged + live
     return aged + live * (slots * MAX_STEPS + 1) + oom
 
@@ -267,9 +267,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_waits_longer_than_the_bound(self) -> None:
         for known in self.live.values():
-            has_slot = known.row.slot is not None
             bound = longest_wait(
-                MAX_LIVE, MAX_AGING, MAX_RUNNING, has_slot=has_slot, oom=self.out_of_memory
+                MAX_LIVE, MAX_AGING, MAX_RUNNING, begun=known.taken > 0, oom=self.out_of_memory
             )
             assert known.row.passed_over <= bound
 

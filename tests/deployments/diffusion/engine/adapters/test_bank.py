@@ -1,0 +1,183 @@
+"""A layer with adapters is W + weight x up x down, row by row, by plain tensor arithmetic."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deployments.diffusion.engine.adapters.bank import Bank, RowWeights
+from deployments.diffusion.engine.adapters.reader import LowRank
+
+Layers = Mapping[str, LowRank]
+EXACT = {"rtol": 1e-5, "atol": 1e-5}
+
+
+class Model(nn.Module):
+    """A layer of each kind: on the rows alone, on tokens, and a convolution with a stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = nn.Linear(6, 10)
+        self.attend = nn.Linear(6, 8, bias=False)
+        self.conv = nn.Conv2d(4, 5, 3, stride=2, padding=1)
+        self.project = nn.Conv2d(4, 7, 1)
+
+    def forward(self, rows: int) -> dict[str, Tensor]:
+        given = inputs(rows)
+        return {name: getattr(self, name)(x) for name, x in given.items()}
+
+
+def inputs(rows: int) -> dict[str, Tensor]:
+    source = torch.Generator().manual_seed(rows)
+    shapes = {"time": (6,), "attend": (9, 6), "conv": (4, 8, 8), "project": (4, 5, 3)}
+    return {name: torch.randn(rows, *shape, generator=source) for name, shape in shapes.items()}
+
+
+def adapter(seed: int, **ranks: int) -> Layers:
+    """Random matrices for the named layers, each of its own rank."""
+    source = torch.Generator().manual_seed(seed)
+    shapes = {"time": (6, 10), "attend": (6, 8), "conv": (4, 3, 3, 5), "project": (4, 1, 1, 7)}
+    layers: dict[str, LowRank] = {}
+    for name, rank in ranks.items():
+        *fan_in, width = shapes[name]
+        layers[name] = LowRank(
+            torch.randn(rank, *fan_in, generator=source),
+            torch.randn(rank, width, generator=source),
+        )
+    return layers
+
+
+PARTS = {
+    "everywhere": adapter(1, time=2, attend=3, conv=4, project=1),
+    "attention": adapter(2, attend=5),
+    "odd": adapter(3, time=1, conv=2),
+}
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model().eval().requires_grad_(False)
+
+
+@pytest.fixture
+def bank(model: Model) -> Bank:
+    made = Bank(model, torch.float32)
+    for key, layers in PARTS.items():
+        made.hold(key, layers)
+    return made
+
+
+def run(model: Model, bank: Bank, rows: Sequence[RowWeights]) -> dict[str, Tensor]:
+    bank.weigh(torch.tensor(bank.mix(rows)))
+    with torch.inference_mode():
+        outputs: dict[str, Tensor] = model(len(rows))
+    return outputs
+
+
+def by_hand(model: Model, rows: Sequence[RowWeights]) -> dict[str, Tensor]:
+    """Each row alone, with the changed weights built in full."""
+    expected: dict[str, list[Tensor]] = {name: [] for name in inputs(1)}
+    for index, weights in enumerate(rows):
+        for name, x in inputs(len(rows)).items():
+            layer = model.get_submodule(name)
+            weight = layer.weight.clone()
+            for key, strength in weights.items():
+                if name in PARTS.get(key, {}):
+                    down, up = PARTS[key][name].down, PARTS[key][name].up
+                    weight += strength * (up.t() @ down.flatten(1)).view(weight.shape)
+            row = x[index : index + 1]
+            if isinstance(layer, nn.Conv2d):
+                y = F.conv2d(row, weight, layer.bias, layer.stride, layer.padding)
+            else:
+                y = row @ weight.t() + (0 if layer.bias is None else layer.bias)
+            expected[name].append(y)
+    return {name: torch.cat(parts) for name, parts in expected.items()}
+
+
+MIXES: dict[str, Sequence[RowWeights]] = {
+    "none": [{}, {}],
+    "one": [{"everywhere": 0.7}],
+    "alike": [{"everywhere": 0.7, "odd": -1.0}] * 3,
+    "three in one row": [{"everywhere": 1.0, "attention": 0.5, "odd": -2.0}],
+    "each its own": [{"everywhere": 1.0}, {"attention": -0.5}, {}, {"odd": 2.0, "attention": 10}],
+    "weight zero": [{"everywhere": 0.0}, {"attention": 1.0, "odd": 0.0}],
+    "unknown": [{"never held": 1.0}, {"odd": 1.0, "never held": 2.0}],
+}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_every_row_gets_its_own_mix(mix: str, model: Model, bank: Bank) -> None:
+    rows = MIXES[mix]
+    outputs = run(model, bank, rows)
+    for name, expected in by_hand(model, rows).items():
+        torch.testing.assert_close(outputs[name], expected, **EXACT)
+
+
+def test_one_mix_after_the_other(model: Model, bank: Bank) -> None:
+    for rows in [*MIXES.values(), *reversed(MIXES.values())]:
+        outputs = run(model, bank, rows)
+        for name, expected in by_hand(model, rows).items():
+            torch.testing.assert_close(outputs[name], expected, **EXACT)
+
+
+def test_layers_that_nobody_adapts_are_the_plain_layers(model: Model, bank: Bank) -> None:
+    def adapted() -> set[str]:
+        return {name for name, module in model.named_modules() if "forward" in vars(module)}
+
+    assert adapted() == set()
+    run(model, bank, [{"attention": 1.0}])
+    assert adapted() == {"attend"}
+    run(model, bank, [{"everywhere": 1.0}, {}])
+    assert adapted() == {"time", "attend", "conv", "project"}
+    run(model, bank, [{}, {}])
+    assert adapted() == set()
+
+
+def test_a_row_of_weight_zero_gets_exactly_nothing(model: Model, bank: Bank) -> None:
+    """Not even from numbers that overflow: 0 x inf would be NaN."""
+    bank.hold("huge", {"attend": LowRank(torch.full((2, 6), 1e38), torch.full((2, 8), 1e38))})
+    outputs = run(model, bank, [{}, {"huge": 10.0}, {"attention": 1.0}])
+    assert not outputs["attend"][1].isfinite().any()
+    for name, expected in by_hand(model, [{}, {}, {"attention": 1.0}]).items():
+        torch.testing.assert_close(outputs[name][[0, 2]], expected[[0, 2]], **EXACT)
+    plain = model.attend.weight
+    assert torch.equal(outputs["attend"][0], F.linear(inputs(3)["attend"], plain)[0])
+
+
+def test_rows_that_weigh_alike_may_be_folded_into_one_dimension(model: Model, bank: Bank) -> None:
+    """As the motion UNet folds frames or pixels into the batch."""
+    rows = [{"everywhere": 0.5, "attention": -1.0}] * 2
+    table = torch.tensor(bank.mix(rows))
+    assert len(table) == 1
+    bank.weigh(table)
+    folded = inputs(12)["attend"]
+    with torch.inference_mode():
+        output = model.attend(folded)
+    for index in range(12):
+        weight = model.attend.weight.clone()
+        for key, strength in rows[0].items():
+            down, up = PARTS[key]["attend"].down, PARTS[key]["attend"].up
+            weight += strength * up.t() @ down
+        torch.testing.assert_close(output[index], folded[index] @ weight.t(), **EXACT)
+
+
+def test_an_adapter_that_was_replaced_is_multiplied_anew(model: Model, bank: Bank) -> None:
+    run(model, bank, [{"attention": 1.0}])
+    bank.drop("attention")
+    assert "attention" not in bank.keys
+    outputs = run(model, bank, [{"attention": 1.0}])
+    torch.testing.assert_close(outputs["attend"], by_hand(model, [{}])["attend"], **EXACT)
+    bank.hold("attention", PARTS["odd"])
+    outputs = run(model, bank, [{"attention": 1.0}])
+    torch.testing.assert_close(outputs["time"], by_hand(model, [{"odd": 1.0}])["time"], **EXACT)
+
+
+def test_what_is_multiplied_without_use_is_bounded(model: Model, bank: Bank) -> None:
+    everything: Sequence[RowWeights] = [{"everywhere": 1.0}, {"attention": 1.0}, {"odd": 1.0}]
+    assert len(bank.mix(everything)[0]) == 3
+    assert len(bank.mix([{"odd": 1.0}, {"attention": 1.0}])[0]) == 3, "nothing is put together anew"
+    assert len(bank.mix([{"odd": 1.0}, {}])[0]) == 1
+    run(model, bank, everything)
