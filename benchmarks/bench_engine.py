@@ -2,20 +2,32 @@
 
     python -m benchmarks.bench_engine [--quick]
 
-Two questions: what the step loop costs beside the UNet calls that it makes, and how long
-a mixed load takes beside one diffusers pipeline that answers one request after the other.
+Three questions: what the step loop costs beside the UNet calls that it makes, what style adapters
+cost it, and how long a mixed load takes beside one diffusers pipeline that answers one request
+after the other.
 """
 
 import argparse
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
 
+from benchmarks.adapter_cost import (
+    PLAIN_STEPS,
+    measure_in_use,
+    measure_loads,
+    measure_reading,
+    p95,
+    write_cold,
+)
+from benchmarks.adapter_cost import STEPS_BY_BATCH as STEPS_IN_USE
 from benchmarks.bare import BarePipeline, quiet_libraries
+from benchmarks.full_size import skeletons, write_adapter
 from benchmarks.mixed_load import AT_A_TIME, REQUESTS, mixed_jobs, run_rounds
 from benchmarks.models import STYLES, Model, write_model
 from benchmarks.report import machine, print_table, quartiles, ratios, spread
@@ -24,12 +36,13 @@ from configs.app import ModelUserConfig
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
 
-BAR = 0.90  # of the bare loop's rows per second
+BAR = 0.97  # of the bare loop's rows per second
 SLOW_ENOUGH_MS = 20.0  # forward at batch 1, from which on the bar counts
 STEP_LOOP_SCALE = 2  # just above that on one core: a wider UNet would hide the loop's cost
 MIXED_SCALES = (1, 2)
 STEPS_BY_BATCH = {1: 46, 4: 26, 8: 20}  # for about equal times
 WARM_UP_STEPS = 8
+COLD_A_REQUEST = 3  # never-seen adapters for each plain request beside them, more than enough
 
 
 def main() -> None:
@@ -43,6 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         models = {scale: write_model(Path(folder) / str(scale), scale) for scale in MIXED_SCALES}
         bench_step_loop(models[STEP_LOOP_SCALE], 1 if quick else 2)
+        bench_adapters(models[STEP_LOOP_SCALE], Path(folder), quick=quick)
         bench_mixed_load(list(models.values()), 1 if quick else 3)
 
 
@@ -102,6 +116,41 @@ def bench_step_loop(model: Model, repetitions: int) -> None:
         f"Lowest ratio: {clock:.3f} by the clock, {cpu:.3f} by CPU time. The bar: {BAR:.2f}, for "
         f"a forward of {SLOW_ENOUGH_MS:.0f} ms and more at batch 1.\n"
     )
+
+
+def bench_adapters(model: Model, folder: Path, *, quick: bool) -> None:
+    """Prints what adapters cost: in use, while others load, and to read."""
+    print("### Style adapters\n")
+    rows: list[tuple[str, ...]] = []
+    with running_engine(model) as engine:
+        for batch in STEPS_IN_USE:
+            used = measure_in_use(engine, batch, 2 if quick else 7)
+            none, three = median(used.none_s), median(used.three_s)
+            times = ratios(used.three_s, used.none_s)
+            rows.append((str(batch), f"{none * 1e3:.1f}", f"{three * 1e3:.1f}", quartiles(times)))
+    print_table(("batch", "no adapter, ms a step", "three in use, ms", "three : none"), rows)
+
+    requests, rounds = (20, 1) if quick else (60, 3)
+    cold = write_cold(model, folder, rounds * requests * COLD_A_REQUEST)
+    with running_engine(replace(model, loras=model.loras | cold)) as engine:
+        beside = measure_loads(engine, list(cold), rounds, requests)
+    warm_s, cold_s = p95(beside.warm_s), p95(beside.cold_s)
+    print(
+        f"Plain requests of {PLAIN_STEPS} steps, p95: {warm_s * 1e3:.0f} ms beside a client whose "
+        f"adapter is warm, {cold_s * 1e3:.0f} ms beside one whose adapter is never the same "
+        f"({beside.loads} loads): {cold_s / warm_s:.2f}.\n"
+    )
+
+    for tiny, what in ((True, "a few channels wide"), (False, "full size")):
+        file = folder / f"sdxl-{tiny}.safetensors"
+        write_adapter(file, "sdxl", 32, 0, tiny=tiny)
+        read = measure_reading(file, skeletons("sdxl", tiny=tiny), 3 if quick else 7)
+        size = file.stat().st_size / 2**20
+        print(
+            f"Reading an adapter of sdxl, 986 layers of rank 32, {what} ({size:.0f} MiB): "
+            f"{median(read.wall_s):.2f} s, {median(read.cpu_s):.2f} s of CPU time."
+        )
+    print()
 
 
 def measure_steps(

@@ -1,6 +1,5 @@
 """Models on the meta device: their layers' names and shapes, without weights."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,7 +7,6 @@ from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks.published import geometry
 from configs.families import FamilyName
 
 TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
@@ -28,19 +26,3 @@ def demo_skeletons(models: Path, family: FamilyName) -> dict[str, nn.Module]:
             motion = MotionAdapter.from_config(config)
             skeletons["motion_unet"] = UNetMotionModel.from_unet2d(unet, motion, load_weights=False)
     return skeletons
-
-
-def full_size_skeletons(family: FamilyName) -> dict[str, nn.Module]:
-    """The models of a published base."""
-    published = geometry(family)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(published.unet))
-        encoders = [
-            kind(_text_config(config))
-            for kind, config in zip(TEXT_ENCODERS.values(), published.text_encoders, strict=False)
-        ]
-    return {"unet": unet, **dict(zip(TEXT_ENCODERS, encoders, strict=False))}
-
-
-def _text_config(config: Mapping[str, object]) -> CLIPTextConfig:
-    return CLIPTextConfig(**{key: config[key] for key in config if key != "architectures"})

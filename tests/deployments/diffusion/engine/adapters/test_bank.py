@@ -1,6 +1,7 @@
 """A layer with adapters is W + weight x up x down, row by row, by plain tensor arithmetic."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from deployments.diffusion.engine.adapters.bank import Bank, RowWeights
 from deployments.diffusion.engine.adapters.reader import LowRank
 
 Layers = Mapping[str, LowRank]
-EXACT = {"rtol": 1e-5, "atol": 1e-5}
+assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 
 
 class Model(nn.Module):
@@ -26,7 +27,7 @@ class Model(nn.Module):
 
     def forward(self, rows: int) -> dict[str, Tensor]:
         given = inputs(rows)
-        return {name: getattr(self, name)(x) for name, x in given.items()}
+        return {name: self.get_submodule(name)(x) for name, x in given.items()}
 
 
 def inputs(rows: int) -> dict[str, Tensor]:
@@ -83,6 +84,7 @@ def by_hand(model: Model, rows: Sequence[RowWeights]) -> dict[str, Tensor]:
     for index, weights in enumerate(rows):
         for name, x in inputs(len(rows)).items():
             layer = model.get_submodule(name)
+            assert isinstance(layer, nn.Linear | nn.Conv2d)
             weight = layer.weight.clone()
             for key, strength in weights.items():
                 if name in PARTS.get(key, {}):
@@ -113,14 +115,14 @@ def test_every_row_gets_its_own_mix(mix: str, model: Model, bank: Bank) -> None:
     rows = MIXES[mix]
     outputs = run(model, bank, rows)
     for name, expected in by_hand(model, rows).items():
-        torch.testing.assert_close(outputs[name], expected, **EXACT)
+        assert_close(outputs[name], expected)
 
 
 def test_one_mix_after_the_other(model: Model, bank: Bank) -> None:
     for rows in [*MIXES.values(), *reversed(MIXES.values())]:
         outputs = run(model, bank, rows)
         for name, expected in by_hand(model, rows).items():
-            torch.testing.assert_close(outputs[name], expected, **EXACT)
+            assert_close(outputs[name], expected)
 
 
 def test_layers_that_nobody_adapts_are_the_plain_layers(model: Model, bank: Bank) -> None:
@@ -142,7 +144,7 @@ def test_a_row_of_weight_zero_gets_exactly_nothing(model: Model, bank: Bank) -> 
     outputs = run(model, bank, [{}, {"huge": 10.0}, {"attention": 1.0}])
     assert not outputs["attend"][1].isfinite().any()
     for name, expected in by_hand(model, [{}, {}, {"attention": 1.0}]).items():
-        torch.testing.assert_close(outputs[name][[0, 2]], expected[[0, 2]], **EXACT)
+        assert_close(outputs[name][[0, 2]], expected[[0, 2]])
     plain = model.attend.weight
     assert torch.equal(outputs["attend"][0], F.linear(inputs(3)["attend"], plain)[0])
 
@@ -161,7 +163,7 @@ def test_rows_that_weigh_alike_may_be_folded_into_one_dimension(model: Model, ba
         for key, strength in rows[0].items():
             down, up = PARTS[key]["attend"].down, PARTS[key]["attend"].up
             weight += strength * up.t() @ down
-        torch.testing.assert_close(output[index], folded[index] @ weight.t(), **EXACT)
+        assert_close(output[index], folded[index] @ weight.t())
 
 
 def test_an_adapter_that_was_replaced_is_multiplied_anew(model: Model, bank: Bank) -> None:
@@ -169,10 +171,10 @@ def test_an_adapter_that_was_replaced_is_multiplied_anew(model: Model, bank: Ban
     bank.drop("attention")
     assert "attention" not in bank.keys
     outputs = run(model, bank, [{"attention": 1.0}])
-    torch.testing.assert_close(outputs["attend"], by_hand(model, [{}])["attend"], **EXACT)
+    assert_close(outputs["attend"], by_hand(model, [{}])["attend"])
     bank.hold("attention", PARTS["odd"])
     outputs = run(model, bank, [{"attention": 1.0}])
-    torch.testing.assert_close(outputs["time"], by_hand(model, [{"odd": 1.0}])["time"], **EXACT)
+    assert_close(outputs["time"], by_hand(model, [{"odd": 1.0}])["time"])
 
 
 def test_what_is_multiplied_without_use_is_bounded(model: Model, bank: Bank) -> None:

@@ -10,12 +10,12 @@ from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from torch import nn
 
+from benchmarks.full_size import skeletons
 from configs.families import FamilyName
 from demo.sgm import sgm_layer
 from deployments.diffusion.engine.adapters.names import Names, Place, Role, adaptable, split
 from tests.deployments.diffusion.engine.adapters.skeletons import (
     demo_skeletons,
-    full_size_skeletons,
 )
 
 KEY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"
@@ -26,12 +26,12 @@ TEXT_OUT = "encoder.layers.1.self_attn.out_proj"
 
 @pytest.fixture(scope="module")
 def sd15() -> Names:
-    return Names(full_size_skeletons("sd15"))
+    return Names(skeletons("sd15"))
 
 
 @pytest.fixture(scope="module")
 def sdxl() -> Names:
-    return Names(full_size_skeletons("sdxl"))
+    return Names(skeletons("sdxl"))
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ PLAIN_UP_BLOCKS = {"sd15": (0,), "sdxl": (2,)}
     ],
 )
 def test_full_size(family: FamilyName, expected: dict[str, int]) -> None:
-    models = full_size_skeletons(family)
+    models = skeletons(family)
     names = Names(models)
     for model, count in expected.items():
         layers = [layer for layer, _ in adaptable(models[model])]
@@ -268,7 +268,7 @@ def test_diffusers_converter_finds_the_same_layers(sdxl: Names) -> None:
     tensors = [
         f"{name}.lora_{half}.weight" for name in sd_scripts_sdxl() for half in ("down", "up")
     ]
-    unet = full_size_skeletons("sdxl")["unet"]
+    unet = skeletons("sdxl")["unet"]
     converted, _ = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
         {name: torch.zeros(1) for name in tensors}, unet_config=unet.config
     )
