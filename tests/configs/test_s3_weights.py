@@ -85,13 +85,17 @@ def test_an_outage_names_what_could_not_be_had(weights: ObjectStore) -> None:
     assert fetch(IN_S3.checkpoint).is_dir()
 
 
-def test_an_outage_while_a_style_is_brought(weights: ObjectStore, demo_models: Path) -> None:
+def test_an_outage_while_a_style_is_brought(
+    weights: ObjectStore, demo_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
+    from deployments.diffusion.engine.adapters import shelf
     from deployments.diffusion.engine.engine import Engine
     from deployments.diffusion.engine.models.components import load
 
     torch.set_num_threads(1)
+    monkeypatch.setattr(shelf, "REMEMBER_FAILURE_S", 0.0)
     config = ModelUserConfig(loras={"ink": INK}, limits=Limits())
     engine = Engine(load(model_args(demo_models, "sd15")), config)
     try:
