@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve fetch check-config test test-deep check bench quality train clean
+.PHONY: help setup demo serve fetch check-config test test-deep test-gpu check bench bench-gpu quality train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ test: $(READY) ## all tests but the deep ones
 test-deep: $(READY) ## the long versions of the property tests
 	$(BIN)/python -m pytest -m deep
 
+test-gpu: $(READY) ## the tests of the engine on a CUDA device; TCD_TEST_DEVICE=cpu tries them without
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
 check: $(READY) ## lint, types, layers
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
@@ -50,6 +53,10 @@ bench: $(READY) ## the benchmarks; results go to standard output
 	$(BIN)/python -m benchmarks.bench_engine
 	$(BIN)/python -m benchmarks.bench_http
 	$(BIN)/python -m benchmarks.bench_tasks
+
+DEVICE ?= cuda
+bench-gpu: $(READY) ## the engine on a GPU, at most nine minutes; DEVICE=cpu QUICK=1 tries it here
+	$(BIN)/python -m benchmarks.gpu --device $(DEVICE) $(if $(QUICK),--quick)
 
 quality: $(READY) ## how well the demo's models draw, measured through the service; takes long
 	$(BIN)/python -m benchmarks.quality

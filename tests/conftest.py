@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,7 +15,8 @@ from configs.families import FamilyName
 if TYPE_CHECKING:
     from deployments.diffusion.engine.engine import Engine
 
-pytest_plugins = ["tests.serving", "tests.object_store"]
+# The tests of the engine run without Ray as well: see tests/gpu.
+pytest_plugins = ["tests.serving", "tests.object_store"] if find_spec("ray") else []
 STYLES = ("papercut", "ink", "neon")
 
 # Tensors this small are slower on two threads, and very slow on two busy cores. torch reads

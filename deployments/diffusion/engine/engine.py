@@ -41,13 +41,20 @@ from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, Set
 from deployments.diffusion.engine.models.components import Components
 from deployments.diffusion.engine.pixels.decoder import Decoded, Decoder, Latent
 from deployments.diffusion.engine.policy.admission import Admission
-from deployments.diffusion.engine.policy.batch import Advanced, Batch, Outcome
+from deployments.diffusion.engine.policy.batch import Advanced, Batch, Outcome, OutOfMemory
 from deployments.diffusion.engine.policy.registry import Entry, Registry, Sink, Standing
 from deployments.diffusion.engine.policy.scheduler import Scheduler
 from deployments.diffusion.engine.policy.spec import LoraSource
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 from deployments.diffusion.engine.prompts.tokens import Tokenizers
-from deployments.diffusion.engine.steps.preparation import Preparation, Prepared, Preparer, Work
+from deployments.diffusion.engine.steps.preparation import (
+    Forgotten,
+    Preparation,
+    Prepared,
+    Preparer,
+    Work,
+)
+from deployments.diffusion.engine.steps.row import Row
 from deployments.diffusion.engine.steps.runner import Runner
 
 MIB = 2**20
@@ -77,11 +84,20 @@ class _Relieved:
 
 
 @dataclass(frozen=True)
+class _Broken:
+    """Another thread met what no request is to blame for."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
 class _Stop:
     pass
 
 
-_Message = _Submit | _Cancel | _Reconfigure | _Relieved | _Stop | LoraRead | Prepared
+_Message = (
+    _Submit | _Cancel | _Reconfigure | _Relieved | _Broken | _Stop | LoraRead | Prepared | Forgotten
+)
 
 
 class Engine:
@@ -106,12 +122,13 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._runner = Runner(components)
         self._preparation = Preparation(components, limits.prompt_cache_mb * MIB)
-        self._preparer = Preparer(self._preparation, self._inbox.put)
+        self._preparer = Preparer(self._preparation, self._inbox.put, self._break)
         self._decoder = Decoder(
             components.vae,
             components.preview_vae,
             self._registry.count_decode,
             lambda: self._inbox.put(_Relieved()),
+            self._break,
         )
         self._shelf = LoraShelf(
             components.banks,
@@ -120,6 +137,7 @@ class Engine:
             limits.lora_budget_mb * MIB,
             self._inbox.put,
         )
+        self._jobs: dict[str, Entry] = {}  # by key
         self._rows: dict[str, tuple[Entry, int]] = {}
         self._idle = True
         self._publish()
@@ -207,6 +225,9 @@ class Engine:
         self._shelf.close()
         self._decoder.close()
 
+    def _break(self, error: Exception) -> None:
+        self._inbox.put(_Broken(error))
+
     # Everything below runs on the engine's thread.
 
     def _loop(self) -> None:
@@ -239,6 +260,10 @@ class Engine:
                     self._settle(self._shelf.take(message))
                 case Prepared():
                     self._join(message)
+                case Forgotten(job_key):
+                    self._settle(self._shelf.release(job_key))
+                case _Broken(error):
+                    raise error
                 case _Relieved():
                     pass
         for row in self._scheduler.expired(monotonic()):
@@ -248,7 +273,7 @@ class Engine:
         if not self._decoder.behind:
             for row in self._scheduler.joining():
                 entry, _ = self._rows[row.row_id]
-                self._preparer.put(Work(row.row_id, entry.job.job_id, row.spec))
+                self._preparer.put(Work(row.row_id, entry.key, row.spec))
         batch = self._scheduler.schedule()
         self._idle = batch is None
         if batch is not None:
@@ -287,16 +312,18 @@ class Engine:
         return max(0.0, min(deadlines) - monotonic()) if deadlines else None
 
     def _add(self, entry: Entry, loras: dict[str, LoraSource]) -> None:
+        if entry.rows:  # none if it was cancelled before
+            self._jobs[entry.key] = entry
         for index, row in entry.rows.items():
             row.status = Status.PREPARING if loras else Status.WAITING
             self._scheduler.add(row)
             self._rows[row.row_id] = (entry, index)
         if loras and entry.rows:
-            self._settle(self._shelf.request(entry.job.job_id, loras))
+            self._settle(self._shelf.request(entry.key, loras))
 
     def _settle(self, settled: list[Settled]) -> None:
         for job in settled:
-            entry = self._registry.find(job.job_id)
+            entry = self._jobs.get(job.job_id)
             if entry is None:
                 continue
             if job.error is not None:
@@ -309,19 +336,27 @@ class Engine:
         row = self._scheduler.joined(prepared.row_id)
         if row is None:
             return  # cancelled meanwhile
-        if not isinstance(prepared.row, Exception):
+        if isinstance(prepared.row, Row):
             assert row.slot is not None
             self._runner.adopt(row.slot, prepared.row)
             return
+        error = _too_little_memory()
+        if not isinstance(prepared.row, OutOfMemory):
+            error = prepared.row
+        elif self._scheduler.postpone(row.row_id):
+            self._decoder.wait_until_idle(DECODER_PATIENCE_S)
+            return
         entry, index = self._rows[row.row_id]
         self._scheduler.abort(row.row_id, Status.FAILED)
-        self._registry.answer(entry, FailedImage(index, prepared.row))
+        self._registry.answer(entry, FailedImage(index, error))
         self._leave(row, entry, index)
 
     def _book(self, batch: Batch, outcome: Outcome) -> None:
         left = self._scheduler.advance(batch, outcome)
         if isinstance(outcome, Advanced):
-            self._registry.count_step(batch.unet_rows, batch.pixels, outcome.seconds)
+            self._registry.count_step(batch.unet_rows)
+            if outcome.measured is not None:
+                self._registry.measure_step(*outcome.measured)
             for row in batch.rows:
                 self._report(row)
         else:
@@ -335,8 +370,7 @@ class Engine:
             if row.status is Status.FINISHED:
                 self._decode(row, entry, index)
             else:
-                error = GenerationFailed("the device has too little memory for this image")
-                self._registry.answer(entry, FailedImage(index, error))
+                self._registry.answer(entry, FailedImage(index, _too_little_memory()))
             self._leave(row, entry, index)
 
     def _report(self, row: Trajectory) -> None:
@@ -375,8 +409,9 @@ class Engine:
         self._rows.pop(row.row_id, None)  # none if it was cancelled before `_add` saw it
         del entry.rows[index]
         if not entry.rows:
-            self._preparer.forget(entry.job.job_id)
-            self._settle(self._shelf.release(entry.job.job_id))
+            self._jobs.pop(entry.key, None)
+            # Its adapters are released when nothing of it is being made ready any more.
+            self._preparer.forget(entry.key)
 
     def _end(self, entry: Entry, error: Exception) -> None:
         """Ends a whole job: every image not answered yet fails with `error`."""
@@ -384,3 +419,7 @@ class Engine:
             self._scheduler.abort(row.row_id)
             self._leave(row, entry, index)
         self._registry.end(entry, error)
+
+
+def _too_little_memory() -> GenerationFailed:
+    return GenerationFailed("the device has too little memory for this image")

@@ -107,9 +107,9 @@ class Bank:
         self._dtype = dtype
         self._held: dict[str, _Part] = {}
         self._mixed: dict[str, _Part] = {}  # those whose ranks stand together now
-        self._in_place: dict[str, Ranks] = {}  # of each layer that is not the plain one
+        self._in_place: set[str] = set()  # layers that are not the plain ones
         self._tables: dict[Ranks, _Table] = {}
-        self._alike = True  # whether all rows of the next call weigh alike
+        self._unused = False  # whether a row of the next call does without an adapter
 
     @property
     def keys(self) -> frozenset[str]:
@@ -122,7 +122,7 @@ class Bank:
             self._held[key] = _Part(layers, arrival)
 
     def drop(self, key: str) -> None:
-        """Forgets an adapter. What calls multiply of it goes at the next change of the mix."""
+        """Forgets an adapter. A model whose calls multiply it does so until the next `mix`."""
         self._held.pop(key, None)
 
     def mix(self, rows: Sequence[RowWeights]) -> list[list[float]]:
@@ -138,8 +138,9 @@ class Bank:
         if not self._covers(used):
             self._remix({key: self._held[key] for key in sorted(used)})
         table = [[row.get(key, 0.0) for key in self._mixed] for row in rows]
-        self._alike = all(row == table[0] for row in table)
-        return table[:1] if self._alike else table
+        self._unused = any(0.0 in row for row in table)
+        alike = all(row == table[0] for row in table)
+        return table[:1] if alike else table
 
     def weigh(self, table: Tensor) -> None:
         """Takes the table that `mix` gave, as (rows, adapters) on the device."""
@@ -150,7 +151,13 @@ class Bank:
         rows = len(table)
         for ranks, known in self._tables.items():
             weights = torch.cat([columns[key].expand(rows, rank) for key, rank in ranks], dim=1)
-            known.set(weights, weights == 0)
+            known.set(weights, weights == 0 if self._unused else None)
+
+    def clear(self) -> None:
+        """Makes every layer the plain one, and lets go of what was multiplied."""
+        for name in self._in_place:
+            del self._modules[name].__dict__["forward"]
+        self._mixed, self._tables, self._in_place = {}, {}, set()
 
     def _covers(self, used: Sequence[str]) -> bool:
         """Whether what is multiplied now serves these adapters, without much waste."""
@@ -166,17 +173,20 @@ class Bank:
         for key, part in parts.items():
             for name, layer in part.layers.items():
                 touched.setdefault(name, []).append((key, layer))
-        for name in self._in_place.keys() - touched.keys():
-            del self._modules[name].__dict__["forward"]
-        self._mixed, self._tables, self._in_place = parts, {}, {}
-        for name, layers in touched.items():
-            ranks = tuple((key, len(layer.down)) for key, layer in layers)
-            table = self._tables.setdefault(ranks, _Table())
-            self._in_place[name] = ranks
-            layer = _joined([layer for _, layer in layers])
-            module = self._modules[name]
-            # Beside the class's own, which `del` brings back.
-            module.__dict__["forward"] = _with_adapters(module, layer, table)
+        self.clear()
+        try:
+            for name, layers in touched.items():
+                ranks = tuple((key, len(layer.down)) for key, layer in layers)
+                table = self._tables.setdefault(ranks, _Table())
+                module = self._modules[name]
+                joined = _joined([layer for _, layer in layers])
+                # Beside the class's own, which `del` brings back.
+                module.__dict__["forward"] = _with_adapters(module, joined, table)
+                self._in_place.add(name)
+        except BaseException:  # memory may run out, and the call will be made again
+            self.clear()
+            raise
+        self._mixed = parts
 
 
 def _joined(layers: Sequence[LowRank]) -> LowRank:

@@ -73,6 +73,11 @@ class LoraCache:
         self._pinned: dict[str, tuple[str, ...]] = {}
         self._overtaken: dict[str, int] = {}  # younger jobs made ready while it lacked room
 
+    def __contains__(self, key: str) -> bool:
+        """Whether an adapter is here, on its way, or waited for."""
+        here = key in self._resident or key in self._parked or key in self._loading
+        return here or any(key in keys for keys in self._waiting.values())
+
     @property
     def resident(self) -> tuple[str, ...]:
         """Keys of the attached adapters, the least recently used first."""
@@ -100,6 +105,17 @@ class LoraCache:
         victims = tuple(job for job, keys in self._waiting.items() if key in keys)
         for job_id in victims:
             self._forget(job_id)
+        return victims, self._settle()
+
+    def attach_failed(self, key: str) -> tuple[tuple[str, ...], list[Action]]:
+        """What was to be attached could not be. Returns the jobs that wanted it (released), and
+        what to do."""
+        self._resident.pop(key, None)
+        wanting = {**self._waiting, **self._pinned}
+        victims = tuple(job for job, keys in wanting.items() if key in keys)
+        for job_id in victims:
+            self._forget(job_id)
+            self._pinned.pop(job_id, None)
         return victims, self._settle()
 
     def release(self, job_id: str) -> list[Action]:

@@ -98,7 +98,7 @@ class LoraShelf:
         for key in sources:
             if key in self._failures:
                 return [Settled(job_id, self._failures[key].error)]
-        self._sources |= sources
+        self._sources = {k: s for k, s in self._sources.items() if k in self._cache} | dict(sources)
         return self._carry_out(self._cache.request(job_id, list(sources)))
 
     def take(self, read: LoraRead) -> list[Settled]:
@@ -131,7 +131,7 @@ class LoraShelf:
                     self.loads += 1
                     self._threads.submit(self._load, key, self._sources[key])
                 case Attach(key):
-                    self._move(key, self._parked.pop(key))
+                    settled += self._attach(key)
                 case Detach(key):
                     self.evictions += 1
                     for bank in self._banks.values():
@@ -143,6 +143,15 @@ class LoraShelf:
                 case _:
                     settled.append(Settled(action.job_id, self._too_large(action.needed)))
         return settled
+
+    def _attach(self, key: str) -> list[Settled]:
+        try:
+            self._move(key, self._parked.pop(key))
+        except torch.OutOfMemoryError:
+            victims, actions = self._cache.attach_failed(key)
+            error = GenerationFailed("the device has too little memory for these loras")
+            return [*(Settled(job_id, error) for job_id in victims), *self._carry_out(actions)]
+        return []
 
     def _move(self, key: str, weights: LoraWeights) -> None:
         """From the host to the device."""

@@ -80,6 +80,11 @@ class Components:
         return min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers) - 2
 
     @property
+    def text_banks(self) -> tuple[str, ...]:
+        """Names of the banks of text encoders."""
+        return TEXT_ENCODERS[: len(self.text_encoders)]
+
+    @property
     def capabilities(self) -> Capabilities:
         """What requests may ask of these models."""
         adapter, motion = self.ip_adapter, self.motion_unet

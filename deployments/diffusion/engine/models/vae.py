@@ -10,12 +10,16 @@ from torch import Tensor
 
 from configs.app import Dtype, VaeArgs
 from configs.sources import fetch
+from deployments.diffusion.engine.policy.spec import LATENT_SCALE
 
 TORCH_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+TILE = 32  # latent pixels a side of what is decoded at once where memory is short
 
 
 class Posterior(NamedTuple):
@@ -34,6 +38,9 @@ class Vae:
 
     def __init__(self, model: AutoencoderKL | AutoencoderTiny) -> None:
         self.model = model
+        if isinstance(model, AutoencoderKL):
+            # diffusers' tiles are as large as the pictures that the VAE was trained on.
+            model.tile_latent_min_size, model.tile_sample_min_size = TILE, TILE * LATENT_SCALE
         config = model.config
         self._factor = float(config.scaling_factor)
         mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)

@@ -16,6 +16,7 @@ from deployments.diffusion.engine.models.vae import Vae
 
 VIDEO_DIMS = 5  # (B, C, frames, h, w)
 IMAGES_A_CALL = 16  # of one VAE call, frames of videos too
+RECOVERY_CALLS = 64  # without trouble, after which calls may be twice as large again
 PIXELS_A_CALL = 2**16  # latent pixels of one VAE call: four images of 1024 x 1024
 
 
@@ -80,6 +81,7 @@ class Decoder:
         preview_vae: decodes previews.
         decoded: told of every call: latent pixels, and the seconds that they took.
         relieved: called whenever the backlog has become smaller.
+        broken: told of what no image is to blame for; nothing is decoded any more then.
     """
 
     def __init__(
@@ -88,17 +90,20 @@ class Decoder:
         preview_vae: Vae,
         decoded: Callable[[int, float], None] = lambda *_: None,
         relieved: Callable[[], None] = lambda: None,
+        broken: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         self._vae = vae
         self._preview_vae = preview_vae
         self._decoded = decoded
         self._relieved = relieved
+        self._broken = broken
         self._device = vae.model.device
         self._items: deque[_Item] = deque()
         self._busy: Sequence[_Item] = ()
         self._wake = Condition()
         self._closed = False
         self._pixels_a_call = PIXELS_A_CALL
+        self._calls = 0  # since memory was short
         on_gpu = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if on_gpu else None
         self._thread = Thread(target=self._work, name="tcd-decoder", daemon=True)
@@ -141,11 +146,16 @@ class Decoder:
 
     def _work(self) -> None:
         while items := self._take():
-            with torch.inference_mode():
-                self._decode(items)
-            with self._wake:
-                self._busy = ()
-                self._wake.notify_all()
+            try:
+                with torch.inference_mode():
+                    self._decode(items)
+            except Exception as error:
+                self._broken(error)
+                return
+            finally:
+                with self._wake:
+                    self._busy = ()
+                    self._wake.notify_all()
             self._relieved()
 
     def _take(self) -> Sequence[_Item]:
@@ -181,6 +191,7 @@ class Decoder:
             # Whose fault it is shows when each is decoded alone.
             if isinstance(answers, torch.OutOfMemoryError):
                 self._pixels_a_call = sum(item.latent.pixels for item in items) // 2
+                self._calls = 0
             for item in items:
                 self._decode_wanted([item])
             return
@@ -190,7 +201,12 @@ class Decoder:
             failure = GenerationFailed(f"the VAE could not decode the image: {answers}")
             items[0].latent.answer(failure)
             return
-        self._decoded(sum(item.latent.pixels for item in items), perf_counter() - started)
+        pixels = sum(item.latent.pixels for item in items)
+        if not items[0].latent.preview:
+            self._decoded(pixels, perf_counter() - started)
+        self._calls += 1
+        if self._calls % RECOVERY_CALLS == 0:
+            self._pixels_a_call = min(PIXELS_A_CALL, 2 * self._pixels_a_call)
         for item, answer in zip(items, answers, strict=True):
             item.latent.answer(answer)
 
@@ -199,9 +215,11 @@ class Decoder:
     ) -> list[Decoded | Exception] | Exception:
         try:
             return self._run(items, tiled=tiled)
+        except torch.AcceleratorError:
+            raise  # the device itself: no image is to blame
         except Exception as error:
             failure = error.with_traceback(None)  # which would keep the failed tensors alive
-        if self._device.type == "cuda":
+        if isinstance(failure, torch.OutOfMemoryError) and self._device.type == "cuda":
             torch.cuda.empty_cache()
         return failure
 
@@ -246,6 +264,7 @@ def _images(vae: Vae, latents: Tensor, *, tiled: bool) -> Tensor:
     if latents.ndim != VIDEO_DIMS:
         return vae.decode(latents, tiled=tiled)
     frames = latents.movedim(2, 1).flatten(0, 1)
-    at_once = min(IMAGES_A_CALL, max(1, PIXELS_A_CALL // frames[0, 0].numel()))
+    fitting = min(IMAGES_A_CALL, max(1, PIXELS_A_CALL // frames[0, 0].numel()))
+    at_once = 1 if tiled else fitting
     images = torch.cat([vae.decode(chunk, tiled=tiled) for chunk in frames.split(at_once)])
     return images.view(len(latents), -1, *images.shape[1:])

@@ -42,17 +42,25 @@ class Batch:
         return self.unet_rows * self.key.pixels
 
 
+class Measured(NamedTuple):
+    """What a step took: UNet rows, latent pixels in them, and seconds on the device."""
+
+    unet_rows: int
+    pixels: int
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Advanced:
-    """The batch took its step.
+    """The batch took its step, or will: a GPU may still be at it.
 
     Attributes:
         failures: rows that could not (by row id), and why. They hold no result.
-        seconds: time from the previous step's end, or from this one's start if idle before.
+        measured: the newest step that is known to be done; `None` if none has ended since.
     """
 
     failures: dict[str, Exception]
-    seconds: float
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True)

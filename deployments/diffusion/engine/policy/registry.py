@@ -7,6 +7,7 @@ decoder's threads answer them, anyone may look at the figures.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from threading import Lock
 from time import monotonic
 
@@ -21,6 +22,7 @@ from deployments.contracts.jobs import (
     Progress,
 )
 from deployments.diffusion.engine.policy.estimate import (
+    SMOOTHING,
     UNMEASURED_DECODE_S,
     UNMEASURED_STEP_S,
     Outlook,
@@ -31,7 +33,7 @@ from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 
 Sink = Callable[[JobEvent], None]
-SMOOTHING = 0.1  # of the measured time of a row: weight of the newest step
+_SERIAL = count()
 log = logging.getLogger("tcd.engine")
 
 
@@ -39,6 +41,7 @@ class Entry:
     """A job in the engine.
 
     Attributes:
+        key: of this job alone, also after its id has been used again.
         progress: whether its sink wants to hear of every step.
         deadline: on the clock of `time.monotonic`; `None`: never.
         rows: its images still to be denoised, by index; only the engine's thread changes it.
@@ -50,10 +53,11 @@ class Entry:
     ) -> None:
         self.deadline = None if job.timeout_s is None else monotonic() + job.timeout_s
         self.job = job
+        self.key = f"{job.job_id}#{next(_SERIAL)}"
         self.sink = sink
         self.progress = progress
         self.rows = {
-            index: Trajectory(f"{job.job_id}/{index}", spec, job.priority, self.deadline)
+            index: Trajectory(f"{self.key}/{index}", spec, job.priority, self.deadline)
             for index, spec in enumerate(specs)
         }
         self.unanswered = set(self.rows)
@@ -155,7 +159,17 @@ class Registry:
         for index in unanswered:
             self.answer(entry, FailedImage(index, error))
 
-    def count_step(self, unet_rows: int, pixels: int, seconds: float) -> None:
+    def count_step(self, unet_rows: int) -> None:
+        """A UNet call of so many rows was made."""
+        with self._lock:
+            figures = self._figures
+            self._figures = replace(
+                figures,
+                steps_total=figures.steps_total + 1,
+                rows_total=figures.rows_total + unet_rows,
+            )
+
+    def measure_step(self, unet_rows: int, pixels: int, seconds: float) -> None:
         """A UNet call of so many rows, and latent pixels in them, took so long."""
         per_row = seconds / unet_rows
         with self._lock:
@@ -163,10 +177,7 @@ class Registry:
             figures = self._figures
             known = figures.seconds_per_row_step or per_row
             self._figures = replace(
-                figures,
-                seconds_per_row_step=known + SMOOTHING * (per_row - known),
-                steps_total=figures.steps_total + 1,
-                rows_total=figures.rows_total + unet_rows,
+                figures, seconds_per_row_step=known + SMOOTHING * (per_row - known)
             )
 
     def count_decode(self, pixels: int, seconds: float) -> None:

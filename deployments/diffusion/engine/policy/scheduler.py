@@ -100,23 +100,30 @@ class Scheduler:
     def joining(self) -> tuple[Trajectory, ...]:
         """Gives slots to rows that may soon run; each is to be made ready, then `joined`.
 
-        A row gets one if the rows that have not begun and come before it make up less than
-        `BATCHES_AHEAD` batches.
+        They are those of the next `BATCHES_AHEAD` batches as `schedule` would fill them.
         """
         used = self._used_slots()
         free = [slot for slot in range(self._limits.max_running) if slot not in used]
         # After `reconfigure` to fewer slots, rows that hold higher ones count as well.
         del free[max(0, self._limits.max_running - len(used)) :]
-        ahead = 0
+        left = sorted(
+            (row for row in self._live.values() if row.status is not Status.PREPARING),
+            key=self._order,
+        )
         given: list[Trajectory] = []
-        for row in sorted(self._live.values(), key=self._order):
-            if not free or ahead >= BATCHES_AHEAD * self._limits.max_batch:
+        for _ in range(BATCHES_AHEAD):
+            if not left or not free:
                 break
-            if row.status is Status.WAITING:
-                row.slot, row.status = free.pop(0), Status.JOINING
-                given.append(row)
-            if row.slot is not None and row.cursor == 0:
-                ahead += row.unet_rows
+            key, room, others = left[0].key, self._limits.max_batch, list[Trajectory]()
+            for row in left:
+                if row.key != key or room <= 0 or (row.slot is None and not free):
+                    others.append(row)
+                    continue
+                room -= row.unet_rows
+                if row.status is Status.WAITING:
+                    row.slot, row.status = free.pop(0), Status.JOINING
+                    given.append(row)
+            left = others
         return tuple(given)
 
     def joined(self, row_id: str) -> Trajectory | None:
@@ -125,6 +132,15 @@ class Scheduler:
         if row is not None:
             row.status = Status.RUNNING
         return row
+
+    def postpone(self, row_id: str) -> bool:
+        """A row found no memory while it was made ready: it gives its slot back and waits. False
+        if that happened before, or it is not held."""
+        row = self._live.get(row_id)
+        if row is None or row.short_of_memory:
+            return False
+        row.slot, row.status, row.short_of_memory = None, Status.WAITING, True
+        return True
 
     def abort(self, row_id: str, status: Status = Status.ABORTED) -> Trajectory | None:
         """Lets a trajectory go, from wherever it stands; `None` if it is not held.

@@ -53,7 +53,11 @@ class PromptEncoder:
         known = {prompt: self._cache[prompt] for prompt in prompts if prompt in self._cache}
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         if missing:
-            known |= zip(missing, self._encode(missing), strict=True)
+            try:
+                known |= zip(missing, self._encode(missing), strict=True)
+            finally:
+                for name in self._components.text_banks:
+                    self._components.banks[name].clear()  # or an adapter that goes would stay
         for prompt, embeds in known.items():
             self._remember(prompt, embeds)
         return [known[prompt] for prompt in prompts]

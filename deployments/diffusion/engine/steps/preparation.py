@@ -22,6 +22,7 @@ from deployments.diffusion.engine.pixels.sources import (
     SourceLatents,
     encode_source,
 )
+from deployments.diffusion.engine.policy.batch import OutOfMemory
 from deployments.diffusion.engine.policy.spec import ImagePrompt, PromptIds, RowSpec
 from deployments.diffusion.engine.prompts.encoder import Prompt, PromptEmbeds, PromptEncoder
 from deployments.diffusion.engine.steps.row import Row
@@ -32,16 +33,23 @@ class Work:
     """A row to be made ready. Rows of one job share what does not depend on the seed."""
 
     row_id: str
-    job_id: str
+    job_key: str
     spec: RowSpec
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A row that is ready, or why it is not."""
+    """A row that is ready, or why it is not. `OutOfMemory`: it may be asked for again."""
 
     row_id: str
-    row: Row | Exception
+    row: Row | OutOfMemory | GenerationFailed
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What rows of a job shared has been let go of, and no row of it is being made ready."""
+
+    job_key: str
 
 
 @dataclass(frozen=True)
@@ -75,28 +83,37 @@ class Preparation:
 
     def rows(self, works: Sequence[Work]) -> list[Row]:
         """Rows made ready together, in order: their prompts are encoded in one batch."""
-        new = {work.job_id: work.spec for work in works if work.job_id not in self._jobs}
+        new = {work.job_key: work.spec for work in works if work.job_key not in self._jobs}
         embeds = self._embeds(list(new.values()))
-        for (job_id, spec), (cond, uncond) in zip(new.items(), embeds, strict=True):
-            self._jobs[job_id] = self._shared(spec, cond, uncond)
-        return [self._row(work.spec, self._jobs[work.job_id]) for work in works]
+        for (job_key, spec), (cond, uncond) in zip(new.items(), embeds, strict=True):
+            self._jobs[job_key] = self._shared(spec, cond, uncond)
+        return [self._row(work.spec, self._jobs[work.job_key]) for work in works]
 
-    def forget(self, job_id: str) -> None:
+    def forget(self, job_key: str) -> None:
         """No more rows of this job will be asked for."""
-        self._jobs.pop(job_id, None)
+        self._jobs.pop(job_key, None)
 
     def _embeds(self, specs: Sequence[RowSpec]) -> list[tuple[PromptEmbeds, PromptEmbeds | None]]:
         prompts = [self._prompt(spec.prompt, spec) for spec in specs]
-        negatives = [self._prompt(s.negative, s) for s in specs if s.negative is not None]
+        negatives = [
+            self._prompt(spec.negative, spec)
+            for spec in specs
+            if spec.negative is not None and not self._zero_negative(spec)
+        ]
         embeds = self.prompts.encode([*prompts, *negatives])
         twins = iter(embeds[len(prompts) :])
         pairs: list[tuple[PromptEmbeds, PromptEmbeds | None]] = []
         for spec, cond in zip(specs, embeds, strict=False):
-            uncond = next(twins) if spec.guided else None
-            if uncond and self._parts.zero_empty_negative and not spec.negative_given:
-                uncond = self.prompts.zeros(like=cond)
+            uncond = None
+            if spec.guided:
+                zero = self._zero_negative(spec)
+                uncond = self.prompts.zeros(like=cond) if zero else next(twins)
             pairs.append((cond, uncond))
         return pairs
+
+    def _zero_negative(self, spec: RowSpec) -> bool:
+        """Whether an absent negative prompt is all zeros here, and it is absent."""
+        return self._parts.zero_empty_negative and not spec.negative_given
 
     def _prompt(self, ids: PromptIds, spec: RowSpec) -> Prompt:
         banks = self._parts.banks
@@ -172,19 +189,27 @@ def _noised(source: SourceLatents, first: Step, *, whole: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class _Forget:
-    job_id: str
+    job_key: str
 
 
 class Preparer:
     """A thread that makes rows ready, all that wait for it together.
 
     Args:
-        deliver: called on that thread with each row; must hand it to the engine's thread.
+        deliver: called on that thread with each row, and with each job that was forgotten; must
+            hand it to the engine's thread.
+        broken: told of what no row is to blame for: a device that answers nothing any more.
     """
 
-    def __init__(self, preparation: Preparation, deliver: Callable[[Prepared], None]) -> None:
+    def __init__(
+        self,
+        preparation: Preparation,
+        deliver: Callable[[Prepared | Forgotten], None],
+        broken: Callable[[Exception], None],
+    ) -> None:
         self._preparation = preparation
         self._deliver = deliver
+        self._broken = broken
         self._inbox: SimpleQueue[Work | _Forget | None] = SimpleQueue()
         device = preparation.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -195,9 +220,9 @@ class Preparer:
         """Asks for a row."""
         self._inbox.put(work)
 
-    def forget(self, job_id: str) -> None:
-        """Lets go of what rows of a job shared."""
-        self._inbox.put(_Forget(job_id))
+    def forget(self, job_key: str) -> None:
+        """Lets go of what rows of a job shared; says so when that is done."""
+        self._inbox.put(_Forget(job_key))
 
     def close(self) -> None:
         """Ends the thread after the rows under way."""
@@ -212,10 +237,12 @@ class Preparer:
                     messages.append(self._inbox.get_nowait())
             except Empty:
                 pass
-            self._prepare([m for m in messages if isinstance(m, Work)])
-            for message in messages:
-                if isinstance(message, _Forget):
-                    self._preparation.forget(message.job_id)
+            forgotten = [m.job_key for m in messages if isinstance(m, _Forget)]
+            works = [m for m in messages if isinstance(m, Work)]
+            self._prepare([work for work in works if work.job_key not in forgotten])
+            for job_key in forgotten:
+                self._preparation.forget(job_key)
+                self._deliver(Forgotten(job_key))
             if None in messages:
                 return
 
@@ -224,7 +251,9 @@ class Preparer:
         if not works:
             return
         rows = self._rows(works)
-        if not isinstance(rows, Exception):
+        if isinstance(rows, torch.AcceleratorError):
+            self._broken(rows)
+        elif not isinstance(rows, Exception):
             for work, row in zip(works, rows, strict=True):
                 self._deliver(Prepared(work.row_id, row))
         elif len(works) == 1:
@@ -246,7 +275,7 @@ class Preparer:
             return error.with_traceback(None)  # which would keep the failed tensors alive
 
 
-def _failed(error: Exception) -> GenerationFailed:
+def _failed(error: Exception) -> OutOfMemory | GenerationFailed:
     if isinstance(error, torch.OutOfMemoryError):
-        return GenerationFailed("the device has too little memory for this image")
+        return OutOfMemory(str(error))
     return GenerationFailed(f"the image could not be prepared: {error}")

@@ -6,7 +6,7 @@ in between; it stays at most `RUN_AHEAD` steps ahead of it.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -15,7 +15,13 @@ from torch import Tensor
 
 from deployments.diffusion.engine.adapters.bank import Bank
 from deployments.diffusion.engine.models.components import Components
-from deployments.diffusion.engine.policy.batch import Advanced, Batch, Outcome, OutOfMemory
+from deployments.diffusion.engine.policy.batch import (
+    Advanced,
+    Batch,
+    Measured,
+    Outcome,
+    OutOfMemory,
+)
 from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.prompts.encoder import PromptEmbeds
 from deployments.diffusion.engine.steps.conditioning import ControlPlan, RowControl, UNetInput
@@ -62,7 +68,7 @@ class Runner:
     def __init__(self, components: Components) -> None:
         self._parts = components
         self._rows: dict[int, Row] = {}
-        self._in_flight: deque[torch.cuda.Event] = deque()
+        self._in_flight: deque[_InFlight] = deque()
 
     def adopt(self, slot: int, row: Row) -> None:
         """Gives a row its slot."""
@@ -71,7 +77,7 @@ class Runner:
 
     def run(self, batch: Batch) -> Outcome:
         """Takes one step with every row of a batch; every row holds a slot."""
-        started = perf_counter()
+        clock = _clock(self._parts.device)
         try:
             with torch.inference_mode():
                 self._step(self._plan(batch))
@@ -83,8 +89,8 @@ class Runner:
             if self._parts.device.type == "cuda":
                 torch.cuda.empty_cache()
             return OutOfMemory(short_of_memory)
-        self._wait_for_older_steps()
-        return Advanced({}, perf_counter() - started)
+        self._in_flight.append(_InFlight(batch.unet_rows, batch.pixels, clock.stop()))
+        return Advanced({}, self._wait_for_older_steps())
 
     def latents(self, slot: int) -> Tensor:
         """(C, H / 8, W / 8): where the row of a slot stands."""
@@ -156,13 +162,18 @@ class Runner:
             _noise(call, latents),
             self._parts.schedule.prediction_type,
         )
-        for row, cursor, new, estimate in zip(
-            call.rows, call.cursors, x_prev.unbind(), x_0.unbind(), strict=True
-        ):
+        rows = zip(call.rows, call.cursors, x_prev.unbind(), strict=True)
+        stepped = [self._put_back(row, cursor, new) for row, cursor, new in rows]
+        # Only now: had memory run out before, no row would have taken the step.
+        for row, new, estimate in zip(call.rows, stepped, x_0.unbind(), strict=True):
             row.latents, row.x_0 = new, estimate
-            if row.source is not None and not self._parts.takes_mask:
-                step = row.steps[cursor]
-                row.latents = row.source.blended(new, step.alpha_prev, step.sigma_prev)
+
+    def _put_back(self, row: Row, cursor: int, latents: Tensor) -> Tensor:
+        """`latents` after a step; what a mask keeps is the noised picture again."""
+        if row.source is None or self._parts.takes_mask:
+            return latents
+        step = row.steps[cursor]
+        return row.source.blended(latents, step.alpha_prev, step.sigma_prev)
 
     def _predict(self, call: _Call, latents: Tensor) -> Tensor:
         """What the UNet says for each row of the call: (B, C, H / 8, W / 8)."""
@@ -231,13 +242,60 @@ class Runner:
             return None
         return {"text_embeds": torch.stack(pooled), "time_ids": size_ids.to(self._parts.dtype)}
 
-    def _wait_for_older_steps(self) -> None:
+    def _wait_for_older_steps(self) -> Measured | None:
         """Keeps the host at most `RUN_AHEAD` steps ahead of a GPU, so that joins stay prompt."""
-        if self._parts.device.type != "cuda":
-            return
-        self._in_flight.append(torch.cuda.current_stream(self._parts.device).record_event())
-        if len(self._in_flight) > RUN_AHEAD:
-            self._in_flight.popleft().synchronize()
+        ahead = RUN_AHEAD if self._parts.device.type == "cuda" else 0
+        if len(self._in_flight) <= ahead:
+            return None
+        return self._in_flight.popleft().wait()
+
+
+class _HostClock:
+    """Times a step on a device that does it at once."""
+
+    def __init__(self) -> None:
+        self._started = perf_counter()
+
+    def stop(self) -> Callable[[], float]:
+        """The step is done; what is returned says how many seconds it took."""
+        seconds = perf_counter() - self._started
+        return lambda: seconds
+
+
+class _DeviceClock:
+    """Times a step on a GPU, which does it later."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device)
+        self._started = self._stream.record_event(torch.cuda.Event(enable_timing=True))
+
+    def stop(self) -> Callable[[], float]:
+        """The step has been launched; what is returned waits for its end, and says how many
+        seconds it took."""
+        ended = self._stream.record_event(torch.cuda.Event(enable_timing=True))
+
+        def wait() -> float:
+            ended.synchronize()
+            return float(self._started.elapsed_time(ended)) / 1e3
+
+        return wait
+
+
+def _clock(device: torch.device) -> _HostClock | _DeviceClock:
+    return _DeviceClock(device) if device.type == "cuda" else _HostClock()
+
+
+@dataclass(frozen=True)
+class _InFlight:
+    """A step that has been launched. `seconds` waits for its end, and says what it took."""
+
+    unet_rows: int
+    pixels: int
+    seconds: Callable[[], float]
+
+    def wait(self) -> Measured:
+        """Returns when it is done."""
+        return Measured(self.unet_rows, self.pixels, self.seconds())
 
 
 def _size_ids(spec: RowSpec) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from deployments.contracts.jobs import (
     Progress,
 )
 from deployments.diffusion.engine.engine import Engine
-from deployments.diffusion.engine.steps.preparation import Prepared, Work
+from deployments.diffusion.engine.steps.preparation import Forgotten, Prepared, Work
 
 WAIT_S = 120.0
 
@@ -180,10 +180,14 @@ class Joins:
                 self._under_way.add(work.row_id)
             put(work)
 
-        def delivered(prepared: Prepared) -> None:
-            deliver(prepared)
+        def delivered(news: Prepared | Forgotten) -> None:
+            deliver(news)
             with self._news:
-                self._under_way.discard(prepared.row_id)
+                if isinstance(news, Prepared):
+                    self._under_way.discard(news.row_id)
+                else:
+                    gone = {r for r in self._under_way if r.startswith(f"{news.job_key}/")}
+                    self._under_way -= gone
                 self._news.notify_all()
 
         preparer.put, preparer._deliver = asked, delivered  # type: ignore[method-assign]

@@ -3,11 +3,14 @@
 `oracle.Oracle` knows text to image and its steps; this knows every task, and its ends only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
 import numpy as np
+import pytest
 import torch
 from diffusers import ControlNetModel, TCDScheduler, UNet2DConditionModel
 from PIL import Image
@@ -21,13 +24,70 @@ from tests.deployments.diffusion.engine.tasks import Checkpoint, Task
 INPAINTING_CHANNELS = 9
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where pipelines run, and what they compute in."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Tape:
+    """The noise that one pipeline drew, for another that computes in other numbers: a generator
+    gives each dtype numbers of its own."""
+
+    def __init__(self) -> None:
+        self._drawn: list[Tensor] = []
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Keeps everything that is drawn from generators."""
+        randn = torch.randn
+
+        def kept(*size: Any, generator: torch.Generator | None = None, **how: Any) -> Tensor:
+            drawn = randn(*size, generator=generator, **how)
+            if generator is not None:
+                self._drawn.append(drawn)
+            return drawn
+
+        with _randn(kept):
+            yield
+
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """Has generators give the same again, all of it, in the dtype that is asked for."""
+        randn, left = torch.randn, iter(self._drawn)
+
+        def again(*size: Any, generator: torch.Generator | None = None, **how: Any) -> Tensor:
+            if generator is None:
+                return randn(*size, **how)
+            return next(left).to(how["dtype"])
+
+        with _randn(again):
+            yield
+        assert next(left, None) is None, "less noise was asked for"
+
+
+@contextmanager
+def _randn(other: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn", other)
+        yield
+
+
 class Pipelines:
     """The pipelines of one checkpoint: TCD-LoRA fused, styles as adapters.
 
     Those with an IP-Adapter have a UNet of their own: it cannot be taken off again.
+
+    Args:
+        place: `None`: on the CPU in float32. Anywhere else they are given the task's embeddings
+            of pictures, not the pictures: the engine is judged there, and no image encoder.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, place: Place | None = None) -> None:
+        self._sees_pictures = place is None
+        self._place = place or Place(torch.device("cpu"), torch.float32)
         self._models = checkpoint.models
         self._family = checkpoint.family
         self._folder = checkpoint.models / checkpoint.folder
@@ -94,6 +154,7 @@ class Pipelines:
             "generator": torch.Generator().manual_seed(job.seeds[index]),
             "callback_on_step_end": last,
             **_pictures(task),
+            **self._seen(task),
         }
         if job.image is None or job.mask is not None or job.controls:
             arguments |= {"height": job.height, "width": job.width}
@@ -108,14 +169,14 @@ class Pipelines:
         if job.ip_adapter is not None:
             pipe.set_ip_adapter_scale(job.ip_adapter.scale)
         image = pipe(**arguments).images[0]
-        return Answer(latents[0].numpy(), np.asarray(image), ())
+        return Answer(latents[0].float().cpu().numpy(), np.asarray(image), ())
 
     def _base(self, adapted: bool) -> Any:
         if adapted not in self._bases:
             name = "StableDiffusionXL" if self._family == "sdxl" else "StableDiffusion"
             kind = "Inpaint" if self._only_inpaints() else ""
             cls = getattr(diffusers, f"{name}{kind}Pipeline")
-            pipe = cls.from_pretrained(self._folder, local_files_only=True)
+            pipe = cls.from_pretrained(self._folder, local_files_only=True, dtype=self._place.dtype)
             pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
             pipe.load_lora_weights(self._models / "tcd-lora" / self._family, adapter_name="tcd")
             pipe.fuse_lora()
@@ -128,7 +189,7 @@ class Pipelines:
                     weight_name=self._adapter.weights,
                     image_encoder_folder=self._adapter.encoder,
                 )
-            self._bases[adapted] = pipe
+            self._bases[adapted] = pipe.to(self._place.device)
         return self._bases[adapted]
 
     def _only_inpaints(self) -> bool:
@@ -145,15 +206,33 @@ class Pipelines:
             name = "StableDiffusionXL" if self._family == "sdxl" else "StableDiffusion"
             more = {"controlnet": _alone([self._net(t) for t in types])} if types else {}
             cls = getattr(diffusers, f"{name}{kind}Pipeline")
-            self._pipes[key] = cls.from_pipe(self._base(adapted), **more)
+            base, dtype = self._base(adapted), self._place.dtype
+            # Without it, it would have the models of the base in float32.
+            self._pipes[key] = cls.from_pipe(base, dtype=dtype, **more)
             self._pipes[key].set_progress_bar_config(disable=True)
         return self._pipes[key]
 
     def _net(self, kind: str) -> ControlNetModel:
         if kind not in self._nets:
             folder = self._models / "controlnet" / self._family / kind
-            self._nets[kind] = ControlNetModel.from_pretrained(folder, local_files_only=True)
+            net = ControlNetModel.from_pretrained(
+                folder, local_files_only=True, torch_dtype=self._place.dtype
+            )
+            self._nets[kind] = net.to(self._place.device)
         return self._nets[kind]
+
+    def _seen(self, task: Task) -> dict[str, object]:
+        """What the IP-Adapter is shown."""
+        use = task.job.ip_adapter
+        if use is None:
+            return {}
+        if self._sees_pictures:
+            return {"ip_adapter_image": [[Image.fromarray(picture) for picture in task.seen]]}
+        pairs = torch.from_numpy(np.stack([task.assets[index] for index in use.embeds], axis=1))
+        picture, nothing = pairs[:1], pairs[1:]
+        guided = task.job.guidance_scale > 1
+        embeds = torch.cat([nothing, picture]) if guided else picture
+        return {"ip_adapter_image_embeds": [embeds.to(self._place.device, self._place.dtype)]}
 
     def _weigh(self, job: ImageJob) -> None:
         adapted = job.ip_adapter is not None
@@ -182,8 +261,6 @@ def _pictures(task: Task) -> dict[str, object]:
         given["image"] = _alone(maps)
     if job.mask is not None:
         given["mask_image"] = Image.fromarray(_pixels(task, job.mask))
-    if job.ip_adapter is not None:
-        given["ip_adapter_image"] = [[Image.fromarray(picture) for picture in task.seen]]
     return given
 
 

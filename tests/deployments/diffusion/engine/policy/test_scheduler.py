@@ -58,7 +58,7 @@ def step(scheduler: Scheduler) -> list[str]:
     """Schedules and advances; the ids that took the step."""
     batch = next_batch(scheduler)
     if batch is not None:
-        scheduler.advance(batch, Advanced({}, 0.1))
+        scheduler.advance(batch, Advanced({}))
     return ids(batch)
 
 
@@ -337,7 +337,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def advance(self, batch: Batch, failures: set[str]) -> None:
         cursors = {row_id: known.row.cursor for row_id, known in self.live.items()}
-        outcome = Advanced({row_id: ValueError("odd") for row_id in failures}, 0.1)
+        outcome = Advanced({row_id: ValueError("odd") for row_id in failures})
         left = {r.row_id: r for r in self.scheduler.advance(batch, outcome)}
         assert failures <= set(left)
         for member in batch.rows:
@@ -540,7 +540,7 @@ def test_a_failed_row_leaves_alone() -> None:
     scheduler = scheduler_of(row("a"), row("b"))
     batch = next_batch(scheduler)
     assert batch is not None
-    (failed,) = scheduler.advance(batch, Advanced({"a": ValueError("odd")}, 0.1))
+    (failed,) = scheduler.advance(batch, Advanced({"a": ValueError("odd")}))
     assert (failed.row_id, failed.status, failed.cursor) == ("a", Status.FAILED, 0)
     assert step(scheduler) == ["b"]
 

@@ -45,7 +45,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.uploads: list[int] = []
         self.names: list[str] = []
 
@@ -61,19 +61,18 @@ class Watch(TorchDispatchMode):
             parts = func.decompose(*args, **given)
         if parts is not NotImplemented:
             return parts
-        self.names.append(str(func))
+        name = str(func)
+        self.names.append(name)
         read = [leaf for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor)]
-        result = func(*args, **given)
-        if str(func) in COPIES:
-            written = args[0] if str(func) == COPIES[1] else result
-            if written.is_meta and not read[-1].is_meta:
+        if name in COPIES:
+            result = func(*args, **given)
+            if result.is_meta and not read[-1].is_meta:
                 self.uploads.append(read[-1].numel())
             return result
-        places = {tensor.device.type for tensor in read if tensor.ndim > 0}
-        if len(places) > 1:
-            shapes = [f"{t.device.type} {tuple(t.shape)}" for t in read]
-            raise LeftBehind(f"{func} mixes {', '.join(shapes)}")
-        return result
+        if len({tensor.device.type for tensor in read if tensor.ndim > 0}) > 1:
+            shapes = ", ".join(f"{t.device.type} {tuple(t.shape)}" for t in read)
+            raise LeftBehind(f"{name} mixes {shapes}")
+        return func(*args, **given)
 
 
 class Walk:
@@ -184,4 +183,3 @@ def _inside(thing: object) -> list[tuple[object, object]]:
     if isinstance(thing, type) or (callable(thing) and not isinstance(thing, nn.Module)):
         return []
     return list(getattr(thing, "__dict__", {}).items())
-
