@@ -28,7 +28,8 @@ def steady(engine: Engine, jobs: Sequence[ImageJob]) -> float:
     before = engine.figures().steps_total
     with ThreadPoolExecutor(len(jobs)) as callers:
         answers = [callers.submit(engine.generate, job) for job in jobs]
-        first = _when(engine, before + SETTLED, answers)
+        _all_joined(engine, len(jobs), answers)
+        first = _when(engine, engine.figures().steps_total + SETTLED, answers)
         last = _when(engine, before + jobs[0].num_inference_steps - SETTLED, answers)
     for answer in answers:
         answer.result()
@@ -36,6 +37,16 @@ def steady(engine: Engine, jobs: Sequence[ImageJob]) -> float:
     if last.rows - first.rows != len(jobs) * steps:
         raise RuntimeError("a row joined or left while the engine was measured")
     return (last.seconds - first.seconds) / steps
+
+
+def _all_joined(engine: Engine, rows: int, answers: Sequence[Future[list[FinishedImage]]]) -> None:
+    """Returns after a step that all rows took."""
+    last = engine.figures()
+    while True:
+        now = _when(engine, last.steps_total + 1, answers)
+        if now.rows - last.rows_total == rows * (now.steps - last.steps_total):
+            return
+        last = engine.figures()
 
 
 def _when(engine: Engine, steps: int, answers: Sequence[Future[list[FinishedImage]]]) -> _Mark:

@@ -97,7 +97,7 @@ def preparing_late(engine: Engine) -> Iterator[None]:
     preparation = engine._preparation
     rows = preparation.rows
 
-    def late(works: Sequence[Work]) -> list[Row]:
+    def late(works: Sequence[Work]) -> Iterator[Row]:
         torch.cuda._sleep(LATE)
         return rows(works)
 

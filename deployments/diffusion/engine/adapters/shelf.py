@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import BoundedSemaphore
 from time import monotonic
 
 import torch
@@ -23,6 +24,7 @@ from deployments.diffusion.engine.adapters.cache import (
 from deployments.diffusion.engine.adapters.reader import LoraError, LoraReader, LoraWeights
 from deployments.diffusion.engine.policy.spec import LoraSource
 
+READS = 2  # at once: they share an interpreter, and a disk that hangs must not hold up all
 REMEMBER_FAILURE_S = 10.0  # a source that failed is not asked again before
 
 
@@ -78,6 +80,7 @@ class LoraShelf:
         self._parked: dict[str, LoraWeights] = {}
         self._failures: dict[str, _Failure] = {}
         self._threads = ThreadPoolExecutor(PREFETCH, thread_name_prefix="tcd-lora")
+        self._reading = BoundedSemaphore(READS)
         self.loads = 0
         self.evictions = 0
 
@@ -176,7 +179,9 @@ class LoraShelf:
             self._deliver(LoraRead(key, GenerationFailed(f"lora {key!r} could not load: {error}")))
 
     def _read(self, source: LoraSource) -> LoraWeights:
-        return self._reader.read(fetch(source.source), source.unet)
+        path = fetch(source.source)
+        with self._reading:
+            return self._reader.read(path, source.unet)
 
     def _too_large(self, needed: int) -> InvalidRequest:
         return InvalidRequest(

@@ -23,7 +23,8 @@ class Row:
         maps: of the row's controls, in order, (3, height, width) in [0, 1].
         seen, seen_by_twin: (tokens, width) image tokens of the IP-Adapter.
         beside: (5, h, w) mask and masked picture, for a 9-channel UNet.
-        noise: z of each step on the CPU, drawn ahead; `None` where a step draws none.
+        generator: on the CPU; the row's noise comes from it, step by step.
+        noise: z of the steps for which it was drawn, on the CPU; `None` where a step draws none.
         ready: of a GPU: reached when all of these are there.
     """
 
@@ -38,7 +39,8 @@ class Row:
     seen: Tensor | None
     seen_by_twin: Tensor | None
     beside: Tensor | None
-    noise: tuple[Tensor | None, ...]
+    generator: torch.Generator
+    noise: list[Tensor | None]
     ready: torch.cuda.Event | None = None
 
     def wait(self) -> None:
@@ -51,6 +53,15 @@ class Row:
         for tensor in self._tensors():
             tensor.record_stream(stream)
         self.ready = None
+
+    def draw(self, steps: int) -> None:
+        """Has the noise of so many steps at hand. Each is drawn once, in their order."""
+        for step in self.steps[len(self.noise) : steps]:
+            self.noise.append(self._drawn() if step.draws else None)
+
+    def _drawn(self) -> Tensor:
+        shape = (1, *self.latents.shape)
+        return torch.randn(shape, generator=self.generator, dtype=self.latents.dtype)[0]
 
     def _tensors(self) -> Iterator[Tensor]:
         yield from (self.latents, *self.maps)

@@ -130,10 +130,7 @@ class Runner:
                 [_controls(rows[index], cursors[index]) for index in twice],
                 numbers,
             ),
-            noise=tuple(
-                None if z is None else numbers.put(z)
-                for z in (row.noise[cursor] for row, cursor in placed)
-            ),
+            noise=tuple(_put_noise(row, cursor, numbers) for row, cursor in placed),
         )
         numbers.upload()
         return call
@@ -308,6 +305,12 @@ def _controls(row: Row, cursor: int) -> list[RowControl]:
         RowControl(control.type, tensor, control.scale_at(cursor, row.spec.steps))
         for control, tensor in zip(row.spec.controls, row.maps, strict=True)
     ]
+
+
+def _put_noise(row: Row, cursor: int, numbers: Numbers) -> int | None:
+    row.draw(cursor + 1)
+    z = row.noise[cursor]
+    return None if z is None else numbers.put(z)
 
 
 def _noise(call: _Call, like: Tensor) -> Tensor:

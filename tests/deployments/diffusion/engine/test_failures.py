@@ -1,9 +1,10 @@
 """What goes wrong costs only the image or the job concerned; its neighbours never notice."""
 
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from time import monotonic, sleep
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from configs.app import Limits
 from deployments.contracts.errors import EngineFault, GenerationFailed
 from deployments.contracts.jobs import ImageJob, JobEvent
 from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.pixels.sources import SourceLatents
 from deployments.diffusion.engine.policy import scheduler
 from tests.conftest import MakeEngine, demo_loras
 from tests.deployments.diffusion.engine.conftest import Oracles
@@ -27,6 +29,7 @@ from tests.deployments.diffusion.engine.harness import (
     tap_unet,
 )
 from tests.deployments.diffusion.engine.oracle import Oracle, assert_same
+from tests.deployments.diffusion.engine.tasks import box_mask, make_all, task
 
 ODD = 666  # the seed of the image that goes wrong
 
@@ -305,3 +308,107 @@ def test_a_sink_that_raises_harms_nobody(
     assert len(heard) == 4, "two steps, a preview and the image: it is told of each"
     assert engine.fault is None
     assert "the sink of job deaf raised" in caplog.text
+
+
+def test_an_id_used_again_while_its_row_is_being_made_ready_gets_its_own_image(
+    make_engine: MakeEngine, oracle_of: Oracles
+) -> None:
+    engine = make_engine()
+    encoder = engine.components.text_encoders[0]
+    forward = encoder.forward
+    encoding, go_on = Event(), Event()
+
+    def held(ids: Tensor, **more: object) -> object:
+        encoding.set()
+        assert go_on.wait(WAIT_S)
+        return forward(ids, **more)
+
+    encoder.forward = held
+    listener = Listener(engine)
+    listener.submit(image_job("same", prompt="a blue whale", seeds=(5,)))
+    assert encoding.wait(WAIT_S)
+    engine.cancel("same")
+    listener.wait_until(lambda: listener.answered("same"))
+    listener.events.clear()
+    second = image_job("same", prompt="a red cube", seeds=(6,))
+    listener.submit(second)
+    go_on.set()
+    listener.wait()
+    assert_same(listener.image("same"), oracle_of("sd15").image(second))
+    assert engine.fault is None
+
+
+def test_a_row_that_found_no_memory_while_it_was_made_ready_is_tried_once_more(
+    make_engine: MakeEngine, oracle_of: Oracles
+) -> None:
+    engine = make_engine()
+    encoder = engine.components.text_encoders[0]
+    forward = encoder.forward
+    refusals = 1
+
+    def refuse(ids: Tensor, **more: object) -> object:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise torch.OutOfMemoryError("for a moment")
+        return forward(ids, **more)
+
+    encoder.forward = refuse
+    listener = Listener(engine)
+    first = image_job("first")
+    listener.submit(first)
+    listener.wait()
+    assert_same(listener.image("first"), oracle_of("sd15").image(first))
+    refusals = 99
+    listener.submit(image_job("second", prompt="never seen"))
+    listener.wait()
+    assert isinstance(listener.error("second"), GenerationFailed)
+    assert "memory" in str(listener.error("second"))
+    assert refusals == 97, "it was tried twice"
+
+
+@pytest.mark.parametrize("part", ["text encoder", "decoder"])
+def test_a_device_that_is_gone_is_the_engines_fault_wherever_it_shows(
+    part: str, make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine()
+
+    def gone(*_: object, **__: object) -> NoReturn:
+        raise torch.AcceleratorError("the device is gone")
+
+    if part == "decoder":
+        engine.components.vae.model.decode = gone
+    else:
+        engine.components.text_encoders[0].forward = gone
+    listener = Listener(engine)
+    listener.submit(image_job("job", seeds=(1, 2)))
+    listener.wait()
+    for index in (0, 1):
+        assert isinstance(listener.error("job", index), EngineFault)
+    assert isinstance(engine.fault, torch.AcceleratorError)
+    caplog.clear()
+
+
+def test_memory_that_runs_out_after_the_unet_leaves_every_row_where_it_was(
+    make_engine: MakeEngine, oracle_of: Oracles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask's rows are put back one by one: had the first moved, it would move twice."""
+    engine = make_engine()
+    made = 0
+    blended = SourceLatents.blended
+
+    def refuse(self: SourceLatents, *numbers: Any) -> Tensor:
+        nonlocal made
+        made += 1
+        if made == 2:
+            raise torch.OutOfMemoryError("no room for the second")
+        return blended(self, *numbers)
+
+    task_ = task("hole", seeds=(1, 2), image=True, mask=box_mask(), num_inference_steps=4)
+    expected = make_all(engine, [task_])
+    monkeypatch.setattr(SourceLatents, "blended", refuse)
+    again = make_all(engine, [replace(task_, job=replace(task_.job, job_id="again"))])
+    assert made > 4
+    for index in (0, 1):
+        apart = again["again", index].latents - expected["hole", index].latents
+        assert abs(apart).max() < 1e-3

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deployments.diffusion.engine.adapters import bank as bank_module
 from deployments.diffusion.engine.adapters.bank import Bank, RowWeights
 from deployments.diffusion.engine.adapters.reader import LowRank
 
@@ -183,3 +184,29 @@ def test_what_is_multiplied_without_use_is_bounded(model: Model, bank: Bank) -> 
     assert len(bank.mix([{"odd": 1.0}, {"attention": 1.0}])[0]) == 3, "nothing is put together anew"
     assert len(bank.mix([{"odd": 1.0}, {}])[0]) == 1
     run(model, bank, everything)
+
+
+def test_a_mix_that_found_no_memory_leaves_the_plain_model(
+    model: Model, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the call is made again with some layers of the new mix and some of the old."""
+    run(model, bank, [{"attention": 1.0}, {"odd": 1.0}])
+    joined, left = bank_module._joined, 2
+
+    def refuse(layers: Sequence[LowRank]) -> LowRank:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise torch.OutOfMemoryError("no room for a second copy")
+        return joined(layers)
+
+    rows: Sequence[RowWeights] = [{"everywhere": 1.0, "attention": 0.5}, {"odd": 2.0}]
+    monkeypatch.setattr(bank_module, "_joined", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        bank.mix(rows)
+    assert not any("forward" in vars(module) for module in model.modules())
+    monkeypatch.undo()
+    for again in (rows, [{}, {}], rows):
+        outputs = run(model, bank, again)
+        for name, expected in by_hand(model, again).items():
+            assert_close(outputs[name], expected)

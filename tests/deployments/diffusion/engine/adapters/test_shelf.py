@@ -7,6 +7,7 @@ from threading import Event
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import GenerationFailed, InvalidRequest
@@ -237,3 +238,70 @@ def test_requests_for_the_same_style_share_one_load(make_engine: MakeEngine) -> 
         listener.submit(image_job(str(n), num_inference_steps=1, loras=styles(neon=float(n))))
     listener.wait()
     assert engine.figures().lora_loads_total == 1
+
+
+def test_an_adapter_for_which_the_device_has_no_room_costs_its_own_requests_only(
+    make_engine: MakeEngine, oracle_of: Oracles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    move = LoraWeights.to
+
+    def refuse(self: LoraWeights, device: torch.device, non_blocking: bool = False) -> LoraWeights:
+        raise torch.OutOfMemoryError("the device is full")
+
+    monkeypatch.setattr(LoraWeights, "to", refuse)
+    listener = Listener(engine)
+    plain = image_job("plain", seeds=(3,), num_inference_steps=8)
+    listener.submit(plain, image_job("styled", loras=styles(neon=1.0)))
+    listener.wait()
+    assert isinstance(listener.error("styled"), GenerationFailed)
+    assert "memory" in str(listener.error("styled"))
+    assert_same(listener.image("plain"), oracle_of("sd15").image(plain))
+    assert engine.fault is None
+    assert engine.figures().loras_resident == 0
+
+    monkeypatch.setattr(LoraWeights, "to", move)
+    neon = image_job("neon", loras=styles(neon=1.0))
+    listener.submit(neon)
+    listener.wait()
+    assert_same(listener.image("neon"), oracle_of("sd15").image(neon))
+
+
+def test_an_adapter_stays_while_its_prompt_is_being_encoded(
+    make_engine: MakeEngine, oracle_of: Oracles, demo_models: Path
+) -> None:
+    """Else embeddings made without it would be remembered as made with it."""
+    loras = demo_loras(demo_models, "sd15")
+    engine = make_engine(loras=loras, limits=Limits(lora_budget_mb=1))
+    listener = Listener(engine)
+    listener.submit(image_job("warm", loras=styles(ink=1.0), prompt="warm"))
+    listener.wait()
+    encoder = engine.components.text_encoders[0]
+    forward = encoder.forward
+    encoding, go_on = Event(), Event()
+
+    def held(ids: torch.Tensor, **more: object) -> object:
+        encoding.set()
+        assert go_on.wait(60)
+        return forward(ids, **more)
+
+    encoder.forward = held
+    styled = image_job("gone", loras=styles(ink=1.0))
+    listener.submit(styled)
+    assert encoding.wait(60)
+    engine.cancel("gone")
+    listener.wait_until(lambda: listener.answered("gone"))
+    listener.submit(image_job("other", loras=styles(neon=1.0)))  # there is room for one of them
+    go_on.set()
+    listener.wait()
+    again = image_job("again", loras=styles(ink=1.0))
+    listener.submit(again)
+    listener.wait()
+    assert_same(listener.image("again"), oracle_of("sd15").image(again))
+
+
+def test_no_adapter_stays_on_a_text_encoder_after_its_prompts(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.generate(image_job(loras=styles(ink=1.0)))
+    (encoder,) = engine.components.text_encoders
+    assert not any("forward" in vars(m) for m in encoder.modules() if isinstance(m, nn.Linear))

@@ -231,3 +231,35 @@ def test_previews_are_decoded_by_the_preview_vae() -> None:
     decoder.close()
     white = [isinstance(a, Decoded) and bool((a.pixels == 255).all()) for a in answers]
     assert sorted(white) == [False, True]
+
+
+def test_calls_grow_again_when_memory_suffices(bench: Bench) -> None:
+    bench.decoder._pixels_a_call = 64
+    bench.gate.set()
+    for n in range(module.RECOVERY_CALLS):
+        bench.put(str(n), (4, 2, 2))
+        assert bench.decoder.wait_until_idle(WAIT_S)
+    assert bench.decoder._pixels_a_call == 128
+
+
+def test_a_video_that_has_no_memory_is_decoded_frame_by_frame(bench: Bench) -> None:
+    def refuse(latents: Tensor) -> None:
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("too many frames")
+
+    bench.refuse = refuse
+    bench.vae.model.tiled_decode = bench.vae.model.decode
+    bench.put("video", (4, 5, 8, 8))
+    bench.finish()
+    answer = dict(bench.answers)["video"]
+    assert isinstance(answer, Decoded)
+    assert answer.pixels.shape == (5, 64, 64, 3)
+    assert [call[0] for call in bench.calls[1:]] == [5, 1, 1, 1, 1, 1]
+
+
+def test_tiles_are_smaller_than_the_pictures_a_vae_was_trained_on() -> None:
+    for sample_size in (512, 1024):
+        model = small_vae()
+        model.register_to_config(sample_size=sample_size)
+        Vae(model)
+        assert model.tile_latent_min_size * 8 == model.tile_sample_min_size <= sample_size / 2

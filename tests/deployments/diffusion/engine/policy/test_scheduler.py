@@ -552,3 +552,23 @@ def test_the_work_to_be_done_is_counted_in_latent_pixels() -> None:
     assert (work.rows, work.row_pixels) == (3, 3 * pixels)
     assert work.unet_pixels == (2 + 10 + 2 * 5) * pixels
     assert work.until_first == 2 * 4 * pixels
+
+
+@pytest.mark.parametrize("sizes", [1, 2, 4, 12])
+def test_many_image_sizes_still_fill_their_batches(sizes: int) -> None:
+    rows = [row(str(n), 4, 64 + 8 * (n % sizes)) for n in range(96)]
+    scheduler = scheduler_of(*rows, max_batch=8, max_running=32)
+    calls = 0
+    while step(scheduler):
+        calls += 1
+    assert calls == 96 * 4 / 8
+
+
+def test_a_row_that_found_no_memory_while_it_joined_waits_once() -> None:
+    scheduler = scheduler_of(row("a"))
+    (joining,) = scheduler.joining()
+    assert scheduler.postpone("a")
+    assert (joining.status, joining.slot) == (Status.WAITING, None)
+    assert scheduler.joining() == (joining,)
+    assert not scheduler.postpone("a"), "once"
+    assert not scheduler.postpone("unknown")
