@@ -9,7 +9,7 @@ from deployments.contracts.jobs import FinishedImage, ImageJob
 from deployments.diffusion.engine.engine import Engine
 
 SETTLED = 3  # steps after which every row has joined; as many at the end are left out
-WARM_UP_STEPS = 3 * SETTLED  # of a run before the one that counts
+WARM_UP_STEPS = 20  # of a run before the one that counts
 LOOK_S = 0.01  # rarely: every look takes the interpreter from the steps
 
 
@@ -23,7 +23,7 @@ def steady(engine: Engine, jobs: Sequence[ImageJob]) -> float:
     """Seconds of a step of the idle `engine` with all `jobs`, one image of as many steps each.
 
     The clock runs between two steps, so that work queued on a device counts when it is done.
-    Raises `RuntimeError` if a row joined or left meanwhile.
+    Raises `RuntimeError` if a row joined or left meanwhile, or all were there too late.
     """
     before = engine.figures().steps_total
     with ThreadPoolExecutor(len(jobs)) as callers:
@@ -34,8 +34,8 @@ def steady(engine: Engine, jobs: Sequence[ImageJob]) -> float:
     for answer in answers:
         answer.result()
     steps = last.steps - first.steps
-    if last.rows - first.rows != len(jobs) * steps:
-        raise RuntimeError("a row joined or left while the engine was measured")
+    if steps == 0 or last.rows - first.rows != len(jobs) * steps:
+        raise RuntimeError("the rows took too few steps together")
     return (last.seconds - first.seconds) / steps
 
 

@@ -19,6 +19,7 @@ TORCH_DTYPES = {
 }
 
 
+AMPERE = (8, 0)  # compute capability from which a GPU computes in bfloat16
 TILE = 32  # latent pixels a side of what is decoded at once where memory is short
 
 
@@ -150,6 +151,6 @@ def safe_dtype(
         return TORCH_DTYPES[asked]
     if dtype is not torch.float16 or not half_overflows:
         return dtype
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE:
         return torch.bfloat16
     return torch.float32

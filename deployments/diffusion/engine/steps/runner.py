@@ -217,12 +217,11 @@ class Runner:
         return output
 
     def _guided(self, call: _Call, output: Tensor) -> Tensor:
-        """Guidance, where it is in force: of each row, no longer of its twin."""
+        """Guidance, where it is in force, in float32: of each row, no longer of its twin."""
         if not call.guided:
             return output
         cond, plain, uncond = output.split([call.guided, len(call.rows) - call.guided, call.guided])
-        scale = call.numbers[call.guidance].to(output.dtype)
-        scale = scale.view(-1, *[1] * (output.ndim - 1))
+        scale = call.numbers[call.guidance].view(-1, *[1] * (output.ndim - 1))
         return torch.cat([uncond + scale * (cond - uncond), plain])
 
     def _unet_sample(self, sample: Tensor, rows: Sequence[Row]) -> Tensor:
