@@ -115,8 +115,10 @@ def state(text: str) -> str:
     path = PROJECT_ROOT / text
     if text.startswith("s3://") or not path.exists():
         return ""
+    folder = path if path.is_dir() else path.parent
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    found = [file.stat() for file in files]
+    described = folder / "adapter_config.json"  # what PEFT says of the alphas stands there
+    found = [file.stat() for file in (*files, described) if file.exists()]
     return " ".join(f"{f.st_ino}.{f.st_size}.{f.st_mtime_ns}.{f.st_ctime_ns}" for f in found)
 
 

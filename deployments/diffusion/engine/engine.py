@@ -160,7 +160,7 @@ class Engine:
         """
         admitted = self._admission.admit(job, assets)
         entry = Entry(job, sink, admitted.specs, progress=progress)
-        self._registry.open(entry, self._admission.config.limits.max_pending)
+        self._registry.open(entry, self._admission.config.limits)
         self._inbox.put(_Submit(entry, admitted.loras))
         return admitted.prompt_tokens
 
@@ -312,6 +312,7 @@ class Engine:
         return max(0.0, min(deadlines) - monotonic()) if deadlines else None
 
     def _add(self, entry: Entry, loras: dict[str, LoraSource]) -> None:
+        self._registry.seen(entry)
         if entry.rows:  # none if it was cancelled before
             self._jobs[entry.key] = entry
         for index, row in entry.rows.items():
@@ -384,6 +385,8 @@ class Engine:
             def answer(result: Decoded | Exception) -> None:
                 if isinstance(result, Decoded):
                     self._registry.tell(entry, PartialImage(index, shown, step, result.pixels))
+                else:
+                    log.warning("a partial image could not be decoded: %s", result)
 
             estimate = self._runner.estimate(row.slot)
             wanted = partial(self._registry.waits, entry, index)

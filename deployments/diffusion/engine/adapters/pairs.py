@@ -3,12 +3,14 @@
 A file that is broken, of another family or of another kind is refused here, with its reason.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from deployments.diffusion.engine.adapters.alphas import Alphas, recorded_alphas
@@ -93,15 +95,17 @@ class Pairs:
         """
         file = lora_file(path)
         try:
-            with safe_open(file, framework="pt") as opened:
-                names = list(opened.keys())
-                header = opened.metadata()
-                layers = {
-                    place: {role: opened.get_tensor(name) for role, name in parts.items()}
-                    for place, parts in self._places(file, names, unet).items()
-                }
-        except (SafetensorError, OSError) as error:
+            # Not mapped: whoever writes into a mapped file ends the processes that read it.
+            content = file.read_bytes()
+            tensors = load(content)
+            header = _metadata(content)
+        except (SafetensorError, OSError, ValueError) as error:
             raise LoraError(f"{file.name} is not a readable safetensors file ({error})") from error
+        names = sorted(tensors)
+        layers = {
+            place: {role: tensors[name] for role, name in parts.items()}
+            for place, parts in self._places(file, names, unet).items()
+        }
         alphas = Alphas({})
         if any(Role.ALPHA not in parts for parts in layers.values()):
             peft = any(name.startswith(PEFT_PREFIX) for name in names)
@@ -158,6 +162,13 @@ class Pairs:
         else:
             raise misfit(f"{alpha.numel()} numbers as alpha")
         return Pair(place, down.view(rank, *fan_in), up.view(width, rank), scale)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """What a safetensors file says of itself: eight bytes are the length of its JSON header."""
+    length = int.from_bytes(content[:8], "little")
+    found: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return found
 
 
 def check_finite(numbers: Tensor, path: Path) -> None:

@@ -5,7 +5,6 @@ from typing import TypeVar
 
 import torch
 from diffusers import (
-    AutoencoderTiny,
     ControlNetModel,
     MotionAdapter,
     UNet2DConditionModel,
@@ -25,7 +24,7 @@ from deployments.diffusion.engine.models.attention import call_processors_direct
 from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS, read_checkpoint
 from deployments.diffusion.engine.models.ip_adapter import IpAdapter
 from deployments.diffusion.engine.models.schedule import Schedule
-from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae
+from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae, read_preview_vae
 from deployments.diffusion.engine.policy.capabilities import Capabilities
 
 Addition = TypeVar("Addition", ControlNetModel, MotionAdapter)
@@ -132,10 +131,7 @@ def load(args: ModelArgs) -> Components:
     vae = Vae(_settle(base.vae, device))
     preview_vae = vae
     if args.preview_vae is not None:
-        tiny = AutoencoderTiny.from_pretrained(
-            fetch(args.preview_vae), torch_dtype=dtype, local_files_only=True
-        )
-        preview_vae = Vae(_settle(tiny, device))
+        preview_vae = Vae(_settle(read_preview_vae(args.preview_vae, base.vae, dtype), device))
     return Components(
         family=family,
         device=device,

@@ -124,6 +124,7 @@ def read_vae(
         )
     subfolder = "vae" if (path / "vae").is_dir() else None
     config = AutoencoderKL.load_config(path, subfolder=subfolder, local_files_only=True)
+    _check_class(config, "AutoencoderKL", "vae", args.source or str(checkpoint))
     chosen = safe_dtype(args.dtype, dtype, device, half_overflows=overflows(config))
     if not any((path / (subfolder or "")).glob(f"*.{variant}.safetensors")):
         variant = None
@@ -135,6 +136,33 @@ def read_vae(
         use_safetensors=True,
         local_files_only=True,
     )
+
+
+def read_preview_vae(source: str, vae: AutoencoderKL, dtype: torch.dtype) -> AutoencoderTiny:
+    """A tiny autoencoder that decodes the latents of `vae`, on the CPU.
+
+    Raises `ValueError` naming `preview_vae` if it is of another kind or of other latents.
+    """
+    path = fetch(source)
+    config = AutoencoderTiny.load_config(path, local_files_only=True)
+    _check_class(config, "AutoencoderTiny", "preview_vae", source)
+    tiny = AutoencoderTiny.from_pretrained(
+        path, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+    )
+    channels, scale = int(tiny.config.latent_channels), len(tiny.config.decoder_block_out_channels)
+    needed, size = int(vae.config.latent_channels), len(vae.config.block_out_channels)
+    if (channels, scale) != (needed, size):
+        raise ValueError(
+            f"preview_vae {source}: its latents have {channels} channels and "
+            f"1/{2 ** (scale - 1)} of the side; the model's have {needed} and 1/{2 ** (size - 1)}"
+        )
+    return tiny
+
+
+def _check_class(config: Mapping[str, object], wanted: str, key: str, source: str) -> None:
+    found = config.get("_class_name")
+    if found != wanted:
+        raise ValueError(f"{key} {source}: it is a {found}; {wanted} is needed")
 
 
 def overflows(config: Mapping[str, object]) -> bool:

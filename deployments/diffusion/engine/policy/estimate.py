@@ -1,6 +1,6 @@
 """How long what has been accepted will take, by measured times. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SMOOTHING = 0.1  # of measured times: weight of the newest
 UNMEASURED_STEP_S = 0.5  # of 64 x 64 latent pixels, until the first step has been measured
@@ -49,6 +49,18 @@ class Work:
     row_pixels: int = 0
     decoding: int = 0
     decode_pixels: int = 0
+
+    def and_(self, rows: int, unet_pixels: int, row_pixels: int, at_once: int) -> "Work":
+        """This, and rows that nobody has begun. `at_once`: how many are denoised together."""
+        total = replace(
+            self,
+            rows=self.rows + rows,
+            unet_pixels=self.unet_pixels + unet_pixels,
+            row_pixels=self.row_pixels + row_pixels,
+        )
+        if self.rows or not rows:
+            return total
+        return replace(total, until_first=unet_pixels * min(rows, at_once) // rows)
 
 
 @dataclass(frozen=True)

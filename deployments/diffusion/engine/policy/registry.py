@@ -11,6 +11,7 @@ from itertools import count
 from threading import Lock
 from time import monotonic
 
+from configs.app import Limits
 from deployments.contracts.errors import Cancelled, InvalidRequest, QueueFull
 from deployments.contracts.figures import EngineFigures
 from deployments.contracts.jobs import (
@@ -93,13 +94,15 @@ class Registry:
         self._figures = EngineFigures(name)
         self._unet_pace = Pace(UNMEASURED_STEP_S)
         self._vae_pace = Pace(UNMEASURED_DECODE_S)
+        self._work = Work()
         self._outlook = Outlook()
+        self._unseen: set[Entry] = set()  # taken in since the loop last counted its work
 
-    def open(self, entry: Entry, max_pending: int) -> None:
+    def open(self, entry: Entry, limits: Limits) -> None:
         """Takes a job in, whole.
 
-        Raises `QueueFull` if more than `max_pending` images would wait, `InvalidRequest` if the
-        id is in use, and what `close` was given once that was called.
+        Raises `QueueFull` if more than `limits.max_pending` images would wait,
+        `InvalidRequest` if the id is in use, and what `close` was given once that was called.
         """
         job, images = entry.job, len(entry.unanswered)
         with self._lock:
@@ -107,17 +110,33 @@ class Registry:
                 raise self._closed
             if job.job_id in self._entries:
                 raise InvalidRequest(f"job_id {job.job_id!r} is already in the engine", "job_id")
-            pending = self._figures.pending_images
+            pending, max_pending = self._figures.pending_images, limits.max_pending
             excess = pending + images - max_pending
             if excess > 0:
-                wait_s = self._outlook.room_s(excess)
+                wait_s = self._outlook_with_unseen(limits.max_batch).room_s(excess)
                 raise QueueFull(
                     f"{pending} of {max_pending} images are pending; room for {images} more "
                     f"is expected in {wait_s:.1f} s",
                     max(1, round(wait_s * 1000)),
                 )
             self._entries[job.job_id] = entry
+            self._unseen.add(entry)
             self._figures = replace(self._figures, pending_images=pending + images)
+
+    def seen(self, entry: Entry) -> None:
+        """The loop has a job: what it publishes from now on counts it."""
+        with self._lock:
+            self._unseen.discard(entry)
+
+    def _outlook_with_unseen(self, max_batch: int) -> Outlook:
+        rows = [row for entry in self._unseen for row in list(entry.rows.values())]
+        work = self._work.and_(
+            len(rows),
+            sum(row.pending_pixels for row in rows),
+            sum((row.spec.frames or 1) * row.key.pixels for row in rows),
+            max_batch,
+        )
+        return Outlook.of(work, self._unet_pace, self._vae_pace)
 
     def close(self, error: Exception) -> tuple[Entry, ...]:
         """Opens nothing from now on, but raises `error`. Returns the jobs still open. The
@@ -188,6 +207,7 @@ class Registry:
     def publish(self, standing: Standing) -> None:
         """Shows the loop's state to other threads. Called on the engine's thread."""
         with self._lock:
+            self._work = standing.work
             self._outlook = Outlook.of(standing.work, self._unet_pace, self._vae_pace)
             self._figures = replace(
                 self._figures,

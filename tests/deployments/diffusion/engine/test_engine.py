@@ -104,8 +104,8 @@ def test_a_job_can_be_cancelled_before_the_loop_has_seen_it(
     registry = engine._registry
     open_ = registry.open
 
-    def opened_and_cancelled(entry: Entry, max_pending: int) -> None:
-        open_(entry, max_pending)
+    def opened_and_cancelled(entry: Entry, limits: Limits) -> None:
+        open_(entry, limits)
         engine.cancel("gone")
 
     listener = Listener(engine)
@@ -240,6 +240,29 @@ def test_a_queue_that_waits_for_the_vae_alone_says_how_long(make_engine: MakeEng
     assert took / 2 < full.value.retry_after_ms / 1000 < took * 2
     assert eventually(lambda: engine.figures().decoding_images == 0)
     assert engine.figures().pending_seconds == 0
+
+
+def test_a_burst_is_told_of_all_that_came_before_it(make_engine: MakeEngine) -> None:
+    """Not of what the loop had counted when it last looked."""
+    engine = make_engine(limits=Limits(max_pending=16, max_batch=4))
+
+    def steadily(call: UnetCall) -> Tensor:
+        sleep(0.02 * len(call.t))
+        return torch.zeros_like(call.sample)
+
+    tap_unet(engine, steadily)
+    listener = Listener(engine)
+    listener.submit(image_job("measured", seeds=(1, 2, 3, 4), num_inference_steps=15))
+    listener.wait()
+    started = monotonic()
+    for n in range(16):
+        listener.submit(image_job(str(n), num_inference_steps=10))
+    with pytest.raises(QueueFull) as full:
+        listener.submit(image_job("too many", num_inference_steps=1))
+    listener.wait_until(lambda: any(listener.answered(str(n)) for n in range(16)))
+    took_ms = 1000 * (monotonic() - started)
+    assert took_ms / 3 < full.value.retry_after_ms < took_ms * 3
+    listener.wait()
 
 
 def test_no_row_is_begun_while_the_decoder_is_behind(make_engine: MakeEngine) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import NamedTuple
 
 import pytest
@@ -791,3 +792,35 @@ def test_the_reader_of_sdxl_refuses_the_older_families(
         with pytest.raises(LoraError, match="another family"):
             reader.read(demo_models / "loras" / "sd15" / f"{name}.safetensors")
         assert reader.read(demo_models / "loras" / "sdxl" / f"{name}.safetensors").nbytes
+
+
+def test_a_file_that_is_written_while_it_is_read_ends_nobody(
+    demo_models: Path, tmp_path: Path
+) -> None:
+    """A mapped file that is cut short ends the process that reads it by SIGBUS."""
+    file = tmp_path / "style.safetensors"
+    whole = Path(demo_loras(demo_models, "sd15")["neon"]).read_bytes()
+    file.write_bytes(whole)
+    reader = LoraReader(demo_skeletons(demo_models, "sd15"), torch.float32)
+    expected = reader.read(file).flat
+    stop = Event()
+
+    def rewrite() -> None:
+        while not stop.is_set():
+            file.write_bytes(whole)  # cut to nothing first, as `cp` does it
+            stop.wait(0.005)
+
+    writer = Thread(target=rewrite)
+    writer.start()
+    read = 0
+    try:
+        for _ in range(100):
+            try:
+                assert torch.equal(reader.read(file).flat, expected)
+                read += 1
+            except LoraError:
+                continue
+    finally:
+        stop.set()
+        writer.join()
+    assert read > 0

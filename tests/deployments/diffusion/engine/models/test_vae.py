@@ -118,6 +118,32 @@ def test_a_tiny_autoencoder_draws_the_previews_alone(demo_models: Path, tmp_path
     assert not torch.equal(drawn(args, preview=True), drawn(plain, preview=True))
 
 
+def test_a_preview_vae_that_does_not_fit_is_refused_by_name(
+    demo_models: Path, tmp_path: Path
+) -> None:
+    blocks = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    AutoencoderTiny(**blocks, latent_channels=16).save_pretrained(tmp_path / "channels")
+    AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 3,
+        decoder_block_out_channels=(8,) * 3,
+        num_encoder_blocks=(1, 3, 3),
+        num_decoder_blocks=(3, 3, 1),
+        upsampling_scaling_factor=2,
+    ).save_pretrained(tmp_path / "scale")
+    AutoencoderTiny(**blocks).save_pretrained(tmp_path / "pickle", safe_serialization=False)
+    plain = model_args(demo_models, "sd15")
+    for name, says in {
+        "channels": "preview_vae .*16 channels",
+        "scale": "preview_vae .*1/4 of the side; the model's have 4 and 1/8",
+        "pickle": "safetensors",
+        str(demo_models / "sd15" / "vae"): "preview_vae .*it is a AutoencoderKL; AutoencoderTiny",
+    }.items():
+        with pytest.raises((ValueError, OSError), match=says):
+            load(plain.model_copy(update={"preview_vae": str(tmp_path / name)}))
+    with pytest.raises(ValueError, match=r"vae .*it is a AutoencoderTiny; AutoencoderKL"):
+        load(plain.model_copy(update={"vae": VaeArgs(source=str(tmp_path / "channels"))}))
+
+
 def drawn(args: ModelArgs, *, preview: bool = False) -> torch.Tensor:
     """What a model makes of the usual job, at the end or on the way."""
     engine = Engine(load(args), ModelUserConfig())
