@@ -58,7 +58,7 @@ def test_demo_draws_every_task_and_stops(demo_models: Path) -> None:
         assert np.asarray(cell).std() > 10
     with Image.open(video) as frames:
         assert getattr(frames, "n_frames", 1) == FRAMES
-    assert ray_processes() == before
+    assert ray_processes() <= before, "what it started has stopped; others may have meanwhile"
 
 
 def ray_processes() -> set[int]:
