@@ -95,7 +95,6 @@ class Registry:
         self._unet_pace = Pace(UNMEASURED_STEP_S)
         self._vae_pace = Pace(UNMEASURED_DECODE_S)
         self._work = Work()
-        self._outlook = Outlook()
         self._unseen: set[Entry] = set()  # taken in since the loop last counted its work
 
     def open(self, entry: Entry, limits: Limits) -> None:
@@ -133,7 +132,7 @@ class Registry:
         work = self._work.and_(
             len(rows),
             sum(row.pending_pixels for row in rows),
-            sum((row.spec.frames or 1) * row.key.pixels for row in rows),
+            sum(row.decode_pixels for row in rows),
             max_batch,
         )
         return Outlook.of(work, self._unet_pace, self._vae_pace)
@@ -208,14 +207,14 @@ class Registry:
         """Shows the loop's state to other threads. Called on the engine's thread."""
         with self._lock:
             self._work = standing.work
-            self._outlook = Outlook.of(standing.work, self._unet_pace, self._vae_pace)
+            outlook = Outlook.of(standing.work, self._unet_pace, self._vae_pace)
             self._figures = replace(
                 self._figures,
                 running_rows=standing.running_rows,
                 pending_steps=standing.pending_unet_rows,
-                pending_seconds=self._outlook.pending_s,
+                pending_seconds=outlook.pending_s,
                 decoding_images=standing.work.decoding,
-                decode_seconds=self._outlook.decode_s,
+                decode_seconds=outlook.decode_s,
                 loras_resident=standing.loras_resident,
                 lora_bytes=standing.lora_bytes,
                 lora_loads_total=standing.lora_loads,

@@ -69,7 +69,7 @@ class Scheduler:
             rows=len(rows),
             unet_pixels=sum(row.pending_pixels for row in rows),
             until_first=self._pixels_until_first(),
-            row_pixels=sum((row.spec.frames or 1) * row.key.pixels for row in rows),
+            row_pixels=sum(row.decode_pixels for row in rows),
         )
 
     def limit_of(self, key: BatchKey) -> int:

@@ -70,6 +70,11 @@ class Trajectory:
         return (self.steps - self.cursor) * self.unet_rows
 
     @property
+    def decode_pixels(self) -> int:
+        """Latent pixels that the VAE will have to decode of it."""
+        return (self.spec.frames or 1) * self.key.pixels
+
+    @property
     def pending_pixels(self) -> int:
         """Latent pixels of those rows."""
         return self.pending_unet_rows * self.key.pixels

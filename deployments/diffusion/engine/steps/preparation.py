@@ -121,10 +121,8 @@ class Preparation:
         return self._parts.zero_empty_negative and not spec.negative_given
 
     def _prompt(self, ids: PromptIds, spec: RowSpec) -> Prompt:
-        banks = self._parts.banks
-        on_text = {
-            key for name, bank in banks.items() if name.startswith("text_") for key in bank.keys
-        }
+        parts = self._parts
+        on_text = {key for name in parts.text_banks for key in parts.banks[name].keys}
         return Prompt(ids, tuple((key, w) for key, w in spec.loras if key in on_text))
 
     def _shared(self, spec: RowSpec, cond: PromptEmbeds, uncond: PromptEmbeds | None) -> _Shared:
