@@ -25,7 +25,7 @@ from configs.app import ModelUserConfig
 from deployments.contracts.jobs import ImageJob
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
-from deployments.ingress.media import encode
+from deployments.ingress.answer.media import encode
 
 SCALES = (1, 4)
 STEPS = 4

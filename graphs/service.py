@@ -9,7 +9,10 @@ from ray.serve import Application, Deployment
 from configs.app import ServiceArgs
 from deployments.ingress.deployment import Ingress
 from deployments.ingress.videos import Videos
-from deployments.preprocess import Canny, Depth, ImageEncoder, MapStore
+from deployments.preprocess.canny import Canny
+from deployments.preprocess.depth import Depth
+from deployments.preprocess.image_encoder import ImageEncoder
+from deployments.preprocess.map_store import MapStore
 from graphs.routing import route
 
 MIB = 2**20

@@ -19,11 +19,11 @@ from deployments.contracts.jobs import (
     VideoResult,
 )
 from deployments.contracts.routes import Router
-from deployments.ingress.assembly import Assembler
-from deployments.ingress.catalogue import Catalogue
-from deployments.ingress.pictures import Pictures
-from deployments.ingress.routes import make_app
-from deployments.ingress.service import Service
+from deployments.ingress.http.app import make_app
+from deployments.ingress.request.assembly import Assembler
+from deployments.ingress.request.catalogue import Catalogue
+from deployments.ingress.request.pictures import Pictures
+from deployments.ingress.request.service import Service
 
 
 @serve.ingress()

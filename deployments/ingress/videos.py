@@ -17,12 +17,12 @@ from deployments.contracts.jobs import Progress, VideoRequest
 from deployments.contracts.refusal import refusing
 from deployments.contracts.routes import Router
 from deployments.contracts.videos import VideoCard, VideoError, VideoFormat, VideosBody
-from deployments.ingress.assembly import Assembler
-from deployments.ingress.catalogue import Catalogue
-from deployments.ingress.failures import failure
-from deployments.ingress.pictures import Pictures
-from deployments.ingress.service import Service
-from deployments.ingress.video_files import encode_video
+from deployments.ingress.answer.video_files import encode_video
+from deployments.ingress.http.failures import failure
+from deployments.ingress.request.assembly import Assembler
+from deployments.ingress.request.catalogue import Catalogue
+from deployments.ingress.request.pictures import Pictures
+from deployments.ingress.request.service import Service
 
 MIB = 2**20
 SAMPLED = 95  # per cent: sampling is done; the rest is decoding and encoding

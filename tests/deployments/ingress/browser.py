@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from deployments.contracts.cards import ModelCard, ModelsBody
-from deployments.ingress.routes import PLAYGROUND
+from deployments.ingress.http.app import PLAYGROUND
 
 CHROMIUM = shutil.which("chromium")
 QUIET = (

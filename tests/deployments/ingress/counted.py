@@ -14,7 +14,7 @@ from configs.app import ServiceArgs
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapSpec
 from deployments.ingress.deployment import Ingress
-from deployments.preprocess import Canny
+from deployments.preprocess.canny import Canny
 from graphs.routing import route
 from graphs.service import MAP_STORE, MIB, VIDEOS
 

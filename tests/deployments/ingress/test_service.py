@@ -11,9 +11,9 @@ from configs.app import ServiceArgs
 from deployments.contracts.api import PreprocessForm
 from deployments.contracts.errors import DeadlineExceeded, NotReady
 from deployments.contracts.jobs import ImageJob, ImageRequest, Progress
-from deployments.ingress.assembly import Assembled, Assembler
-from deployments.ingress.catalogue import Catalogue
-from deployments.ingress.service import Service
+from deployments.ingress.request.assembly import Assembled, Assembler
+from deployments.ingress.request.catalogue import Catalogue
+from deployments.ingress.request.service import Service
 
 TIMEOUT_S = 0.05
 

@@ -19,10 +19,10 @@ from starlette.testclient import TestClient
 
 from configs.app import FolderStorage, S3Storage, ServiceArgs, StorageArgs
 from deployments.contracts.jobs import ImageRequest, ImageResult, Usage
-from deployments.ingress import storage as storage_module
-from deployments.ingress.routes import make_app
-from deployments.ingress.service import Service
-from deployments.ingress.storage import THREADS
+from deployments.ingress.answer import storage as storage_module
+from deployments.ingress.answer.storage import THREADS
+from deployments.ingress.http.app import make_app
+from deployments.ingress.request.service import Service
 from tests.object_store import BUCKET, ObjectStore
 from tests.serving import free_port
 

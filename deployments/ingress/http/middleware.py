@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.contracts.errors import TcdError, TooLarge, Unauthorized
-from deployments.ingress.failures import failure
-from deployments.ingress.metrics import Metrics
-from deployments.ingress.storage import FILES_PATH
+from deployments.ingress.answer.storage import FILES_PATH
+from deployments.ingress.http.failures import failure
+from deployments.ingress.http.metrics import Metrics
 
 
 class RequestCount:

@@ -24,8 +24,8 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.maps import MapRef, MapSpec, is_map_id
 from deployments.contracts.routes import Router
-from deployments.ingress.filling import image_job, image_size
-from deployments.ingress.pictures import Loaded, Pictures
+from deployments.ingress.request.filling import image_job, image_size
+from deployments.ingress.request.pictures import Loaded, Pictures
 from preprocessors.image_file import edit_mask
 from preprocessors.resize import resize
 

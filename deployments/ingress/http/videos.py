@@ -10,11 +10,11 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.refusal import accepted
 from deployments.contracts.videos import VideoBody, VideoCard, VideoFormat, VideosBody
-from deployments.ingress.failures import invalid
-from deployments.ingress.forms import received_form
-from deployments.ingress.idempotency import idempotency_key
-from deployments.ingress.service import translated
-from deployments.ingress.video_files import VIDEO_TYPES
+from deployments.ingress.answer.video_files import VIDEO_TYPES
+from deployments.ingress.http.failures import invalid
+from deployments.ingress.http.forms import received_form
+from deployments.ingress.http.idempotency import idempotency_key
+from deployments.ingress.request.service import translated
 
 
 def video_routes(videos: DeploymentHandle[object]) -> APIRouter:

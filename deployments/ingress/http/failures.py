@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from deployments.contracts.api import ErrorAnswer, ErrorBody
@@ -22,6 +24,9 @@ from deployments.contracts.errors import (
     Unauthorized,
 )
 
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorAnswer} for code in (400, 401, 404, 408, 413, 429, 500, 503)
+}
 log = logging.getLogger("tcd.ingress")
 
 
@@ -104,3 +109,8 @@ def from_faults(
         message = "unknown field" + known
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return InvalidRequest(f"{param}: {message}{more}" if param else message + more, param)
+
+
+def answer(refusal: Failure) -> JSONResponse:
+    """An error as a response."""
+    return JSONResponse(refusal.body.model_dump(), refusal.status, refusal.headers)

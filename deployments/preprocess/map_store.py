@@ -1,4 +1,4 @@
-"""The Serve shells around `preprocessors/`, and the store of what they made.
+"""The store of what preprocessors made.
 
 The store starts a preprocessor and gives back a reference at once; the map goes straight to the
 diffusion replica that is handed the reference, and never through the ingress.
@@ -6,126 +6,21 @@ diffusion replica that is handed the reference, and never through the ingress.
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import Context
-from time import perf_counter
 from typing import cast
 
-import numpy as np
 import ray
-from ray import ObjectRef, serve
-from ray.serve import metrics
+from ray import ObjectRef
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from configs.app import PreprocessorArgs
-from configs.sources import fetch
-from deployments.contracts.errors import GenerationFailed, InvalidRequest
+from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.figures import MapFigures
-from deployments.contracts.jobs import Embeds, Pixels
+from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapRef, MapSpec
 
-MAX_BATCH = 8
-BATCH_SECONDS = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
 EMBEDS_BYTES = 2 * 257 * 1664 * 4  # the largest pair in use: hidden states of a ViT-bigG
 Handle = DeploymentHandle[object]
-Sized = tuple[Pixels, tuple[int, int]]  # a picture, and (width, height) of its map
-
-
-class Work:
-    """Counts a preprocessor's work as Ray metrics, which every node exports to Prometheus."""
-
-    def __init__(self) -> None:
-        self._pictures = metrics.Counter("tcd_preprocessor_pictures", "pictures preprocessed")
-        self._seconds = metrics.Histogram(
-            "tcd_preprocessor_batch_seconds", "time of one batch of pictures", BATCH_SECONDS
-        )
-
-    @contextmanager
-    def of(self, pictures: int) -> Iterator[None]:
-        """A batch of so many; one that fails is not counted."""
-        started = perf_counter()
-        yield
-        self._pictures.inc(pictures)
-        self._seconds.observe(perf_counter() - started)
-
-
-class Depth:
-    """Depth estimation by DPT, batched."""
-
-    def __init__(self, args: PreprocessorArgs) -> None:
-        from preprocessors.depth import DepthEstimator
-
-        folder = fetch(args.checkpoint)
-        self._model: DepthEstimator = DepthEstimator(folder, args.device, args.dtype)
-        self._work = Work()
-
-    async def estimate(self, image: Pixels, spec: MapSpec) -> Pixels:
-        """(height, width, 3) uint8 of the size that `spec` says."""
-        made: Pixels | GenerationFailed = await self._batch((image, (spec.width, spec.height)))
-        if isinstance(made, GenerationFailed):
-            raise made
-        return made
-
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
-    async def _batch(self, items: list[Sized]) -> list[Pixels | GenerationFailed]:
-        with self._work.of(len(items)):
-            return await asyncio.to_thread(self._estimate, items)
-
-    def _estimate(self, items: Sequence[Sized]) -> list[Pixels | GenerationFailed]:
-        images, sizes = [image for image, _ in items], [size for _, size in items]
-        try:
-            return list(self._model.estimate(images, sizes))
-        except FloatingPointError as error:  # whose fault it is shows when each is alone
-            if len(items) == 1:
-                return [GenerationFailed(str(error))]
-            return [made for item in items for made in self._estimate([item])]
-
-
-class Canny:
-    """Canny edges. Runs without torch."""
-
-    def __init__(self) -> None:
-        self._work = Work()
-
-    async def detect(self, image: Pixels, spec: MapSpec) -> Pixels:
-        """(height, width, 3) uint8 of the size that `spec` says."""
-        from preprocessors.canny import canny
-        from preprocessors.resize import resize
-
-        def work() -> Pixels:
-            sized = resize(image, (spec.width, spec.height))
-            return canny(sized, spec.low_threshold, spec.high_threshold)
-
-        with self._work.of(1):
-            return await asyncio.to_thread(work)
-
-
-class ImageEncoder:
-    """CLIP vision embeddings for IP-Adapters, batched."""
-
-    def __init__(self, args: PreprocessorArgs) -> None:
-        from preprocessors.image_encoder import ImageEncoder as Encoder
-
-        self._model: Encoder = Encoder(fetch(args.checkpoint), args.device, args.dtype)
-        self._work = Work()
-
-    async def encode(self, image: Pixels, spec: MapSpec) -> Embeds:
-        """(2, ...) float32: the embedding of the picture, and that of no picture."""
-        embedding = await (self._hidden(image) if spec.hidden else self._projected(image))
-        return np.stack([embedding, self._model.unconditional(hidden=spec.hidden)])
-
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
-    async def _projected(self, images: list[Pixels]) -> list[Embeds]:
-        return await self._encode(images, hidden=False)
-
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
-    async def _hidden(self, images: list[Pixels]) -> list[Embeds]:
-        return await self._encode(images, hidden=True)
-
-    async def _encode(self, images: Sequence[Pixels], *, hidden: bool) -> list[Embeds]:
-        with self._work.of(len(images)):
-            return await asyncio.to_thread(self._model.encode, images, hidden=hidden)
 
 
 class MapStore:

@@ -41,9 +41,9 @@ from deployments.contracts.jobs import (
     VideoResult,
 )
 from deployments.contracts.refusal import Refusal, accepted
-from deployments.ingress.assembly import Assembled, Assembler
-from deployments.ingress.catalogue import Catalogue, Model
-from deployments.ingress.filling import video_job
+from deployments.ingress.request.assembly import Assembled, Assembler
+from deployments.ingress.request.catalogue import Catalogue, Model
+from deployments.ingress.request.filling import video_job
 
 OnProgress = Callable[[Progress], None]
 CHECK_S = 10.0  # for a replica to say whether it would take a video

@@ -12,7 +12,8 @@ from ray import ObjectRef
 from deployments.contracts.errors import GenerationFailed, InvalidRequest
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapRef, MapSpec
-from deployments.preprocess import Depth, Handle, MapStore
+from deployments.preprocess.depth import Depth
+from deployments.preprocess.map_store import Handle, MapStore
 from preprocessors.depth import DepthEstimator
 
 CANNY = MapSpec("canny", "digest", 128, 128)

@@ -16,9 +16,9 @@ from deployments.contracts.jobs import (
     StreamEvent,
     Usage,
 )
-from deployments.ingress.failures import failure
-from deployments.ingress.media import encode_base64
-from deployments.ingress.service import Service
+from deployments.ingress.answer.media import encode_base64
+from deployments.ingress.http.failures import failure
+from deployments.ingress.request.service import Service
 
 
 async def stream_images(

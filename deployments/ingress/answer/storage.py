@@ -19,7 +19,7 @@ from configs.app import FolderStorage, S3Storage, StorageArgs
 from configs.sources import PROJECT_ROOT
 from deployments.contracts.api import OutputFormat
 from deployments.contracts.errors import StorageUnavailable
-from deployments.ingress.media import MEDIA_TYPES
+from deployments.ingress.answer.media import MEDIA_TYPES
 
 FILES_PATH = "/v1/files/"
 NAME_BYTES = 32

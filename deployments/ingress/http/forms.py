@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from deployments.contracts.errors import InvalidRequest
-from deployments.ingress.failures import invalid
+from deployments.ingress.http.failures import invalid
 
 Fields = TypeVar("Fields", bound=BaseModel)
 NESTED = ("loras", "controls", "ip_adapter")  # sent as JSON text

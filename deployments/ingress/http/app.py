@@ -1,9 +1,8 @@
 """The HTTP routes: bodies in, answers and event streams out."""
 
 import asyncio
-import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,35 +11,21 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from configs.app import ServiceArgs
-from deployments.contracts.api import (
-    EditsForm,
-    ErrorAnswer,
-    GenerationsBody,
-    ImageBody,
-    ImagesBody,
-    ImagesRequestBody,
-    PreprocessForm,
-    VariationsForm,
-)
+from deployments.contracts.api import GenerationsBody, PreprocessForm
 from deployments.contracts.cards import ModelCard, ModelsBody
 from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
-from deployments.contracts.jobs import ImageRequest, Pixels
-from deployments.ingress.failures import Failure, failure, from_faults, http_failure
-from deployments.ingress.forms import received_form
-from deployments.ingress.idempotency import idempotency_key, seeded
-from deployments.ingress.media import MEDIA_TYPES, encode, encode_base64
-from deployments.ingress.metrics import CONTENT_TYPE, Metrics
-from deployments.ingress.middleware import Authentication, BodyLimit, RequestCount
-from deployments.ingress.service import Service
-from deployments.ingress.storage import FILES_PATH, FolderStore, Storage, make_storage
-from deployments.ingress.streams import stream_images, usage_body
-from deployments.ingress.video_routes import video_routes
+from deployments.ingress.answer.media import MEDIA_TYPES, encode
+from deployments.ingress.answer.storage import FILES_PATH, FolderStore, make_storage
+from deployments.ingress.http.failures import ERRORS, answer, failure, from_faults, http_failure
+from deployments.ingress.http.forms import received_form
+from deployments.ingress.http.images import image_routes
+from deployments.ingress.http.metrics import CONTENT_TYPE, Metrics
+from deployments.ingress.http.middleware import Authentication, BodyLimit, RequestCount
+from deployments.ingress.http.videos import video_routes
+from deployments.ingress.request.service import Service
 
 DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the sampler's own
 fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorAnswer} for code in (400, 401, 404, 408, 413, 429, 500, 503)
-}
 
 PLAYGROUND = Path(__file__).with_name("playground") / "index.html"
 # A name is never given to another file, and what is shown is a picture, whatever it holds.
@@ -81,40 +66,7 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
     async def fail(_: Request, error: Exception) -> Response:
         return answer(failure(error))
 
-    @app.post("/v1/images/generations", response_model=ImagesBody, responses=ERRORS)
-    async def generations(body: GenerationsBody, request: Request) -> Response:
-        """Text to image."""
-        try:
-            return await images_answer(service, storage, request, body, body.to_request())
-        except Exception as error:
-            return answer(failure(error))
-
-    @app.post("/v1/images/edits", response_model=ImagesBody, responses=ERRORS)
-    async def edits(request: Request) -> Response:
-        """A picture made anew: inside a mask, or as a whole. Multipart: `image`, optional
-        `mask`, and the fields of `EditsForm`."""
-        try:
-            async with received_form(request, "image", "mask") as form:
-                body = form.fields(EditsForm)
-                image, mask = await form.file("image"), await form.optional_file("mask")
-            asked = body.to_request(image, mask)
-            return await images_answer(service, storage, request, body, asked)
-        except Exception as error:
-            return answer(failure(error))
-
-    @app.post("/v1/images/variations", response_model=ImagesBody, responses=ERRORS)
-    async def variations(request: Request) -> Response:
-        """Pictures that resemble one: by IP-Adapter. Multipart: `image`, and the fields of
-        `VariationsForm`."""
-        try:
-            async with received_form(request, "image") as form:
-                body = form.fields(VariationsForm)
-                image = await form.file("image")
-            return await images_answer(service, storage, request, body, body.to_request(image))
-        except InvalidRequest as error:
-            return answer(failure(named_as_sent(error)))
-        except Exception as error:
-            return answer(failure(error))
+    app.include_router(image_routes(service, storage))
 
     @app.post("/v1/preprocess/{preprocessor}", responses=ERRORS, response_class=Response)
     async def preprocess(preprocessor: Literal["depth", "canny"], request: Request) -> Response:
@@ -182,64 +134,3 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
 
     app.include_router(video_routes(videos), responses=ERRORS)
     return app
-
-
-def answer(refusal: Failure) -> JSONResponse:
-    """An error as a response."""
-    return JSONResponse(refusal.body.model_dump(), refusal.status, refusal.headers)
-
-
-def named_as_sent(error: InvalidRequest) -> InvalidRequest:
-    """An error of a variation's picture, which is the file `image` to who sent it."""
-    within = "ip_adapter.image.0"
-    if error.param != within:
-        return error
-    return InvalidRequest(str(error).replace(within, "image"), "image")
-
-
-async def images_answer(
-    service: Service,
-    storage: Storage | None,
-    request: Request,
-    body: ImagesRequestBody,
-    asked: ImageRequest,
-) -> Response:
-    """The images that were asked for: all at once, or as events."""
-    by_url = body.response_format == "url"
-    if by_url and storage is None:
-        raise InvalidRequest(
-            "this service stores no files: ask for response_format b64_json, or configure "
-            "`storage` in the args of the application",
-            "response_format",
-        )
-    if by_url and body.stream:
-        raise InvalidRequest(
-            "events carry their images: with stream, response_format is b64_json",
-            "response_format",
-        )
-    asked = seeded(asked, idempotency_key(request))
-    if body.stream:
-        return await stream_images(service, body, asked)
-    result = await service.generate(asked)
-    output_format = body.output_format
-    base_url = str(request.base_url).rstrip("/")
-
-    async def deliver(pixels: Pixels, seed: int) -> ImageBody:
-        quality = body.output_compression
-        if storage is None or not by_url:
-            text = await asyncio.to_thread(encode_base64, pixels, output_format, quality)
-            return ImageBody(b64_json=text, seed=seed)
-        data = await asyncio.to_thread(encode, pixels, output_format, quality)
-        url = await storage.put(data, output_format)
-        return ImageBody(url=base_url + url if url.startswith("/") else url, seed=seed)
-
-    images = await asyncio.gather(*map(deliver, result.images, result.seeds))
-    made = ImagesBody(
-        created=int(time.time()),
-        model=result.model,
-        output_format=output_format,
-        size=f"{result.width}x{result.height}",
-        data=images,
-        usage=usage_body(result.usage),
-    )
-    return JSONResponse(made.model_dump(exclude_none=True))

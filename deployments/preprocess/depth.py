@@ -1,0 +1,47 @@
+"""The Serve shell around the depth estimator."""
+
+import asyncio
+from collections.abc import Sequence
+
+from ray import serve
+
+from configs.app import PreprocessorArgs
+from configs.sources import fetch
+from deployments.contracts.errors import GenerationFailed
+from deployments.contracts.jobs import Pixels
+from deployments.contracts.maps import MapSpec
+from deployments.preprocess.work import MAX_BATCH, Work
+
+Sized = tuple[Pixels, tuple[int, int]]  # a picture, and (width, height) of its map
+
+
+class Depth:
+    """Depth estimation by DPT, batched."""
+
+    def __init__(self, args: PreprocessorArgs) -> None:
+        from preprocessors.depth import DepthEstimator
+
+        folder = fetch(args.checkpoint)
+        self._model: DepthEstimator = DepthEstimator(folder, args.device, args.dtype)
+        self._work = Work()
+
+    async def estimate(self, image: Pixels, spec: MapSpec) -> Pixels:
+        """(height, width, 3) uint8 of the size that `spec` says."""
+        made: Pixels | GenerationFailed = await self._batch((image, (spec.width, spec.height)))
+        if isinstance(made, GenerationFailed):
+            raise made
+        return made
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
+    async def _batch(self, items: list[Sized]) -> list[Pixels | GenerationFailed]:
+        with self._work.of(len(items)):
+            return await asyncio.to_thread(self._estimate, items)
+
+    def _estimate(self, items: Sequence[Sized]) -> list[Pixels | GenerationFailed]:
+        images, sizes = [image for image, _ in items], [size for _, size in items]
+        try:
+            return list(self._model.estimate(images, sizes))
+        except FloatingPointError as error:  # whose fault it is shows when each is alone
+            if len(items) == 1:
+                return [GenerationFailed(str(error))]
+            return [made for item in items for made in self._estimate([item])]

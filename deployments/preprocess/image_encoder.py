@@ -1,0 +1,40 @@
+"""The Serve shell around the image encoder."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+from ray import serve
+
+from configs.app import PreprocessorArgs
+from configs.sources import fetch
+from deployments.contracts.jobs import Embeds, Pixels
+from deployments.contracts.maps import MapSpec
+from deployments.preprocess.work import MAX_BATCH, Work
+
+
+class ImageEncoder:
+    """CLIP vision embeddings for IP-Adapters, batched."""
+
+    def __init__(self, args: PreprocessorArgs) -> None:
+        from preprocessors.image_encoder import ImageEncoder as Encoder
+
+        self._model: Encoder = Encoder(fetch(args.checkpoint), args.device, args.dtype)
+        self._work = Work()
+
+    async def encode(self, image: Pixels, spec: MapSpec) -> Embeds:
+        """(2, ...) float32: the embedding of the picture, and that of no picture."""
+        embedding = await (self._hidden(image) if spec.hidden else self._projected(image))
+        return np.stack([embedding, self._model.unconditional(hidden=spec.hidden)])
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
+    async def _projected(self, images: list[Pixels]) -> list[Embeds]:
+        return await self._encode(images, hidden=False)
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
+    async def _hidden(self, images: list[Pixels]) -> list[Embeds]:
+        return await self._encode(images, hidden=True)
+
+    async def _encode(self, images: Sequence[Pixels], *, hidden: bool) -> list[Embeds]:
+        with self._work.of(len(images)):
+            return await asyncio.to_thread(self._model.encode, images, hidden=hidden)
