@@ -37,6 +37,10 @@ class QueueFull(TcdError):
         return self.message
 
 
+class RateLimited(QueueFull):
+    """The caller's key has used up what it may have at a time or in a minute; others have not."""
+
+
 class DeadlineExceeded(TcdError):
     """The request's own time limit passed before it was answered."""
 
@@ -59,6 +63,10 @@ class StorageUnavailable(TcdError):
 
 class Unauthorized(TcdError):
     """The request carries no key, or one that is not accepted."""
+
+
+class Forbidden(TcdError):
+    """The caller's key is known, and does not allow this."""
 
 
 class TooLarge(TcdError):

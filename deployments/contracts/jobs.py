@@ -165,6 +165,19 @@ class VideoRequest:
 
 
 @dataclass(frozen=True)
+class Caller:
+    """For whom a job is done.
+
+    Attributes:
+        name: of the key that it was asked with; empty without keys.
+        weight: its share of a device for which several callers wait, beside theirs. Above 0.
+    """
+
+    name: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class ControlUse:
     """A ControlNet of a job. `map`: the index of its control map among the job's arrays."""
 
@@ -201,6 +214,7 @@ class ImageJob:
             picture's, and those of no picture.
         num_frames: with it, every image of the job is a video of so many frames.
         timeout_s: seconds from submission; relative, because clocks of nodes differ.
+        caller: between callers the device is shared by weight.
     """
 
     job_id: str
@@ -223,6 +237,7 @@ class ImageJob:
     partial_images: PartialImages = 0
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
+    caller: Caller = Caller()
 
 
 def real_steps(num_inference_steps: int, strength: float) -> int:
@@ -294,9 +309,11 @@ class ImageResult:
 
     Attributes:
         model: the model that made it.
-        images: one (height, width, 3) uint8 RGB array per image; read-only when they
-            arrived through a handle.
-        seeds: the seed of each image.
+        images: one (height, width, 3) uint8 RGB array per image that was made; read-only when
+            they arrived through a handle.
+        seeds: the seed of each of `images`.
+        failed: the images that could not be made, if not all of them. Where all failed, the
+            error of the first is raised.
     """
 
     model: str
@@ -305,6 +322,7 @@ class ImageResult:
     width: int
     height: int
     usage: Usage
+    failed: tuple[FailedImage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -326,4 +344,4 @@ class Completed:
     usage: Usage
 
 
-StreamEvent = Progress | PartialImage | FinishedImage | Completed  # what callers see
+StreamEvent = Progress | PartialImage | FinishedImage | FailedImage | Completed  # what callers see

@@ -13,11 +13,13 @@ from deployments.contracts.errors import (
     Cancelled,
     DeadlineExceeded,
     EngineFault,
+    Forbidden,
     GenerationFailed,
     InvalidRequest,
     NotFound,
     NotReady,
     QueueFull,
+    RateLimited,
     StorageUnavailable,
     TcdError,
     TooLarge,
@@ -25,7 +27,7 @@ from deployments.contracts.errors import (
 )
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorAnswer} for code in (400, 401, 404, 408, 413, 429, 500, 503)
+    code: {"model": ErrorAnswer} for code in (400, 401, 403, 404, 408, 413, 429, 500, 503)
 }
 log = logging.getLogger("tcd.ingress")
 
@@ -41,9 +43,11 @@ class _Row:
 # The first class that matches counts: subclasses stand before their bases.
 _TABLE: tuple[tuple[type[TcdError], _Row], ...] = (
     (Unauthorized, _Row(401, "authentication_error", "invalid_api_key", retry=False)),
+    (Forbidden, _Row(403, "permission_error", "forbidden", retry=False)),
     (NotFound, _Row(404, "invalid_request_error", "not_found", retry=False)),
     (InvalidRequest, _Row(400, "invalid_request_error", "invalid_value", retry=False)),
     (TooLarge, _Row(413, "invalid_request_error", "request_too_large", retry=False)),
+    (RateLimited, _Row(429, "rate_limit_error", "rate_limit_exceeded", retry=True)),
     (QueueFull, _Row(429, "rate_limit_error", "queue_full", retry=True)),
     (DeadlineExceeded, _Row(408, "timeout_error", "deadline_exceeded", retry=False)),
     (Cancelled, _Row(499, "cancelled_error", "cancelled", retry=False)),
