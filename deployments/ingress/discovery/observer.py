@@ -130,8 +130,8 @@ class Observer:
         return self._snapshot
 
     async def figures(self) -> dict[str, ModelFigures]:
-        """What the engines of all replicas say of themselves, by model. Those of a model that does
-        not answer at once are its last known ones."""
+        """What the engines of all replicas say of themselves now, by model; those of a model that
+        does not answer at once are as old as the last look that it answered."""
         up = [model for model in self._models.values() if model.up and model.handle is not None]
         if up:
             asking = [model.begin("count", _count) for model in up]
@@ -161,6 +161,8 @@ class Observer:
                     task.cancel()
         for model in self._models.values():
             model.begin("describe", self._describe)
+            if model.up and model.handle is not None:
+                model.begin("count", _count)
         self._looks += 1
         self._publish()
 

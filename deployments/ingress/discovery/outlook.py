@@ -1,6 +1,6 @@
 """What is known of the models: what the directory tells the ingresses."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from ray.serve.handle import DeploymentHandle
@@ -28,7 +28,7 @@ class Outlook:
     state: str
     availability: Availability
     card: ModelCard | None = None
-    handle: DeploymentHandle[object] | None = field(default=None, compare=False)
+    handle: DeploymentHandle[object] | None = None
 
     @property
     def up(self) -> bool:

@@ -189,12 +189,14 @@ class Catalogue:
         self._snapshot = snapshot
         before, self._models = self._models, dict(snapshot.models)
         for name, model in self._models.items():
-            if name in before:  # one handle a model; and a directory that is new knows no cards
-                self._models[name] = replace(
-                    model,
-                    card=model.card or before[name].card,
-                    handle=before[name].handle or model.handle,
-                )
+            last = before.get(name)
+            handle = last.handle if last is not None else None
+            if handle is None and model.handle is not None:
+                # From here on its router hears of the model's replicas, before a request needs it.
+                handle = model.handle.options(stream=False)
+            # One handle a model; and a directory that has just begun knows no cards.
+            card = model.card or (last.card if last is not None else None)
+            self._models[name] = replace(model, card=card, handle=handle)
         for name, model in self._models.items():
             for limit in self._waiting.get(name, ()) if model.availability == "failed" else ():
                 if not limit.expired():

@@ -91,6 +91,10 @@ class FakeModel:
     def handle(self) -> Handle:
         return cast(Handle, self)
 
+    def options(self, **_: bool) -> Any:
+        """A handle's."""
+        return self
+
     async def _describe(self) -> ModelCard:
         self.asked.append("describe")
         if self.asleep:

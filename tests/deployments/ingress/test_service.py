@@ -93,10 +93,6 @@ class Replicas(FakeModel):
         self.check = Method(self._submit)
         self.stream = SimpleNamespace(remote=self._stream)
 
-    def options(self, *, stream: bool) -> "Replicas":
-        assert stream
-        return self
-
     async def _submit(self, job: ImageJob) -> object:
         self.jobs.append(job)
         outcome = self.outcomes.pop(0)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.contracts.figures import ModelFigures
@@ -94,6 +95,26 @@ def test_models_and_their_cards() -> None:
             applications.models["two"].replicas = 1
             applications.seen["two"] = RUNNING
             await becomes(observer, one="ready", two="ready")
+
+    asyncio.run(check())
+
+
+def test_a_model_whose_handle_comes_later() -> None:
+    class Late(FakeServe):
+        def handle(self, model: str) -> DeploymentHandle[object]:
+            if self.looks < 4:
+                raise RayServeException(f"Application {model!r} does not exist.")
+            return super().handle(model)
+
+    async def check() -> None:
+        applications = Late(dozer=SLEEPING)
+        async with observing(applications) as observer:
+            snapshot = await becomes(observer, dozer="asleep")
+            assert snapshot.models["dozer"].handle is None
+            async with asyncio.timeout(5):
+                later = await observer.watch(snapshot.directory, snapshot.number)
+            assert later is not None
+            assert later.models["dozer"].handle is applications.models["dozer"].handle
 
     asyncio.run(check())
 

@@ -1,6 +1,7 @@
 """What an ingress knows of the models, and what it makes of it for a request."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,18 @@ def test_cards_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> N
         async with following() as (catalogue, _):
             with pytest.raises(NotReady, match="nothing is known"):
                 await catalogue.cards()
+
+    run(check)
+
+
+def test_a_request_waits_for_a_handle() -> None:
+    async def check() -> None:
+        async with following(replace(outlook("one"), handle=None)) as (catalogue, directory):
+            finding = asyncio.create_task(catalogue.find("one"))
+            await heard()
+            assert not finding.done()
+            directory.say(outlook("one"))
+            assert (await finding).card == card("one")
 
     run(check)
 
