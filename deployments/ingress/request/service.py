@@ -4,7 +4,7 @@ The HTTP routes and the Python handle both end here.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
@@ -27,6 +27,7 @@ from deployments.contracts.errors import (
     TcdError,
 )
 from deployments.contracts.jobs import (
+    Caller,
     Completed,
     Control,
     FinishedImage,
@@ -44,8 +45,11 @@ from deployments.contracts.refusal import Refusal, accepted
 from deployments.ingress.request.assembly import Assembled, Assembler
 from deployments.ingress.request.catalogue import Catalogue, Model
 from deployments.ingress.request.filling import video_job
+from deployments.ingress.request.lease import Lease, work_of
+from deployments.ingress.request.quota import Quota
 
 OnProgress = Callable[[Progress], None]
+NOBODY = Caller()
 CHECK_S = 10.0  # for a replica to say whether it would take a video
 LEAST_S = 0.001
 GRACE_S = 5.0  # the replica itself ends a late job; the ingress only waits no longer than this
@@ -55,41 +59,53 @@ BACK_PRESSURE_RETRY_MS = 1000
 class Service:
     """Answers image requests with the models that run."""
 
-    def __init__(self, args: ServiceArgs, catalogue: Catalogue, assembler: Assembler) -> None:
+    def __init__(
+        self,
+        args: ServiceArgs,
+        catalogue: Catalogue,
+        assembler: Assembler,
+        quota: Quota | None = None,
+    ) -> None:
         self._args = args
         self.catalogue = catalogue
         self.assembler = assembler
+        self._quota = quota or Quota()
 
-    async def generate(self, request: ImageRequest) -> ImageResult:
+    async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it cannot."""
         timeout_s = request.timeout_s or self._args.request_timeout_s
         until = asyncio.get_running_loop().time() + timeout_s
-        with translated(), within(timeout_s):
-            model, ready = await self._assembled(request, until)
+        with self._quota.lease(caller, request.n) as lease, translated(), within(timeout_s):
+            model, ready = await self._assembled(request, until, lease)
             try:
                 result = await self._submit(model, ready)
             except (RayActorError, RayServeException) as error:
                 if not _replica_died(error):
                     raise
                 # Seeded work may be done twice: once more, from the start.
-                model, ready = await self._assembled(request, until)
+                model, ready = await self._assembled(request, until, lease)
                 result = await self._submit(model, ready)
+            lease.made(len(result.images))
         if ready.original is None:
             return result
         images = await asyncio.to_thread(lambda: tuple(map(ready.restored, result.images)))
         return replace(result, images=images)
 
-    async def stream(self, request: ImageRequest) -> AsyncIterator[StreamEvent]:
+    async def stream(
+        self, request: ImageRequest, caller: Caller = NOBODY
+    ) -> AsyncGenerator[StreamEvent]:
         """A request's events as they come; raises a `TcdError` if it cannot go on."""
         timeout_s = request.timeout_s or self._args.request_timeout_s
         until = asyncio.get_running_loop().time() + timeout_s
         begun = False
-        with translated(), within(timeout_s):
+        with self._quota.lease(caller, request.n) as lease, translated(), within(timeout_s):
             for last_try in (False, True):
-                model, ready = await self._assembled(request, until)
+                model, ready = await self._assembled(request, until, lease)
                 try:
                     async for event in self._events(model, ready.job, ready.assets):
                         begun = True
+                        if isinstance(event, FinishedImage):
+                            lease.made(1)
                         if isinstance(event, PartialImage | FinishedImage):
                             pixels = await asyncio.to_thread(ready.restored, event.pixels)
                             yield replace(event, pixels=pixels)
@@ -119,30 +135,41 @@ class Service:
         finally:
             events.cancel()
 
-    async def animate(self, request: VideoRequest, progress: OnProgress) -> VideoResult:
-        """Makes a video; tells `progress` of every step. Waits while the model's queue is full."""
+    async def animate(
+        self, request: VideoRequest, progress: OnProgress, caller: Caller = NOBODY
+    ) -> VideoResult:
+        """Makes a video; tells `progress` of every step. Waits while the model's queue is full,
+        and while the key has used up its work."""
         timeout_s = request.timeout_s or self._args.request_timeout_s
-        with translated(), within(timeout_s):
-            model = await self._video_model(request)
-            job = video_job(request, model.card, timeout_s)
+        until = asyncio.get_running_loop().time() + timeout_s
+        with self._quota.lease(caller, 1) as lease, translated(), within(timeout_s):
+            model = await self._video_model(request, lease)
+            job = video_job(request, model.card, timeout_s, caller)
             while True:
                 try:
-                    return await self._animate(model, job, request.fps, progress)
+                    async with asyncio.timeout_at(until):
+                        await lease.turn()
+                    lease.charge(work_of(job))
+                    result = await self._animate(model, job, request.fps, progress)
+                    lease.made(1)
+                    return result
                 except QueueFull as error:
-                    await asyncio.sleep(error.retry_after_ms / 1000)
+                    async with asyncio.timeout_at(until):
+                        await asyncio.sleep(error.retry_after_ms / 1000)
 
-    async def check_video(self, request: VideoRequest) -> str:
+    async def check_video(self, request: VideoRequest, caller: Caller = NOBODY) -> str:
         """The name of the model that is to make a video. Raises a `TcdError` if none can."""
+        self._quota.check(caller, 1)
         with translated(), within(CHECK_S):
-            model = await self._video_model(request)
-            job = video_job(request, model.card, self._args.request_timeout_s)
+            model = await self._video_model(request, self._quota.lease(caller, 1))
+            job = video_job(request, model.card, self._args.request_timeout_s, caller)
             asked = cast(DeploymentResponse[Refusal | None], model.handle.check.remote(job))
             answer = await asyncio.wait_for(asked, CHECK_S)
         accepted(answer)
         return model.card.id
 
-    async def _video_model(self, request: VideoRequest) -> Model:
-        model = await self._model(request.prompt, request.model)
+    async def _video_model(self, request: VideoRequest, lease: Lease) -> Model:
+        model = await self._model(request, lease)
         if "video" not in model.card.tasks:
             able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]
             raise InvalidRequest(
@@ -167,7 +194,11 @@ class Service:
         raise NotReady("the model's replica ended before the video was done")
 
     async def preprocess(
-        self, preprocessor: str, image: bytes, form: PreprocessForm
+        self,
+        preprocessor: str,
+        image: bytes,
+        form: PreprocessForm,
+        caller: Caller = NOBODY,
     ) -> tuple[str, Pixels]:
         """The id of a picture's control map, and the map: (height, width, 3) uint8."""
         control = Control(
@@ -177,14 +208,17 @@ class Service:
             high_threshold=form.high_threshold,
         )
         timeout_s = self._args.request_timeout_s
-        with translated(), within(timeout_s):
+        with self._quota.lease(caller, 1) as lease, translated(), within(timeout_s):
             async with asyncio.timeout(timeout_s):
+                await lease.turn()
                 try:
-                    return await self.assembler.preprocess(control)
+                    found = await self.assembler.preprocess(control)
                 except (RayActorError, RayServeException) as error:
                     if not _replica_died(error):
                         raise
-                    return await self.assembler.preprocess(control)
+                    found = await self.assembler.preprocess(control)
+            lease.made(1)
+            return found
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(
@@ -201,22 +235,32 @@ class Service:
             response.cancel()  # does nothing to a call that has ended
         return accepted(result)
 
-    async def _assembled(self, request: ImageRequest, until: float) -> tuple[Model, Assembled]:
+    async def _assembled(
+        self, request: ImageRequest, until: float, lease: Lease
+    ) -> tuple[Model, Assembled]:
         """`until`: on the clock of the event loop; the job has what is left of the time."""
         if request.n > self._args.max_images:
             raise InvalidRequest(f"n is {request.n}; {self._args.max_images} at most", "n")
         async with asyncio.timeout_at(until):
-            model = await self._model(request.prompt, request.model)
+            model = await self._model(request, lease)
+            await lease.turn()
             ready = await self.assembler.assemble(request, model.card)
+        lease.charge(work_of(ready.job))
         left = max(until - asyncio.get_running_loop().time(), LEAST_S)
-        return model, replace(ready, job=replace(ready.job, timeout_s=left))
+        job = replace(ready.job, timeout_s=left, caller=lease.caller)
+        return model, replace(ready, job=job)
 
-    async def _model(self, prompt: str, asked: str | None) -> Model:
-        most = self._args.max_prompt_chars
-        if len(prompt) > most:
-            raise InvalidRequest(f"prompt has {len(prompt)} characters; {most} at most", "prompt")
-        name = asked or self._args.default_model
-        return await (self.catalogue.find(name) if name else self.catalogue.only())
+    async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
+        most, length = self._args.max_prompt_chars, len(request.prompt)
+        if length > most:
+            raise InvalidRequest(f"prompt has {length} characters; {most} at most", "prompt")
+        name = request.model or self._args.default_model
+        if name:
+            lease.check(name, request.priority)  # what it may not ask it is told nothing of
+            return await self.catalogue.find(name)
+        model = await self.catalogue.only()
+        lease.check(model.card.id, request.priority)
+        return model
 
 
 @contextmanager
