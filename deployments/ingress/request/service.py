@@ -11,7 +11,7 @@ model that Serve has given up.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar, cast
@@ -56,6 +56,8 @@ from deployments.contracts.refusal import Refusal, accepted
 from deployments.ingress.request.assembly import Assembled, Assembler
 from deployments.ingress.request.catalogue import Catalogue, Model
 from deployments.ingress.request.filling import video_job
+from deployments.ingress.request.lease import Lease, work_of
+from deployments.ingress.request.quota import Quota
 
 OnProgress = Callable[[Progress], None]
 Answer = TypeVar("Answer")
@@ -73,10 +75,17 @@ log = logging.getLogger("tcd.service")
 class Service:
     """Answers image requests with the models that run."""
 
-    def __init__(self, args: ServiceArgs, catalogue: Catalogue, assembler: Assembler) -> None:
+    def __init__(
+        self,
+        args: ServiceArgs,
+        catalogue: Catalogue,
+        assembler: Assembler,
+        quota: Quota | None = None,
+    ) -> None:
         self._args = args
         self.catalogue = catalogue
         self.assembler = assembler
+        self._quota = quota or Quota()
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it can make none."""
@@ -84,11 +93,13 @@ class Service:
         until = asyncio.get_running_loop().time() + timeout_s
 
         async def ask() -> tuple[Assembled, ImageResult]:
-            model, ready = await self._assembled(request, caller, until)
+            model, ready = await self._assembled(request, until, lease)
             return ready, await self._submit(model, ready)
 
-        with translated(), self._within(timeout_s, request.model):
+        within = self._within(timeout_s, request.model)
+        with self._quota.lease(caller, request.n) as lease, translated(), within:
             ready, result = await _twice(ask)
+            lease.made(len(result.images))
         if ready.original is None:
             return result
         images = await asyncio.to_thread(lambda: tuple(map(ready.restored, result.images)))
@@ -96,7 +107,7 @@ class Service:
 
     async def stream(
         self, request: ImageRequest, caller: Caller = NOBODY
-    ) -> AsyncIterator[StreamEvent]:
+    ) -> AsyncGenerator[StreamEvent]:
         """A request's events as they come; raises a `TcdError` if it cannot go on.
 
         If a process dies before the first picture, all begins anew, `Progress` too.
@@ -104,12 +115,14 @@ class Service:
         timeout_s = request.timeout_s or self._args.request_timeout_s
         until = asyncio.get_running_loop().time() + timeout_s
         begun = False
-        with translated(), self._within(timeout_s, request.model):
+        within = self._within(timeout_s, request.model)
+        with self._quota.lease(caller, request.n) as lease, translated(), within:
             for last_try in (False, True):
                 try:
-                    model, ready = await self._assembled(request, caller, until)
+                    model, ready = await self._assembled(request, until, lease)
                     async for event in self._events(model, ready):
                         begun = begun or isinstance(event, _SHOWN)
+                        lease.made(isinstance(event, FinishedImage))
                         if isinstance(event, PartialImage | FinishedImage):
                             pixels = await asyncio.to_thread(ready.restored, event.pixels)
                             yield replace(event, pixels=pixels)
@@ -124,36 +137,43 @@ class Service:
     async def animate(
         self, request: VideoRequest, progress: OnProgress, caller: Caller = NOBODY
     ) -> VideoResult:
-        """Makes a video; tells `progress` of every step. Waits while the model's queue is full."""
+        """Makes a video; tells `progress` of every step. Waits while the model's queue is full,
+        and while the key has used up its work."""
         timeout_s = request.timeout_s or self._args.request_timeout_s
+        until = asyncio.get_running_loop().time() + timeout_s
 
         async def ask() -> VideoResult:
-            model = await self._video_model(request)
-            job = replace(video_job(request, model.card, timeout_s), caller=caller)
+            async with asyncio.timeout_at(until):
+                model = await self._video_model(request, lease)
+                await lease.turn()
+            job = video_job(request, model.card, timeout_s, caller)
+            lease.charge(work_of(job))
             return await self._animate(model, job, request.fps, progress)
 
-        with translated(), self._within(timeout_s, request.model):
+        within = self._within(timeout_s, request.model)
+        with self._quota.lease(caller, 1) as lease, translated(), within:
             while True:
                 try:
-                    return await _twice(ask)
+                    result = await _twice(ask)
+                    lease.made(1)
+                    return result
                 except QueueFull as error:
-                    least, most = FULL_PAUSE_S
-                    pause_s = min(max(error.retry_after_ms / 1000, least), most)
-                    await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
+                    async with asyncio.timeout_at(until):
+                        least, most = FULL_PAUSE_S
+                        pause_s = min(max(error.retry_after_ms / 1000, least), most)
+                        await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
 
     async def check_video(self, request: VideoRequest, caller: Caller = NOBODY) -> str:
         """The name of the model that is to make a video. Raises a `TcdError` if none can."""
+        self._quota.check(caller, 1)
         with translated(), self._within(CHECK_S, request.model):
             async with asyncio.timeout(CHECK_S):
-                model = await self._video_model(request)
+                model = await self._video_model(request, self._quota.lease(caller, 1))
                 name = model.card.id
                 if not self.catalogue.up(name):
                     return name  # it is checked when it is made, by the replica that is started
-                job = video_job(request, model.card, self._args.request_timeout_s)
-                asked = cast(
-                    DeploymentResponse[Refusal | None],
-                    model.handle.check.remote(replace(job, caller=caller)),
-                )
+                job = video_job(request, model.card, self._args.request_timeout_s, caller)
+                asked = cast(DeploymentResponse[Refusal | None], model.handle.check.remote(job))
                 try:
                     answer = await asked
                 finally:
@@ -161,8 +181,8 @@ class Service:
         accepted(answer)
         return name
 
-    async def _video_model(self, request: VideoRequest) -> Model:
-        model = await self._model(request.prompt, request.model)
+    async def _video_model(self, request: VideoRequest, lease: Lease) -> Model:
+        model = await self._model(request, lease)
         if "video" not in model.card.tasks:
             able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]
             raise InvalidRequest(
@@ -189,7 +209,11 @@ class Service:
         raise NotReady("the model's replica ended before the video was done")
 
     async def preprocess(
-        self, preprocessor: str, image: bytes, form: PreprocessForm
+        self,
+        preprocessor: str,
+        image: bytes,
+        form: PreprocessForm,
+        caller: Caller = NOBODY,
     ) -> tuple[str, Pixels]:
         """The id of a picture's control map, and the map: (height, width, 3) uint8."""
         control = Control(
@@ -199,12 +223,15 @@ class Service:
             high_threshold=form.high_threshold,
         )
         timeout_s = self._args.request_timeout_s
-        try:
-            with translated():
+        with self._quota.lease(caller, 1) as lease, translated():
+            try:
                 async with asyncio.timeout(timeout_s):
-                    return await _twice(lambda: self.assembler.preprocess(control))
-        except TimeoutError as error:
-            raise _late(timeout_s) from error
+                    await lease.turn()
+                    found = await _twice(lambda: self.assembler.preprocess(control))
+            except TimeoutError as error:
+                raise _late(timeout_s) from error
+            lease.made(1)
+        return found
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(
@@ -253,22 +280,25 @@ class Service:
             log.warning("the map store does not answer: %r", error)
 
     async def _assembled(
-        self, request: ImageRequest, caller: Caller, until: float
+        self, request: ImageRequest, until: float, lease: Lease
     ) -> tuple[Model, Assembled]:
         """`until`: on the clock of the event loop; the job has what is left of the time."""
         if request.n > self._args.max_images:
             raise InvalidRequest(f"n is {request.n}; {self._args.max_images} at most", "n")
         async with asyncio.timeout_at(until):
-            model = await self._model(request.prompt, request.model)
+            model = await self._model(request, lease)
+            await lease.turn()
             ready = await self.assembler.assemble(request, model.card)
+        lease.charge(work_of(ready.job))
         left = max(until - asyncio.get_running_loop().time(), LEAST_S)
-        return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=caller))
+        return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=lease.caller))
 
-    async def _model(self, prompt: str, asked: str | None) -> Model:
-        most = self._args.max_prompt_chars
-        if len(prompt) > most:
-            raise InvalidRequest(f"prompt has {len(prompt)} characters; {most} at most", "prompt")
-        name = asked or self._args.default_model or await self.catalogue.only()
+    async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
+        most, length = self._args.max_prompt_chars, len(request.prompt)
+        if length > most:
+            raise InvalidRequest(f"prompt has {length} characters; {most} at most", "prompt")
+        name = request.model or self._args.default_model or await self.catalogue.only()
+        lease.check(name, request.priority)  # what it may not ask it is told nothing of
         return await self.catalogue.find(name)
 
     def _patience(self, model: Model, job: ImageJob) -> float | None:
