@@ -1,9 +1,11 @@
 """Lists of keys: what they may say, and that a wrong one is named without being shown."""
 
 import json
+import re
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 
 import pytest
 import yaml
@@ -118,3 +120,10 @@ def test_a_name_that_cannot_be(
     with pytest.raises(SystemExit):
         main()
     assert "NAME: " in capsys.readouterr().err
+
+
+def test_the_operations_page_explains_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    section = page.partition("\n## Keys\n")[2].partition("\n## ")[0]
+    explained = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert ["name", "sha256", *explained] == list(KeyEntry.model_fields)
