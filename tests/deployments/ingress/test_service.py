@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from configs.app import ServiceArgs
 from deployments.contracts.api import PreprocessForm
+from deployments.contracts.cards import Availability
 from deployments.contracts.errors import (
     DeadlineExceeded,
     EngineFault,
@@ -40,7 +41,6 @@ from deployments.contracts.jobs import (
     VideoRequest,
 )
 from deployments.contracts.refusal import Refusal
-from deployments.ingress.discovery.outlook import Availability
 from deployments.ingress.request import service as service_module
 from deployments.ingress.request.assembly import Assembled, Assembler
 from deployments.ingress.request.service import Service
