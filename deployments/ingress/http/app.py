@@ -11,18 +11,19 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from configs.app import ServiceArgs
-from deployments.contracts.api import GenerationsBody, PreprocessForm
+from deployments.contracts.api import PreprocessForm
 from deployments.contracts.cards import ModelCard, ModelsBody
-from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
+from deployments.contracts.errors import NotFound, TcdError
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
 from deployments.ingress.answer.storage import FILES_PATH, FolderStore, make_storage
+from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.failures import ERRORS, answer, failure, from_faults, http_failure
-from deployments.ingress.http.forms import received_form
 from deployments.ingress.http.images import image_routes
 from deployments.ingress.http.metrics import CONTENT_TYPE, Metrics
 from deployments.ingress.http.middleware import Authentication, BodyLimit, RequestCount
 from deployments.ingress.http.videos import video_routes
 from deployments.ingress.request.service import Service
+from deployments.ingress.request.workers import Workers
 
 DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the sampler's own
 fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
@@ -40,19 +41,17 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
     app = FastAPI(title="tcd", description=DESCRIPTION, version="1")
     metrics = Metrics()
     storage = make_storage(args.storage)
+    workers = Workers("work on bodies and answers")
+    bodies = Bodies(args, workers)
     app.add_middleware(Authentication, env_name=args.api_keys_env)
     app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes)
     app.add_middleware(RequestCount, metrics=metrics)  # the last one added is the outermost
 
     @app.exception_handler(RequestValidationError)
-    async def refuse_body(request: Request, error: RequestValidationError) -> Response:
-        kind = request.headers.get("content-type", "nothing").partition(";")[0]
-        if isinstance(error.body, bytes) and not kind.endswith("json"):
-            message = f"the body must be JSON, as content-type: application/json; it is {kind}"
-            return answer(failure(InvalidRequest(message)))
-        # The first part of each place is "body", "query" or "path".
+    async def refuse_parameter(_: Request, error: RequestValidationError) -> Response:
+        # The first part of each place is "query" or "path".
         faults = [(tuple(f["loc"][1:]), f["msg"], f["type"]) for f in error.errors()]
-        return answer(failure(from_faults(faults, tuple(GenerationsBody.model_fields))))
+        return answer(failure(from_faults(faults)))
 
     @app.exception_handler(HTTPException)
     async def refuse_route(_: Request, error: HTTPException) -> Response:
@@ -66,18 +65,16 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
     async def fail(_: Request, error: Exception) -> Response:
         return answer(failure(error))
 
-    app.include_router(image_routes(service, storage))
+    app.include_router(image_routes(service, storage, bodies, workers))
 
     @app.post("/v1/preprocess/{preprocessor}", responses=ERRORS, response_class=Response)
     async def preprocess(preprocessor: Literal["depth", "canny"], request: Request) -> Response:
         """A control map of a picture's own size, as PNG; `x-map-id` names it in later requests.
         Multipart: `image`, and canny's `low_threshold` and `high_threshold`."""
         try:
-            async with received_form(request, "image") as form:
-                body = form.fields(PreprocessForm)
-                image = await form.file("image")
-            map_id, pixels = await service.preprocess(preprocessor, image, body)
-            data = await asyncio.to_thread(encode, pixels, "png")
+            form = await bodies.form(request, PreprocessForm, "image")
+            map_id, pixels = await service.preprocess(preprocessor, form.file("image"), form.fields)
+            data = await workers.run(encode, pixels, "png")
             return Response(data, media_type="image/png", headers={"x-map-id": map_id})
         except Exception as error:
             return answer(failure(error))
@@ -132,5 +129,5 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         text = await asyncio.to_thread(metrics.render, figures, maps)
         return Response(text, media_type=CONTENT_TYPE)
 
-    app.include_router(video_routes(videos), responses=ERRORS)
+    app.include_router(video_routes(videos, bodies), responses=ERRORS)
     return app

@@ -42,6 +42,7 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.refusal import Refusal, accepted
 from deployments.ingress.request.assembly import Assembled, Assembler
+from deployments.ingress.request.budget import check
 from deployments.ingress.request.catalogue import Catalogue, Model
 from deployments.ingress.request.filling import video_job
 
@@ -142,7 +143,8 @@ class Service:
         return model.card.id
 
     async def _video_model(self, request: VideoRequest) -> Model:
-        model = await self._model(request.prompt, request.model)
+        check(request, self._args)
+        model = await self._model(request.model)
         if "video" not in model.card.tasks:
             able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]
             raise InvalidRequest(
@@ -203,18 +205,14 @@ class Service:
 
     async def _assembled(self, request: ImageRequest, until: float) -> tuple[Model, Assembled]:
         """`until`: on the clock of the event loop; the job has what is left of the time."""
-        if request.n > self._args.max_images:
-            raise InvalidRequest(f"n is {request.n}; {self._args.max_images} at most", "n")
+        check(request, self._args)
         async with asyncio.timeout_at(until):
-            model = await self._model(request.prompt, request.model)
+            model = await self._model(request.model)
             ready = await self.assembler.assemble(request, model.card)
         left = max(until - asyncio.get_running_loop().time(), LEAST_S)
         return model, replace(ready, job=replace(ready.job, timeout_s=left))
 
-    async def _model(self, prompt: str, asked: str | None) -> Model:
-        most = self._args.max_prompt_chars
-        if len(prompt) > most:
-            raise InvalidRequest(f"prompt has {len(prompt)} characters; {most} at most", "prompt")
+    async def _model(self, asked: str | None) -> Model:
         name = asked or self._args.default_model
         return await (self.catalogue.find(name) if name else self.catalogue.only())
 
