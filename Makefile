@@ -24,8 +24,7 @@ demo: $(READY) ## start the service, have every task drawn over HTTP, show a gri
 	$(BIN)/python -m demo.run
 
 serve: $(READY) ## run the service with the demo models on 127.0.0.1:8000 until Ctrl-C
-	$(BIN)/python -m demo.standins
-	$(BIN)/serve run --address local serve_config.yaml
+	$(BIN)/python -m demo.serve
 
 CONFIG ?= configs/production/guide.yaml
 fetch: $(READY) ## bring the weights of CONFIG (all, or MODEL="sdxl sd15") and check them

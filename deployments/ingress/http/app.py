@@ -1,6 +1,7 @@
 """The HTTP routes: bodies in, answers and event streams out."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
 
 from configs.app import ServiceArgs
 from deployments.contracts.api import GenerationsBody, PreprocessForm
@@ -16,11 +19,20 @@ from deployments.contracts.cards import ModelCard, ModelsBody
 from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
 from deployments.ingress.answer.storage import FILES_PATH, FolderStore, make_storage
+from deployments.ingress.http.cors import METHODS, Cors
 from deployments.ingress.http.failures import ERRORS, answer, failure, from_faults, http_failure
 from deployments.ingress.http.forms import received_form
 from deployments.ingress.http.images import image_routes
 from deployments.ingress.http.metrics import CONTENT_TYPE, Metrics
-from deployments.ingress.http.middleware import Authentication, BodyLimit, RequestCount
+from deployments.ingress.http.middleware import (
+    Authentication,
+    BodyLimit,
+    HeadAsGet,
+    RefusalLog,
+    RequestCount,
+    Unexpected,
+)
+from deployments.ingress.http.openapi import describe
 from deployments.ingress.http.videos import video_routes
 from deployments.ingress.request.service import Service
 
@@ -37,12 +49,18 @@ FILE_HEADERS = {
 
 def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceArgs) -> FastAPI:
     """The web application around a service, and the deployment that keeps videos."""
-    app = FastAPI(title="tcd", description=DESCRIPTION, version="1")
+    app = FastAPI(title="tcd", description=DESCRIPTION, version="1", redirect_slashes=False)
     metrics = Metrics()
-    storage = make_storage(args.storage)
+    storage = make_storage(args.storage, args.public_url)
+    # The last one added is the outermost.
+    app.add_middleware(Unexpected)
     app.add_middleware(Authentication, env_name=args.api_keys_env)
-    app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes)
-    app.add_middleware(RequestCount, metrics=metrics)  # the last one added is the outermost
+    app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes, timeout_s=args.body_timeout_s)
+    app.add_middleware(HeadAsGet)
+    if args.cors_origins:
+        app.add_middleware(Cors, origins=args.cors_origins)
+    app.add_middleware(RefusalLog)
+    app.add_middleware(RequestCount, metrics=metrics)
 
     @app.exception_handler(RequestValidationError)
     async def refuse_body(request: Request, error: RequestValidationError) -> Response:
@@ -55,15 +73,14 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         return answer(failure(from_faults(faults, tuple(GenerationsBody.model_fields))))
 
     @app.exception_handler(HTTPException)
-    async def refuse_route(_: Request, error: HTTPException) -> Response:
-        return answer(http_failure(error.status_code, str(error.detail)))
+    async def refuse_route(request: Request, error: HTTPException) -> Response:
+        headers = {}
+        if error.status_code == 405:
+            headers["allow"] = ", ".join(allowed_methods(app.routes, request.scope))
+        return answer(http_failure(error.status_code, str(error.detail), headers))
 
     @app.exception_handler(TcdError)
     async def refuse(_: Request, error: TcdError) -> Response:
-        return answer(failure(error))
-
-    @app.exception_handler(Exception)
-    async def fail(_: Request, error: Exception) -> Response:
         return answer(failure(error))
 
     app.include_router(image_routes(service, storage))
@@ -133,4 +150,16 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         return Response(text, media_type=CONTENT_TYPE)
 
     app.include_router(video_routes(videos), responses=ERRORS)
+    describe(app, keyed=args.api_keys_env is not None)
     return app
+
+
+def allowed_methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
+    """The methods that the path of a request takes, whichever routes they belong to."""
+
+    def takes(method: str) -> bool:
+        asked = {**scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in routes)
+
+    taken = [method for method in METHODS if takes(method)]
+    return ["HEAD", *taken] if "GET" in taken else taken

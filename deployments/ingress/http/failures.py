@@ -1,7 +1,7 @@
 """Errors to answers: the one table of status codes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ from deployments.contracts.errors import (
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer} for code in (400, 401, 403, 404, 408, 413, 429, 500, 503)
 }
-log = logging.getLogger("tcd.ingress")
+# Below Serve's own logger, whose handlers write to the replica's log, with the request's id.
+log = logging.getLogger("ray.serve.tcd.ingress")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ _TABLE: tuple[tuple[type[TcdError], _Row], ...] = (
     (GenerationFailed, _Row(500, "server_error", "generation_failed", retry=False)),
 )
 _UNEXPECTED = _Row(500, "server_error", "internal_error", retry=True)
+_OF_THE_FRAMEWORK = {
+    404: ("invalid_request_error", "not_found"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    408: ("timeout_error", "deadline_exceeded"),
+    413: ("invalid_request_error", "request_too_large"),
+}
 
 
 @dataclass(frozen=True)
@@ -86,12 +93,12 @@ def failure(error: Exception) -> Failure:
     return Failure(row.status, ErrorAnswer(error=body), headers)
 
 
-def http_failure(status: int, message: str) -> Failure:
+def http_failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> Failure:
     """The answer to what the web framework itself refuses: unknown paths and methods, and
-    bodies that it cannot read."""
-    code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_value")
-    body = ErrorBody(message=message, type="invalid_request_error", code=code)
-    return Failure(status, ErrorAnswer(error=body), {"x-should-retry": "false"})
+    requests that it cannot read."""
+    kind, code = _OF_THE_FRAMEWORK.get(status, ("invalid_request_error", "invalid_value"))
+    body = ErrorBody(message=message, type=kind, code=code)
+    return Failure(status, ErrorAnswer(error=body), {"x-should-retry": "false", **(headers or {})})
 
 
 def invalid(error: ValidationError, allowed: Sequence[str] = ()) -> InvalidRequest:

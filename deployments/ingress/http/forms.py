@@ -15,7 +15,7 @@ from deployments.contracts.errors import InvalidRequest
 from deployments.ingress.http.failures import invalid
 
 Fields = TypeVar("Fields", bound=BaseModel)
-NESTED = ("loras", "controls", "ip_adapter")  # sent as JSON text
+NESTED = ("loras", "motion_loras", "controls", "ip_adapter")  # sent as JSON text
 
 
 class Form:
