@@ -58,11 +58,11 @@ _TABLE: tuple[tuple[type[TcdError], _Row], ...] = (
     (GenerationFailed, _Row(500, "server_error", "generation_failed", retry=False)),
 )
 _UNEXPECTED = _Row(500, "server_error", "internal_error", retry=True)
-_OF_THE_FRAMEWORK = {
-    404: ("invalid_request_error", "not_found"),
-    405: ("invalid_request_error", "method_not_allowed"),
-    408: ("timeout_error", "deadline_exceeded"),
-    413: ("invalid_request_error", "request_too_large"),
+_BY_STATUS = {row.status: row for _, row in reversed(_TABLE)} | {
+    400: _Row(400, "invalid_request_error", "invalid_value", retry=False),
+    405: _Row(405, "invalid_request_error", "method_not_allowed", retry=False),
+    429: _Row(429, "rate_limit_error", "queue_full", retry=True),
+    500: _UNEXPECTED,
 }
 
 
@@ -94,11 +94,12 @@ def failure(error: Exception) -> Failure:
 
 
 def http_failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> Failure:
-    """The answer to what the web framework itself refuses: unknown paths and methods, and
-    requests that it cannot read."""
-    kind, code = _OF_THE_FRAMEWORK.get(status, ("invalid_request_error", "invalid_value"))
-    body = ErrorBody(message=message, type=kind, code=code)
-    return Failure(status, ErrorAnswer(error=body), {"x-should-retry": "false", **(headers or {})})
+    """The answer to what the web framework, or Serve's proxy, refuses by itself: unknown paths
+    and methods, requests that cannot be read, and times when nobody answers."""
+    row = _BY_STATUS.get(status, _Row(status, "invalid_request_error", "invalid_value", False))
+    retry = {} if row.retry else {"x-should-retry": "false"}
+    body = ErrorBody(message=message, type=row.type, code=row.code)
+    return Failure(status, ErrorAnswer(error=body), {**retry, **(headers or {})})
 
 
 def invalid(error: ValidationError, allowed: Sequence[str] = ()) -> InvalidRequest:

@@ -27,6 +27,7 @@ from deployments.ingress.http.failures import failure
 from deployments.ingress.http.metrics import Metrics
 
 UNKNOWN = "unknown"  # route
+KEY = "tcd_key"  # in a request's state: the named key that it carries
 MAX_LOGGED = 300  # characters of what may quote the client
 # Below Serve's own logger: its handlers write to the replica's log, with the request's id.
 log = logging.getLogger("ray.serve.tcd.http")
@@ -73,7 +74,6 @@ class RefusalLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state = scope.setdefault("state", {})
         refused: int | None = None
         body = b""
 
@@ -89,11 +89,11 @@ class RefusalLog:
             await self._app(scope, receive, read)
         finally:
             if refused is not None:
-                caller = getattr(state.get("caller"), "name", None)
-                _log_refusal(scope, refused, body, caller)
+                key = scope.get("state", {}).get(KEY)
+                _log_refusal(scope, refused, body, getattr(key, "name", None))
 
 
-def _log_refusal(scope: Scope, status: int, body: bytes, caller: str | None) -> None:
+def _log_refusal(scope: Scope, status: int, body: bytes, key: str | None) -> None:
     # A name that the client made up may be anything, and must not break the line.
     code, param, reason = None, None, ""
     with suppress(ValidationError):
@@ -103,7 +103,7 @@ def _log_refusal(scope: Scope, status: int, body: bytes, caller: str | None) -> 
     log.log(
         logging.WARNING if status >= 500 else logging.INFO,
         "refused: %s %s status=%d code=%s param=%s key=%s reason=%s",
-        *(scope["method"], _quoted(route), status, code, _quoted(param), caller, _quoted(reason)),
+        *(scope["method"], _quoted(route), status, code, _quoted(param), key, _quoted(reason)),
         extra={"request_id": Headers(scope=scope).get("x-request-id", "")},
     )
 

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,12 +13,13 @@ import pytest
 from fastapi import FastAPI
 from openapi_spec_validator import validate
 from starlette.testclient import TestClient
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from configs.app import FolderStorage, ServiceArgs
 from deployments.contracts.jobs import ImageRequest, ImageResult
 from deployments.ingress.http.app import make_app
 from deployments.ingress.http.events import CompletedEvent, ErrorEvent, PartialImageEvent
+from deployments.ingress.http.middleware import KEY
 from tests.fuzz.application import FAILURES, NoModels, application
 
 GENERATIONS = "/v1/images/generations"
@@ -229,6 +231,19 @@ def test_a_refusal_is_one_line(lines: list[logging.LogRecord]) -> None:
     )
     assert client().post(GENERATIONS, json=BODY).status_code == 200
     assert len(lines) == 1, "what is not refused is not logged"
+
+
+def test_the_log_names_the_key(lines: list[logging.LogRecord]) -> None:
+    app = application(ServiceArgs())
+
+    async def keyed(scope: Scope, receive: Receive, send: Send) -> None:
+        alice = SimpleNamespace(name="alice", hash="hidden")
+        await app({**scope, "state": {KEY: alice}}, receive, send)
+
+    TestClient(keyed).post(GENERATIONS, json={})
+    (line,) = lines
+    assert " key=alice " in line.getMessage()
+    assert "hidden" not in line.getMessage()
 
 
 def test_a_refusal_of_what_the_client_made_up_is_one_line(
