@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from configs.families import FamilyName
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#]+)$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -232,6 +233,11 @@ class ServiceArgs(Frozen):
         max_prompt_chars: characters of `prompt` and of `negative_prompt`; a longer one is refused
             before tokenising.
         max_body_bytes: of one HTTP request.
+        body_timeout_s: a request whose body is not all there by then is refused with 408.
+        public_url: where clients reach the service, such as "https://pictures.example/tcd";
+            `None`: the URLs in its answers begin as the client's request says (`Host`).
+        cors_origins: origins of web pages that may call the service from a browser, such as
+            "https://app.example"; "*": all. None by default: only the playground's own.
         max_videos: unfinished at a time.
         video_ttl_s, video_cache_mb: how long, and in how many MiB, finished videos are kept.
         request_timeout_s: a request without `timeout_s` of its own is given up after this.
@@ -263,6 +269,9 @@ class ServiceArgs(Frozen):
     max_images: int = Field(10, ge=1, le=64)
     max_prompt_chars: int = Field(4000, ge=1, le=100_000)
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
+    body_timeout_s: float = Field(60.0, gt=0)
+    public_url: str | None = Field(None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")
+    cors_origins: tuple[Origin, ...] = ()
     max_videos: int = Field(32, ge=1)
     video_ttl_s: float = Field(3600.0, gt=0)
     video_cache_mb: int = Field(512, ge=1)
