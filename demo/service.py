@@ -1,5 +1,6 @@
 """The application of `serve_config.yaml` in processes of its own, which end with the block."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress.http.proxy:guards",
@@ -65,6 +67,7 @@ def process(config: Path, output: IO[bytes] | None = None) -> Iterator[subproces
 
     Both have a session of their own: a signal that was meant for this process and its group
     (Ctrl-C, or a supervisor's SIGTERM) would end Ray's node under the program that is to stop it.
+    If this process is killed, Linux tells them to stop.
     """
     serve = Path(sys.executable).with_name("serve")
     started = subprocess.Popen(
@@ -74,6 +77,7 @@ def process(config: Path, output: IO[bytes] | None = None) -> Iterator[subproces
         stderr=None if output is None else subprocess.STDOUT,
         env={**os.environ, **ENVIRONMENT},
         start_new_session=True,
+        preexec_fn=_stop_with_the_parent if sys.platform == "linux" else None,
     )
     try:
         yield started
@@ -91,6 +95,10 @@ def _models(config: Config) -> list[str]:
     assert isinstance(applications, list)
     names = [application["name"] for application in applications]
     return [name.removeprefix("model-") for name in names if name.startswith("model-")]
+
+
+def _stop_with_the_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _wait_until_ready(

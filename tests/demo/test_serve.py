@@ -8,22 +8,22 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
 from demo.service import ROOT, demo_config
-from tests.demo.test_run import ray_processes
+from tests.demo.test_run import RAY_NODE
 from tests.serving import free_port
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_to_the_group_stops_it(
     demo_models: Path, tmp_path: Path, ending: signal.Signals
 ) -> None:
     port, config, log = free_port(), tmp_path / "config.yaml", tmp_path / "log"
     http = {"host": "127.0.0.1", "port": port}
     config.write_text(yaml.safe_dump(demo_config([]) | {"http_options": http}))
-    before = ray_processes()
     with log.open("wb") as output:
         verb = subprocess.Popen(
             [sys.executable, "-m", "demo.serve", config],
@@ -34,16 +34,20 @@ def test_a_signal_to_the_group_stops_it(
         )
     try:
         wait_until_it_answers(f"http://127.0.0.1:{port}/healthz", verb)
+        started = psutil.Process(verb.pid).children(recursive=True)
+        assert {process.name() for process in started} >= set(RAY_NODE)
         os.killpg(verb.pid, ending)
-        assert verb.wait(60) == 0, log.read_text()
+        killed = ending is signal.SIGKILL
+        assert verb.wait(60) == (-ending if killed else 0), log.read_text()
     finally:
         verb.terminate()
         verb.wait(90)
+    _, left = psutil.wait_procs(started, timeout=60)  # who was killed could not wait for them
+    assert not left
     said = log.read_text()
-    assert said.endswith("stopped\n")
+    assert killed or said.endswith("stopped\n")
     for sign in ("Traceback", "*** ", "Check failed", "StackTrace"):
         assert sign not in said
-    assert ray_processes() <= before
 
 
 def wait_until_it_answers(url: str, verb: subprocess.Popen[bytes]) -> None:

@@ -101,11 +101,12 @@ def _log_refusal(scope: Scope, status: int, body: bytes, key: str | None) -> Non
     with suppress(ValidationError):
         error = ErrorAnswer.model_validate_json(body).error
         code, param, reason = error.code, error.param, error.message
-    route = scope["path"] if (route := _route(scope)) == UNKNOWN else route
+    route = _route(scope)
+    asked = scope["path"] if route == UNKNOWN else route
     log.log(
         logging.WARNING if status >= 500 else logging.INFO,
         "refused: %s %s status=%d code=%s param=%s key=%s reason=%s",
-        *(scope["method"], _quoted(route), status, code, _quoted(param), key, _quoted(reason)),
+        *(scope["method"], _quoted(asked), status, code, _quoted(param), key, _quoted(reason)),
         extra={"request_id": Headers(scope=scope).get("x-request-id", "")},
     )
 

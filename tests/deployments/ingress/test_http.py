@@ -318,6 +318,13 @@ def test_its_examples_are_understood() -> None:
         assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.parametrize(("seconds", "frames", "fps"), [(5e-324, 1, 8), (2, 16, 8), (60, 60, 1)])
+def test_a_video_of_any_length(seconds: float, frames: int, fps: int) -> None:
+    answer = client().post("/v1/videos", json={"prompt": "a", "seed": 0, "seconds": seconds})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["num_frames"], answer.json()["fps"]) == (frames, fps)
+
+
 def test_a_websocket_is_closed() -> None:
     from starlette.websockets import WebSocketDisconnect
 
