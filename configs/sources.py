@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
@@ -208,7 +208,9 @@ def hub_errors(source: Source) -> Iterator[None]:
     from huggingface_hub import get_session
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
-    get_session().timeout = HUB_PATIENCE_S  # its client would wait for ever for a listing
+    hooks = get_session().event_hooks["request"]
+    if _be_patient not in hooks:
+        hooks.append(_be_patient)
     try:
         yield
     except Exception as error:  # the hub client raises some twenty unrelated classes
@@ -217,3 +219,11 @@ def hub_errors(source: Source) -> Iterator[None]:
             f"hub {source} could not be fetched ({type(error).__name__}: {error}); "
             "for a local path, check that it exists"
         ) from error
+
+
+def _be_patient(request: Any) -> None:  # of whichever httpx the hub client uses
+    """Bounds what the hub client asks without a time limit: listings, for which it would wait for
+    ever."""
+    limits: dict[str, float | None] = request.extensions["timeout"]
+    for phase, limit in limits.items():
+        limits[phase] = HUB_PATIENCE_S if limit is None else limit

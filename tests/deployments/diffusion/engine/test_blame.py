@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.pixels.sources import SourceLatents
 from deployments.diffusion.engine.steps import runner
 from deployments.diffusion.engine.steps.row import Row
+from deployments.diffusion.engine.steps.staging import Numbers
 from tests.conftest import MakeEngine, model_args
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import (
@@ -30,7 +31,13 @@ from tests.deployments.diffusion.engine.harness import (
     tap_unet,
 )
 from tests.deployments.diffusion.engine.oracle import assert_same
-from tests.deployments.diffusion.engine.tasks import box_mask, make_all, task
+from tests.deployments.diffusion.engine.tasks import (
+    Checkpoint,
+    Task,
+    box_mask,
+    make_all,
+    task,
+)
 
 ODD = 666  # the seed of the image that goes wrong
 CROWD = (
@@ -53,6 +60,18 @@ def refuse_odd(engine: Engine, error: Callable[[], Exception]) -> list[int]:
 
     tap_unet(engine, refuse)
     return sizes
+
+
+def refuse_eta(monkeypatch: pytest.MonkeyPatch, eta: float) -> None:
+    """Has every step of rows of this eta raise while it is planned."""
+    planned = runner._put_noise
+
+    def refuse(row: Row, cursor: int, numbers: Numbers) -> int | None:
+        if row.spec.eta == eta:
+            raise IndexError("the schedule ends here")
+        return planned(row, cursor, numbers)
+
+    monkeypatch.setattr(runner, "_put_noise", refuse)
 
 
 def test_a_row_whose_step_raises_fails_alone(
@@ -105,14 +124,7 @@ def test_a_job_all_of_whose_rows_raise_costs_nobody_else(
 ) -> None:
     """Alone on the engine, too: a plain row shows that it is well."""
     engine = make_engine()
-    planned = runner._put_noise
-
-    def refuse(row: Row, cursor: int, numbers: Any) -> int | None:
-        if row.spec.eta == 0.5:
-            raise IndexError("the schedule ends here")
-        return planned(row, cursor, numbers)
-
-    monkeypatch.setattr(runner, "_put_noise", refuse)
+    refuse_eta(monkeypatch, 0.5)
     listener = Listener(engine)
     listener.submit(image_job("odd", seeds=(1, 2, 3), eta=0.5, guidance_scale=3.0))
     listener.wait()
@@ -125,25 +137,29 @@ def test_a_job_all_of_whose_rows_raise_costs_nobody_else(
     assert engine.fault is None
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd15"])
-def test_a_plain_row_takes_its_step_in_every_family(
-    family: str, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["sdxl", "sdxl-inpainting", "video"])
+def test_models_of_every_kind_are_told_from_their_rows(
+    kind: str, demo_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine("sdxl" if family == "sdxl" else "sd15")
-    monkeypatch.setattr(runner, "_controls", _raise)
-    with pytest.raises(EngineFault):
-        engine.generate(image_job(loras=styles(neon=1.0), guidance_scale=2.0))
-    monkeypatch.undo()
-    engine = make_engine("sdxl" if family == "sdxl" else "sd15")
-    refuse_odd(engine, lambda: ValueError("this row cannot be"))
-    odd = image_job(seeds=(ODD,), loras=styles(neon=1.0))
-    with pytest.raises(GenerationFailed, match="this row cannot be"):
-        engine.generate(odd)
-    assert engine.fault is None
-
-
-def _raise(*_: object) -> NoReturn:
-    raise RuntimeError("whatever is planned")
+    """A plain row can take a step in each of them."""
+    if kind == "video":
+        motion = str(demo_models / "motion-adapter" / "sd15")
+        args = model_args(demo_models, "sd15").model_copy(update={"motion_adapter": motion})
+        fine = Task(image_job("fine", num_frames=4, width=64, height=64))
+    else:
+        args = Checkpoint(demo_models, "sdxl", kind).args()
+        hole = kind != "sdxl"
+        fine = task("fine", image=hole, mask=box_mask() if hole else None)
+    odd = replace(fine, job=replace(fine.job, job_id="odd", eta=0.5, guidance_scale=3.0))
+    refuse_eta(monkeypatch, 0.5)
+    engine = Engine(load(args), ModelUserConfig())
+    try:
+        with pytest.raises(GenerationFailed, match="the schedule ends here"):
+            make_all(engine, [odd])
+        assert make_all(engine, [fine])
+        assert engine.fault is None
+    finally:
+        engine.stop()
 
 
 def test_a_batch_that_raises_though_no_row_does_alone_is_the_engines_fault(
