@@ -1,7 +1,9 @@
 """Heartbeats: a thread that has been at one piece of work for too long hangs."""
 
+import sys
+import traceback
 from collections.abc import Callable, Mapping
-from threading import Event, Thread
+from threading import Event, Thread, get_ident
 from time import monotonic
 
 LOOK_EVERY_S = 1.0
@@ -12,10 +14,11 @@ class Pulse:
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._thread = 0
 
     def beat(self) -> None:
         """The thread takes up a piece of work."""
-        self._since = monotonic()
+        self._since, self._thread = monotonic(), get_ident()
 
     def rest(self) -> None:
         """The thread waits for work: it may do so for ever."""
@@ -27,9 +30,15 @@ class Pulse:
         since = self._since
         return 0.0 if since is None else monotonic() - since
 
+    @property
+    def place(self) -> str:
+        """Where in the code its thread is, as a traceback has it."""
+        frame = sys._current_frames().get(self._thread)
+        return "".join(traceback.format_stack(frame)) if frame is not None else ""
+
 
 class Hang(Exception):
-    """A thread did not turn for longer than it may."""
+    """A thread did not turn for longer than it may. Its note says where it stands."""
 
 
 class Watch:
@@ -67,5 +76,7 @@ class Watch:
             for name, pulse in self._pulses.items():
                 at_it_s = pulse.at_it_s
                 if at_it_s > self._patience_s():
-                    self._stands_still(Hang(f"the {name} has not turned for {at_it_s:.0f} s"))
+                    hang = Hang(f"the {name} has not turned for {at_it_s:.0f} s")
+                    hang.add_note(pulse.place)
+                    self._stands_still(hang)
                     return

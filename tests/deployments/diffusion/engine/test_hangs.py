@@ -75,6 +75,7 @@ def test_a_thread_that_hangs_is_a_fault(
             assert isinstance(listener.error("job", index), EngineFault)
         assert isinstance(engine.fault, Hang)
         assert part in str(engine.fault)
+        assert "held.wait" in caplog.text, "the log says where it hangs"
         with pytest.raises(EngineFault):
             engine.submit(image_job("later"), lambda _: None)
     assert eventually(lambda: not engine._thread.is_alive() or part != "loop"), "it woke up"
