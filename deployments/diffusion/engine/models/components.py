@@ -107,6 +107,11 @@ def load(args: ModelArgs) -> Components:
     family = FAMILIES[args.family]
     device, dtype = _device(args.device), TORCH_DTYPES[args.dtype]
     base = read_checkpoint(args, family, dtype, device)
+    usual_steps, most = args.defaults.num_inference_steps, base.schedule.max_steps
+    if usual_steps > most:
+        raise ValueError(
+            f"defaults.num_inference_steps is {usual_steps}; the checkpoint's schedule has {most}"
+        )
     unet = base.unet
     if args.tcd_lora is not None:
         if device.type == "cuda":

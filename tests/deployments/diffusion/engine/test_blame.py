@@ -1,5 +1,7 @@
 """A step that raises: the rows that are to blame fail, the others take it; or the engine does."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -8,14 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import TCDScheduler
 from torch import Tensor
 
-from configs.app import ModelUserConfig
+from configs.app import Defaults, ModelUserConfig
 from deployments.contracts.errors import EngineFault, GenerationFailed, InvalidRequest
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
-from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.pixels.sources import SourceLatents
 from deployments.diffusion.engine.steps import runner
 from deployments.diffusion.engine.steps.row import Row
@@ -272,12 +272,13 @@ def test_the_devices_own_failure_is_no_lack_of_memory(
     caplog.clear()
 
 
-def test_more_steps_than_a_schedule_has_are_refused(demo_models: Path) -> None:
-    parts = load(model_args(demo_models, "sd15"))
-    config = {**TCDScheduler.load_config(demo_models / "sd15" / "scheduler")}
-    config["original_inference_steps"] = 30
-    short = Schedule(TCDScheduler.from_config(config))
-    engine = Engine(replace(parts, schedule=short), ModelUserConfig())
+def test_more_steps_than_a_schedule_has_are_refused(demo_models: Path, tmp_path: Path) -> None:
+    short = shutil.copytree(demo_models / "sd15", tmp_path / "short")
+    described = short / "scheduler" / "scheduler_config.json"
+    config = json.loads(described.read_text()) | {"original_inference_steps": 30}
+    described.write_text(json.dumps(config))
+    args = model_args(demo_models, "sd15").model_copy(update={"checkpoint": str(short)})
+    engine = Engine(load(args), ModelUserConfig())
     try:
         with pytest.raises(InvalidRequest, match="31; this model's schedule has 30") as caught:
             engine.generate(image_job(num_inference_steps=31))
@@ -285,3 +286,6 @@ def test_more_steps_than_a_schedule_has_are_refused(demo_models: Path) -> None:
         assert len(engine.generate(image_job(num_inference_steps=30))) == 1
     finally:
         engine.stop()
+    too_many = args.model_copy(update={"defaults": Defaults(num_inference_steps=40)})
+    with pytest.raises(ValueError, match=r"defaults\.num_inference_steps is 40; .* has 30"):
+        load(too_many)
