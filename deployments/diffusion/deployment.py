@@ -63,8 +63,9 @@ class Diffusion:
         except ValidationError as error:
             if not self._serving:
                 raise
-            self._config_error = str(error)
-            log.error("this user_config is refused, the last good one stays: %s", error)
+            faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            self._config_error = "; ".join(faults)
+            log.error("the new user_config is refused, the last stays: %s", self._config_error)
             return
         self._config_error = None
         self._engine.reconfigure(self._config)
