@@ -355,7 +355,7 @@ class Engine:
     def _book(self, batch: Batch, outcome: Outcome) -> None:
         left = self._scheduler.advance(batch, outcome)
         if isinstance(outcome, Advanced):
-            self._registry.count_step(batch.unet_rows)
+            self._registry.count_step(batch)
             if outcome.measured is not None:
                 self._registry.measure_step(*outcome.measured)
             for row in batch.rows:
