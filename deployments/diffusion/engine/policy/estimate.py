@@ -10,8 +10,8 @@ UNMEASURED_DECODE_S = 0.5  # likewise, of decoding them
 class Pace:
     """Seconds that a latent pixel takes: moving averages of seconds and of pixels, divided.
 
-    An average of their ratios would count a call of few pixels, which takes longer for each, as much
-    as a call of many: a queue of mixed sizes would seem several times as long as it is.
+    An average of their ratios would count a call of few pixels, which takes longer for each, as
+    much as a call of many: a queue of mixed sizes would seem several times as long as it is.
 
     Args:
         unmeasured_s: what 64 x 64 of them are taken to need until one was measured.

@@ -1,6 +1,6 @@
 """One image on its way from noise to latents: the state that the host keeps. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from deployments.contracts.jobs import Caller
@@ -50,7 +50,7 @@ class Trajectory:
     passed_over: int = 0
     arrival: int = 0
     short_of_memory: bool = False
-    caller: Caller = Caller()
+    caller: Caller = field(default_factory=Caller)
 
     @property
     def key(self) -> BatchKey:

@@ -1,9 +1,10 @@
 """Whose turn it is on the device: between callers, by work and weight. No torch, no clock.
 
 Start-time fair queueing (Goyal, Vin, Cheng 1996): every caller has a tag, which grows by the work
-done for it, divided by its weight; the lowest tag goes first. A caller who comes, or comes back, has
-at least the tag at which the last call was led: nobody saves turns up while idle, and a
-newcomer goes before those who were just served.
+done for it, divided by its weight; the lowest tag goes first. A caller who comes, or comes back,
+has at least the tag at which the last call was led: nobody saves turns up while idle, and a
+newcomer goes before those who were just served. Who has no slot has no turns, either: shares hold
+as long as every caller holds one, so for twice as many as `max_running` (`places.py`).
 """
 
 from deployments.contracts.jobs import Caller
