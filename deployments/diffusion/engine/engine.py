@@ -375,7 +375,7 @@ class Engine:
         failures: Mapping[str, Exception] = {}
         if isinstance(outcome, Advanced):
             failures = outcome.failures
-            self._registry.count_step(batch.unet_rows)
+            self._registry.count_step(batch)
             if outcome.measured is not None:
                 self._registry.measure_step(*outcome.measured)
             for row in batch.rows:
