@@ -62,7 +62,7 @@ class Service:
 
     async def generate(self, request: ImageRequest) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it cannot."""
-        timeout_s = request.timeout_s or self._args.request_timeout_s
+        timeout_s = self._time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
         with translated(), within(timeout_s):
             model, ready = await self._assembled(request, until)
@@ -81,7 +81,7 @@ class Service:
 
     async def stream(self, request: ImageRequest) -> AsyncIterator[StreamEvent]:
         """A request's events as they come; raises a `TcdError` if it cannot go on."""
-        timeout_s = request.timeout_s or self._args.request_timeout_s
+        timeout_s = self._time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
         begun = False
         with translated(), within(timeout_s):
@@ -121,7 +121,7 @@ class Service:
 
     async def animate(self, request: VideoRequest, progress: OnProgress) -> VideoResult:
         """Makes a video; tells `progress` of every step. Waits while the model's queue is full."""
-        timeout_s = request.timeout_s or self._args.request_timeout_s
+        timeout_s = self._time_of(request)
         with translated(), within(timeout_s):
             model = await self._video_model(request)
             job = video_job(request, model.card, timeout_s)
@@ -133,9 +133,10 @@ class Service:
 
     async def check_video(self, request: VideoRequest) -> str:
         """The name of the model that is to make a video. Raises a `TcdError` if none can."""
+        timeout_s = self._time_of(request)
         with translated(), within(CHECK_S):
             model = await self._video_model(request)
-            job = video_job(request, model.card, self._args.request_timeout_s)
+            job = video_job(request, model.card, timeout_s)
             asked = cast(DeploymentResponse[Refusal | None], model.handle.check.remote(job))
             answer = await asyncio.wait_for(asked, CHECK_S)
         accepted(answer)
@@ -210,6 +211,15 @@ class Service:
             ready = await self.assembler.assemble(request, model.card)
         left = max(until - asyncio.get_running_loop().time(), LEAST_S)
         return model, replace(ready, job=replace(ready.job, timeout_s=left))
+
+    def _time_of(self, request: ImageRequest | VideoRequest) -> float:
+        """Seconds that a request has; raises `InvalidRequest` if it wants more than it may."""
+        most = self._args.max_timeout_s
+        if request.timeout_s is not None and request.timeout_s > most:
+            raise InvalidRequest(
+                f"timeout_s is {request.timeout_s:g}; {most:g} at most", "timeout_s"
+            )
+        return request.timeout_s or self._args.request_timeout_s
 
     async def _model(self, prompt: str, asked: str | None) -> Model:
         most = self._args.max_prompt_chars

@@ -9,8 +9,8 @@ from ray.exceptions import ActorDiedError
 
 from configs.app import ServiceArgs
 from deployments.contracts.api import PreprocessForm
-from deployments.contracts.errors import DeadlineExceeded, NotReady
-from deployments.contracts.jobs import ImageJob, ImageRequest, Progress
+from deployments.contracts.errors import DeadlineExceeded, InvalidRequest, NotReady
+from deployments.contracts.jobs import ImageJob, ImageRequest, Progress, VideoRequest
 from deployments.ingress.request.assembly import Assembled, Assembler
 from deployments.ingress.request.catalogue import Catalogue
 from deployments.ingress.request.service import Service
@@ -45,6 +45,21 @@ def test_a_map_that_never_comes(timeout_s: float | None) -> None:
     for attempt in (stuck().generate(request), stream()):
         with pytest.raises(DeadlineExceeded, match=f"within {timeout_s or TIMEOUT_S:g} s"):
             asyncio.run(asyncio.wait_for(attempt, 5))
+
+
+def test_more_time_than_a_request_may_have() -> None:
+    service, request = stuck(), ImageRequest("a", timeout_s=301)
+
+    async def stream() -> None:
+        async for _ in service.stream(request):
+            pass
+
+    video = VideoRequest("a", timeout_s=301)
+    checked, made = service.check_video(video), service.animate(video, lambda _: None)
+    for attempt in (service.generate(request), stream(), checked, made):
+        with pytest.raises(InvalidRequest, match="timeout_s is 301; 300 at most") as refused:
+            asyncio.run(attempt)
+        assert refused.value.param == "timeout_s"
 
 
 def test_a_preprocessor_that_never_comes() -> None:
