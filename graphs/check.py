@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 from ray import serve
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import (
     DeploymentSchema,
     HTTPOptionsSchema,
@@ -38,7 +38,6 @@ LISTS: dict[str, type[BaseModel]] = {
 }
 MAPPINGS: dict[str, type[BaseModel]] = {
     "autoscaling_config": AutoscalingConfig,
-    "backpressure_config": BackpressureConfig,
     "grpc_options": gRPCOptionsSchema,
     "http_options": HTTPOptionsSchema,
     "logging_config": LoggingConfig,

@@ -21,6 +21,9 @@ MIB = 2**20
 INGRESS = serve.deployment(
     name="Ingress",
     max_ongoing_requests=MAX_ONGOING_REQUESTS,
+    # What each proxy keeps beside those; the rest gets Serve's own 503.
+    max_queued_requests=1000,
+    backpressure_config={"status_code": 503, "retry_after_s": 1},
     ray_actor_options={"num_cpus": 0.1},
     **LASTING,
 )(Ingress)
