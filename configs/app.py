@@ -209,7 +209,7 @@ class ServiceArgs(Frozen):
         request_timeout_s: a request without `timeout_s` of its own is given up after this.
         max_timeout_s: longest `timeout_s` of a request. What carries requests must last longer
             than this: see `graphs/limits.py`.
-        discovery_period_s: how often the ingress looks for model applications.
+        discovery_period_s: how often the directory looks for model applications.
         api_keys_env: name of the environment variable with the accepted bearer keys,
             separated by commas; `None`: no authentication.
     """

@@ -14,7 +14,7 @@ from graphs.model import DIFFUSION
 
 MODEL, SERVICE = "graphs.model:build", "graphs.service:build"
 # Those that remember for all others: of two, each would know half.
-SINGLETONS = ("MapStore", "Videos")
+SINGLETONS = ("Directory", "MapStore", "Videos")
 TIMES = {
     "graceful_shutdown_timeout_s": LASTING["graceful_shutdown_timeout_s"],
     "health_check_timeout_s": LASTING["health_check_timeout_s"],
@@ -162,7 +162,8 @@ def _times(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
             place = f"{application.name}.{name}"
             deployment = given.get(name, DeploymentSchema(name=name))
             times = {key: _option(deployment, key, value) for key, value in TIMES.items()}
-            if (drain_s := times["graceful_shutdown_timeout_s"]) < needed_s:
+            drain_s = times["graceful_shutdown_timeout_s"]
+            if drain_s < needed_s and name != "Directory":  # requests do not pass through that
                 yield f"{place}.graceful_shutdown_timeout_s: {drain_s:g} {short}"
             if not least_s <= (silent_s := times["health_check_timeout_s"]) <= most_s:
                 yield (
