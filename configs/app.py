@@ -46,6 +46,9 @@ class Limits(Frozen):
             go first, those in use never.
         prompt_cache_mb: MiB of prompt embeddings kept on the device.
         aging_steps: steps a waiting row must be passed over to gain one priority level.
+        hang_s: seconds for which one step, one VAE call or the preparation of one image may
+            last; longer, and the replica ends and is replaced. The first steps on a GPU may
+            compile for minutes; a CPU may need longer than this for a full-size image.
     """
 
     min_side: int = Field(64, ge=8, multiple_of=8)
@@ -59,6 +62,7 @@ class Limits(Frozen):
     lora_budget_mb: int = Field(2048, ge=1)
     prompt_cache_mb: int = Field(256, ge=0)
     aging_steps: int = Field(16, ge=1)
+    hang_s: float = Field(300.0, ge=1)
 
     @model_validator(mode="after")
     def _sides_in_order(self) -> "Limits":

@@ -23,6 +23,7 @@ PIPELINE_PARTS = (
     "unet",
     "vae",
 )
+HUB_PATIENCE_S = 30  # for an answer of the hub, and between any two pieces of it
 # Other weights beside the plain ones, as hub repositories name them.
 VARIANTS = ("fp16", "bf16", "non_ema")
 # What of a folder is brought: all of it; of a diffusers pipeline what is read here; the latter
@@ -202,9 +203,12 @@ def no_weights(source: Source, variant: str | None) -> SourceError:
 
 @contextmanager
 def hub_errors(source: Source) -> Iterator[None]:
-    """What the hub client raises, as a `SourceError` that names the source."""
+    """What the hub client raises, as a `SourceError` that names the source. It is given
+    `HUB_PATIENCE_S`."""
+    from huggingface_hub import get_session
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
+    get_session().timeout = HUB_PATIENCE_S  # its client would wait for ever for a listing
     try:
         yield
     except Exception as error:  # the hub client raises some twenty unrelated classes

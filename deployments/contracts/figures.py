@@ -20,6 +20,7 @@ ENGINE_HELP = {
     "lora_loads_total": "style adapters loaded",
     "lora_evictions_total": "style adapters evicted",
     "batch_limit": "rows that a UNet call may have now",
+    "config_error": "1 while the newest user_config is refused and the last good one is in force",
 }
 
 
@@ -46,6 +47,7 @@ class EngineFigures:
     lora_loads_total: int = 0
     lora_evictions_total: int = 0
     batch_limit: int = 0
+    config_error: int = 0
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class Components:
             controls=frozenset(self.controlnets),
             image_prompt=None if adapter is None else adapter.reads,
             max_frames=0 if motion is None else int(motion.config.motion_max_seq_length),
+            max_steps=self.schedule.max_steps,
         )
 
 
