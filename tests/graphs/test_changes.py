@@ -184,6 +184,23 @@ def test_a_checkpoint_that_cannot_be_loaded(changing: Changing, demo_models: Pat
     assert replica_pids(APPLICATION) == before
 
 
+def test_a_user_config_that_is_refused(changing: Changing, served: Served) -> None:
+    changing.deploy()
+    changing.settle()
+    before, limits = replica_pids(APPLICATION), changing.card()["limits"]
+    with Asking(changing) as asking:
+        changing.deploy(None, {"limits": {"min_side": 512, "max_side": 64}})
+        wait_until(lambda: "min_side" in (changing.card().get("config_error") or ""))
+        wait_until(lambda: served.engine_figure("config_error", NAME) == 1)
+        asking.more()
+        assert changing.status() == "RUNNING"
+        assert changing.card()["limits"] == limits
+        changing.deploy()
+        wait_until(lambda: changing.card().get("config_error") is None)
+        asking.more()
+    assert replica_pids(APPLICATION) == before
+
+
 def test_a_replica_goes_when_it_has_answered(changing: Changing) -> None:
     changing.deploy(num_replicas=2)
     wait_until(lambda: len(replica_pids(APPLICATION)) == 2)
