@@ -15,10 +15,6 @@ from graphs.model import DIFFUSION
 MODEL, SERVICE = "graphs.model:build", "graphs.service:build"
 # Those that remember for all others: of two, each would know half.
 SINGLETONS = ("Directory", "MapStore", "Videos")
-TIMES = {
-    "graceful_shutdown_timeout_s": LASTING["graceful_shutdown_timeout_s"],
-    "health_check_timeout_s": LASTING["health_check_timeout_s"],
-}
 ALWAYS = ("Ingress", *SINGLETONS, "Canny")
 Schema = TypeVar("Schema", bound=BaseModel)
 Value = TypeVar("Value")
@@ -40,19 +36,22 @@ def disagreements(config: ServeDeploySchema) -> Iterator[str]:
     Parts that our own schemas refuse are passed over.
     """
     names = {application.name for application in config.applications}
-    service = ServiceArgs()
     models: list[_Model] = []
     for application in config.applications:
-        if application.import_path == SERVICE:
-            service = _accepted(ServiceArgs, application.args) or service
-            yield from _service(application, service, names)
-        elif application.import_path == MODEL:
+        if application.import_path == MODEL:
             yield from _model_application(application)
             if (model := _read(application)) is not None:
                 models.append(model)
     for model in models:
-        yield from _model(model, service)
-    yield from _times(config, service)
+        yield from _model(model)
+    for application in config.applications:
+        if application.import_path == SERVICE:
+            service = _accepted(ServiceArgs, application.args)
+            if service is not None:
+                yield from _service(application, service, names)
+                yield from _times(config, service)
+                for model in models:
+                    yield from _beside(model, service)
 
 
 def _service(
@@ -102,8 +101,8 @@ def _read(application: ServeApplicationSchema) -> _Model | None:
     return _Model(application.name, args, user_config.limits, diffusion)
 
 
-def _model(model: _Model, service: ServiceArgs) -> Iterator[str]:
-    """A model's defaults and queues beside its limits, and what it wants of the service."""
+def _model(model: _Model) -> Iterator[str]:
+    """A model's defaults and queues beside its limits."""
     limits, defaults = model.limits, model.args.defaults
     at_limits = f"{model.place}.{DIFFUSION.name}.user_config.limits"
     side = FAMILIES[model.args.family].default_size
@@ -124,11 +123,6 @@ def _model(model: _Model, service: ServiceArgs) -> Iterator[str]:
             f"{at_limits}.max_batch: {limits.max_batch} is above two rows for each of "
             f"max_running {limits.max_running}: no batch is so large"
         )
-    if service.max_images > limits.max_pending:
-        yield (
-            f"{at_limits}.max_pending: {limits.max_pending} is below the service's max_images "
-            f"{service.max_images}: such a request would never be taken"
-        )
     for name, most in (
         ("max_ongoing_requests", DIFFUSION.max_ongoing_requests),
         ("max_queued_requests", DIFFUSION.max_queued_requests),
@@ -139,6 +133,16 @@ def _model(model: _Model, service: ServiceArgs) -> Iterator[str]:
                 f"{model.place}.{DIFFUSION.name}.{name}: {value} is below max_pending "
                 f"{limits.max_pending}: Serve would hold back what the engine takes"
             )
+
+
+def _beside(model: _Model, service: ServiceArgs) -> Iterator[str]:
+    """What a model and the service want of each other."""
+    if service.max_images > model.limits.max_pending:
+        yield (
+            f"{model.place}.{DIFFUSION.name}.user_config.limits.max_pending: "
+            f"{model.limits.max_pending} is below the service's max_images {service.max_images}: "
+            "such a request would never be taken"
+        )
     adapter = model.args.ip_adapter
     if adapter is not None and adapter.image_encoder not in service.image_encoders:
         yield (
@@ -161,14 +165,16 @@ def _times(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
         for name in names.get(application.import_path, ()):
             place = f"{application.name}.{name}"
             deployment = given.get(name, DeploymentSchema(name=name))
-            times = {key: _option(deployment, key, value) for key, value in TIMES.items()}
-            drain_s = times["graceful_shutdown_timeout_s"]
+            key = "graceful_shutdown_timeout_s"
+            drain_s = _option(deployment, key, LASTING["graceful_shutdown_timeout_s"])
             if drain_s < needed_s and name != "Directory":  # requests do not pass through that
-                yield f"{place}.graceful_shutdown_timeout_s: {drain_s:g} {short}"
-            if not least_s <= (silent_s := times["health_check_timeout_s"]) <= most_s:
+                yield f"{place}.{key}: {drain_s:g} {short}"
+            key = "health_check_timeout_s"
+            silent_s = _option(deployment, key, LASTING["health_check_timeout_s"])
+            if not least_s <= silent_s <= most_s:
                 yield (
-                    f"{place}.health_check_timeout_s: {silent_s:g} is not from {least_s:g} to "
-                    f"{most_s:g}; a replica that is silent three times as long is replaced"
+                    f"{place}.{key}: {silent_s:g} is not from {least_s:g} to {most_s:g}; "
+                    "a replica that is silent three times as long is replaced"
                 )
 
 

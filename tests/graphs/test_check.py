@@ -232,6 +232,13 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
     assert not [problem for problem in found if "\n" in problem]
 
 
+def test_args_that_are_refused_hide_no_encoder(demo_models: Path) -> None:
+    config = copy.deepcopy(DEMO)
+    service(config)["args"]["max_images"] = 0
+    (problem,) = problems(config)
+    assert problem.startswith("tcd.args.max_images: ")
+
+
 def test_times_that_agree(demo_models: Path) -> None:
     config = copy.deepcopy(DEMO)
     service(config)["args"].update(max_timeout_s=100, request_timeout_s=60)
