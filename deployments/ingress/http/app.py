@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -11,8 +11,8 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from configs.app import ServiceArgs
-from deployments.contracts.api import GenerationsBody, PreprocessForm
-from deployments.contracts.cards import ModelCard, ModelsBody
+from deployments.contracts.api import ErrorAnswer, GenerationsBody, PreprocessForm
+from deployments.contracts.cards import ModelCard, ModelsBody, ReadyBody
 from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
 from deployments.ingress.answer.storage import FILES_PATH, FolderStore, make_storage
@@ -27,6 +27,11 @@ from deployments.ingress.request.service import Service
 DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the sampler's own
 fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
 
+READINESS: dict[int | str, dict[str, Any]] = {
+    200: {"model": ReadyBody},
+    503: {"model": ReadyBody},
+    404: {"model": ErrorAnswer},
+}
 PLAYGROUND = Path(__file__).with_name("playground") / "index.html"
 # A name is never given to another file, and what is shown is a picture, whatever it holds.
 FILE_HEADERS = {
@@ -116,7 +121,7 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         """Whether this process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", responses=ERRORS)
+    @app.get("/readyz", responses=READINESS)
     async def readyz(models: Annotated[str | None, Query()] = None) -> Response:
         """Whether this ingress can serve: 200, or 503; with what each model is doing. With
         `models`, names separated by commas: whether all of these can answer."""
@@ -126,12 +131,12 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         if unknown:
             return answer(failure(NotFound(f"no such model: {', '.join(unknown)}", "models")))
         ready = catalogue.ready(args.default_model, wanted)
-        body = {
-            "status": "ready" if ready else "not ready",
-            "models": {name: model.state for name, model in known.items()},
-            "availability": {name: model.availability for name, model in known.items()},
-        }
-        return JSONResponse(body, status_code=200 if ready else 503)
+        body = ReadyBody(
+            status="ready" if ready else "not ready",
+            models={name: model.state for name, model in known.items()},
+            availability={name: model.availability for name, model in known.items()},
+        )
+        return JSONResponse(body.model_dump(), status_code=200 if ready else 503)
 
     @app.get("/metrics")
     async def metrics_text() -> Response:

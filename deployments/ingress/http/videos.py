@@ -14,7 +14,7 @@ from deployments.ingress.answer.video_files import VIDEO_TYPES
 from deployments.ingress.http.failures import invalid
 from deployments.ingress.http.forms import received_form
 from deployments.ingress.http.idempotency import idempotency_key
-from deployments.ingress.request.service import translated
+from deployments.ingress.request.deaths import translated
 
 
 def video_routes(videos: DeploymentHandle[object]) -> APIRouter:

@@ -11,30 +11,22 @@ model that Serve has given up.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar, cast
+from typing import cast
 
-from ray.exceptions import (
-    ObjectLostError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from configs.app import ServiceArgs
 from deployments.contracts.api import PreprocessForm
 from deployments.contracts.errors import (
     DeadlineExceeded,
-    EngineFault,
     InvalidRequest,
     NotReady,
     QueueFull,
-    TcdError,
 )
 from deployments.contracts.jobs import (
     Caller,
@@ -55,18 +47,18 @@ from deployments.contracts.jobs import (
 from deployments.contracts.refusal import Refusal, accepted
 from deployments.ingress.request.assembly import Assembled, Assembler
 from deployments.ingress.request.catalogue import Catalogue, Model
+from deployments.ingress.request.deaths import FAILURES, died, pause, translated, twice
 from deployments.ingress.request.filling import video_job
 
 OnProgress = Callable[[Progress], None]
-Answer = TypeVar("Answer")
 NOBODY = Caller()
 CHECK_S = 10.0  # for a replica to say whether it would take a video
 LEAST_S = 0.001
 GRACE_S = 5.0  # the replica itself ends a late job; the ingress only waits no longer than this
-BACK_PRESSURE_RETRY_MS = 1000
-FAULT_PAUSE_S = 0.5  # for a replica whose engine broke to be out of Serve's rotation
 FULL_PAUSE_S = (0.5, 30.0)  # a video that finds the queue full asks again after this
 FORGET_S = 5.0
+# A stream that has shown one of these cannot begin anew.
+SHOWN = (PartialImage, FinishedImage, FailedImage)
 log = logging.getLogger("tcd.service")
 
 
@@ -88,7 +80,7 @@ class Service:
             return ready, await self._submit(model, ready)
 
         with translated(), self._within(timeout_s, request.model):
-            ready, result = await _twice(ask)
+            ready, result = await twice(ask)
         if ready.original is None:
             return result
         images = await asyncio.to_thread(lambda: tuple(map(ready.restored, result.images)))
@@ -109,17 +101,17 @@ class Service:
                 try:
                     model, ready = await self._assembled(request, caller, until)
                     async for event in self._events(model, ready):
-                        begun = begun or isinstance(event, _SHOWN)
+                        begun = begun or isinstance(event, SHOWN)
                         if isinstance(event, PartialImage | FinishedImage):
                             pixels = await asyncio.to_thread(ready.restored, event.pixels)
                             yield replace(event, pixels=pixels)
                         else:
                             yield event
                     return
-                except (RayError, RayServeException, EngineFault) as error:
-                    if begun or last_try or not _died(error):
+                except FAILURES as error:
+                    if begun or last_try or not died(error):
                         raise
-                    await _pause(error)
+                    await pause(error)
 
     async def animate(
         self, request: VideoRequest, progress: OnProgress, caller: Caller = NOBODY
@@ -135,7 +127,7 @@ class Service:
         with translated(), self._within(timeout_s, request.model):
             while True:
                 try:
-                    return await _twice(ask)
+                    return await twice(ask)
                 except QueueFull as error:
                     least, most = FULL_PAUSE_S
                     pause_s = min(max(error.retry_after_ms / 1000, least), most)
@@ -203,7 +195,7 @@ class Service:
         try:
             with translated():
                 async with asyncio.timeout(timeout_s):
-                    return await _twice(lambda: self.assembler.preprocess(control))
+                    return await twice(lambda: self.assembler.preprocess(control))
         except TimeoutError as error:
             raise _late(timeout_s) from error
 
@@ -296,56 +288,6 @@ class Service:
         except (TimeoutError, DeadlineExceeded) as error:
             absence = self.catalogue.absence(asked or self._args.default_model, timeout_s)
             raise absence or _late(timeout_s) from error
-
-
-_SHOWN = (PartialImage, FinishedImage, FailedImage)
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """What a handle call raises, as one of this service's own errors where it is one."""
-    try:
-        yield
-    except RayTaskError as error:
-        # What a replica raised on purpose, without the traceback that its wrapper speaks.
-        if isinstance(error.cause, TcdError):
-            raise error.cause from error
-        if not _died(error):
-            raise
-        raise NotReady(_WENT_AWAY) from error
-    except BackPressureError as error:
-        raise QueueFull("the model's queue is full", BACK_PRESSURE_RETRY_MS) from error
-    except (RayError, RayServeException) as error:
-        raise NotReady(_WENT_AWAY) from error
-
-
-_WENT_AWAY = "the model's replica, or what it needed, went away; try again"
-
-
-async def _twice(ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """What `ask` comes to; asked once more, from the start, if a process died under it."""
-    try:
-        return await ask()
-    except (RayError, RayServeException, EngineFault) as error:
-        if not _died(error):
-            raise
-        await _pause(error)
-    return await ask()
-
-
-async def _pause(error: Exception) -> None:
-    log.warning("asked once more, for: %r", error)
-    if isinstance(error, EngineFault):
-        await asyncio.sleep(FAULT_PAUSE_S)
-
-
-def _died(error: Exception) -> bool:
-    """Whether a process died under a call: the one that was called, one that was making a map for
-    it, or the owner of one; or an engine. Of what stood behind a call Serve speaks with the bare
-    base of its errors."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    died = (RayActorError, ObjectLostError, WorkerCrashedError, EngineFault)
-    return isinstance(cause, died) or type(cause) is RayServeException
 
 
 def _late(timeout_s: float) -> DeadlineExceeded:

@@ -8,9 +8,9 @@ from typing import Any, cast
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.contracts.cards import CardDefaults, CardLimits, ModelCard
+from deployments.contracts.cards import Availability, CardDefaults, CardLimits, ModelCard
 from deployments.contracts.figures import EngineFigures
-from deployments.ingress.discovery.outlook import Availability, Outlook, Snapshot
+from deployments.ingress.discovery.outlook import Outlook, Snapshot
 from deployments.ingress.request.catalogue import Catalogue
 
 Handle = DeploymentHandle[object]
