@@ -12,9 +12,8 @@ or if a plain row, which no request made, cannot take a step either.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -34,6 +33,7 @@ from deployments.diffusion.engine.policy.batch import (
 from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 from deployments.diffusion.engine.prompts.encoder import PromptEmbeds
+from deployments.diffusion.engine.steps.clock import InFlight, clock_of
 from deployments.diffusion.engine.steps.conditioning import ControlPlan, RowControl, UNetInput
 from deployments.diffusion.engine.steps.row import Row
 from deployments.diffusion.engine.steps.staging import Numbers
@@ -96,7 +96,7 @@ class Runner:
         self._parts = components
         self._plain_steps = components.schedule.steps(1, 0.0)
         self._rows: dict[int, Row] = {}
-        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight: deque[InFlight] = deque()
 
     def adopt(self, slot: int, row: Row) -> None:
         """Gives a row its slot."""
@@ -109,14 +109,14 @@ class Runner:
         Raises what no row is to blame for; no row has taken the step then.
         """
         failures: dict[str, Exception] = {}
-        clock = _clock(self._parts.device)
+        clock = clock_of(self._parts.device)
         stepped = self._tried(self._placed(batch.rows))
         if isinstance(stepped, Exception) and not is_out_of_memory(stepped):
             failures = self._blamed(batch.rows, stepped)
             batch = Batch(batch.key, tuple(r for r in batch.rows if r.row_id not in failures))
             if not batch.rows:
                 return Advanced(failures)
-            clock = _clock(self._parts.device)
+            clock = clock_of(self._parts.device)
             stepped = self._tried(self._placed(batch.rows))
             if isinstance(stepped, Exception) and not is_out_of_memory(stepped):
                 raise stepped
@@ -124,7 +124,7 @@ class Runner:
             return OutOfMemory(str(stepped))
         for row, latents, estimate in stepped:
             row.latents, row.x_0 = latents, estimate
-        self._in_flight.append(_InFlight(batch.unet_rows, batch.pixels, clock.stop()))
+        self._in_flight.append(InFlight(batch.unet_rows, batch.pixels, clock.stop()))
         return Advanced(failures, self._wait_for_older_steps())
 
     def _placed(self, rows: Sequence[Trajectory]) -> list[_Placed]:
@@ -310,54 +310,6 @@ class Runner:
         if len(self._in_flight) <= ahead:
             return None
         return self._in_flight.popleft().wait()
-
-
-class _HostClock:
-    """Times a step on a device that does it at once."""
-
-    def __init__(self) -> None:
-        self._started = perf_counter()
-
-    def stop(self) -> Callable[[], float]:
-        """The step is done; what is returned says how many seconds it took."""
-        seconds = perf_counter() - self._started
-        return lambda: seconds
-
-
-class _DeviceClock:
-    """Times a step on a GPU, which does it later."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.current_stream(device)
-        self._started = self._stream.record_event(torch.cuda.Event(enable_timing=True))
-
-    def stop(self) -> Callable[[], float]:
-        """The step has been launched; what is returned waits for its end, and says how many
-        seconds it took."""
-        ended = self._stream.record_event(torch.cuda.Event(enable_timing=True))
-
-        def wait() -> float:
-            ended.synchronize()
-            return float(self._started.elapsed_time(ended)) / 1e3
-
-        return wait
-
-
-def _clock(device: torch.device) -> _HostClock | _DeviceClock:
-    return _DeviceClock(device) if device.type == "cuda" else _HostClock()
-
-
-@dataclass(frozen=True)
-class _InFlight:
-    """A step that has been launched. `seconds` waits for its end, and says what it took."""
-
-    unet_rows: int
-    pixels: int
-    seconds: Callable[[], float]
-
-    def wait(self) -> Measured:
-        """Returns when it is done."""
-        return Measured(self.unet_rows, self.pixels, self.seconds())
 
 
 def _plain(like: Row, steps: tuple[Step, ...]) -> Row:
