@@ -245,6 +245,8 @@ class ServiceArgs(Frozen):
         max_videos: unfinished at a time.
         video_ttl_s, video_cache_mb: how long, and in how many MiB, finished videos are kept.
         request_timeout_s: a request without `timeout_s` of its own is given up after this.
+        max_timeout_s: longest `timeout_s` of a request. What carries requests must last longer
+            than this: see `graphs/limits.py`.
         discovery_period_s: how often the directory looks for model applications.
         keys: the named keys that are accepted below `/v1/`, each with its limits; `None`, and no
             `api_keys_env`: no authentication.
@@ -280,6 +282,7 @@ class ServiceArgs(Frozen):
     video_ttl_s: float = Field(3600.0, gt=0)
     video_cache_mb: int = Field(512, ge=1)
     request_timeout_s: float = Field(300.0, gt=0)
+    max_timeout_s: float = Field(300.0, gt=0, le=3600)
     discovery_period_s: float = Field(2.0, gt=0)
     keys: KeysArgs | None = None
     api_keys_env: str | None = None
@@ -296,4 +299,13 @@ class ServiceArgs(Frozen):
             one, all_ = getattr(self, f"max_image_{name}"), getattr(self, f"max_request_{name}")
             if one > all_:
                 raise ValueError(f"max_image_{name} {one} is above max_request_{name} {all_}")
+        return self
+
+    @model_validator(mode="after")
+    def _times_in_order(self) -> "ServiceArgs":
+        if self.request_timeout_s > self.max_timeout_s:
+            raise ValueError(
+                f"request_timeout_s {self.request_timeout_s:g} is above "
+                f"max_timeout_s {self.max_timeout_s:g}"
+            )
         return self
