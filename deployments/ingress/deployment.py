@@ -4,6 +4,7 @@ tcd = serve.get_app_handle("tcd")
 result = await tcd.generate.remote(ImageRequest("a red ball"))
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -38,13 +39,17 @@ class Ingress:
         args: ServiceArgs,
         maps: DeploymentHandle[object],
         videos: DeploymentHandle[object],
+        directory: DeploymentHandle[object],
         route: Router,
     ) -> None:
         self._args = args
         self._videos = videos
         self._quota = Quota(make_keyring(args))
+        catalogue = Catalogue(directory)
+        loop = asyncio.get_running_loop()
+        self._following = loop.create_task(catalogue.follow())
+        self._in_step = loop.create_task(self._quota.keep_in_step(directory.exchange.remote))
         assembler = Assembler(Pictures(args), maps, route)
-        catalogue = Catalogue(args.discovery_period_s)
         self._service = Service(args, catalogue, assembler, self._quota)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -49,11 +49,20 @@ class Videos:
     Where a method takes `owner`, only videos of the caller of that name exist; `None`: all do.
     """
 
-    def __init__(self, args: ServiceArgs, maps: DeploymentHandle[object], route: Router) -> None:
+    def __init__(
+        self,
+        args: ServiceArgs,
+        maps: DeploymentHandle[object],
+        directory: DeploymentHandle[object],
+        route: Router,
+    ) -> None:
         self._args = args
-        assembler = Assembler(Pictures(args), maps, route)
         self._quota = Quota(make_keyring(args))
-        catalogue = Catalogue(args.discovery_period_s)
+        catalogue = Catalogue(directory)
+        loop = asyncio.get_running_loop()
+        self._following = loop.create_task(catalogue.follow())
+        self._in_step = loop.create_task(self._quota.keep_in_step(directory.exchange.remote))
+        assembler = Assembler(Pictures(args), maps, route)
         self._service = Service(args, catalogue, assembler, self._quota)
         self._videos: dict[str, _Video] = {}
 

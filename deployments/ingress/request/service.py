@@ -1,20 +1,23 @@
 """A request's walk through the graph: fill the gaps, find the replica, wait, translate.
 
 The HTTP routes and the Python handle both end here.
+
+What the death of a process costs, of a replica or of what stands behind it, is one more try: seeded
+work may be done twice. A request waits for a replica for as long as its own limit allows, whether
+that has to be woken, is being replaced, or is started for the first time; it does not wait for a
+model that Serve has given up.
 """
 
 import asyncio
+import logging
+import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    RayServeException,
-)
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from configs.app import ServiceArgs
@@ -24,12 +27,12 @@ from deployments.contracts.errors import (
     InvalidRequest,
     NotReady,
     QueueFull,
-    TcdError,
 )
 from deployments.contracts.jobs import (
     Caller,
     Completed,
     Control,
+    FailedImage,
     FinishedImage,
     ImageJob,
     ImageRequest,
@@ -43,7 +46,9 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.refusal import Refusal, accepted
 from deployments.ingress.request.assembly import Assembled, Assembler
+from deployments.ingress.request.budget import check
 from deployments.ingress.request.catalogue import Catalogue, Model
+from deployments.ingress.request.deaths import FAILURES, died, pause, translated, twice
 from deployments.ingress.request.filling import video_job
 from deployments.ingress.request.lease import Lease, work_of
 from deployments.ingress.request.quota import Quota
@@ -53,7 +58,11 @@ NOBODY = Caller()
 CHECK_S = 10.0  # for a replica to say whether it would take a video
 LEAST_S = 0.001
 GRACE_S = 5.0  # the replica itself ends a late job; the ingress only waits no longer than this
-BACK_PRESSURE_RETRY_MS = 1000
+FULL_PAUSE_S = (0.5, 30.0)  # a video that finds the queue full asks again after this
+FORGET_S = 5.0
+# A stream that has shown one of these cannot begin anew.
+SHOWN = (PartialImage, FinishedImage, FailedImage)
+log = logging.getLogger("tcd.service")
 
 
 class Service:
@@ -72,19 +81,17 @@ class Service:
         self._quota = quota or Quota()
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
-        """Makes all images of a request; raises a `TcdError` if it cannot."""
+        """Makes all images of a request; raises a `TcdError` if it can make none."""
         timeout_s = request.timeout_s or self._args.request_timeout_s
         until = asyncio.get_running_loop().time() + timeout_s
-        with self._quota.lease(caller, request.n) as lease, translated(), within(timeout_s):
+
+        async def ask() -> tuple[Assembled, ImageResult]:
             model, ready = await self._assembled(request, until, lease)
-            try:
-                result = await self._submit(model, ready)
-            except (RayActorError, RayServeException) as error:
-                if not _replica_died(error):
-                    raise
-                # Seeded work may be done twice: once more, from the start.
-                model, ready = await self._assembled(request, until, lease)
-                result = await self._submit(model, ready)
+            return ready, await self._submit(model, ready)
+
+        within = self._within(timeout_s, request.model)
+        with self._quota.lease(caller, request.n) as lease, translated(), within:
+            ready, result = await twice(ask)
             lease.made(len(result.images))
         if ready.original is None:
             return result
@@ -94,46 +101,31 @@ class Service:
     async def stream(
         self, request: ImageRequest, caller: Caller = NOBODY
     ) -> AsyncGenerator[StreamEvent]:
-        """A request's events as they come; raises a `TcdError` if it cannot go on."""
+        """A request's events as they come; raises a `TcdError` if it cannot go on.
+
+        If a process dies before the first picture, all begins anew, `Progress` too.
+        """
         timeout_s = request.timeout_s or self._args.request_timeout_s
         until = asyncio.get_running_loop().time() + timeout_s
         begun = False
-        with self._quota.lease(caller, request.n) as lease, translated(), within(timeout_s):
+        within = self._within(timeout_s, request.model)
+        with self._quota.lease(caller, request.n) as lease, translated(), within:
             for last_try in (False, True):
-                model, ready = await self._assembled(request, until, lease)
                 try:
-                    async for event in self._events(model, ready.job, ready.assets):
-                        begun = True
-                        if isinstance(event, FinishedImage):
-                            lease.made(1)
+                    model, ready = await self._assembled(request, until, lease)
+                    async for event in self._events(model, ready):
+                        begun = begun or isinstance(event, SHOWN)
+                        lease.made(isinstance(event, FinishedImage))
                         if isinstance(event, PartialImage | FinishedImage):
                             pixels = await asyncio.to_thread(ready.restored, event.pixels)
                             yield replace(event, pixels=pixels)
                         else:
                             yield event
                     return
-                except (RayError, RayServeException) as error:
-                    await self.assembler.forget_failed(ready.map_ids)
-                    # As in `generate`, unless the caller has seen something of it.
-                    if begun or last_try or not _replica_died(error):
+                except FAILURES as error:
+                    if begun or last_try or not died(error):
                         raise
-
-    async def _events(
-        self, model: Model, job: ImageJob, assets: tuple[object, ...]
-    ) -> AsyncIterator[StreamEvent]:
-        """A job's events from its replica; leaving the iterator cancels the job."""
-        events = cast(
-            DeploymentResponseGenerator[StreamEvent | Refusal],
-            model.handle.options(stream=True).stream.remote(job, *assets),
-        )
-        try:
-            async with asyncio.timeout(_patience_s(job)):
-                async for event in events:
-                    if isinstance(event, Refusal):
-                        raise event.error
-                    yield event
-        finally:
-            events.cancel()
+                    await pause(error)
 
     async def animate(
         self, request: VideoRequest, progress: OnProgress, caller: Caller = NOBODY
@@ -142,33 +134,48 @@ class Service:
         and while the key has used up its work."""
         timeout_s = request.timeout_s or self._args.request_timeout_s
         until = asyncio.get_running_loop().time() + timeout_s
-        with self._quota.lease(caller, 1) as lease, translated(), within(timeout_s):
-            model = await self._video_model(request, lease)
+
+        async def ask() -> VideoResult:
+            async with asyncio.timeout_at(until):
+                model = await self._video_model(request, lease)
+                await lease.turn()
             job = video_job(request, model.card, timeout_s, caller)
+            lease.charge(work_of(job))
+            return await self._animate(model, job, request.fps, progress)
+
+        within = self._within(timeout_s, request.model)
+        with self._quota.lease(caller, 1) as lease, translated(), within:
             while True:
                 try:
-                    async with asyncio.timeout_at(until):
-                        await lease.turn()
-                    lease.charge(work_of(job))
-                    result = await self._animate(model, job, request.fps, progress)
+                    result = await twice(ask)
                     lease.made(1)
                     return result
                 except QueueFull as error:
                     async with asyncio.timeout_at(until):
-                        await asyncio.sleep(error.retry_after_ms / 1000)
+                        least, most = FULL_PAUSE_S
+                        pause_s = min(max(error.retry_after_ms / 1000, least), most)
+                        await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
 
     async def check_video(self, request: VideoRequest, caller: Caller = NOBODY) -> str:
         """The name of the model that is to make a video. Raises a `TcdError` if none can."""
         self._quota.check(caller, 1)
-        with translated(), within(CHECK_S):
-            model = await self._video_model(request, self._quota.lease(caller, 1))
-            job = video_job(request, model.card, self._args.request_timeout_s, caller)
-            asked = cast(DeploymentResponse[Refusal | None], model.handle.check.remote(job))
-            answer = await asyncio.wait_for(asked, CHECK_S)
+        with translated(), self._within(CHECK_S, request.model):
+            async with asyncio.timeout(CHECK_S):
+                model = await self._video_model(request, self._quota.lease(caller, 1))
+                name = model.card.id
+                if not self.catalogue.up(name):
+                    return name  # it is checked when it is made, by the replica that is started
+                job = video_job(request, model.card, self._args.request_timeout_s, caller)
+                asked = cast(DeploymentResponse[Refusal | None], model.handle.check.remote(job))
+                try:
+                    answer = await asked
+                finally:
+                    asked.cancel()
         accepted(answer)
-        return model.card.id
+        return name
 
     async def _video_model(self, request: VideoRequest, lease: Lease) -> Model:
+        check(request, self._args)
         model = await self._model(request, lease)
         if "video" not in model.card.tasks:
             able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]
@@ -183,12 +190,14 @@ class Service:
         self, model: Model, job: ImageJob, fps: int, progress: OnProgress
     ) -> VideoResult:
         video: FinishedImage | None = None
-        async for event in self._events(model, job, ()):
+        async for event in self._events(model, Assembled(job)):
             match event:
                 case Progress():
                     progress(event)
                 case FinishedImage():
                     video = event
+                case FailedImage():
+                    raise event.error
                 case Completed() if video is not None:
                     return VideoResult(event.model, video.pixels, video.seed, fps, event.usage)
         raise NotReady("the model's replica ended before the video was done")
@@ -208,17 +217,15 @@ class Service:
             high_threshold=form.high_threshold,
         )
         timeout_s = self._args.request_timeout_s
-        with self._quota.lease(caller, 1) as lease, translated(), within(timeout_s):
-            async with asyncio.timeout(timeout_s):
-                await lease.turn()
-                try:
-                    found = await self.assembler.preprocess(control)
-                except (RayActorError, RayServeException) as error:
-                    if not _replica_died(error):
-                        raise
-                    found = await self.assembler.preprocess(control)
+        with self._quota.lease(caller, 1) as lease, translated():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await lease.turn()
+                    found = await twice(lambda: self.assembler.preprocess(control))
+            except TimeoutError as error:
+                raise _late(timeout_s) from error
             lease.made(1)
-            return found
+        return found
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(
@@ -226,71 +233,80 @@ class Service:
             model.handle.submit.remote(ready.job, *ready.assets),
         )
         try:
-            async with asyncio.timeout(_patience_s(ready.job)):
+            async with self.catalogue.waiting(model.card.id, self._patience(model, ready.job)):
                 result = await response
         except (RayError, RayServeException):
-            await self.assembler.forget_failed(ready.map_ids)
+            await self._forget_failed(ready)
             raise
         finally:
             response.cancel()  # does nothing to a call that has ended
         return accepted(result)
 
+    async def _events(self, model: Model, ready: Assembled) -> AsyncIterator[StreamEvent]:
+        """A job's events from its replica; leaving the iterator cancels the job."""
+        events = cast(
+            DeploymentResponseGenerator[StreamEvent | Refusal],
+            model.handle.options(stream=True).stream.remote(ready.job, *ready.assets),
+        )
+        until = self._patience(model, ready.job)
+        try:
+            while True:
+                # A limit for each event: whoever reads on may be another task than who began.
+                async with self.catalogue.waiting(model.card.id, until):
+                    event = await anext(events, None)
+                if event is None:
+                    return
+                if isinstance(event, Refusal):
+                    raise event.error
+                yield event
+        except (RayError, RayServeException):
+            await self._forget_failed(ready)
+            raise
+        finally:
+            events.cancel()
+
+    async def _forget_failed(self, ready: Assembled) -> None:
+        """Best effort: the map store may be what died."""
+        try:
+            async with asyncio.timeout(FORGET_S):
+                await self.assembler.forget_failed(ready.map_ids)
+        except (TimeoutError, RayError, RayServeException) as error:
+            log.warning("the map store does not answer: %r", error)
+
     async def _assembled(
         self, request: ImageRequest, until: float, lease: Lease
     ) -> tuple[Model, Assembled]:
         """`until`: on the clock of the event loop; the job has what is left of the time."""
-        if request.n > self._args.max_images:
-            raise InvalidRequest(f"n is {request.n}; {self._args.max_images} at most", "n")
+        check(request, self._args)
         async with asyncio.timeout_at(until):
             model = await self._model(request, lease)
             await lease.turn()
             ready = await self.assembler.assemble(request, model.card)
         lease.charge(work_of(ready.job))
         left = max(until - asyncio.get_running_loop().time(), LEAST_S)
-        job = replace(ready.job, timeout_s=left, caller=lease.caller)
-        return model, replace(ready, job=job)
+        return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=lease.caller))
 
     async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
-        most, length = self._args.max_prompt_chars, len(request.prompt)
-        if length > most:
-            raise InvalidRequest(f"prompt has {length} characters; {most} at most", "prompt")
-        name = request.model or self._args.default_model
-        if name:
-            lease.check(name, request.priority)  # what it may not ask it is told nothing of
-            return await self.catalogue.find(name)
-        model = await self.catalogue.only()
-        lease.check(model.card.id, request.priority)
-        return model
+        name = request.model or self._args.default_model or await self.catalogue.only()
+        lease.check(name, request.priority)  # what it may not ask it is told nothing of
+        return await self.catalogue.find(name)
+
+    def _patience(self, model: Model, job: ImageJob) -> float | None:
+        """Until when a job's answer is waited for, on the clock of the event loop."""
+        if job.timeout_s is None:
+            return None
+        grace_s = GRACE_S if self.catalogue.up(model.card.id) else 0.0
+        return asyncio.get_running_loop().time() + job.timeout_s + grace_s
+
+    @contextmanager
+    def _within(self, timeout_s: float, asked: str | None) -> Iterator[None]:
+        """Whoever finds that a request is too late, it is said with the time that it had."""
+        try:
+            yield
+        except (TimeoutError, DeadlineExceeded) as error:
+            absence = self.catalogue.absence(asked or self._args.default_model, timeout_s)
+            raise absence or _late(timeout_s) from error
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """What a handle call raises, as one of this service's own errors where it is one."""
-    try:
-        yield
-    except RayTaskError as error:
-        # What a replica raised on purpose, without the traceback that its wrapper speaks.
-        raise error.cause if isinstance(error.cause, TcdError) else error from error
-    except BackPressureError as error:
-        raise QueueFull("the model's queue is full", BACK_PRESSURE_RETRY_MS) from error
-    except (RayActorError, DeploymentUnavailableError, RayServeException) as error:
-        raise NotReady("the model's replica went away; try again") from error
-
-
-@contextmanager
-def within(timeout_s: float) -> Iterator[None]:
-    """Whoever finds that a request is too late, it is said with the time that it had."""
-    try:
-        yield
-    except (TimeoutError, DeadlineExceeded) as error:
-        raise DeadlineExceeded(f"the request was not done within {timeout_s:g} s") from error
-
-
-def _replica_died(error: Exception) -> bool:
-    """Whether a replica died under a call: the one that was called, or one that was making a map
-    for it. Of the latter Serve speaks with the bare base of its errors."""
-    return isinstance(error, RayActorError) or type(error) is RayServeException
-
-
-def _patience_s(job: ImageJob) -> float | None:
-    return None if job.timeout_s is None else job.timeout_s + GRACE_S
+def _late(timeout_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the request was not done within {timeout_s:g} s")

@@ -1,16 +1,17 @@
 """A service over one model that is none: it makes what it is told to, when it is told to."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 
 from configs.app import ServiceArgs
 from configs.keys import KeyEntry, digest
 from deployments.contracts.cards import CardDefaults, CardLimits, ModelCard
-from deployments.contracts.figures import EngineFigures, MapFigures
+from deployments.contracts.figures import MapFigures
 from deployments.contracts.jobs import (
     Completed,
     FinishedImage,
@@ -21,12 +22,14 @@ from deployments.contracts.jobs import (
     Usage,
 )
 from deployments.contracts.refusal import Refusal
+from deployments.ingress.discovery.outlook import Outlook, Snapshot
 from deployments.ingress.request.assembly import Assembler
-from deployments.ingress.request.catalogue import Catalogue, Model
+from deployments.ingress.request.catalogue import Catalogue
 from deployments.ingress.request.keyring import Keyring
 from deployments.ingress.request.pictures import Pictures
 from deployments.ingress.request.quota import Quota
 from deployments.ingress.request.service import Service
+from tests.deployments.ingress.fakes import FakeDirectory, Handle
 
 SIDE = 64
 LATENT = (SIDE // 8) ** 2
@@ -75,8 +78,8 @@ class Events:
         self._events = events
         self.cancelled = False
 
-    def __aiter__(self) -> AsyncIterator[StreamEvent | Refusal]:
-        return self._events
+    def __anext__(self) -> Awaitable[StreamEvent | Refusal]:
+        return anext(self._events)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -148,29 +151,13 @@ def _told(answer: Refusal | Exception) -> Refusal:
 
 
 class Models(Catalogue):
-    """Models of the same replica, by their names."""
+    """Models of the same replica, by their names; nothing more is heard of them."""
 
     def __init__(self, replica: Replica, names: Sequence[str] = ("sd15", "sdxl")) -> None:
-        self._known = {name: Model(card(name), replica) for name in names}  # type: ignore[arg-type]
-
-    async def find(self, name: str) -> Model:
-        return self._known[name]
-
-    async def only(self) -> Model:
-        (model,) = self._known.values()
-        return model
-
-    async def cards(self) -> list[ModelCard]:
-        return [model.card for model in self._known.values()]
-
-    async def states(self) -> dict[str, str]:
-        return dict.fromkeys(self._known, "RUNNING")
-
-    async def ready(self) -> bool:
-        return True
-
-    async def figures(self) -> dict[str, list[EngineFigures]]:
-        return {}
+        directory, handle = cast(Handle, FakeDirectory()), cast(Handle, replica)
+        super().__init__(directory)
+        known = {name: Outlook(name, "RUNNING", "ready", card(name), handle) for name in names}
+        self._take(Snapshot("one", 1, known))
 
 
 class NoMaps(Assembler):
@@ -218,10 +205,14 @@ def service(
 
 
 class Local:
-    """A handle to an object of this process."""
+    """A handle to an object of this process, which begins with the first call."""
 
-    def __init__(self, target: object) -> None:
-        self._target = target
+    def __init__(self, make: Callable[[], object]) -> None:
+        self._make = make
+
+    @cached_property
+    def _target(self) -> object:
+        return self._make()
 
     def __getattr__(self, name: str) -> _Method:
         return _Method(getattr(self._target, name))

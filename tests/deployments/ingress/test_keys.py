@@ -24,6 +24,7 @@ from deployments.ingress.request import keyring as keyring_module
 from deployments.ingress.request.keyring import Keyring, make_keyring
 from deployments.ingress.request.quota import Quota
 from deployments.ingress.videos import Videos
+from tests.deployments.ingress.fakes import FakeDirectory
 from tests.deployments.ingress.keyed import LATENT, Keys, Local, Replica, entry, service
 
 GENERATIONS = "/v1/images/generations"
@@ -458,9 +459,14 @@ def video_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClient, 
     monkeypatch.setenv("TCD_TEST_KEYS", json.dumps(listed))
     args = ServiceArgs(default_model="sd15", keys=KeysArgs(env="TCD_TEST_KEYS"))
     replica = Replica()
-    kept = Videos(args, None, lambda _: ())  # type: ignore[arg-type]
-    kept._service = service(replica, kept._quota, args)
-    handle: Any = Local(kept)
+
+    def videos() -> Videos:
+        directory: Any = FakeDirectory()
+        kept = Videos(args, None, directory, lambda _: ())  # type: ignore[arg-type]
+        kept._service = service(replica, kept._quota, args)
+        return kept
+
+    handle: Any = Local(videos)
     quota = Quota(make_keyring(args))
     with TestClient(make_app(service(replica, quota, args), handle, args, quota)) as served:
         yield served, replica

@@ -247,7 +247,7 @@ def test_a_request_that_ends_in_an_error_gives_back_what_it_has(
 ) -> None:
     async def run() -> None:
         for streamed in (False, True):
-            replica = Replica(answers=[error])
+            replica = Replica(answers=[error, error])  # some are asked for twice
             replica.go.set()
             quota = Quota(Keys(entry("alice", running=1, work_per_minute=WORK)), Clock())
             served = service(replica, quota)
