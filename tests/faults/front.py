@@ -13,6 +13,7 @@ from configs.app import Limits, ServiceArgs
 from deployments.contracts.cards import CardDefaults, CardLimits, ModelCard
 from deployments.contracts.errors import NotReady
 from deployments.contracts.jobs import VideoRequest
+from deployments.contracts.maps import MapRef, MapSpec
 from deployments.contracts.refusal import Refusal, refusing
 from deployments.ingress.discovery.outlook import Outlook
 from deployments.ingress.http.app import make_app
@@ -74,9 +75,17 @@ async def reached(*_: object) -> Any:
     return Refusal(NotReady(REACHED))
 
 
+async def known(spec: MapSpec) -> MapRef:
+    return MapRef(spec.map_id, "a map")
+
+
+async def unknown(map_id: str) -> MapRef:
+    return MapRef(map_id, None)
+
+
 def main(port: int) -> None:
     args = ServiceArgs(default_model="sd15")
-    maps = SimpleNamespace(known=Call(reached), make=Call(reached), find=Call(reached))
+    maps = SimpleNamespace(known=Call(known), find=Call(unknown))
     assembler = Assembler(Pictures(args), cast(Any, maps), route)
     handle = SimpleNamespace(submit=Call(reached), stream=Call(reached))
     handle.options = lambda **_: handle
