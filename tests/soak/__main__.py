@@ -53,13 +53,16 @@ class Servers:
     s3: Gate
     hub: Gate
     disk: SmallDisk
+    clock: Path
 
     def outside(self) -> cluster.Outside:
         """As the service knows them."""
         styles = {f"s3-{i}": f"s3://{cluster.BUCKET}/styles/{i}.safetensors" for i in _distant()}
         styles |= {f"hub-{i}": f"{REPO}/{i}.safetensors" for i in _distant()}
         pictures = tuple(f"s3://{cluster.BUCKET}/pictures/{i}.png" for i in range(3))
-        return cluster.Outside(self.disk.folder, self.s3.url, self.hub.url, styles, pictures)
+        return cluster.Outside(
+            self.disk.folder, self.clock, self.s3.url, self.hub.url, styles, pictures
+        )
 
 
 def main() -> None:
@@ -131,6 +134,7 @@ def _plan(servers: Servers, crowd: Crowd, seed: int, only: str) -> list[Fault]:
         *(faults.outage("S3", servers.s3, mode, OUTAGE_S) for mode in MODES),
         *(faults.outage("hub", servers.hub, mode, OUTAGE_S) for mode in MODES),
         faults.full_disk(servers.disk, OUTAGE_S),
+        *(faults.clock_jump(servers.clock, jump, SHORT_S) for jump in (3600.0, -3600.0)),
         faults.cancelled_burst(crowd, 100),
     ]
     draw.shuffle(rest)
@@ -142,11 +146,12 @@ async def _servers(folder: Path) -> AsyncIterator[Servers]:
     """S3, a hub, and a disk."""
     style = STYLE.read_bytes()
     files = {f"{i}.safetensors": style for i in _distant()}
-    port = free_port()
+    port, clock = free_port(), folder / "clock"
+    clock.write_bytes(bytes(8))
     with fake_hub({REPO: files}) as hub, _s3(port, style), small_disk(folder / "files", 8) as disk:
         hub_port = int(hub.url.rpartition(":")[2])
         async with Gate(port).listening() as s3_gate, Gate(hub_port).listening() as hub_gate:
-            yield Servers(s3_gate, hub_gate, disk)
+            yield Servers(s3_gate, hub_gate, disk, clock)
 
 
 @contextmanager

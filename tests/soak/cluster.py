@@ -22,6 +22,7 @@ from tests.serving import free_port
 from tests.soak.kinds import Target
 from tests.soak.processes import wait_until
 
+CLOCK = str(Path(__file__).with_name("clock"))  # what moves the clock of each Python
 BUCKET = "pictures"
 MODELS = ("sd15", "sdxl")
 STYLES = ("papercut", "ink", "neon")
@@ -39,12 +40,14 @@ class Outside:
 
     Attributes:
         files: the folder of pictures by URL.
+        clock: the file that says how far off the wall clock is.
         s3, hub: endpoints.
         styles: further style adapters of `sd15`, by name: sources in S3 and on the hub.
         s3_pictures: URIs.
     """
 
     files: Path
+    clock: Path
     s3: str
     hub: str
     styles: dict[str, str]
@@ -111,6 +114,8 @@ def _environment(outside: Outside, folder: Path) -> dict[str, str]:
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, (CLOCK, os.environ.get("PYTHONPATH")))),
+        "SOAK_CLOCK": str(outside.clock),
         "AWS_ENDPOINT_URL": outside.s3,
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",

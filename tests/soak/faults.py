@@ -2,9 +2,11 @@
 
 import asyncio
 import random
+import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.soak import processes
 from tests.soak.disk import SmallDisk
@@ -115,6 +117,24 @@ def full_disk(disk: SmallDisk, seconds: float) -> Fault:
         return "no space left" if disk.mounted else "a file in the folder's place"
 
     return Fault(f"full disk for {seconds:g} s", NOTHING, do)
+
+
+def clock_jump(clock: Path, jump_s: float, seconds: float) -> Fault:
+    """The wall clock of all processes is off, and then right again. `clock`: the file that says by
+    how much (`tests/soak/clock`)."""
+
+    async def do() -> str:
+        # In its place: other processes have the file mapped.
+        with clock.open("r+b", buffering=0) as offset:
+            offset.write(struct.pack("d", jump_s))
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                offset.seek(0)
+                offset.write(struct.pack("d", 0.0))
+        return "all processes"
+
+    return Fault(f"clock off by {jump_s:+g} s for {seconds:g} s", NOTHING, do)
 
 
 def cancelled_burst(crowd: Crowd, count: int) -> Fault:

@@ -40,7 +40,7 @@ def processes() -> list[Process]:
     found: list[Process] = []
     for actor in actors().values():
         kind = _kind(actor["Name"])
-        if actor["State"] == "ALIVE" and kind is not None and psutil.pid_exists(actor["Pid"]):
+        if actor["State"] == "ALIVE" and kind is not None and _lives(actor["Pid"]):
             found.append(Process(kind, actor["Pid"]))
     return sorted(found)
 
@@ -77,7 +77,7 @@ def stopped(process: Process) -> Iterator[None]:
     try:
         yield
     finally:
-        if psutil.pid_exists(process.pid):
+        if _lives(process.pid):
             os.kill(process.pid, signal.SIGCONT)
 
 
@@ -89,6 +89,14 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 90) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def _lives(pid: int) -> bool:
+    """Ray's table hears of a death a little later."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _kind(name: str) -> str | None:
