@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -25,7 +26,7 @@ from tests.soak.faults import Fault, Happened, happened
 from tests.soak.figures import Sampler, busy
 from tests.soak.gate import MODES, Gate
 from tests.soak.judging import Probes
-from tests.soak.kinds import Kinds
+from tests.soak.kinds import HUB_STYLE, S3_STYLE, Kinds
 from tests.soak.ledger import Ledger
 from tests.soak.load import Crowd, Load
 from tests.soak.report import Run, markdown, write_json
@@ -57,11 +58,15 @@ class Servers:
 
     def outside(self) -> cluster.Outside:
         """As the service knows them."""
-        styles = {f"s3-{i}": f"s3://{cluster.BUCKET}/styles/{i}.safetensors" for i in _distant()}
-        styles |= {f"hub-{i}": f"{REPO}/{i}.safetensors" for i in _distant()}
-        pictures = tuple(f"s3://{cluster.BUCKET}/pictures/{i}.png" for i in range(3))
+        bucket = f"s3://{cluster.BUCKET}"
         return cluster.Outside(
-            self.disk.folder, self.clock, self.s3.url, self.hub.url, styles, pictures
+            files=self.disk.folder,
+            clock=self.clock,
+            s3=self.s3.url,
+            hub=self.hub.url,
+            s3_styles={f"s3-{i}": f"{bucket}/styles/{i}.safetensors" for i in _distant()},
+            hub_styles={f"hub-{i}": f"{REPO}/{i}.safetensors" for i in _distant()},
+            s3_pictures=tuple(f"{bucket}/pictures/{i}.png" for i in range(3)),
         )
 
 
@@ -74,6 +79,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="faults whose names hold this")
     asked = parser.parse_args()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's: a line a request
+    # Stopped processes must go on, and the cluster must end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="soak", dir="/tmp") as folder:
         run = asyncio.run(
             soak(Path(folder), asked.minutes, asked.seed, not asked.no_faults, asked.only)
@@ -131,8 +138,8 @@ def _plan(servers: Servers, crowd: Crowd, seed: int, only: str) -> list[Fault]:
         *(faults.kill(kind) for kind in KINDS[2:]),
         *(faults.stop(kind, SHORT_S) for kind in KINDS if kind != KINDS[2]),
         *(faults.stop(kind, LONG_S) for kind in LONG_STOPS),
-        *(faults.outage("S3", servers.s3, mode, OUTAGE_S) for mode in MODES),
-        *(faults.outage("hub", servers.hub, mode, OUTAGE_S) for mode in MODES),
+        *(faults.outage("S3", servers.s3, mode, OUTAGE_S, crowd, S3_STYLE) for mode in MODES),
+        *(faults.outage("hub", servers.hub, mode, OUTAGE_S, crowd, HUB_STYLE) for mode in MODES),
         faults.full_disk(servers.disk, OUTAGE_S),
         *(faults.clock_jump(servers.clock, jump, SHORT_S) for jump in (3600.0, -3600.0)),
         faults.cancelled_burst(crowd, 100),

@@ -42,7 +42,7 @@ class Outside:
         files: the folder of pictures by URL.
         clock: the file that says how far off the wall clock is.
         s3, hub: endpoints.
-        styles: further style adapters of `sd15`, by name: sources in S3 and on the hub.
+        s3_styles, hub_styles: further style adapters of `sd15`, by name: sources.
         s3_pictures: URIs.
     """
 
@@ -50,7 +50,8 @@ class Outside:
     clock: Path
     s3: str
     hub: str
-    styles: dict[str, str]
+    s3_styles: dict[str, str]
+    hub_styles: dict[str, str]
     s3_pictures: tuple[str, ...]
 
 
@@ -61,7 +62,8 @@ def target(outside: Outside) -> Target:
         "sd15",
         SIZES,
         STYLES,
-        distant=tuple(outside.styles),
+        s3_styles=tuple(outside.s3_styles),
+        hub_styles=tuple(outside.hub_styles),
         s3_pictures=outside.s3_pictures,
         stores=True,
     )
@@ -147,5 +149,5 @@ def _config(outside: Outside) -> Config:
         # Room for two of them: adapters come and go.
         user_config["limits"] = {**user_config["limits"], "lora_budget_mb": 4}
         if name == "sd15":
-            user_config["loras"] = user_config["loras"] | outside.styles
+            user_config["loras"] = user_config["loras"] | outside.s3_styles | outside.hub_styles
     return config

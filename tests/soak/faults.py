@@ -16,6 +16,7 @@ from tests.soak.load import Crowd
 
 RECOVERY_S = 120.0
 AFTERWARDS_S = 5.0  # in which answers that a fault had begun to spoil still come
+OUTAGE_REQUESTS = 4
 NOTHING: frozenset[str] = frozenset()
 # What a client sees of a process that dies with its request in hand.
 LOST = frozenset({"plain-text 500", "cut", "cut stream", "no connection"})
@@ -93,16 +94,20 @@ def stop(kind: str, seconds: float) -> Fault:
     return Fault(f"SIGSTOP {kind} for {seconds:g} s", COSTS.get(kind, NOTHING), do)
 
 
-def outage(of: str, gate: Gate, mode: Mode, seconds: float) -> Fault:
-    """S3 or the hub answers in another way."""
+def outage(of: str, gate: Gate, mode: Mode, seconds: float, crowd: Crowd, kind: str) -> Fault:
+    """S3 or the hub answers in another way. `kind`: requests that need it, of which a few are sent
+    meanwhile and one when it is over."""
 
     async def do() -> str:
         before = gate.asked
+        draw = random.Random(mode)
         gate.change(mode)
-        try:
+        async with asyncio.TaskGroup() as asked:
+            for _ in range(OUTAGE_REQUESTS):
+                asked.create_task(crowd.of_kind(kind, draw))
             await asyncio.sleep(seconds)
-        finally:
             gate.change("open")
+        await crowd.of_kind(kind, draw)
         return f"{gate.asked - before} connections"
 
     return Fault(f"{of} {mode} for {seconds:g} s", NOTHING, do)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import httpx
 import ray
 from prometheus_client.parser import text_string_to_metric_families
-from ray._private.internal_api import node_stats
 
 from tests.soak.ledger import middle
 from tests.soak.processes import Process, Use, processes, use
@@ -103,12 +102,10 @@ def figures(url: str) -> dict[str, float]:
 
 
 def store_bytes() -> int:
-    """Bytes in the object store of this cluster's one node."""
-    (node,) = ray.nodes()
-    stats = node_stats(
-        node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
-    )
-    return int(stats.store_stats.object_store_bytes_used)
+    """Bytes in the cluster's object store, as the nodes last said it."""
+    name = "object_store_memory"
+    whole, free = ray.cluster_resources(), ray.available_resources()
+    return int(whole[name] - free[name]) if name in free else 0
 
 
 def busy(sample: Sample) -> dict[str, float]:

@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -17,6 +17,7 @@ from tests.soak.asking import REFUSALS, Ask, Asker, Leaving
 from tests.soak.judging import Judge, Map, Pictures, Probes, Says
 from tests.soak.ledger import Ending, Outcome
 
+S3_STYLE, HUB_STYLE = "style from S3", "style from the hub"
 GENERATIONS, EDITS, VARIATIONS = (
     f"/v1/images/{route}" for route in ("generations", "edits", "variations")
 )
@@ -45,7 +46,7 @@ class Target:
         full: one of them, with depth, canny, an IP-Adapter and motion.
         sizes: that it is asked for; the first is the usual one.
         loras: style adapters of every model.
-        distant: style adapters of `full` in S3 and on a hub, each to be fetched when first used.
+        s3_styles, hub_styles: style adapters of `full`, each to be fetched when first used.
         s3_pictures: URIs.
         stores: whether it can answer by URL.
         key: a bearer key.
@@ -55,7 +56,8 @@ class Target:
     full: str
     sizes: tuple[tuple[int, int], ...]
     loras: tuple[str, ...]
-    distant: tuple[str, ...] = ()
+    s3_styles: tuple[str, ...] = ()
+    hub_styles: tuple[str, ...] = ()
     s3_pictures: tuple[str, ...] = ()
     stores: bool = False
     key: str | None = None
@@ -68,7 +70,8 @@ class Kinds:
         self._url = url
         self._target = target
         self._probes = probes
-        self._distant: Iterator[str] = itertools.cycle(target.distant)
+        self._s3_styles = itertools.cycle(target.s3_styles)
+        self._hub_styles = itertools.cycle(target.hub_styles)
         headers = {} if target.key is None else {"authorization": f"Bearer {target.key}"}
         self._headers = headers
         draw = random.Random(seed)
@@ -100,8 +103,9 @@ class Kinds:
         table["video"] = (1, self.video)
         if self._target.stores:
             table["by URL"] = (3, self.by_url)
-        if self._target.distant:
-            table["distant style"] = (1, _asked("distant style", self.distant_style))
+        # For outages, which want adapters that have not been fetched yet.
+        table[S3_STYLE] = (0, _asked(S3_STYLE, self.s3_style))
+        table[HUB_STYLE] = (0, _asked(HUB_STYLE, self.hub_style))
         if self._target.s3_pictures:
             table["s3 picture"] = (2, _asked("s3 picture", self.s3_picture))
         return table
@@ -124,9 +128,14 @@ class Kinds:
         loras = [{"name": name, "weight": draw.choice((0.5, 1.0))} for name in names]
         return self.generation(kind, dict(draw.choice(self._bodies)) | {"loras": loras})
 
-    def distant_style(self, kind: str, draw: random.Random) -> Ask:
-        """An adapter that is fetched, the next of them each time."""
-        loras = [{"name": next(self._distant), "weight": 1.0}]
+    def s3_style(self, kind: str, draw: random.Random) -> Ask:
+        """An adapter that is fetched from S3, the next of them each time."""
+        loras = [{"name": next(self._s3_styles), "weight": 1.0}]
+        return self.generation(kind, self._full(draw) | {"loras": loras, "timeout_s": 20})
+
+    def hub_style(self, kind: str, draw: random.Random) -> Ask:
+        """The same from the hub."""
+        loras = [{"name": next(self._hub_styles), "weight": 1.0}]
         return self.generation(kind, self._full(draw) | {"loras": loras, "timeout_s": 20})
 
     def s3_picture(self, kind: str, draw: random.Random) -> Ask:

@@ -53,6 +53,10 @@ class Crowd:
     async def one(self, draw: random.Random, leaving: float) -> None:
         """One request of any kind."""
         (kind,) = draw.choices(list(self._table), self._weights)
+        await self.of_kind(kind, draw, leaving)
+
+    async def of_kind(self, kind: str, draw: random.Random, leaving: float = 0.0) -> None:
+        """One request of this kind; with a probability of `leaving` its client goes away."""
         leaves = draw.random() < leaving
         gone = some_leaving(draw, kind in STREAMS) if leaves else None
         await self._table[kind][1](self._asker, draw, gone)
