@@ -20,8 +20,8 @@ from tests.soak.cluster import is_ready
 from tests.soak.faults import Fault, Happened, happened, unexplained
 from tests.soak.figures import AT_REST
 from tests.soak.judging import Probes
-from tests.soak.kinds import Body, Kinds, Target
-from tests.soak.ledger import Ledger, percentile
+from tests.soak.kinds import Kinds, Target
+from tests.soak.ledger import Ledger
 from tests.soak.load import Crowd, Load
 
 MODELS = ("sd15", "sdxl")
@@ -92,26 +92,6 @@ def test_a_model_replica_and_the_map_store_die_under_load(served: Served) -> Non
     assert rests(served)
 
 
-def test_a_stopped_model_delays_no_other(served: Served) -> None:
-    """One model's only replica is silent for ten seconds: what is asked of another model is
-    answered as before. Its own requests wait, and are answered when it goes on."""
-
-    async def work(site: Site) -> None:
-        await ask_in_turn(site, "before", 4)
-        with processes.stopped(*processes.of_kind("model-sdxl/Diffusion")):
-            waiting = asyncio.create_task(ask(site, "of the stopped one", "sdxl"))
-            await ask_in_turn(site, "meanwhile", 10)
-        await waiting
-        site.check()
-        accounts = site.ledger.accounts()
-        before, meanwhile = accounts["before"].seconds, accounts["meanwhile"].seconds
-        assert percentile(meanwhile, 0.95) < 1.5 * percentile(before, 0.95) + 0.5
-        assert len(accounts["of the stopped one"].seconds) == 1
-
-    on_site(served, work)
-    assert rests(served)
-
-
 def test_clients_leave_at_every_point(served: Served) -> None:
     """Whatever the client had sent or seen when it went, nothing is left of its request."""
 
@@ -142,19 +122,6 @@ def test_a_burst_that_leaves(served: Served) -> None:
 
 async def happen(served: Served, site: Site, fault: Fault, whole: Counter[str]) -> Happened:
     return await happened(fault, site.ledger, whole, lambda: is_ready(served.url, MODELS))
-
-
-async def ask(site: Site, kind: str, model: str) -> None:
-    """One small picture."""
-    body: Body = {"model": model, "prompt": "a cat", "seed": 1, "size": "64x64"}
-    await site.asker.ask(site.kinds.generation(kind, body))
-
-
-async def ask_in_turn(site: Site, kind: str, seconds: float) -> None:
-    """One after the other, for so long."""
-    until = site.ledger.now() + seconds
-    while site.ledger.now() < until:
-        await ask(site, kind, "sd15")
 
 
 def rests(served: Served, within_s: float = 30) -> bool:

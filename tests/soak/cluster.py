@@ -105,7 +105,7 @@ def running(outside: Outside) -> Iterator[str]:
 def is_ready(url: str, models: Sequence[str]) -> bool:
     """Whether the service answers, and each of these models."""
     try:
-        answer = httpx.get(f"{url}/readyz", timeout=5)
+        answer = httpx.get(f"{url}/readyz", params={"models": ",".join(models)}, timeout=5)
         return answer.status_code == 200 and all(model in answer.text for model in models)
     except httpx.HTTPError:
         return False

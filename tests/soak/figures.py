@@ -22,6 +22,8 @@ AT_REST = (
     "tcd_engine_running_rows",
     "tcd_engine_pending_steps",
     "tcd_engine_decoding_images",
+    "tcd_key_running",
+    "tcd_key_waiting",
 )
 
 
