@@ -20,9 +20,10 @@ from tests.soak.cluster import is_ready
 from tests.soak.faults import Fault, Happened, happened, unexplained
 from tests.soak.figures import AT_REST
 from tests.soak.judging import Probes
-from tests.soak.kinds import Kinds, Target
+from tests.soak.kinds import Kinds
 from tests.soak.ledger import Ledger
 from tests.soak.load import Crowd, Load
+from tests.soak.making import Target
 
 MODELS = ("sd15", "sdxl")
 TARGET = Target(MODELS, "sd15", ((128, 128), (64, 64), (72, 104)), STYLES)

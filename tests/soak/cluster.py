@@ -19,7 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from demo.service import Config, demo_config
 from tests.serving import free_port
-from tests.soak.kinds import Target
+from tests.soak.making import Target
 from tests.soak.processes import wait_until
 
 CLOCK = str(Path(__file__).with_name("clock"))  # what moves the clock of each Python

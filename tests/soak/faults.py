@@ -177,4 +177,6 @@ def unexplained(entries: Sequence[Entry], faults: Sequence[Happened]) -> list[En
 
 
 async def _victim(kind: str) -> processes.Process:
+    """One of a kind, once there is one."""
+    await asyncio.to_thread(processes.wait_until, lambda: bool(processes.of_kind(kind)))
     return random.choice(await asyncio.to_thread(processes.of_kind, kind))

@@ -1,82 +1,66 @@
 """The kinds of requests that a soak sends, each drawn at random out of a few that come again."""
 
 import asyncio
-import base64
-import io
 import itertools
 import json
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 import httpx
-import numpy as np
-from PIL import Image
 
 from tests.soak.asking import REFUSALS, Ask, Asker, Leaving
-from tests.soak.judging import Judge, Map, Pictures, Probes, Says
+from tests.soak.judging import Map, Probes, Says
 from tests.soak.ledger import Ending, Outcome
+from tests.soak.making import (
+    EDITS,
+    GENERATIONS,
+    PROMPTS,
+    SEEDS,
+    VARIANTS,
+    VARIATIONS,
+    Body,
+    Making,
+    Target,
+    size_of,
+)
 
 S3_STYLE, HUB_STYLE = "style from S3", "style from the hub"
-GENERATIONS, EDITS, VARIATIONS = (
-    f"/v1/images/{route}" for route in ("generations", "edits", "variations")
-)
 VIDEOS = "/v1/videos"
-PROMPTS = (
-    "a big red ball on the left, in the snow",
-    "a small blue cube on the left and a big yellow cone on the right, on the grass",
-    "a big cyan cylinder in the center, on the sand",
-    "a small green cone on the right, at night",
-)
-SEEDS = 3
-VARIANTS = 5  # of each kind
+BODIES = 10  # that pictures from text are asked with
 PATIENCE_FOR_VIDEO_S = 120.0
 POLL_S = 0.5
 
-Body = dict[str, object]
 Doing = Callable[[Asker, random.Random, Leaving | None], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the service under load has.
-
-    Attributes:
-        models: that make pictures from text.
-        full: one of them, with depth, canny, an IP-Adapter and motion.
-        sizes: that it is asked for; the first is the usual one.
-        loras: style adapters of every model.
-        s3_styles, hub_styles: style adapters of `full`, each to be fetched when first used.
-        s3_pictures: URIs.
-        stores: whether it can answer by URL.
-        key: a bearer key.
-    """
-
-    models: tuple[str, ...]
-    full: str
-    sizes: tuple[tuple[int, int], ...]
-    loras: tuple[str, ...]
-    s3_styles: tuple[str, ...] = ()
-    hub_styles: tuple[str, ...] = ()
-    s3_pictures: tuple[str, ...] = ()
-    stores: bool = False
-    key: str | None = None
+BAD: tuple[tuple[int, Body], ...] = (
+    (400, {"size": "63x64"}),
+    (400, {"n": 1000}),
+    (400, {"num_inference_steps": 0}),
+    (400, {"prompt": "ball " * 200}),
+    (400, {"guidance": 3}),
+    (400, {"controls": [{"type": "depth", "image": "https://169.254.169.254/latest"}]}),
+    (400, {"controls": [{"type": "depth", "image": "data:image/png;base64,AAAA"}]}),
+    (404, {"model": "no-such-model"}),
+    (404, {"loras": [{"name": "no-such-style"}]}),
+)
+LOOKS = (
+    ("/healthz", "ok"),
+    ("/readyz", "ready"),
+    ("/metrics", "tcd_engine_pending_images"),
+    ("/v1/models", "checkpoint"),
+)
 
 
 class Kinds:
     """Draws requests for one target. The same seed gives the same few variants of each kind."""
 
     def __init__(self, url: str, target: Target, probes: Probes, seed: int) -> None:
-        self._url = url
         self._target = target
         self._probes = probes
         self._s3_styles = itertools.cycle(target.s3_styles)
         self._hub_styles = itertools.cycle(target.hub_styles)
-        headers = {} if target.key is None else {"authorization": f"Bearer {target.key}"}
-        self._headers = headers
+        self.making = Making(url, target, probes)
         draw = random.Random(seed)
-        self._pictures = [_picture(number) for number in range(VARIANTS)]
-        self._bodies = [self._body(draw) for _ in range(2 * VARIANTS)]
+        self._bodies = [self.making.body(draw) for _ in range(BODIES)]
 
     def table(self) -> Mapping[str, tuple[int, Doing]]:
         """What is asked how often, by kind."""
@@ -116,109 +100,115 @@ class Kinds:
         """Any model, size, number of steps, guidance, format and priority."""
         body = dict(draw.choice(self._bodies)) | {"priority": draw.choice((0, 0, -5, 10))}
         body |= {"output_format": draw.choice(("png", "png", "png", "jpeg", "webp"))}
-        return self.generation(kind, body)
+        return self.making.generation(kind, body)
 
     def many(self, kind: str, draw: random.Random) -> Ask:
         """Up to four images."""
-        return self.generation(kind, dict(draw.choice(self._bodies)) | {"n": draw.randint(2, 4)})
+        return self.making.generation(
+            kind, dict(draw.choice(self._bodies)) | {"n": draw.randint(2, 4)}
+        )
 
     def styles(self, kind: str, draw: random.Random) -> Ask:
         """One adapter or two."""
         names = draw.sample(self._target.loras, draw.randint(1, 2))
         loras = [{"name": name, "weight": draw.choice((0.5, 1.0))} for name in names]
-        return self.generation(kind, dict(draw.choice(self._bodies)) | {"loras": loras})
+        return self.making.generation(kind, dict(draw.choice(self._bodies)) | {"loras": loras})
 
     def s3_style(self, kind: str, draw: random.Random) -> Ask:
         """An adapter that is fetched from S3, the next of them each time."""
         loras = [{"name": next(self._s3_styles), "weight": 1.0}]
-        return self.generation(kind, self._full(draw) | {"loras": loras, "timeout_s": 20})
+        return self.making.generation(
+            kind, self.making.full(draw) | {"loras": loras, "timeout_s": 20}
+        )
 
     def hub_style(self, kind: str, draw: random.Random) -> Ask:
         """The same from the hub."""
         loras = [{"name": next(self._hub_styles), "weight": 1.0}]
-        return self.generation(kind, self._full(draw) | {"loras": loras, "timeout_s": 20})
+        return self.making.generation(
+            kind, self.making.full(draw) | {"loras": loras, "timeout_s": 20}
+        )
 
     def s3_picture(self, kind: str, draw: random.Random) -> Ask:
         """A picture to resemble that the service fetches. What cannot be fetched is refused."""
         image = draw.choice(self._target.s3_pictures)
-        body = self._full(draw) | {"ip_adapter": {"image": image}, "timeout_s": 20}
-        return self.generation(kind, body, REFUSALS | {400})
+        body = self.making.full(draw) | {"ip_adapter": {"image": image}, "timeout_s": 20}
+        return self.making.generation(kind, body, REFUSALS | {400})
 
     def resembling(self, kind: str, draw: random.Random) -> Ask:
         """By IP-Adapter, beside a prompt."""
-        adapter = {"image": self._url_of(draw), "scale": 0.5}
-        return self.generation(kind, self._full(draw) | {"ip_adapter": adapter})
+        adapter = {"image": self.making.url_of(draw), "scale": 0.5}
+        return self.making.generation(kind, self.making.full(draw) | {"ip_adapter": adapter})
 
     def control(self, kind: str, draw: random.Random) -> Ask:
         """Depth or canny, made by the service; both at times."""
         kinds = draw.choice((["depth"], ["canny"], ["depth", "canny"]))
-        controls = [{"type": name, "image": self._url_of(draw)} for name in kinds]
-        return self.generation(kind, self._full(draw) | {"controls": controls})
+        controls = [{"type": name, "image": self.making.url_of(draw)} for name in kinds]
+        return self.making.generation(kind, self.making.full(draw) | {"controls": controls})
 
     def ready_control(self, kind: str, draw: random.Random) -> Ask:
         """A map that comes along."""
-        image = self._url_of(draw)
+        image = self.making.url_of(draw)
         control = {"type": "canny", "image": image, "preprocessed": True, "end": 0.6}
-        return self.generation(kind, self._full(draw) | {"controls": [control]})
+        return self.making.generation(kind, self.making.full(draw) | {"controls": [control]})
 
     def stream(self, kind: str, draw: random.Random) -> Ask:
         """Server-sent events with partial images."""
         more = {"stream": True, "partial_images": draw.randint(0, 3), "n": draw.randint(1, 2)}
-        return self.generation(kind, dict(draw.choice(self._bodies)) | more)
+        return self.making.generation(kind, dict(draw.choice(self._bodies)) | more)
 
     def hurried(self, kind: str, draw: random.Random) -> Ask:
         """More steps than its time allows, mostly."""
         more = {"num_inference_steps": 50, "timeout_s": draw.choice((0.05, 0.3, 1.0))}
-        return self.generation(kind, dict(draw.choice(self._bodies)) | more)
+        return self.making.generation(kind, dict(draw.choice(self._bodies)) | more)
 
     def edit(self, kind: str, draw: random.Random) -> Ask:
         """Image to image."""
         fields = {"model": self._target.full, "prompt": draw.choice(PROMPTS), "strength": "0.8"}
         image = draw.randrange(VARIANTS)
-        return self._form(kind, EDITS, fields, draw.randrange(SEEDS), {"image": image})
+        return self.making.form(kind, EDITS, fields, draw.randrange(SEEDS), {"image": image})
 
     def inpainting(self, kind: str, draw: random.Random) -> Ask:
         """With a mask."""
         fields = {"model": self._target.full, "prompt": draw.choice(PROMPTS)}
         files = {"image": draw.randrange(VARIANTS), "mask": draw.randrange(VARIANTS)}
-        return self._form(kind, EDITS, fields, draw.randrange(SEEDS), files)
+        return self.making.form(kind, EDITS, fields, draw.randrange(SEEDS), files)
 
     def variation(self, kind: str, draw: random.Random) -> Ask:
         """By IP-Adapter, without a prompt."""
         fields = {"model": self._target.full, "num_inference_steps": "4"}
         image = draw.randrange(VARIANTS)
-        return self._form(kind, VARIATIONS, fields, draw.randrange(SEEDS), {"image": image})
+        return self.making.form(kind, VARIATIONS, fields, draw.randrange(SEEDS), {"image": image})
 
     def preprocess(self, kind: str, draw: random.Random) -> Ask:
         """A control map."""
         name, image = draw.choice(("depth", "canny")), draw.randrange(VARIANTS)
-        files = {"image": ("image.png", self._pictures[image])}
-        request = self._request("POST", f"/v1/preprocess/{name}", files=files)
-        size = _size(self._pictures[image])
+        files = {"image": ("image.png", self.making.pictures[image])}
+        request = self.making.request("POST", f"/v1/preprocess/{name}", files=files)
+        size = size_of(self.making.pictures[image])
         return Ask(kind, request, Map(self._probes, f"{name} {image}", size))
 
     def bad(self, kind: str, draw: random.Random) -> Ask:
         """What must be refused, and how."""
         fine: Body = {"model": self._target.models[0], "prompt": "a cat"}
         status, change = draw.choice(BAD)
-        request = self._request("POST", GENERATIONS, json=fine | change)
+        request = self.making.request("POST", GENERATIONS, json=fine | change)
         return Ask(kind, request, refusals=frozenset({status}), wants_refusal=True)
 
     def looking(self, kind: str, draw: random.Random) -> Ask:
         """What shows the service's state."""
         path, *words = draw.choice(LOOKS)
-        return Ask(kind, self._request("GET", path), Says(tuple(words)))
+        return Ask(kind, self.making.request("GET", path), Says(tuple(words)))
 
     # Several requests that belong together.
 
     async def by_url(self, asker: Asker, draw: random.Random, leaving: Leaving | None) -> None:
         """A picture in the storage, and the picture."""
         body = dict(draw.choice(self._bodies)) | {"response_format": "url"}
-        answer = await asker.ask(self.generation("by URL", body), leaving)
+        answer = await asker.ask(self.making.generation("by URL", body), leaving)
         if answer is None:
             return
         (image,) = json.loads(answer.body)["data"]
-        expected = self._expected(body, {})
+        expected = self.making.expected(body, {})
         request = httpx.Request("GET", image["url"])
         await asker.ask(Ask("stored picture", request, lambda got: expected.file(got.body)))
 
@@ -230,8 +220,8 @@ class Kinds:
             return
         name = answer.headers["x-map-id"]
         control = {"type": name.split("-")[1], "image": name}
-        body = self._full(draw) | {"controls": [control]}
-        await asker.ask(self.generation("named map", body, REFUSALS | {404}), leaving)
+        body = self.making.full(draw) | {"controls": [control]}
+        await asker.ask(self.making.generation("named map", body, REFUSALS | {404}), leaving)
 
     async def video(self, asker: Asker, draw: random.Random, leaving: Leaving | None) -> None:
         """A job from its start to its file; in place of leaving it is cancelled."""
@@ -244,7 +234,7 @@ class Kinds:
             "seed": draw.randrange(SEEDS),
             "timeout_s": PATIENCE_FOR_VIDEO_S,
         }
-        answer = await asker.ask(Ask("video call", self._request("POST", VIDEOS, json=body)))
+        answer = await asker.ask(Ask("video call", self.making.request("POST", VIDEOS, json=body)))
         if answer is None:
             return
         place = f"{VIDEOS}/{json.loads(answer.body)['id']}"
@@ -264,9 +254,9 @@ class Kinds:
         while now() < until:
             await asyncio.sleep(POLL_S)
             if cancel_at is not None and now() > cancel_at:
-                await asker.ask(Ask("video call", self._request("DELETE", place)))
+                await asker.ask(Ask("video call", self.making.request("DELETE", place)))
                 return Ending("cancelled", "deleted")
-            request = self._request("GET", place)
+            request = self.making.request("GET", place)
             answer = await asker.ask(Ask("video call", request, refusals=REFUSALS | {404}))
             if answer is None:
                 lost += 1
@@ -279,112 +269,10 @@ class Kinds:
                 outcome: Outcome = "refused" if refused else "failed"
                 return Ending(outcome, f"video {card['error']['code']}", str(card["error"]))
             if card["status"] == "completed":
-                content = Ask("video call", self._request("GET", f"{place}/content"))
+                content = Ask("video call", self.making.request("GET", f"{place}/content"))
                 file = await asker.ask(content)
                 return Ending("answered") if file else Ending("failed", "lost video", "no file")
         return Ending("failed", "no answer", "the job has not ended in its time")
-
-    # How they are made.
-
-    def _body(self, draw: random.Random) -> Body:
-        width, height = draw.choice(self._target.sizes)
-        guidance = draw.choice((0.0, 0.0, 4.0))
-        body: Body = {
-            "model": draw.choice(self._target.models),
-            "prompt": draw.choice(PROMPTS),
-            "size": f"{width}x{height}",
-            "num_inference_steps": draw.choice((1, 4, 4, 6, 12)),
-            "eta": draw.choice((0.0, 0.3, 1.0)),
-            "guidance_scale": guidance,
-            "seed": draw.randrange(SEEDS),
-        }
-        return body | ({"negative_prompt": "a red ball"} if guidance else {})
-
-    def _full(self, draw: random.Random) -> Body:
-        return {
-            "model": self._target.full,
-            "prompt": draw.choice(PROMPTS[:2]),
-            "num_inference_steps": 4,
-            "seed": draw.randrange(SEEDS),
-        }
-
-    def generation(self, kind: str, body: Body, refusals: frozenset[int] = REFUSALS) -> Ask:
-        """A request of this body, which has a seed, and what its answer must hold."""
-        expected = self._expected(body, {})
-        judge: Judge = expected.stream if body.get("stream") else expected.body
-        return Ask(kind, self._request("POST", GENERATIONS, json=body), judge, refusals)
-
-    def _form(
-        self, kind: str, route: str, fields: dict[str, str], seed: int, pictures: dict[str, int]
-    ) -> Ask:
-        files = {
-            name: (f"{name}.png", _mask(number) if name == "mask" else self._pictures[number])
-            for name, number in pictures.items()
-        }
-        expected = self._expected({**fields, "seed": seed}, pictures)
-        request = self._request("POST", route, data={**fields, "seed": str(seed)}, files=files)
-        return Ask(kind, request, expected.body)
-
-    def _expected(self, body: Body, pictures: Mapping[str, int]) -> Pictures:
-        """What the answer must hold. Requests that mean the same picture have the same key."""
-        same = {name: value for name, value in body.items() if name not in BESIDE}
-        key = json.dumps([same, pictures], sort_keys=True)
-        output_format = str(body.get("output_format", "png"))
-        size = str(body.get("size", ""))
-        width, _, height = size.partition("x")
-        seed, n = body.get("seed"), body.get("n", 1)
-        assert isinstance(seed, int)
-        assert isinstance(n, int)
-        return Pictures(
-            self._probes,
-            key if output_format == "png" else None,
-            n,
-            (int(width), int(height)) if size else None,
-            output_format,
-            seed,
-            urls=body.get("response_format") == "url",
-        )
-
-    def _url_of(self, draw: random.Random) -> str:
-        picture = draw.choice(self._pictures)
-        return "data:image/png;base64," + base64.b64encode(picture).decode()
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        json: object = None,
-        data: dict[str, str] | None = None,
-        files: Mapping[str, tuple[str, bytes]] | None = None,
-    ) -> httpx.Request:
-        return httpx.Request(
-            method, self._url + path, json=json, data=data, files=files, headers=self._headers
-        )
-
-
-# Fields that change nothing of the picture of one seed.
-BESIDE = (
-    *("n", "seed", "priority", "timeout_s", "output_format", "response_format"),
-    *("stream", "partial_images"),
-)
-BAD: tuple[tuple[int, Body], ...] = (
-    (400, {"size": "63x64"}),
-    (400, {"n": 1000}),
-    (400, {"num_inference_steps": 0}),
-    (400, {"prompt": "ball " * 200}),
-    (400, {"guidance": 3}),
-    (400, {"controls": [{"type": "depth", "image": "https://169.254.169.254/latest"}]}),
-    (400, {"controls": [{"type": "depth", "image": "data:image/png;base64,AAAA"}]}),
-    (404, {"model": "no-such-model"}),
-    (404, {"loras": [{"name": "no-such-style"}]}),
-)
-LOOKS = (
-    ("/healthz", "ok"),
-    ("/readyz", "ready"),
-    ("/metrics", "tcd_engine_pending_images"),
-    ("/v1/models", "checkpoint"),
-)
 
 
 def _asked(kind: str, make: Callable[[str, random.Random], Ask]) -> Doing:
@@ -394,27 +282,3 @@ def _asked(kind: str, make: Callable[[str, random.Random], Ask]) -> Doing:
         await asker.ask(ask, leaving if may_leave else None)
 
     return doing
-
-
-def _picture(number: int) -> bytes:
-    """A PNG of a few coloured blocks, another for each number."""
-    blocks = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return _png(np.kron(blocks, np.ones((16, 16, 1), np.uint8)))
-
-
-def _mask(number: int) -> bytes:
-    """White where it is to be made anew: a part of the picture, another for each number."""
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:, 8 * (number + 1) :] = 255
-    return _png(mask)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def _size(png: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(png)) as image:
-        return image.size

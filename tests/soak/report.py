@@ -75,7 +75,6 @@ def markdown(run: Run) -> str:
 
 def write_json(run: Run, path: Path) -> None:
     """The same for programs, with every failed request and every sample."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     accounts = run.ledger.accounts()
     record = {
         "minutes": run.minutes,
@@ -142,9 +141,12 @@ def _faults(run: Run) -> str:
         failed = sum(fault.explains(entry) for entry in felt if _outcome(entry) == "failed")
         back = "NOT IN TIME" if fault.recovered_at is None else f"{fault.recovered_at:.0f}"
         shown = (f"{fault.began_at:.0f}", f"{fault.ended_at:.0f}", back)
-        rows.append((fault.name, fault.detail, *shown, len(felt), ends.count("refused"), failed))
+        slowest = max((e.seconds for e in felt if _outcome(e) == "answered"), default=0.0)
+        counts = (len(felt), ends.count("refused"), failed, f"{slowest:.1f}")
+        rows.append((fault.name, fault.detail, *shown, *counts))
     heads = ("fault", "of", "began, s", "ended, s", "whole again, s")
-    return table((*heads, "requests meanwhile", "refused", "failed for it"), rows)
+    felt_heads = ("requests meanwhile", "refused", "failed for it", "slowest answer, s")
+    return table((*heads, *felt_heads), rows)
 
 
 def _failed(run: Run) -> str:
