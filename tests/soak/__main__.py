@@ -23,7 +23,7 @@ from tests.soak.ledger import Ledger
 from tests.soak.load import Crowd, Load
 from tests.soak.plan import plan
 from tests.soak.report import Run, markdown, write_json
-from tests.soak.servers import Servers, running_servers
+from tests.soak.servers import Servers, StorageKind, running_servers
 
 PATIENCE_S = cluster.REQUEST_TIMEOUT_S + 60
 SETTLING_S = 10.0  # between faults
@@ -33,12 +33,13 @@ REST_S = 60.0  # within which nothing may be left
 
 @dataclass(frozen=True)
 class Asked:
-    """The command line. `only`: a pattern of the names of faults."""
+    """The command line. `only`: a pattern of the names of faults; `storage`: of results by URL."""
 
     minutes: float
     seed: int
     no_faults: bool
     only: str
+    storage: StorageKind
 
 
 def main() -> None:
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-faults", action="store_true", help="load alone")
     parser.add_argument("--only", default="", help="faults whose names have this pattern")
+    parser.add_argument("--storage", choices=("folder", "s3"), default="folder")
     asked = Asked(**vars(parser.parse_args()))
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's: a line a request
     # Stopped processes must go on, and the cluster must end.
@@ -64,10 +66,10 @@ def main() -> None:
 async def soak(folder: Path, asked: Asked) -> Run:
     """Load with faults, load alone, rest."""
     probes = Probes()
-    async with running_servers(folder) as servers, _service(servers) as url:
+    async with running_servers(folder) as servers, _service(servers, asked.storage) as url:
         ledger = Ledger()
         asker = Asker(url, ledger, PATIENCE_S)
-        kinds = Kinds(url, cluster.target(servers.outside()), probes, asked.seed)
+        kinds = Kinds(url, cluster.target(servers.outside(asked.storage)), probes, asked.seed)
         crowd = Crowd(asker, kinds, Load(), asked.seed)
         with Sampler(url, ledger.now) as sampler:
             working = asyncio.create_task(crowd.run())
@@ -105,9 +107,9 @@ async def _faults(
 
 
 @asynccontextmanager
-async def _service(servers: Servers) -> AsyncIterator[str]:
+async def _service(servers: Servers, storage: StorageKind) -> AsyncIterator[str]:
     """Started and ended in threads: both block, and the gates must go on."""
-    started = cluster.running(servers.outside())
+    started = cluster.running(servers.outside(storage))
     url = await asyncio.to_thread(started.__enter__)
     try:
         yield url

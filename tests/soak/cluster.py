@@ -17,6 +17,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from configs.app import StorageArgs
 from demo.service import Config, demo_config
 from tests.serving import free_port
 from tests.soak.making import Target
@@ -39,14 +40,14 @@ class Outside:
     """What the service depends on.
 
     Attributes:
-        files: the folder of pictures by URL.
+        storage: of pictures by URL.
         clock: the file that says how far off the wall clock is.
         s3, hub: endpoints.
         s3_styles, hub_styles: further style adapters of `sd15`, by name: sources.
         s3_pictures: URIs.
     """
 
-    files: Path
+    storage: StorageArgs
     clock: Path
     s3: str
     hub: str
@@ -134,7 +135,7 @@ def _config(outside: Outside) -> Config:
     assert isinstance(applications, list)
     service = next(a for a in applications if a["name"] == "tcd")
     service["args"] |= {
-        "storage": {"kind": "folder", "path": str(outside.files)},
+        "storage": outside.storage.model_dump(),
         "allowed_s3_buckets": [BUCKET],
         "request_timeout_s": REQUEST_TIMEOUT_S,
     }

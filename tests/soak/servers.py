@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import boto3
 from moto.server import ThreadedMotoServer
 
+from configs.app import FolderStorage, S3Storage
 from demo.service import ROOT
 from tests.fake_hub import fake_hub
 from tests.serving import free_port
@@ -16,6 +17,7 @@ from tests.soak import cluster
 from tests.soak.disk import SmallDisk, small_disk
 from tests.soak.gate import Gate
 
+StorageKind = Literal["folder", "s3"]
 DISK_MB = 16
 DISTANT = 30  # style adapters in S3, and as many on the hub
 REPO = "soak/styles"
@@ -32,11 +34,13 @@ class Servers:
     disk: SmallDisk
     clock: Path
 
-    def outside(self) -> cluster.Outside:
-        """As the service knows them."""
+    def outside(self, storage: StorageKind) -> cluster.Outside:
+        """As the service knows them. `storage`: where its pictures by URL go."""
         bucket = f"s3://{cluster.BUCKET}"
         return cluster.Outside(
-            files=self.disk.folder,
+            storage=FolderStorage(kind="folder", path=str(self.disk.folder))
+            if storage == "folder"
+            else S3Storage(kind="s3", bucket=cluster.BUCKET, endpoint_url=self.s3.url),
             clock=self.clock,
             s3=self.s3.url,
             hub=self.hub.url,
