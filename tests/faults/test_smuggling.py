@@ -67,7 +67,6 @@ def test_one_answer_at_most(served: Served, form: bytes) -> None:
     "request_line",
     [
         b"GET /healthz HTTP/1.1 HTTP/1.1",
-        b"GET  /healthz HTTP/1.1",
         b"GET /healthz\tHTTP/1.1",
         b"GET /healthz HTTP/9.9",
         b"GET /healthz HTTP/1.1\rX: y",

@@ -27,7 +27,7 @@ from tests.soak.servers import Servers, StorageKind, running_servers
 
 PATIENCE_S = cluster.REQUEST_TIMEOUT_S + 60
 SETTLING_S = 10.0  # between faults
-FAULTY = 2 / 3  # of a run: the rest is load alone
+FAULTY = 0.8  # of a run: the rest is load alone
 REST_S = 60.0  # within which nothing may be left
 
 
