@@ -207,7 +207,7 @@ class ServiceArgs(Frozen):
         max_videos: unfinished at a time.
         video_ttl_s, video_cache_mb: how long, and in how many MiB, finished videos are kept.
         request_timeout_s: a request without `timeout_s` of its own is given up after this.
-        discovery_period_s: how often the ingress looks for model applications.
+        discovery_period_s: how often the directory looks for model applications.
         api_keys_env: name of the environment variable with the accepted bearer keys,
             separated by commas; `None`: no authentication.
     """

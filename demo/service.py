@@ -48,7 +48,7 @@ def running(config: Config, name: str, *, tell: Callable[[str], None] = print) -
     url = f"http://127.0.0.1:{port}"
     tell(f"starting the application on {url} (log: {shown(log)})")
     with _process(file, log) as process:
-        _wait_until_ready(url, process, log, tell)
+        _wait_until_ready(f"{url}/readyz?models={','.join(_models(config))}", process, log, tell)
         yield url
 
 
@@ -75,6 +75,13 @@ def _process(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
                 process.wait()
 
 
+def _models(config: Config) -> list[str]:
+    applications = config["applications"]
+    assert isinstance(applications, list)
+    names = [application["name"] for application in applications]
+    return [name.removeprefix("model-") for name in names if name.startswith("model-")]
+
+
 def _wait_until_ready(
     url: str, process: subprocess.Popen[bytes], log: Path, tell: Callable[[str], None]
 ) -> None:
@@ -84,10 +91,10 @@ def _wait_until_ready(
         if process.poll() is not None:
             raise SystemExit(_failed(f"the application ended with {process.returncode}", log))
         try:
-            with urlopen(f"{url}/readyz", timeout=5):
+            with urlopen(url, timeout=5):
                 return
         except HTTPError as error:
-            # Serve's proxy is up before the ingress, and knows no route then.
+            # Serve's proxy is up before the ingress, and the ingress before it knows the models.
             state = "starting Serve" if error.code == 404 else error.read().decode()
         except OSError:  # refused, or timed out
             state = "starting Ray"

@@ -1,6 +1,6 @@
 """The graph of the `tcd` application: the ingress, the map store, and the preprocessors.
 
-The ingress finds the diffusion deployments, which are applications of their own, by name.
+The directory finds the diffusion deployments, which are applications of their own, by name.
 """
 
 from ray import serve
@@ -8,6 +8,7 @@ from ray.serve import Application, Deployment
 
 from configs.app import ServiceArgs
 from deployments.ingress.deployment import Ingress
+from deployments.ingress.directory import Directory
 from deployments.ingress.videos import Videos
 from deployments.preprocess.canny import Canny
 from deployments.preprocess.depth import Depth
@@ -32,6 +33,14 @@ VIDEOS = serve.deployment(
     health_check_period_s=2,
     ray_actor_options={"num_cpus": 0.1},
 )(Videos)
+DIRECTORY = serve.deployment(
+    name="Directory",
+    num_replicas=1,
+    max_ongoing_requests=1000,
+    graceful_shutdown_timeout_s=2,  # who watches it watches the next one
+    health_check_period_s=2,
+    ray_actor_options={"num_cpus": 0.1},
+)(Directory)
 MAP_STORE = serve.deployment(
     name="MapStore",
     num_replicas=1,
@@ -56,8 +65,8 @@ def _preprocessor(cls: type, name: str) -> Deployment:
 def build(args: ServiceArgs) -> Application:
     """`import_path: graphs.service:build` of the application named `tcd`.
 
-    Its deployments are `Ingress`, `Videos`, `MapStore`, `Canny`, `Depth` if one is configured, and
-    `ImageEncoder-<name>` for every image encoder.
+    Its deployments are `Ingress`, `Directory`, `Videos`, `MapStore`, `Canny`, `Depth` if one is
+    configured, and `ImageEncoder-<name>` for every image encoder.
     """
     canny = _preprocessor(Canny, "Canny").bind()
     depth = None if args.depth is None else _preprocessor(Depth, "Depth").bind(args.depth)
@@ -66,4 +75,6 @@ def build(args: ServiceArgs) -> Application:
         for name, encoder in args.image_encoders.items()
     }
     maps = MAP_STORE.bind(args.map_cache_mb * MIB, canny, depth, encoders)
-    return INGRESS.bind(args, maps, VIDEOS.bind(args, maps, route), route)
+    directory = DIRECTORY.bind(args)
+    videos = VIDEOS.bind(args, maps, directory, route)
+    return INGRESS.bind(args, maps, videos, directory, route)

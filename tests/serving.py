@@ -3,6 +3,7 @@
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,14 @@ class Served:
         return openai.OpenAI(
             base_url=f"{self.url}/v1", api_key="none", max_retries=max_retries, timeout=120
         )
+
+    def wait_until_ready(self, *models: str, timeout_s: float = 60) -> None:
+        """Returns when the ingress knows that all of these models can answer."""
+        deadline = time.monotonic() + timeout_s
+        url = f"{self.url}/readyz?models={','.join(models)}"
+        while (answer := httpx.get(url, timeout=30)).status_code != 200:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.1)
 
     def engine_figure(self, name: str, model: str) -> float:
         """One number of an engine in `/metrics`."""
@@ -133,7 +142,9 @@ def served(demo_models: Path) -> Iterator[Served]:
                     model_target(demo_models, small, Limits(max_pending=SMALL_QUEUE)),
                 ]
             )
-            yield Served(f"http://127.0.0.1:{port}", Path(folder) / "session_latest/logs/serve")
+            running = Served(f"http://127.0.0.1:{port}", Path(folder) / "session_latest/logs/serve")
+            running.wait_until_ready(*(args.name for args in (*models, small)))
+            yield running
         finally:
             serve.shutdown()
             ray.shutdown()

@@ -49,6 +49,14 @@ class EngineFigures:
 
 
 @dataclass(frozen=True)
+class ModelFigures:
+    """The engines of a model's replicas. `age_s`: how long ago they said so."""
+
+    engines: tuple[EngineFigures, ...]
+    age_s: float
+
+
+@dataclass(frozen=True)
 class MapFigures:
     """What the map store did so far, by preprocessor."""
 

@@ -4,6 +4,7 @@ tcd = serve.get_app_handle("tcd")
 result = await tcd.generate.remote(ImageRequest("a red ball"))
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -35,12 +36,14 @@ class Ingress:
         args: ServiceArgs,
         maps: DeploymentHandle[object],
         videos: DeploymentHandle[object],
+        directory: DeploymentHandle[object],
         route: Router,
     ) -> None:
         self._args = args
         self._videos = videos
-        assembler = Assembler(Pictures(args), maps, route)
-        self._service = Service(args, Catalogue(args.discovery_period_s), assembler)
+        catalogue = Catalogue(directory)
+        self._following = asyncio.get_running_loop().create_task(catalogue.follow())
+        self._service = Service(args, catalogue, Assembler(Pictures(args), maps, route))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""

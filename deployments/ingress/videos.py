@@ -43,10 +43,17 @@ class _Video:
 class Videos:
     """Makes videos, and remembers them."""
 
-    def __init__(self, args: ServiceArgs, maps: DeploymentHandle[object], route: Router) -> None:
+    def __init__(
+        self,
+        args: ServiceArgs,
+        maps: DeploymentHandle[object],
+        directory: DeploymentHandle[object],
+        route: Router,
+    ) -> None:
         self._args = args
-        assembler = Assembler(Pictures(args), maps, route)
-        self._service = Service(args, Catalogue(args.discovery_period_s), assembler)
+        catalogue = Catalogue(directory)
+        self._following = asyncio.get_running_loop().create_task(catalogue.follow())
+        self._service = Service(args, catalogue, Assembler(Pictures(args), maps, route))
         self._videos: dict[str, _Video] = {}
 
     @refusing

@@ -25,7 +25,7 @@ from deployments.contracts.jobs import (
 from tests.hub_cache import lay_out
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "production").glob("*.yaml"))
-SINGLETONS = {"MapStore", "Videos"}
+SINGLETONS = {"Directory", "MapStore", "Videos"}
 ON_CPU = {"device": "cpu", "dtype": "float32"}
 PICTURE: Pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
 
@@ -184,7 +184,7 @@ def test_gpu_nodes_run_diffusion_and_nothing_else() -> None:
     names = {deployment.name for deployment in read(guide).applications[0].deployments}
     encoders = {f"ImageEncoder-{name}" for name in service.image_encoders}
     # All that the graph has: one that is not named would run anywhere.
-    assert names == {"Ingress", "MapStore", "Videos", "Canny", "Depth", *encoders}
+    assert names == {"Ingress", "Directory", "MapStore", "Videos", "Canny", "Depth", *encoders}
 
 
 def autoscales(deployment: DeploymentSchema) -> bool:

@@ -26,7 +26,7 @@ def test_config(path: Path, demo_models: Path) -> None:
             service = ServiceArgs.model_validate(application.args)
             build_service(service)
             encoders = {f"ImageEncoder-{name}" for name in service.image_encoders}
-            known = {"Ingress", "Videos", "MapStore", "Canny", "Depth", *encoders}
+            known = {"Ingress", "Directory", "Videos", "MapStore", "Canny", "Depth", *encoders}
             assert {deployment.name for deployment in application.deployments} <= known
             continue
         (deployment,) = application.deployments

@@ -2,9 +2,9 @@
 
 import asyncio
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from ray.serve.handle import DeploymentHandle
@@ -116,11 +116,21 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         """Whether this process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
-    async def readyz() -> Response:
-        """Whether every deployed model answers: 200, or 503; with what each is doing."""
-        ready, states = await service.catalogue.ready(), await service.catalogue.states()
-        body = {"status": "ready" if ready else "not ready", "models": states}
+    @app.get("/readyz", responses=ERRORS)
+    async def readyz(models: Annotated[str | None, Query()] = None) -> Response:
+        """Whether this ingress can serve: 200, or 503; with what each model is doing. With
+        `models`, names separated by commas: whether all of these can answer."""
+        catalogue, wanted = service.catalogue, models.split(",") if models else []
+        known = catalogue.outlooks()
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            return answer(failure(NotFound(f"no such model: {', '.join(unknown)}", "models")))
+        ready = catalogue.ready(args.default_model, wanted)
+        body = {
+            "status": "ready" if ready else "not ready",
+            "models": {name: model.state for name, model in known.items()},
+            "availability": {name: model.availability for name, model in known.items()},
+        }
         return JSONResponse(body, status_code=200 if ready else 503)
 
     @app.get("/metrics")

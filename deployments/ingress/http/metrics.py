@@ -1,6 +1,6 @@
 """What `/metrics` shows, in Prometheus text: this ingress replica, and every engine."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 from prometheus_client import (
@@ -13,11 +13,11 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from ray.serve import metrics as ray_metrics
 
-from deployments.contracts.figures import ENGINE_HELP, EngineFigures, MapFigures
+from deployments.contracts.figures import ENGINE_HELP, MapFigures, ModelFigures
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-Figures = Mapping[str, Sequence[EngineFigures]]
+Figures = Mapping[str, ModelFigures]
 
 
 class Metrics:
@@ -75,10 +75,18 @@ class _Engines:
                 if name.endswith("_total")
                 else GaugeMetricFamily(shown, text, labels=labels)
             )
-            for model, replicas in self._figures.items():
-                for engine in replicas:
+            for model, figures in self._figures.items():
+                for engine in figures.engines:
                     family.add_metric([model, engine.replica], getattr(engine, name))
             yield family
+        ages = GaugeMetricFamily(
+            "tcd_engine_figures_age_seconds",
+            "how long ago the replicas of a model said these things",
+            labels=["model"],
+        )
+        for model, figures in self._figures.items():
+            ages.add_metric([model], figures.age_s)
+        yield ages
 
 
 class _Maps:

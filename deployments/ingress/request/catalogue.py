@@ -1,35 +1,32 @@
-"""The model applications that run: found by name, asked for their cards, kept fresh."""
+"""The models that can be asked: what the directory last said of them.
+
+A request reads what is known and waits neither for Serve's controller nor for another model. What
+the directory said stays true while it is silent, dead, or beginning anew.
+"""
 
 import asyncio
 import logging
-import time
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import cast
 
-from ray import serve
-from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest, NotFound, NotReady
-from deployments.contracts.figures import EngineFigures
+from deployments.contracts.figures import ModelFigures
+from deployments.ingress.discovery.asking import asked
+from deployments.ingress.discovery.outlook import Outlook, Snapshot
 
-APP_PREFIX = "model-"
-RUNNING = "RUNNING"  # of a replica
-ANSWER_TIMEOUT_S = 5.0
+WATCH_S = 30.0  # the directory itself answers within 20 s
+RETRY_S = 1.0
+FIRST_S = 5.0  # for the first snapshot, where the asker has no limit of its own
+SEEK_S = 1.0  # between two searches for models that nobody knows
+SEEK_PATIENCE_S = 2.0
+FIGURES_S = 2.0
+NONE_KNOWN = "nothing is known of the models yet; try again"
 log = logging.getLogger("tcd.catalogue")
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What Serve says of a model's application.
-
-    Attributes:
-        answers: a replica runs, whatever else is going on (another one is starting, or has
-            died, or a new configuration was refused); or one is started by the first request.
-    """
-
-    status: str
-    answers: bool
 
 
 @dataclass(frozen=True)
@@ -41,109 +38,195 @@ class Model:
 
 
 class Catalogue:
-    """Knows the applications named `model-<name>` of this Serve instance.
+    """Knows the models of this Serve instance.
 
     Args:
-        period_s: how old its knowledge may get before a look-up renews it.
+        directory: the handle of the deployment that looks at them.
     """
 
-    def __init__(self, period_s: float) -> None:
-        self._period_s = period_s
-        self._models: dict[str, Model] = {}
-        self._states: dict[str, str] = {}
-        self._renewed = float("-inf")
-        self._renewing = asyncio.Lock()
+    def __init__(self, directory: DeploymentHandle[object]) -> None:
+        self._directory = directory
+        self._snapshot: Snapshot | None = None
+        self._models: dict[str, Outlook] = {}
+        self._news = asyncio.Event()
+        self._waiting: dict[str, set[asyncio.Timeout]] = {}
+        self._seeking: asyncio.Task[None] | None = None
+        self._sought = float("-inf")
+        self._figures: dict[str, ModelFigures] = {}
+        self._counted = 0.0
+
+    async def follow(self) -> None:
+        """Takes what the directory says, for as long as the process lives."""
+        while True:
+            known = self._snapshot
+            name, number = (known.directory, known.number) if known else ("", 0)
+            try:
+                self._take(await self._say(self._directory.watch.remote(name, number), WATCH_S))
+            except Exception as error:
+                log.warning("the directory of models does not answer: %r", error)
+                await asyncio.sleep(RETRY_S)
 
     async def find(self, name: str) -> Model:
-        """The model of this name; `NotFound`, or `NotReady` if no replica of it runs."""
-        await self._renew(at_least_s=self._period_s)
-        if name not in self._models:
-            await self._renew(at_least_s=0.2)
-        if name in self._models:
-            return self._models[name]
-        if name in self._states:
-            raise NotReady(f"model {name!r} is {self._states[name].lower()}")
-        known = ", ".join(sorted(self._states)) or "none is deployed"
-        raise NotFound(f"model {name!r} does not exist; models: {known}", "model")
+        """The model of this name.
 
-    async def only(self) -> Model:
-        """The model, if there is just one."""
-        await self._renew(at_least_s=self._period_s)
-        if not self._states:
-            await self._renew(at_least_s=0.2)
-            if not self._states:
+        One that has never been described is asked what it is: where no replica of it runs, that
+        starts one, and this waits for it, as long as the caller allows. Raises `NotFound`, or
+        `NotReady` if the model will not run.
+        """
+        await self._begun()
+        if name not in self._models:
+            await self._seek()
+        while True:
+            known = self._models.get(name)
+            if known is None:
+                models = ", ".join(self._models) or "none is deployed"
+                raise NotFound(f"model {name!r} does not exist; models: {models}", "model")
+            if known.availability == "failed":
+                raise _failed(known)
+            if known.handle is not None:
+                break
+            await self._news.wait()
+        if known.card is not None:
+            return Model(known.card, known.handle)
+        response = cast(DeploymentResponse[ModelCard], known.handle.describe.remote())
+        try:
+            async with self.waiting(name, None):
+                card = await response
+        finally:
+            response.cancel()
+        if name in self._models:
+            self._models[name] = replace(self._models[name], card=card)
+        return Model(card, known.handle)
+
+    async def only(self) -> str:
+        """The name of the model, if there is just one."""
+        await self._begun()
+        if not self._models:
+            await self._seek()
+            if not self._models:
                 raise NotReady("no model is deployed")
-        if len(self._states) > 1:
-            raise InvalidRequest(f"model is required: one of {sorted(self._states)}", "model")
-        return await self.find(next(iter(self._states)))
+        if len(self._models) > 1:
+            raise InvalidRequest(f"model is required: one of {sorted(self._models)}", "model")
+        return next(iter(self._models))
+
+    @asynccontextmanager
+    async def waiting(self, name: str, until: float | None) -> AsyncIterator[None]:
+        """Raises TimeoutError at `until`, on the event loop's clock, or as soon as the model has
+        failed and nothing of it is left: `absence` tells which."""
+        async with asyncio.timeout_at(until) as limit:
+            self._waiting.setdefault(name, set()).add(limit)
+            try:
+                yield
+            finally:
+                self._waiting[name].discard(limit)
+
+    def absence(self, name: str | None, limit_s: float) -> NotReady | None:
+        """Why a request had no answer within its limit, if that is because no replica ran."""
+        if self._snapshot is None:
+            return NotReady(NONE_KNOWN)
+        known = self._models.get(name or "")
+        if known is None or known.up:
+            return None
+        if known.availability == "failed":
+            return _failed(known)
+        return NotReady(
+            f"model {name!r} is being started and was not ready within {limit_s:g} s; try again"
+        )
+
+    def up(self, name: str) -> bool:
+        """Whether a replica of the model runs."""
+        return name in self._models and self._models[name].up
 
     async def cards(self) -> list[ModelCard]:
-        """The cards of the models that run, by name."""
-        await self._renew(at_least_s=self._period_s)
-        return [self._models[name].card for name in sorted(self._models)]
+        """The cards of all models but those that have failed, by name."""
+        try:
+            async with asyncio.timeout(FIRST_S):
+                await self._begun()
+        except TimeoutError as error:
+            raise NotReady(NONE_KNOWN) from error
+        models = (self._models[name] for name in sorted(self._models))
+        return [m.card for m in models if m.card is not None and m.availability != "failed"]
 
-    async def states(self) -> dict[str, str]:
-        """ "RUNNING" or what else Serve says, by model name."""
-        await self._renew(at_least_s=0.2)
-        return dict(sorted(self._states.items()))
+    def outlooks(self) -> Mapping[str, Outlook]:
+        """All models, by name."""
+        return {name: self._models[name] for name in sorted(self._models)}
 
-    async def ready(self) -> bool:
-        """Whether there are models, and every one of them can be asked."""
-        await self._renew(at_least_s=0.2)
-        return bool(self._states) and self._models.keys() == self._states.keys()
+    def ready(self, default: str | None, wanted: Sequence[str] = ()) -> bool:
+        """Whether all `wanted` models answer; without any, whether this process can serve: some
+        model answers. When a service begins, its default model is waited for."""
+        if wanted:
+            return all(name in self._models and self._models[name].answers for name in wanted)
+        first = self._models.get(default or "")
+        if first is not None and first.availability == "starting" and first.card is None:
+            return False
+        return any(model.answers for model in self._models.values())
 
-    async def figures(self) -> dict[str, list[EngineFigures]]:
-        """What every replica's engine says of itself, by model; silent ones are left out."""
-        await self._renew(at_least_s=self._period_s)
+    async def figures(self) -> dict[str, ModelFigures]:
+        """What every replica's engine says of itself, by model; the last known if the directory is
+        silent."""
+        clock = asyncio.get_running_loop().time
+        try:
+            response = cast(
+                DeploymentResponse[dict[str, ModelFigures]], self._directory.figures.remote()
+            )
+            self._figures = await asked(response, FIGURES_S)
+            self._counted = clock()
+        except Exception as error:
+            log.warning("the directory of models has no figures: %r", error)
+        since = clock() - self._counted
+        return {
+            name: replace(model, age_s=model.age_s + since) for name, model in self._figures.items()
+        }
 
-        async def ask(model: Model) -> list[EngineFigures]:
-            response = model.handle.broadcast("figures")
-            try:
-                return list(await response.results_async(timeout_s=ANSWER_TIMEOUT_S))
-            except Exception as error:
-                log.warning("no figures of %s: %s", model.card.id, error)
-                return []
-
-        models = dict(self._models)
-        answers = await asyncio.gather(*(ask(model) for model in models.values()))
-        return dict(zip(models, answers, strict=True))
-
-    async def _renew(self, at_least_s: float) -> None:
-        """Looks again if the last look is older than this; one look at a time."""
-        if time.monotonic() - self._renewed <= at_least_s:
+    def _take(self, snapshot: Snapshot | None) -> None:
+        known = self._snapshot
+        if snapshot is None or (
+            known is not None
+            and known.directory == snapshot.directory
+            and known.number >= snapshot.number
+        ):
             return
-        async with self._renewing:
-            if time.monotonic() - self._renewed > at_least_s:
-                await self._look()
-                self._renewed = time.monotonic()
+        self._snapshot = snapshot
+        before, self._models = self._models, dict(snapshot.models)
+        for name, model in self._models.items():
+            last = before.get(name)
+            handle = last.handle if last is not None else None
+            if handle is None and model.handle is not None:
+                # From here on its router hears of the model's replicas, before a request needs it.
+                handle = model.handle.options(stream=False)
+            # One handle a model; and a directory that has just begun knows no cards.
+            card = model.card or (last.card if last is not None else None)
+            self._models[name] = replace(model, card=card, handle=handle)
+        for name, model in self._models.items():
+            for limit in self._waiting.get(name, ()) if model.availability == "failed" else ():
+                if not limit.expired():
+                    limit.reschedule(asyncio.get_running_loop().time())
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _begun(self) -> None:
+        while self._snapshot is None:
+            await self._news.wait()
+
+    async def _seek(self) -> None:
+        """Has the directory look now, unless that was done within the last second."""
+        clock = asyncio.get_running_loop().time
+        if self._seeking is None or self._seeking.done():
+            if clock() - self._sought < SEEK_S:
+                return
+            self._sought = clock()
+            self._seeking = asyncio.create_task(self._look())
+        await asyncio.wait({self._seeking})
 
     async def _look(self) -> None:
-        seen = await asyncio.to_thread(_seen)
-        found = await asyncio.gather(*(self._ask(name) for name in seen if seen[name].answers))
-        self._models = {model.card.id: model for model in found if model is not None}
-        self._states = {name: app.status for name, app in seen.items()}
-
-    async def _ask(self, name: str) -> Model | None:
         try:
-            known = self._models.get(name)
-            handle = (
-                known.handle
-                if known is not None
-                else await asyncio.to_thread(serve.get_app_handle, APP_PREFIX + name)
-            )
-            card = await asyncio.wait_for(handle.describe.remote(), ANSWER_TIMEOUT_S)
-            return Model(card, handle)
+            self._take(await self._say(self._directory.look.remote(), SEEK_PATIENCE_S))
         except Exception as error:
-            log.warning("model %s does not answer: %s", name, error)
-            return known
+            log.warning("the directory of models does not look: %r", error)
+
+    async def _say(self, response: object, patience_s: float) -> Snapshot | None:
+        return await asked(cast(DeploymentResponse[Snapshot | None], response), patience_s)
 
 
-def _seen() -> dict[str, _Seen]:
-    """The model applications, by model name."""
-    found: dict[str, _Seen] = {}
-    for app, overview in serve.status().applications.items():
-        if app.startswith(APP_PREFIX):
-            states = [s for d in overview.deployments.values() for s in d.replica_states]
-            answers = overview.status == ApplicationStatus.RUNNING or RUNNING in states
-            found[app.removeprefix(APP_PREFIX)] = _Seen(str(overview.status.value), answers)
-    return found
+def _failed(model: Outlook) -> NotReady:
+    return NotReady(f"model {model.name!r} does not run: {model.state.lower()}")

@@ -46,7 +46,15 @@ def test_health_and_readiness(served: Served) -> None:
     assert httpx.get(f"{served.url}/healthz").json() == {"status": "ok"}
     ready = httpx.get(f"{served.url}/readyz")
     assert ready.status_code == 200
-    assert ready.json() == {"status": "ready", "models": dict.fromkeys(MODELS, "RUNNING")}
+    assert ready.json() == {
+        "status": "ready",
+        "models": dict.fromkeys(MODELS, "RUNNING"),
+        "availability": dict.fromkeys(MODELS, "ready"),
+    }
+    assert httpx.get(f"{served.url}/readyz?models=sd15,small").json() == ready.json()
+    unknown = httpx.get(f"{served.url}/readyz?models=sd15,nobody,small,nothing")
+    assert unknown.status_code == 404
+    assert unknown.json()["error"]["message"] == "no such model: nobody, nothing"
 
 
 def test_metrics_name_model_and_replica(served: Served) -> None:

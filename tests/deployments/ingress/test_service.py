@@ -1,122 +1,384 @@
-"""A request's walk without a cluster: deadlines, and replicas that die under a stream."""
+"""A request's walk without a cluster: limits, processes that die under it, models not yet up."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import (
+    ActorDiedError,
+    ObjectLostError,
+    OwnerDiedError,
+    RayTaskError,
+    ReferenceCountingAssertionError,
+)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from configs.app import ServiceArgs
 from deployments.contracts.api import PreprocessForm
-from deployments.contracts.errors import DeadlineExceeded, NotReady
-from deployments.contracts.jobs import ImageJob, ImageRequest, Progress
+from deployments.contracts.errors import (
+    DeadlineExceeded,
+    EngineFault,
+    GenerationFailed,
+    NotReady,
+    QueueFull,
+)
+from deployments.contracts.jobs import (
+    Caller,
+    Completed,
+    FailedImage,
+    FinishedImage,
+    ImageJob,
+    ImageRequest,
+    ImageResult,
+    PartialImage,
+    Progress,
+    StreamEvent,
+    Usage,
+    VideoRequest,
+)
+from deployments.contracts.refusal import Refusal
+from deployments.ingress.discovery.outlook import Availability
+from deployments.ingress.request import service as service_module
 from deployments.ingress.request.assembly import Assembled, Assembler
-from deployments.ingress.request.catalogue import Catalogue
 from deployments.ingress.request.service import Service
+from tests.deployments.ingress.fakes import FakeModel, Method, following, heard, outlook
 
 TIMEOUT_S = 0.05
+USAGE = Usage(0, 0, 0)
+GREY = np.full((64, 64, 3), 128, np.uint8)
+MADE = ImageResult("sd15", (GREY,), (0,), 64, 64, USAGE)
+LATENTS = np.zeros((4, 8, 8), np.float32)
+STEP = Progress(0, 1, 4)
+PARTIAL = PartialImage(0, 0, 1, GREY)
+FINISHED = FinishedImage(0, 0, GREY, LATENTS)
+FAILED = FailedImage(1, GenerationFailed("its numbers left the finite range"))
+DONE = Completed("sd15", USAGE)
+DIED = ActorDiedError()
 
 
-async def never(*_: object) -> None:
-    """A preprocessor that does not start."""
-    await asyncio.Event().wait()
+def task_error(cause: Exception) -> Exception:
+    """As Ray raises what a call raised on the other side."""
+    return cast(Exception, RayTaskError("f", "...", cause).as_instanceof_cause())
 
 
-async def found(_: object) -> SimpleNamespace:
-    return SimpleNamespace(card=None)
+LOST = [
+    DIED,
+    ObjectLostError("00", None, ""),
+    OwnerDiedError("00", None, ""),
+    ReferenceCountingAssertionError("00", None, ""),
+    RayServeException("an upstream actor died"),
+    task_error(DIED),
+    task_error(OwnerDiedError("00", None, "")),
+    task_error(RayServeException("an upstream actor died")),
+    Refusal(EngineFault("the engine broke")),
+]
+Outcome = object  # what a call comes to: an answer, or an error that it raises
 
 
-def stuck() -> Service:
-    assembler = SimpleNamespace(assemble=never, preprocess=never)
-    catalogue = SimpleNamespace(find=found)
-    args = ServiceArgs(default_model="sd15", request_timeout_s=TIMEOUT_S)
-    return Service(args, cast(Catalogue, catalogue), cast(Assembler, assembler))
+class Replicas(FakeModel):
+    """A model whose calls come to these outcomes, one after the other.
 
+    Attributes:
+        jobs: those that it was asked for.
+    """
 
-@pytest.mark.parametrize("timeout_s", [None, 2 * TIMEOUT_S])
-def test_a_map_that_never_comes(timeout_s: float | None) -> None:
-    request = ImageRequest("a", timeout_s=timeout_s)
-
-    async def stream() -> None:
-        async for _ in stuck().stream(request):
-            pass
-
-    for attempt in (stuck().generate(request), stream()):
-        with pytest.raises(DeadlineExceeded, match=f"within {timeout_s or TIMEOUT_S:g} s"):
-            asyncio.run(asyncio.wait_for(attempt, 5))
-
-
-def test_a_preprocessor_that_never_comes() -> None:
-    asked = stuck().preprocess("depth", b"", PreprocessForm())
-    with pytest.raises(DeadlineExceeded, match=f"within {TIMEOUT_S:g} s"):
-        asyncio.run(asyncio.wait_for(asked, 5))
-
-
-class Mortal:
-    """A model whose replica dies in a stream, after so many events."""
-
-    def __init__(self, *lives: int) -> None:
-        self._lives = list(lives)
+    def __init__(self, *outcomes: Outcome) -> None:
+        super().__init__("sd15")
+        self.outcomes = list(outcomes)
+        self.jobs: list[ImageJob] = []
+        self.submit = Method(self._submit)
+        self.check = Method(self._submit)
         self.stream = SimpleNamespace(remote=self._stream)
 
-    def options(self, *, stream: bool) -> "Mortal":
-        assert stream
-        return self
+    async def _submit(self, job: ImageJob) -> object:
+        self.jobs.append(job)
+        outcome = self.outcomes.pop(0)
+        if outcome is never:
+            await never()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    def _stream(self, _: ImageJob) -> "Events":
-        return Events(self._lives.pop(0))
+    def _stream(self, job: ImageJob) -> "Events":
+        self.jobs.append(job)
+        return Events(cast("list[object]", self.outcomes.pop(0)))
 
 
 class Events:
-    """The answer of a replica that lives so long."""
+    """The answer to a stream: events, and an error perhaps."""
 
-    def __init__(self, life: int) -> None:
-        self._left = life
+    def __init__(self, outcomes: list[object]) -> None:
+        self._outcomes = list(outcomes)
 
     def __aiter__(self) -> "Events":
         return self
 
-    async def __anext__(self) -> Progress:
-        self._left -= 1
-        if self._left < 0:
-            raise ActorDiedError
-        return Progress(0, 1, 4)
+    async def __anext__(self) -> object:
+        if not self._outcomes:
+            raise StopAsyncIteration
+        outcome = self._outcomes.pop(0)
+        if outcome is never:
+            await never()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def cancel(self) -> None:
         """A handle's."""
 
 
-async def events_of(model: Mortal, wanted: int) -> int:
-    """How many of them come."""
-    job = ImageJob("job", "a", (0,), 64, 64)
+class FakeAssembler:
+    """Makes every request ready, unless it is to fail with `outcomes` first."""
+
+    def __init__(self, *outcomes: Exception) -> None:
+        self.outcomes = list(outcomes)
+        self.forgot = 0
+
+    async def assemble(self, *_: object) -> Assembled:
+        if self.outcomes:
+            raise self.outcomes.pop(0)
+        return Assembled(ImageJob("job", "a", (0,), 64, 64))
+
+    async def forget_failed(self, _: object) -> None:
+        self.forgot += 1
+        raise DIED  # what died may be the map store itself
+
+    async def preprocess(self, *_: object) -> None:
+        await never()
+
+
+async def never(*_: object) -> None:
+    """What does not end."""
+    await asyncio.Event().wait()
+
+
+def run(
+    model: FakeModel,
+    use: Callable[[Service], Awaitable[Any]],
+    assembler: object = None,
+    availability: Availability = "ready",
+    **args: Any,
+) -> Any:
+    """What a service makes of a request to this model."""
+
+    async def walk() -> Any:
+        tasks = ("text-to-image", "video")
+        async with following(outlook("sd15", availability, model, tasks=tasks)) as (catalogue, _):
+            settings = ServiceArgs(default_model="sd15", **args)
+            made = cast(Assembler, assembler or FakeAssembler())
+            return await asyncio.wait_for(use(Service(settings, catalogue, made)), 10)
+
+    return asyncio.run(walk())
+
+
+async def generated(service: Service) -> ImageResult:
+    return await service.generate(ImageRequest("a"), Caller("someone", 2.0))
+
+
+async def streamed(service: Service) -> list[StreamEvent]:
+    return [event async for event in service.stream(ImageRequest("a"), Caller("someone", 2.0))]
+
+
+async def animated(service: Service) -> object:
+    return await service.animate(VideoRequest("a"), lambda _: None, Caller("someone", 2.0))
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "FAULT_PAUSE_S", 0.0)
+    monkeypatch.setattr(service_module, "GRACE_S", 0.0)
+
+
+@pytest.mark.parametrize("timeout_s", [None, 2 * TIMEOUT_S])
+@pytest.mark.parametrize("use", ["generate", "stream"])
+def test_a_map_that_never_comes(timeout_s: float | None, use: str) -> None:
+    request = ImageRequest("a", timeout_s=timeout_s)
+
+    async def asked(service: Service) -> None:
+        if use == "generate":
+            await service.generate(request)
+        async for _ in service.stream(request):
+            pass
+
+    stuck = SimpleNamespace(assemble=never)
+    with pytest.raises(DeadlineExceeded, match=f"within {timeout_s or TIMEOUT_S:g} s"):
+        run(FakeModel("sd15"), asked, stuck, request_timeout_s=TIMEOUT_S)
+
+
+def test_a_preprocessor_that_never_comes() -> None:
+    with pytest.raises(DeadlineExceeded, match=f"within {TIMEOUT_S:g} s"):
+        run(
+            FakeModel("sd15"),
+            lambda service: service.preprocess("depth", b"", PreprocessForm()),
+            request_timeout_s=TIMEOUT_S,
+        )
+
+
+@pytest.mark.parametrize("use", [generated, streamed, animated])
+def test_a_replica_that_is_silent(use: Callable[[Service], Awaitable[Any]]) -> None:
+    outcome: object = never if use is generated else [STEP, never]
+    with pytest.raises(DeadlineExceeded, match=f"within {TIMEOUT_S:g} s"):
+        run(Replicas(outcome), use, request_timeout_s=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("lost", LOST, ids=lambda lost: type(lost).__name__)
+def test_what_died_is_asked_for_again(lost: object) -> None:
+    assembler = FakeAssembler()
+    model = Replicas(lost, MADE)
+    assert run(model, generated, assembler) == MADE
+    assert len(model.jobs) == 2
+    assert assembler.forgot == isinstance(lost, Exception)
+
+
+@pytest.mark.parametrize("lost", LOST[:-1], ids=lambda lost: type(lost).__name__)
+def test_a_store_that_dies_is_asked_again(lost: Exception) -> None:
+    assert run(Replicas(MADE), generated, FakeAssembler(lost)) == MADE
+    events = [PARTIAL, DONE]
+    assert run(Replicas(events), streamed, FakeAssembler(lost)) == events
+
+
+@pytest.mark.parametrize("lost", LOST[:-1], ids=lambda lost: type(lost).__name__)
+def test_what_dies_twice_is_not_there(lost: object) -> None:
+    with pytest.raises(NotReady, match="went away"):
+        run(Replicas(lost, lost), generated)
+
+
+def test_an_engine_that_breaks_twice() -> None:
+    fault = Refusal(EngineFault("the engine broke"))
+    with pytest.raises(EngineFault):
+        run(Replicas(fault, fault), generated)
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), QueueFull),
+        (DeploymentUnavailableError(cast(Any, "sd15")), NotReady),
+        (Refusal(GenerationFailed("x")), GenerationFailed),
+        (task_error(GenerationFailed("x")), GenerationFailed),
+        (task_error(ValueError("x")), ValueError),
+    ],
+)
+def test_what_is_not_asked_again(error: object, wanted: type[Exception]) -> None:
+    model = Replicas(error)
+    with pytest.raises(wanted):
+        run(model, generated)
+    assert len(model.jobs) == 1
+
+
+@pytest.mark.parametrize("begun", [[], [STEP], [STEP, STEP]])
+@pytest.mark.parametrize("lost", LOST, ids=lambda lost: type(lost).__name__)
+def test_a_stream_that_has_shown_nothing_is_asked_for_again(
+    begun: list[object], lost: object
+) -> None:
+    model = Replicas([*begun, lost], [STEP, PARTIAL, FINISHED, DONE])
+    events = run(model, streamed)
+    assert [type(event) for event in events[-4:]] == [
+        Progress,
+        PartialImage,
+        FinishedImage,
+        Completed,
+    ]
+    assert len(events) == len(begun) + 4
+
+
+@pytest.mark.parametrize("shown", [PARTIAL, FINISHED, FAILED], ids=lambda e: type(e).__name__)
+def test_a_stream_that_has_shown_something_ends(shown: object) -> None:
+    model = Replicas([STEP, shown, DIED], [DONE])
+    with pytest.raises(NotReady, match="went away"):
+        run(model, streamed)
+    assert len(model.jobs) == 1
+
+
+def test_a_stream_that_dies_twice() -> None:
+    with pytest.raises(NotReady, match="went away"):
+        run(Replicas([STEP, DIED], [STEP, DIED]), streamed)
+
+
+def test_a_stream_that_is_read_on_by_another_task_ends_in_its_own_error() -> None:
+    async def read(service: Service) -> None:
+        events = service.stream(ImageRequest("a"))
+        assert await anext(events) == STEP
+
+        async def rest() -> None:
+            async for _ in events:
+                pass
+
+        with pytest.raises(DeadlineExceeded):
+            await asyncio.create_task(rest())
+
+    run(Replicas([STEP, never]), read, request_timeout_s=TIMEOUT_S)
+
+
+def test_images_that_fail_beside_others() -> None:
+    some = ImageResult("sd15", (GREY,), (0,), 64, 64, USAGE, failed=(FAILED,))
+    mask = np.zeros((64, 64), np.uint8)
+    ready = Assembled(ImageJob("job", "a", (0, 1), 64, 64), original=GREY + 1, mask=mask)
 
     async def assemble(*_: object) -> Assembled:
-        return Assembled(job)
+        return ready
 
-    async def forget_failed(_: object) -> None:
-        return
-
-    async def find(_: object) -> SimpleNamespace:
-        return SimpleNamespace(card=None, handle=model)
-
-    assembler = SimpleNamespace(assemble=assemble, forget_failed=forget_failed)
-    args = ServiceArgs(default_model="sd15")
-    service = Service(args, cast(Catalogue, SimpleNamespace(find=find)), cast(Assembler, assembler))
-    seen = 0
-    async for _ in service.stream(ImageRequest("a")):
-        seen += 1
-        if seen == wanted:
-            break
-    return seen
+    assembler = SimpleNamespace(assemble=assemble)
+    result = run(Replicas(some), generated, assembler)
+    assert result.failed == (FAILED,)
+    (image,) = result.images
+    assert (image == GREY + 1).all()  # the mask keeps everything
+    events = run(Replicas([FAILED, FINISHED, DONE]), streamed)
+    assert events == [FAILED, FINISHED, DONE]
 
 
-@pytest.mark.parametrize(("lives", "seen"), [((0, 3), 3), ((3,), 3)])
-def test_a_stream_that_has_not_begun_is_asked_for_again(lives: tuple[int, ...], seen: int) -> None:
-    assert asyncio.run(events_of(Mortal(*lives), seen)) == seen
+@pytest.mark.parametrize("use", [generated, streamed, animated])
+def test_for_whom_it_is_done(use: Callable[[Service], Awaitable[Any]]) -> None:
+    model = Replicas(MADE if use is generated else [FINISHED, DONE])
+    run(model, use)
+    assert model.jobs[0].caller == Caller("someone", 2.0)
 
 
-@pytest.mark.parametrize("lives", [(0, 0), (1, 3)])
-def test_a_stream_that_cannot_be_saved(lives: tuple[int, ...]) -> None:
-    with pytest.raises(NotReady, match="went away"):
-        asyncio.run(events_of(Mortal(*lives), 3))
+def test_a_video_waits_for_its_place_and_survives_its_replica(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service_module, "FULL_PAUSE_S", (0.01, 0.02))
+    full = [Refusal(QueueFull("full", 3_600_000))]
+    model = Replicas(full, full, [STEP, DIED], [STEP, FINISHED, DONE])
+    assert run(model, animated).seed == FINISHED.seed
+    assert len(model.jobs) == 4
+
+
+@pytest.mark.parametrize("availability", ["asleep", "starting"])
+@pytest.mark.parametrize("use", [generated, streamed, animated])
+def test_a_model_that_does_not_start_in_time(
+    use: Callable[[Service], Awaitable[Any]], availability: Availability
+) -> None:
+    outcome: object = never if use is generated else [never]
+    with pytest.raises(NotReady, match=f"is being started and was not ready within {TIMEOUT_S:g}"):
+        run(Replicas(outcome), use, availability=availability, request_timeout_s=TIMEOUT_S)
+
+
+def test_a_video_of_a_model_that_is_not_up_is_checked_when_it_is_made() -> None:
+    model = Replicas()
+    name = run(model, lambda s: s.check_video(VideoRequest("a")), availability="asleep")
+    assert name == "sd15"
+    assert model.jobs == []
+
+
+@pytest.mark.parametrize("use", [generated, streamed, animated])
+def test_a_request_that_waits_is_told_when_its_model_is_given_up(
+    use: Callable[[Service], Coroutine[Any, Any, Any]],
+) -> None:
+    async def walk() -> None:
+        model = Replicas(never if use is generated else [never])
+        tasks = ("text-to-image", "video")
+        starting = outlook("sd15", "starting", model, tasks=tasks)
+        async with following(starting) as (catalogue, directory):
+            args = ServiceArgs(default_model="sd15")
+            service = Service(args, catalogue, cast(Assembler, FakeAssembler()))
+            asking = asyncio.create_task(use(service))
+            await heard()
+            directory.say(outlook("sd15", "failed", model, state="DEPLOY_FAILED", tasks=tasks))
+            await asyncio.wait_for(asking, 5)
+
+    with pytest.raises(NotReady, match="model 'sd15' does not run: deploy_failed"):
+        asyncio.run(walk())

@@ -18,11 +18,11 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from configs.app import FolderStorage, S3Storage, ServiceArgs, StorageArgs
-from deployments.contracts.jobs import ImageRequest, ImageResult, Usage
+from deployments.contracts.jobs import Caller, ImageRequest, ImageResult, Usage
 from deployments.ingress.answer import storage as storage_module
 from deployments.ingress.answer.storage import THREADS
 from deployments.ingress.http.app import make_app
-from deployments.ingress.request.service import Service
+from deployments.ingress.request.service import NOBODY, Service
 from tests.object_store import BUCKET, ObjectStore
 from tests.serving import free_port
 
@@ -39,7 +39,7 @@ class TwoPictures(Service):
     def __init__(self) -> None:
         pass
 
-    async def generate(self, request: ImageRequest) -> ImageResult:
+    async def generate(self, request: ImageRequest, _: Caller = NOBODY) -> ImageResult:
         images = PICTURES[: request.n]
         seeds = tuple(range(request.seed or 0, (request.seed or 0) + request.n))
         return ImageResult("none", images, seeds, 24, 16, Usage(0, 0, 0))

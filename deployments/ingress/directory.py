@@ -1,0 +1,37 @@
+"""The Serve shell around the observer: the one process that looks at the models."""
+
+import asyncio
+
+from ray import serve
+
+from configs.app import ServiceArgs
+from deployments.contracts.figures import ModelFigures
+from deployments.ingress.discovery.applications import Applications
+from deployments.ingress.discovery.observer import Observer
+from deployments.ingress.discovery.outlook import Snapshot
+
+
+class Directory:
+    """What all ingresses know together. One replica; what it dies with, it finds anew."""
+
+    def __init__(self, args: ServiceArgs) -> None:
+        applications = Applications(serve.get_replica_context().app_name)
+        self._observer = Observer(applications, args.discovery_period_s)
+        self._observing = asyncio.get_running_loop().create_task(self._observer.run())
+
+    async def watch(self, directory: str, number: int) -> Snapshot | None:
+        """The models, once they are no longer as in the snapshot of this name; see `Observer`."""
+        return await self._observer.watch(directory, number)
+
+    async def look(self) -> Snapshot | None:
+        """The models after another look, of which there is one a second at most."""
+        return await self._observer.look()
+
+    async def figures(self) -> dict[str, ModelFigures]:
+        """What every replica's engine says of itself, by model."""
+        return await self._observer.figures()
+
+    def check_health(self) -> None:
+        """Called by Serve every `health_check_period_s`."""
+        if self._observing.done():
+            raise RuntimeError("the directory looks no more")

@@ -1,0 +1,100 @@
+"""What Serve says of the model applications, and handles to them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+APP_PREFIX = "model-"
+# States of replicas. Serve itself sends requests to the first two; the others are such replicas
+# at a moment when they take a new `user_config`, or when its controller has begun anew.
+UP = frozenset({"RUNNING", "PENDING_MIGRATION", "UPDATING", "RECOVERING"})
+ENDING = frozenset({"STOPPING", "STOPPED"})
+RESTING = frozenset({"HEALTHY", "DOWNSCALING"})
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Of one model.
+
+    Attributes:
+        up: one has started and not ended.
+        none: none is there in any state.
+        asleep: none is up or starting, and none is to be: the model is scaled to zero.
+    """
+
+    up: bool
+    none: bool
+    asleep: bool
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model application in one look.
+
+    Attributes:
+        state: as Serve says it, such as "RUNNING".
+        replicas: `None` if Serve does not say. It lists none while it imports an application
+            anew, nor when that has failed, whatever runs of it.
+    """
+
+    state: str
+    replicas: Replicas | None
+
+    @property
+    def ends(self) -> bool:
+        """Whether the application is being deleted."""
+        return self.state == ApplicationStatus.DELETING.value
+
+    @property
+    def failed(self) -> bool:
+        """Whether Serve has given it up, until it is deployed anew, and nothing of it is left."""
+        given_up = self.state == ApplicationStatus.DEPLOY_FAILED.value
+        return given_up and (self.replicas is None or self.replicas.none)
+
+
+class Applications:
+    """The model applications of this Serve instance, as its controller knows them.
+
+    Every method blocks until the controller answers, and raises what Ray raises if it does not.
+
+    Args:
+        own: the name of the application that asks.
+    """
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+
+    def look(self) -> Mapping[str, Seen]:
+        """The applications named `model-<name>`, by the model's name."""
+        applications = serve.status().applications
+        if self._own not in applications:
+            raise LookupError("Serve does not list this application: it knows of none yet")
+        return {
+            name.removeprefix(APP_PREFIX): seen(overview)
+            for name, overview in applications.items()
+            if name.startswith(APP_PREFIX)
+        }
+
+    def handle(self, model: str) -> DeploymentHandle[object]:
+        """A handle to a model. Making one starts no replica."""
+        return serve.get_app_handle(APP_PREFIX + model)
+
+
+def seen(overview: ApplicationStatusOverview) -> Seen:
+    """What one look says of an application."""
+    state = str(overview.status.value)
+    if not overview.deployments:
+        return Seen(state, None)
+    states = {s for d in overview.deployments.values() for s, n in d.replica_states.items() if n}
+    resting = all(d.status.value in RESTING for d in overview.deployments.values())
+    return Seen(
+        state,
+        Replicas(
+            up=bool(states & UP),
+            none=not states,
+            asleep=resting and overview.status == ApplicationStatus.RUNNING and not states - ENDING,
+        ),
+    )

@@ -1,0 +1,243 @@
+"""Looks at the models so that nobody else has to: what Serve says, and what they say themselves."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from deployments.contracts.cards import ModelCard
+from deployments.contracts.figures import EngineFigures, ModelFigures
+from deployments.ingress.discovery.applications import Applications, Seen
+from deployments.ingress.discovery.asking import asked
+from deployments.ingress.discovery.outlook import Availability, Outlook, Snapshot
+
+ANSWER_S = 2.5  # for all replicas of a model to describe it; then for one of them
+COUNT_S = 0.5  # for which figures are waited for; what comes later is shown the next time
+LEAST_S = 1.0  # between two looks, however often they are asked for
+WATCH_S = 20.0
+MISSES = 2  # looks in a row without an application: it is gone
+log = logging.getLogger("tcd.directory")
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class _Watched:
+    """One model, as it is known so far."""
+
+    name: str
+    seen: Seen
+    up: bool = False
+    asleep: bool = False
+    hopeless: int = 0  # looks in a row
+    missed: int = 0
+    silent: bool = False
+    card: ModelCard | None = None
+    handle: DeploymentHandle[object] | None = None
+    figures: tuple[EngineFigures, ...] = ()
+    counted: float = float("-inf")
+    tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
+
+    def see(self, seen: Seen) -> None:
+        """Takes what Serve says. Of what it does not say the last stays true."""
+        self.seen = seen
+        self.missed = 0
+        self.hopeless = self.hopeless + 1 if seen.failed else 0
+        if seen.replicas is not None:
+            self.up, self.asleep = seen.replicas.up, seen.replicas.asleep
+
+    @property
+    def outlook(self) -> Outlook:
+        return Outlook(self.name, self.seen.state, self._availability, self.card, self.handle)
+
+    @property
+    def _availability(self) -> Availability:
+        if self.up and self.silent:
+            return "silent"
+        if self.up and self.card is not None:
+            return "ready"
+        if self.asleep:
+            return "asleep"
+        # Between the end of a replica and the start of the next one, a look may find none.
+        return "failed" if self.hopeless > 1 and not self.up else "starting"
+
+    def begin(self, name: str, ask: "Ask") -> "asyncio.Task[None]":
+        """A task that asks the model; the one of this name that still runs, if there is one."""
+        task = self.tasks.get(name)
+        if task is None or task.done():
+            task = self.tasks[name] = asyncio.create_task(ask(self))
+        return task
+
+
+Ask = Callable[[_Watched], Coroutine[Any, Any, None]]
+
+
+class Observer:
+    """Keeps what is known of the models, for all ingresses.
+
+    A silent model, and a controller that is busy, delay nothing: what was last known is told.
+    No model is started for being looked at.
+
+    Args:
+        period_s: between two looks.
+    """
+
+    def __init__(self, applications: Applications, period_s: float) -> None:
+        self._applications = applications
+        self._period_s = period_s
+        # The controller's calls block; a thread of their own waits for them.
+        self._thread = ThreadPoolExecutor(1, "controller")
+        self._models: dict[str, _Watched] = {}
+        self._id = uuid.uuid4().hex
+        self._snapshot: Snapshot | None = None
+        self._news = asyncio.Event()
+        self._looking = asyncio.Lock()
+        self._looked = float("-inf")
+        self._looks = 0
+
+    async def run(self) -> None:
+        """Looks again and again."""
+        while True:
+            await self.look()
+            # What is not known yet is looked at as soon as may be.
+            await asyncio.sleep(self._period_s if self._looks >= MISSES else LEAST_S)
+
+    async def watch(self, directory: str, number: int) -> Snapshot | None:
+        """What is known, as soon as it is something else than the snapshot of this name; after
+        `WATCH_S` at the latest. `None`: nothing is known yet."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WATCH_S):
+                while self._snapshot is None or self._named(directory, number):
+                    await self._news.wait()
+        return self._snapshot
+
+    async def look(self) -> Snapshot | None:
+        """Asks Serve now, unless that was done within the last second. Never raises."""
+        loop = asyncio.get_running_loop()
+        async with self._looking:
+            if loop.time() - self._looked >= min(LEAST_S, self._period_s):
+                self._looked = loop.time()
+                try:
+                    self._take(await self._blocking(self._applications.look))
+                except Exception as error:
+                    log.warning("Serve says nothing of the models: %s", error)
+        return self._snapshot
+
+    async def figures(self) -> dict[str, ModelFigures]:
+        """What the engines of all replicas say of themselves now, by model; those of a model that
+        does not answer at once are as old as the last look that it answered."""
+        up = [model for model in self._models.values() if model.up and model.handle is not None]
+        if up:
+            asking = [model.begin("count", _count) for model in up]
+            await asyncio.wait(asking, timeout=COUNT_S)
+        now = asyncio.get_running_loop().time()
+        return {
+            model.name: ModelFigures(model.figures, now - model.counted)
+            for model in up
+            if model.figures
+        }
+
+    def _named(self, directory: str, number: int) -> bool:
+        snapshot = self._snapshot
+        return snapshot is not None and (snapshot.directory, snapshot.number) == (directory, number)
+
+    def _take(self, seen: Mapping[str, Seen]) -> None:
+        for name, now in seen.items():
+            if name not in self._models and not now.ends:
+                self._models[name] = _Watched(name, now)
+            if name in self._models:
+                self._models[name].see(now)
+        for name, model in list(self._models.items()):
+            model.missed += name not in seen
+            if model.missed >= MISSES or model.seen.ends:
+                del self._models[name]
+                for task in model.tasks.values():
+                    task.cancel()
+        for model in self._models.values():
+            model.begin("describe", self._describe)
+            if model.up and model.handle is not None:
+                model.begin("count", _count)
+        self._looks += 1
+        self._publish()
+
+    async def _describe(self, model: _Watched) -> None:
+        try:
+            if model.handle is None:
+                handle = self._applications.handle
+                model.handle = await self._blocking(lambda: handle(model.name))
+                self._publish()
+            if not model.asleep:
+                model.card = await _card(model.handle, up=model.up)
+                model.silent = False
+                # Where Serve does not say whether a replica runs, the replica does.
+                model.up = model.up or model.seen.replicas is None
+        except TimeoutError:
+            log.warning("model %s does not answer", model.name)
+            model.silent = True
+        except DeploymentUnavailableError:
+            model.silent = False
+            model.up = model.up and model.seen.replicas is not None
+        except Exception as error:
+            log.info("model %s does not say what it is: %s", model.name, error)
+        self._publish()
+
+    def _publish(self) -> None:
+        """Tells whoever waits, if anything has changed.
+
+        A directory that has just begun says nothing before it has looked twice: what a single
+        look misses is not gone.
+        """
+        models = {name: self._models[name].outlook for name in sorted(self._models)}
+        if self._looks < MISSES or (self._snapshot and self._snapshot.models == models):
+            return
+        number = self._snapshot.number + 1 if self._snapshot else 1
+        self._snapshot = Snapshot(self._id, number, models)
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _blocking(self, call: Callable[[], Answer]) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+async def _count(model: _Watched) -> None:
+    assert model.handle is not None
+    try:
+        said = await model.handle.broadcast("figures").results_async(
+            timeout_s=2 * ANSWER_S, return_exceptions=True
+        )
+    except Exception as error:
+        log.warning("no figures of model %s: %s", model.name, error)
+        return
+    model.figures = tuple(one for one in said if isinstance(one, EngineFigures))
+    model.counted = asyncio.get_running_loop().time()
+
+
+async def _card(handle: DeploymentHandle[object], *, up: bool) -> ModelCard:
+    """What a model's replicas say it is; the newest one, where they differ.
+
+    A broadcast goes to the replicas that run, and to none that would have to be started.
+    Raises TimeoutError if they are silent, DeploymentUnavailableError if there are none.
+
+    Args:
+        up: Serve says that a replica runs.
+    """
+    try:
+        said = await handle.broadcast("describe").results_async(
+            timeout_s=ANSWER_S, return_exceptions=True
+        )
+    except TimeoutError:
+        if not up:
+            raise
+        # One of them is silent. Serve's router finds another one, if there is one.
+        response = cast(DeploymentResponse[ModelCard], handle.describe.remote())
+        said = [await asked(response, ANSWER_S)]
+    cards = [one for one in said if isinstance(one, ModelCard)]
+    if not cards:
+        raise said[0]
+    return max(cards, key=lambda card: card.created)

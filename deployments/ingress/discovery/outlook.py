@@ -1,0 +1,55 @@
+"""What is known of the models: what the directory tells the ingresses."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ray.serve.handle import DeploymentHandle
+
+from deployments.contracts.cards import ModelCard
+
+Availability = Literal["ready", "silent", "asleep", "starting", "failed"]
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a model.
+
+    Attributes:
+        state: what Serve says of its application, such as "RUNNING".
+        availability: "ready": a replica answers; "silent": one runs and did not answer when it was
+            last asked; "asleep": scaled to zero, and started by the next request; "starting": none
+            runs yet, or none that has said what it is, and Serve is at it; "failed": none will
+            run until it is deployed anew.
+        card: the last one known; `None`: it has never been described.
+        handle: `None`: Serve has not given one yet.
+    """
+
+    name: str
+    state: str
+    availability: Availability
+    card: ModelCard | None = None
+    handle: DeploymentHandle[object] | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether a replica runs that has answered before."""
+        return self.availability in ("ready", "silent")
+
+    @property
+    def answers(self) -> bool:
+        """Whether a request would be answered, if only after the model has been woken."""
+        return self.availability in ("ready", "asleep")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All models at one time.
+
+    Attributes:
+        directory: which process says so: it begins to count anew when it is replaced.
+        number: grows with every change.
+    """
+
+    directory: str
+    number: int
+    models: dict[str, Outlook]

@@ -1,0 +1,72 @@
+"""What one look at Serve says of an application."""
+
+import pytest
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatusOverview,
+)
+
+from deployments.ingress.discovery.applications import Replicas, Seen, seen
+
+
+def overview(status: str, deployment: str | None, **replicas: int) -> ApplicationStatusOverview:
+    deployments = {}
+    if deployment is not None:
+        deployments["Diffusion"] = DeploymentStatusOverview(
+            status=DeploymentStatus(deployment),
+            status_trigger=DeploymentStatusTrigger.UNSPECIFIED,
+            replica_states={ReplicaState(state): count for state, count in replicas.items()},
+            message="",
+        )
+    return ApplicationStatusOverview(
+        status=ApplicationStatus(status),
+        message="",
+        last_deployed_time_s=0.0,
+        deployments=deployments,
+    )
+
+
+@pytest.mark.parametrize(
+    ("application", "replicas"),
+    [
+        (overview("RUNNING", "HEALTHY", RUNNING=2), "up"),
+        (overview("DEPLOYING", "UPDATING", RUNNING=1, STARTING=1), "up"),
+        (overview("DEPLOYING", "UPDATING", UPDATING=1), "up"),
+        (overview("RUNNING", "HEALTHY", RECOVERING=1), "up"),
+        (overview("DEPLOY_FAILED", "DEPLOY_FAILED", RUNNING=1), "up"),
+        (overview("DEPLOYING", "UPDATING", STARTING=1), "neither"),
+        (overview("UNHEALTHY", "UNHEALTHY", STOPPING=1, STARTING=1), "neither"),
+        (overview("UNHEALTHY", "UNHEALTHY"), "none"),
+        (overview("RUNNING", "HEALTHY"), "asleep"),
+        (overview("RUNNING", "DOWNSCALING", STOPPING=1), "asleep, ending"),
+        (overview("RUNNING", "UPSCALING"), "none"),
+        (overview("RUNNING", "UPSCALING", STARTING=1), "neither"),
+        (overview("DEPLOYING", None), "unsaid"),
+    ],
+)
+def test_replicas(application: ApplicationStatusOverview, replicas: str) -> None:
+    wanted = {
+        "up": Replicas(up=True, none=False, asleep=False),
+        "neither": Replicas(up=False, none=False, asleep=False),
+        "none": Replicas(up=False, none=True, asleep=False),
+        "asleep": Replicas(up=False, none=True, asleep=True),
+        "asleep, ending": Replicas(up=False, none=False, asleep=True),
+        "unsaid": None,
+    }
+    assert seen(application) == Seen(application.status.value, wanted[replicas])
+
+
+@pytest.mark.parametrize(
+    ("application", "failed"),
+    [
+        (overview("DEPLOY_FAILED", "DEPLOY_FAILED"), True),
+        (overview("DEPLOY_FAILED", None), True),  # unless a replica of before answers
+        (overview("DEPLOY_FAILED", "DEPLOY_FAILED", STOPPING=1), False),
+        (overview("DEPLOY_FAILED", "DEPLOY_FAILED", STARTING=1), False),
+        (overview("UNHEALTHY", "UNHEALTHY"), False),
+    ],
+)
+def test_failed(application: ApplicationStatusOverview, failed: bool) -> None:
+    assert seen(application).failed == failed
