@@ -19,6 +19,7 @@ REFUSING_EVENTS = ("deadline_exceeded", "queue_full", "not_ready", "engine_fault
 Point = Literal["body", "answer", "events", "end"]
 POINTS: tuple[Point, ...] = ("body", "answer", "events", "end")
 USUAL_S = 0.5  # of a kind that has not been answered yet
+IDLE_S = 2.0  # a connection is kept: less than the server does, or both would race
 SENT_BEFORE_LEAVING_S = 0.05
 
 
@@ -62,7 +63,7 @@ class Asker:
         self._usual: dict[str, float] = {}
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(patience_s, connect=patience_s),
-            limits=httpx.Limits(max_connections=None),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=IDLE_S),
         )
 
     async def close(self) -> None:
