@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve fetch check-config test test-deep test-gpu check bench bench-gpu soak quality train clean
+.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu check bench bench-gpu soak quality train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ serve: $(READY) ## run the service with the demo models on 127.0.0.1:8000 until 
 CONFIG ?= configs/production/guide.yaml
 fetch: $(READY) ## bring the weights of CONFIG (all, or MODEL="sdxl sd15") and check them
 	$(BIN)/python -m configs.fetch $(CONFIG) $(addprefix --model ,$(MODEL))
+
+key: $(READY) ## make a key for the service: NAME=alice
+	$(BIN)/python -m configs.keys $(NAME)
 
 check-config: $(READY) ## say what is wrong with CONFIG before it is deployed
 	$(BIN)/python -m graphs.check $(CONFIG)

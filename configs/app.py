@@ -188,6 +188,27 @@ class S3Storage(Frozen):
 StorageArgs = Annotated[FolderStorage | S3Storage, Field(discriminator="kind")]
 
 
+class KeysArgs(Frozen):
+    """Where the named keys are: a list of `configs.keys.KeyEntry`, as YAML or JSON.
+
+    Attributes:
+        file: its path, absolute or relative to the project's root; read again when it changes.
+        env: name of the environment variable that holds the same text.
+    """
+
+    file: str | None = None
+    env: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "KeysArgs":
+        if (self.file is None) == (self.env is None):
+            raise ValueError("names either file or env")
+        return self
+
+
+Guarded = Literal["metrics", "readyz", "docs", "playground"]
+
+
 class ServiceArgs(Frozen):
     """`args` of the `tcd` application.
 
@@ -208,8 +229,12 @@ class ServiceArgs(Frozen):
         video_ttl_s, video_cache_mb: how long, and in how many MiB, finished videos are kept.
         request_timeout_s: a request without `timeout_s` of its own is given up after this.
         discovery_period_s: how often the directory looks for model applications.
-        api_keys_env: name of the environment variable with the accepted bearer keys,
-            separated by commas; `None`: no authentication.
+        keys: the named keys that are accepted below `/v1/`, each with its limits; `None`, and no
+            `api_keys_env`: no authentication.
+        api_keys_env: name of the environment variable with further bearer keys in plain text,
+            separated by commas; they have no limits, and are called `key-1`, `key-2`, ...
+        protect: pages that ask for a key with `admin: true`, too; "docs" is the description of
+            the API, "playground" the page at `/`.
     """
 
     default_model: ModelName | None = None
@@ -229,4 +254,6 @@ class ServiceArgs(Frozen):
     video_cache_mb: int = Field(512, ge=1)
     request_timeout_s: float = Field(300.0, gt=0)
     discovery_period_s: float = Field(2.0, gt=0)
+    keys: KeysArgs | None = None
     api_keys_env: str | None = None
+    protect: tuple[Guarded, ...] = ()

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+Availability = Literal["ready", "silent", "asleep", "starting", "failed"]
+
 
 class CardDefaults(BaseModel):
     """What a request gets for a field that it leaves out."""
@@ -55,3 +57,11 @@ class ModelsBody(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class ReadyBody(BaseModel):
+    """`GET /readyz`: what Serve says of each model, and what that comes to."""
+
+    status: Literal["ready", "not ready"]
+    models: dict[str, str]
+    availability: dict[str, Availability]

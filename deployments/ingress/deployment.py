@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
 from deployments.contracts.jobs import (
+    Caller,
     ImageRequest,
     ImageResult,
     StreamEvent,
@@ -23,8 +24,10 @@ from deployments.contracts.routes import Router
 from deployments.ingress.http.app import make_app
 from deployments.ingress.request.assembly import Assembler
 from deployments.ingress.request.catalogue import Catalogue
+from deployments.ingress.request.keyring import make_keyring
 from deployments.ingress.request.pictures import Pictures
-from deployments.ingress.request.service import Service
+from deployments.ingress.request.quota import Quota
+from deployments.ingress.request.service import NOBODY, Service
 
 
 @serve.ingress()
@@ -41,24 +44,34 @@ class Ingress:
     ) -> None:
         self._args = args
         self._videos = videos
+        self._quota = Quota(make_keyring(args))
         catalogue = Catalogue(directory)
-        self._following = asyncio.get_running_loop().create_task(catalogue.follow())
-        self._service = Service(args, catalogue, Assembler(Pictures(args), maps, route))
+        loop = asyncio.get_running_loop()
+        self._following = loop.create_task(catalogue.follow())
+        self._in_step = loop.create_task(self._quota.keep_in_step(directory.exchange.remote))
+        assembler = Assembler(Pictures(args), maps, route)
+        self._service = Service(args, catalogue, assembler, self._quota)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
-        return make_app(self._service, self._videos, self._args)
+        return make_app(self._service, self._videos, self._args, self._quota)
 
-    async def generate(self, request: ImageRequest) -> ImageResult:
-        """Makes the images of a request. Cancelling the call cancels the work."""
-        return await self._service.generate(request)
+    async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
+        """Makes the images of a request. Cancelling the call cancels the work.
 
-    async def stream(self, request: ImageRequest) -> AsyncIterator[StreamEvent]:
+        Args:
+            caller: for whom; a name that a key has is held to that key's limits.
+        """
+        return await self._service.generate(request, caller)
+
+    async def stream(
+        self, request: ImageRequest, caller: Caller = NOBODY
+    ) -> AsyncIterator[StreamEvent]:
         """Progress, partial and finished images as they come, then `Completed`. Call it with
         `handle.options(stream=True)`."""
-        async for event in self._service.stream(request):
+        async for event in self._service.stream(request, caller):
             yield event
 
-    async def animate(self, request: VideoRequest) -> VideoResult:
+    async def animate(self, request: VideoRequest, caller: Caller = NOBODY) -> VideoResult:
         """Makes a video, and waits for it. Cancelling the call cancels the work."""
-        return await self._service.animate(request, lambda _: None)
+        return await self._service.animate(request, lambda _: None, caller)

@@ -1,4 +1,4 @@
-"""The Serve shell around the observer: the one process that looks at the models."""
+"""The Serve shell around what all ingresses share: the observer of the models, the keys' ledger."""
 
 import asyncio
 
@@ -6,9 +6,11 @@ from ray import serve
 
 from configs.app import ServiceArgs
 from deployments.contracts.figures import ModelFigures
+from deployments.contracts.usage import OtherReports, Report
 from deployments.ingress.discovery.applications import Applications
 from deployments.ingress.discovery.observer import Observer
 from deployments.ingress.discovery.outlook import Snapshot
+from deployments.ingress.request.ledger import Ledger
 
 
 class Directory:
@@ -17,6 +19,7 @@ class Directory:
     def __init__(self, args: ServiceArgs) -> None:
         applications = Applications(serve.get_replica_context().app_name)
         self._observer = Observer(applications, args.discovery_period_s)
+        self._ledger = Ledger()
         self._observing = asyncio.get_running_loop().create_task(self._observer.run())
 
     async def watch(self, directory: str, number: int) -> Snapshot | None:
@@ -30,6 +33,10 @@ class Directory:
     async def figures(self) -> dict[str, ModelFigures]:
         """What every replica's engine says of itself, by model."""
         return await self._observer.figures()
+
+    async def exchange(self, ingress_id: str, report: Report) -> OtherReports:
+        """How the keys stand at one ingress, for how they stand at all others."""
+        return self._ledger.exchange(ingress_id, report)
 
     def check_health(self) -> None:
         """Called by Serve every `health_check_period_s`."""

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
 from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull
-from deployments.contracts.jobs import Progress, VideoRequest
+from deployments.contracts.jobs import Caller, Progress, VideoRequest
 from deployments.contracts.refusal import refusing
 from deployments.contracts.routes import Router
 from deployments.contracts.videos import VideoCard, VideoError, VideoFormat, VideosBody
@@ -21,8 +21,10 @@ from deployments.ingress.answer.video_files import encode_video
 from deployments.ingress.http.failures import failure
 from deployments.ingress.request.assembly import Assembler
 from deployments.ingress.request.catalogue import Catalogue
+from deployments.ingress.request.keyring import make_keyring
 from deployments.ingress.request.pictures import Pictures
-from deployments.ingress.request.service import Service
+from deployments.ingress.request.quota import Quota
+from deployments.ingress.request.service import NOBODY, Service
 
 MIB = 2**20
 SAMPLED = 95  # per cent: sampling is done; the rest is decoding and encoding
@@ -36,12 +38,16 @@ class _Video:
     card: VideoCard
     asked: tuple[VideoRequest, VideoFormat]
     key: str | None
+    caller: Caller
     data: bytes = b""
     task: "asyncio.Task[None] | None" = field(default=None, repr=False)
 
 
 class Videos:
-    """Makes videos, and remembers them."""
+    """Makes videos, and remembers them.
+
+    Where a method takes `owner`, only videos of the caller of that name exist; `None`: all do.
+    """
 
     def __init__(
         self,
@@ -51,24 +57,33 @@ class Videos:
         route: Router,
     ) -> None:
         self._args = args
+        self._quota = Quota(make_keyring(args))
         catalogue = Catalogue(directory)
-        self._following = asyncio.get_running_loop().create_task(catalogue.follow())
-        self._service = Service(args, catalogue, Assembler(Pictures(args), maps, route))
+        loop = asyncio.get_running_loop()
+        self._following = loop.create_task(catalogue.follow())
+        self._in_step = loop.create_task(self._quota.keep_in_step(directory.exchange.remote))
+        assembler = Assembler(Pictures(args), maps, route)
+        self._service = Service(args, catalogue, assembler, self._quota)
         self._videos: dict[str, _Video] = {}
 
     @refusing
     async def create(
-        self, request: VideoRequest, output_format: VideoFormat, key: str | None = None
+        self,
+        request: VideoRequest,
+        output_format: VideoFormat,
+        key: str | None = None,
+        caller: Caller = NOBODY,
     ) -> VideoCard:
         """Takes a job; it starts at once, unless it has been asked with the same `key`.
 
         Refused with `QueueFull` if too many are unfinished, and for what `Service.check_video`
         raises.
         """
-        model = await self._service.check_video(request)
+        await self._quota.keys.renew()
+        model = await self._service.check_video(request, caller)
         self._forget_old()
         for known in self._videos.values():
-            if key is not None and known.key == key:
+            if key is not None and (known.key, known.caller.name) == (key, caller.name):
                 if known.asked != (request, output_format):
                     raise InvalidRequest(
                         "this Idempotency-Key came with another request before", "idempotency-key"
@@ -90,20 +105,22 @@ class Videos:
             fps=request.fps,
             output_format=output_format,
         )
-        video = self._videos[card.id] = _Video(card, (request, output_format), key)
+        video = self._videos[card.id] = _Video(card, (request, output_format), key, caller)
         video.task = asyncio.create_task(self._make(video, request))
         return video.card
 
     @refusing
-    async def get(self, video_id: str) -> VideoCard:
+    async def get(self, video_id: str, owner: str | None = None) -> VideoCard:
         """How a job stands."""
-        return self._find(video_id).card
+        return self._find(video_id, owner).card
 
     @refusing
-    async def page(self, after: str | None, limit: int, newest_first: bool) -> VideosBody:
+    async def page(
+        self, after: str | None, limit: int, newest_first: bool, owner: str | None = None
+    ) -> VideosBody:
         """Jobs in order of creation, from the one behind `after` on."""
         self._forget_old()
-        cards = [video.card for video in self._videos.values()]
+        cards = [v.card for v in self._videos.values() if owner in (None, v.caller.name)]
         if newest_first:
             cards.reverse()
         ids = [card.id for card in cards]
@@ -119,20 +136,20 @@ class Videos:
         )
 
     @refusing
-    async def cancel(self, video_id: str) -> VideoCard:
+    async def cancel(self, video_id: str, owner: str | None = None) -> VideoCard:
         """Stops a job at its next step; one that has ended stays as it is."""
-        return (await self._cancelled(video_id)).card
+        return (await self._cancelled(video_id, owner)).card
 
     @refusing
-    async def delete(self, video_id: str) -> None:
+    async def delete(self, video_id: str, owner: str | None = None) -> None:
         """Stops a job if it runs, and forgets it."""
-        await self._cancelled(video_id)
+        await self._cancelled(video_id, owner)
         self._videos.pop(video_id, None)
 
     @refusing
-    async def content(self, video_id: str) -> tuple[bytes, VideoFormat]:
+    async def content(self, video_id: str, owner: str | None = None) -> tuple[bytes, VideoFormat]:
         """The file of a job that is completed."""
-        video = self._find(video_id)
+        video = self._find(video_id, owner)
         if video.card.status != "completed":
             raise InvalidRequest(
                 f"video {video_id!r} is {video.card.status}; only a completed one has content",
@@ -146,7 +163,7 @@ class Videos:
             video.card = video.card.model_copy(update={"status": "in_progress", "progress": done})
 
         try:
-            result = await self._service.animate(request, progressed)
+            result = await self._service.animate(request, progressed, video.caller)
             output_format = video.card.output_format
             video.data = await asyncio.to_thread(
                 encode_video, result.frames, result.fps, output_format
@@ -169,18 +186,19 @@ class Videos:
         video.task = None
         self._forget_old()
 
-    async def _cancelled(self, video_id: str) -> _Video:
-        video = self._find(video_id)
+    async def _cancelled(self, video_id: str, owner: str | None) -> _Video:
+        video = self._find(video_id, owner)
         if video.task is not None:
             video.task.cancel()
             await asyncio.gather(video.task, return_exceptions=True)
         return video
 
-    def _find(self, video_id: str) -> _Video:
+    def _find(self, video_id: str, owner: str | None) -> _Video:
         self._forget_old()
-        if video_id not in self._videos:
+        video = self._videos.get(video_id)
+        if video is None or owner not in (None, video.caller.name):
             raise NotFound(f"video {video_id!r} does not exist", "video_id")
-        return self._videos[video_id]
+        return video
 
     def _forget_old(self) -> None:
         """Drops what has expired, and the oldest files above the budget."""

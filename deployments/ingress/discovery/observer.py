@@ -3,11 +3,10 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -16,7 +15,8 @@ from deployments.contracts.cards import ModelCard
 from deployments.contracts.figures import EngineFigures, ModelFigures
 from deployments.ingress.discovery.applications import Applications, Seen
 from deployments.ingress.discovery.asking import asked
-from deployments.ingress.discovery.outlook import Availability, Outlook, Snapshot
+from deployments.ingress.discovery.outlook import Snapshot
+from deployments.ingress.discovery.watched import Watched
 
 ANSWER_S = 2.5  # for all replicas of a model to describe it; then for one of them
 COUNT_S = 0.5  # for which figures are waited for; what comes later is shown the next time
@@ -25,57 +25,6 @@ WATCH_S = 20.0
 MISSES = 2  # looks in a row without an application: it is gone
 log = logging.getLogger("tcd.directory")
 Answer = TypeVar("Answer")
-
-
-@dataclass
-class _Watched:
-    """One model, as it is known so far."""
-
-    name: str
-    seen: Seen
-    up: bool = False
-    asleep: bool = False
-    hopeless: int = 0  # looks in a row
-    missed: int = 0
-    silent: bool = False
-    card: ModelCard | None = None
-    handle: DeploymentHandle[object] | None = None
-    figures: tuple[EngineFigures, ...] = ()
-    counted: float = float("-inf")
-    tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
-
-    def see(self, seen: Seen) -> None:
-        """Takes what Serve says. Of what it does not say the last stays true."""
-        self.seen = seen
-        self.missed = 0
-        self.hopeless = self.hopeless + 1 if seen.failed else 0
-        if seen.replicas is not None:
-            self.up, self.asleep = seen.replicas.up, seen.replicas.asleep
-
-    @property
-    def outlook(self) -> Outlook:
-        return Outlook(self.name, self.seen.state, self._availability, self.card, self.handle)
-
-    @property
-    def _availability(self) -> Availability:
-        if self.up and self.silent:
-            return "silent"
-        if self.up and self.card is not None:
-            return "ready"
-        if self.asleep:
-            return "asleep"
-        # Between the end of a replica and the start of the next one, a look may find none.
-        return "failed" if self.hopeless > 1 and not self.up else "starting"
-
-    def begin(self, name: str, ask: "Ask") -> "asyncio.Task[None]":
-        """A task that asks the model; the one of this name that still runs, if there is one."""
-        task = self.tasks.get(name)
-        if task is None or task.done():
-            task = self.tasks[name] = asyncio.create_task(ask(self))
-        return task
-
-
-Ask = Callable[[_Watched], Coroutine[Any, Any, None]]
 
 
 class Observer:
@@ -93,7 +42,7 @@ class Observer:
         self._period_s = period_s
         # The controller's calls block; a thread of their own waits for them.
         self._thread = ThreadPoolExecutor(1, "controller")
-        self._models: dict[str, _Watched] = {}
+        self._models: dict[str, Watched] = {}
         self._id = uuid.uuid4().hex
         self._snapshot: Snapshot | None = None
         self._news = asyncio.Event()
@@ -134,8 +83,10 @@ class Observer:
         does not answer at once are as old as the last look that it answered."""
         up = [model for model in self._models.values() if model.up and model.handle is not None]
         if up:
-            asking = [model.begin("count", _count) for model in up]
-            await asyncio.wait(asking, timeout=COUNT_S)
+            counting = [asyncio.create_task(_count_anew(model)) for model in up]
+            _, late = await asyncio.wait(counting, timeout=COUNT_S)
+            for task in late:
+                task.cancel()
         now = asyncio.get_running_loop().time()
         return {
             model.name: ModelFigures(model.figures, now - model.counted)
@@ -150,7 +101,7 @@ class Observer:
     def _take(self, seen: Mapping[str, Seen]) -> None:
         for name, now in seen.items():
             if name not in self._models and not now.ends:
-                self._models[name] = _Watched(name, now)
+                self._models[name] = Watched(name, now)
             if name in self._models:
                 self._models[name].see(now)
         for name, model in list(self._models.items()):
@@ -166,7 +117,7 @@ class Observer:
         self._looks += 1
         self._publish()
 
-    async def _describe(self, model: _Watched) -> None:
+    async def _describe(self, model: Watched) -> None:
         try:
             if model.handle is None:
                 handle = self._applications.handle
@@ -205,7 +156,15 @@ class Observer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-async def _count(model: _Watched) -> None:
+async def _count_anew(model: Watched) -> None:
+    """Returns when figures have come that were asked for after this was called."""
+    before = model.tasks.get("count")
+    if before is not None:
+        await asyncio.wait({before})
+    await asyncio.wait({model.begin("count", _count)})
+
+
+async def _count(model: Watched) -> None:
     assert model.handle is not None
     try:
         said = await model.handle.broadcast("figures").results_async(

@@ -1,13 +1,10 @@
 """What is known of the models: what the directory tells the ingresses."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.contracts.cards import ModelCard
-
-Availability = Literal["ready", "silent", "asleep", "starting", "failed"]
+from deployments.contracts.cards import Availability, ModelCard
 
 
 @dataclass(frozen=True)

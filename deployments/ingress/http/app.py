@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -11,22 +11,30 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from configs.app import ServiceArgs
-from deployments.contracts.api import GenerationsBody, PreprocessForm
-from deployments.contracts.cards import ModelCard, ModelsBody
+from deployments.contracts.api import ErrorAnswer, GenerationsBody, PreprocessForm
+from deployments.contracts.cards import ModelCard, ModelsBody, ReadyBody
 from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
 from deployments.ingress.answer.storage import FILES_PATH, FolderStore, make_storage
 from deployments.ingress.http.failures import ERRORS, answer, failure, from_faults, http_failure
 from deployments.ingress.http.forms import received_form
 from deployments.ingress.http.images import image_routes
+from deployments.ingress.http.keys import caller_of, key_routes, may_see
 from deployments.ingress.http.metrics import CONTENT_TYPE, Metrics
 from deployments.ingress.http.middleware import Authentication, BodyLimit, RequestCount
 from deployments.ingress.http.videos import video_routes
+from deployments.ingress.request.keyring import make_keyring
+from deployments.ingress.request.quota import Quota
 from deployments.ingress.request.service import Service
 
 DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the sampler's own
 fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
 
+READINESS: dict[int | str, dict[str, Any]] = {
+    200: {"model": ReadyBody},
+    503: {"model": ReadyBody},
+    404: {"model": ErrorAnswer},
+}
 PLAYGROUND = Path(__file__).with_name("playground") / "index.html"
 # A name is never given to another file, and what is shown is a picture, whatever it holds.
 FILE_HEADERS = {
@@ -35,12 +43,19 @@ FILE_HEADERS = {
 }
 
 
-def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceArgs) -> FastAPI:
-    """The web application around a service, and the deployment that keeps videos."""
+def make_app(
+    service: Service,
+    videos: DeploymentHandle[object],
+    args: ServiceArgs,
+    quota: Quota | None = None,
+) -> FastAPI:
+    """The web application around a service, and the deployment that keeps videos. `quota`: the
+    one that the service takes from; `None`: of the configured keys, for a service without."""
     app = FastAPI(title="tcd", description=DESCRIPTION, version="1")
+    quota = quota or Quota(make_keyring(args))
     metrics = Metrics()
     storage = make_storage(args.storage)
-    app.add_middleware(Authentication, env_name=args.api_keys_env)
+    app.add_middleware(Authentication, keys=quota.keys, protect=args.protect)
     app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes)
     app.add_middleware(RequestCount, metrics=metrics)  # the last one added is the outermost
 
@@ -76,7 +91,8 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
             async with received_form(request, "image") as form:
                 body = form.fields(PreprocessForm)
                 image = await form.file("image")
-            map_id, pixels = await service.preprocess(preprocessor, image, body)
+            caller = caller_of(request)
+            map_id, pixels = await service.preprocess(preprocessor, image, body, caller)
             data = await asyncio.to_thread(encode, pixels, "png")
             return Response(data, media_type="image/png", headers={"x-map-id": map_id})
         except Exception as error:
@@ -94,15 +110,16 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
             return FileResponse(path, media_type=media_type, headers=FILE_HEADERS)
 
     @app.get("/v1/models", response_model=ModelsBody)
-    async def models() -> ModelsBody:
-        """The models that run."""
-        return ModelsBody(data=await service.catalogue.cards())
+    async def models(request: Request) -> ModelsBody:
+        """The models that run, and that the caller's key may ask."""
+        cards = await service.catalogue.cards()
+        return ModelsBody(data=[card for card in cards if may_see(request, card.id)])
 
     @app.get("/v1/models/{model_id}", response_model=ModelCard, responses=ERRORS)
-    async def model(model_id: str) -> Response:
+    async def model(model_id: str, request: Request) -> Response:
         """One model, with all that is needed to repeat its images with diffusers alone."""
         for card in await service.catalogue.cards():
-            if card.id == model_id:
+            if card.id == model_id and may_see(request, model_id):
                 return JSONResponse(card.model_dump())
         return answer(failure(NotFound(f"model {model_id!r} does not exist", "model")))
 
@@ -116,7 +133,7 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         """Whether this process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", responses=ERRORS)
+    @app.get("/readyz", responses=READINESS)
     async def readyz(models: Annotated[str | None, Query()] = None) -> Response:
         """Whether this ingress can serve: 200, or 503; with what each model is doing. With
         `models`, names separated by commas: whether all of these can answer."""
@@ -126,12 +143,12 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         if unknown:
             return answer(failure(NotFound(f"no such model: {', '.join(unknown)}", "models")))
         ready = catalogue.ready(args.default_model, wanted)
-        body = {
-            "status": "ready" if ready else "not ready",
-            "models": {name: model.state for name, model in known.items()},
-            "availability": {name: model.availability for name, model in known.items()},
-        }
-        return JSONResponse(body, status_code=200 if ready else 503)
+        body = ReadyBody(
+            status="ready" if ready else "not ready",
+            models={name: model.state for name, model in known.items()},
+            availability={name: model.availability for name, model in known.items()},
+        )
+        return JSONResponse(body.model_dump(), status_code=200 if ready else 503)
 
     @app.get("/metrics")
     async def metrics_text() -> Response:
@@ -139,8 +156,10 @@ def make_app(service: Service, videos: DeploymentHandle[object], args: ServiceAr
         figures, maps = await asyncio.gather(
             service.catalogue.figures(), service.assembler.map_figures()
         )
-        text = await asyncio.to_thread(metrics.render, figures, maps)
+        keys = quota.usage()
+        text = await asyncio.to_thread(metrics.render, figures, maps, keys, quota.keys.faulty)
         return Response(text, media_type=CONTENT_TYPE)
 
+    app.include_router(key_routes(quota))
     app.include_router(video_routes(videos), responses=ERRORS)
     return app

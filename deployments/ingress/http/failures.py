@@ -79,6 +79,8 @@ def failure(error: Exception) -> Failure:
         message = "the service failed unexpectedly"
     param = error.param if isinstance(error, InvalidRequest) else None
     headers = {} if row.retry else {"x-should-retry": "false"}
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
     if isinstance(error, QueueFull):
         headers["retry-after-ms"] = str(error.retry_after_ms)
         headers["retry-after"] = str(-(-error.retry_after_ms // 1000))

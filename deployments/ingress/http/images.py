@@ -21,6 +21,7 @@ from deployments.ingress.answer.storage import Storage
 from deployments.ingress.http.failures import ERRORS, answer, failure
 from deployments.ingress.http.forms import received_form
 from deployments.ingress.http.idempotency import idempotency_key, seeded
+from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.streams import stream_images, usage_body
 from deployments.ingress.request.service import Service
 
@@ -97,8 +98,8 @@ async def images_answer(
         )
     asked = seeded(asked, idempotency_key(request))
     if body.stream:
-        return await stream_images(service, body, asked)
-    result = await service.generate(asked)
+        return await stream_images(service, body, asked, caller_of(request))
+    result = await service.generate(asked, caller_of(request))
     output_format = body.output_format
     base_url = str(request.base_url).rstrip("/")
 

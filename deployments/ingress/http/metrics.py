@@ -1,6 +1,6 @@
 """What `/metrics` shows, in Prometheus text: this ingress replica, and every engine."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from prometheus_client import (
@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from ray.serve import metrics as ray_metrics
 
 from deployments.contracts.figures import ENGINE_HELP, MapFigures, ModelFigures
+from deployments.contracts.usage import KeyUsage
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -52,11 +53,18 @@ class Metrics:
         self._exported.inc(tags={"route": route, "status": str(status)})
         self._exported_seconds.observe(seconds, tags={"route": route})
 
-    def render(self, figures: Figures, maps: MapFigures) -> bytes:
-        """Prometheus text."""
+    def render(
+        self,
+        figures: Figures,
+        maps: MapFigures,
+        keys: Sequence[KeyUsage] = (),
+        keys_faulty: bool = False,
+    ) -> bytes:
+        """Prometheus text. `keys_faulty`: the file of keys is wrong, and an older one in force."""
         others = CollectorRegistry()
         others.register(_Engines(figures))
         others.register(_Maps(maps))
+        others.register(_Keys(keys, keys_faulty))
         return generate_latest(self._registry) + generate_latest(others)
 
 
@@ -107,3 +115,36 @@ class _Maps:
             yield family
         yield GaugeMetricFamily("tcd_maps_stored", "maps in the store", maps.stored)
         yield GaugeMetricFamily("tcd_maps_stored_bytes", "their size", maps.stored_bytes)
+
+
+class _Keys:
+    """A collector over one look at the keys: their totals at all ingresses together."""
+
+    def __init__(self, keys: Sequence[KeyUsage], faulty: bool) -> None:
+        self._keys = keys
+        self._faulty = faulty
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        requests = CounterMetricFamily(
+            "tcd_key_requests", "requests by how they ended", labels=["key", "outcome"]
+        )
+        images = CounterMetricFamily("tcd_key_images", "images made", labels=["key"])
+        work = CounterMetricFamily("tcd_key_work", "UNet pixel-steps", labels=["key"])
+        running = GaugeMetricFamily("tcd_key_running", "images in the service", labels=["key"])
+        waiting = GaugeMetricFamily(
+            "tcd_key_waiting", "images that wait at the ingress", labels=["key"]
+        )
+        for usage in self._keys:
+            name = [usage.key]
+            for outcome, count in usage.requests.model_dump().items():
+                requests.add_metric([usage.key, outcome], count)
+            images.add_metric(name, usage.images)
+            work.add_metric(name, usage.work)
+            running.add_metric(name, usage.running)
+            waiting.add_metric(name, usage.waiting)
+        yield from (requests, images, work, running, waiting)
+        yield GaugeMetricFamily(
+            "tcd_keys_config_errors",
+            "1: the file of keys is wrong, an older one in force",
+            int(self._faulty),
+        )

@@ -1,17 +1,19 @@
 """What every HTTP request passes: a count, a size limit, a key check."""
 
-import os
-import secrets
 import time
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.contracts.errors import TcdError, TooLarge, Unauthorized
+from configs.app import Guarded
+from deployments.contracts.errors import Forbidden, TcdError, TooLarge, Unauthorized
 from deployments.ingress.answer.storage import FILES_PATH
 from deployments.ingress.http.failures import failure
+from deployments.ingress.http.keys import noted_key
 from deployments.ingress.http.metrics import Metrics
+from deployments.ingress.request.keyring import Keyring
 
 
 class RequestCount:
@@ -85,35 +87,52 @@ class BodyLimit:
         return TooLarge(f"the request's body is larger than {self._max_bytes} bytes")
 
 
+PAGES: dict[str, Guarded] = {
+    "/metrics": "metrics",
+    "/readyz": "readyz",
+    "/docs": "docs",
+    "/docs/oauth2-redirect": "docs",
+    "/redoc": "docs",
+    "/openapi.json": "docs",
+    "/": "playground",
+}
+
+
 class Authentication:
-    """Asks for a bearer key below `/v1/`, if the named environment variable holds any.
+    """Asks for a bearer key below `/v1/`, if there are any, and for that of an `admin` on pages
+    that are protected. What the request carries is noted for the routes and logs behind it.
 
     Stored files are shown without one: their names are secrets themselves, as in a presigned URL.
     """
 
-    def __init__(self, app: ASGIApp, env_name: str | None) -> None:
+    def __init__(self, app: ASGIApp, keys: Keyring, protect: Sequence[Guarded] = ()) -> None:
         self._app = app
-        listed = os.environ.get(env_name, "") if env_name else ""
-        self._keys = [key.strip().encode() for key in listed.split(",") if key.strip()]
-        if env_name and not self._keys:
-            raise ValueError(f"api_keys_env is {env_name}, but that variable holds no key")
+        self._keys = keys
+        self._protect = protect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http" and self._keys and _needs_key(scope):
-            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            known = [secrets.compare_digest(key.strip().encode(), k) for k in self._keys]
-            if scheme.lower() != "bearer" or not any(known):
-                error = Unauthorized("a valid key is needed: Authorization: Bearer KEY")
-                await _refuse(error, scope, receive, send)
-                return
+        if scope["type"] == "http" and self._keys.closed:
+            # Below a route prefix, `path` has the prefix in front.
+            path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+            guarded = PAGES.get(path) in self._protect
+            if guarded or (path.startswith("/v1/") and not path.startswith(FILES_PATH)):
+                await self._keys.renew()
+                error = self._refusal(scope, guarded)
+                if error is not None:
+                    await _refuse(error, scope, receive, send)
+                    return
         await self._app(scope, receive, send)
 
-
-def _needs_key(scope: Scope) -> bool:
-    # Below a route prefix, `path` has the prefix in front.
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path.startswith("/v1/") and not path.startswith(FILES_PATH)
+    def _refusal(self, scope: Scope, guarded: bool) -> TcdError | None:
+        scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
+        key = self._keys.find(presented.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            return Unauthorized("a valid key is needed: Authorization: Bearer KEY")
+        noted_key(scope, key)
+        if guarded and not key.admin:
+            return Forbidden(f"this page asks for the key of an admin; {key.name!r} is none")
+        return None
 
 
 async def _refuse(error: TcdError, scope: Scope, receive: Receive, send: Send) -> None:

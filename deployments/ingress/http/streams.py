@@ -3,12 +3,14 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from deployments.contracts.api import ImagesRequestBody, InputTokens, UsageBody
 from deployments.contracts.jobs import (
+    Caller,
     Completed,
     FinishedImage,
     ImageRequest,
@@ -22,17 +24,35 @@ from deployments.ingress.request.service import Service
 
 
 async def stream_images(
-    service: Service, body: ImagesRequestBody, request: ImageRequest
+    service: Service, body: ImagesRequestBody, request: ImageRequest, caller: Caller
 ) -> StreamingResponse:
     """Server-sent events. Waits for the first, so that a refusal still has its status."""
-    events = service.stream(request)
+    events = service.stream(request, caller)
     first = await anext(events)
-    return StreamingResponse(_server_sent(first, events, body), media_type="text/event-stream")
+    return _EventStream(_server_sent(first, events, body), events)
+
+
+class _EventStream(StreamingResponse):
+    """Closes the events, however it ends: even a response that was never begun has a job."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, shown: AsyncGenerator[str], events: AsyncGenerator[StreamEvent]) -> None:
+        super().__init__(shown)
+        self._open = (shown, events)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for each in self._open:
+                await each.aclose()
 
 
 async def _server_sent(
     first: StreamEvent, rest: AsyncIterator[StreamEvent], body: ImagesRequestBody
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str]:
     """OpenAI's events. `completed` of the last image waits for the usage figures."""
     held: FinishedImage | None = None
     try:

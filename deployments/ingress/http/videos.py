@@ -14,7 +14,8 @@ from deployments.ingress.answer.video_files import VIDEO_TYPES
 from deployments.ingress.http.failures import invalid
 from deployments.ingress.http.forms import received_form
 from deployments.ingress.http.idempotency import idempotency_key
-from deployments.ingress.request.service import translated
+from deployments.ingress.http.keys import caller_of, owner_of
+from deployments.ingress.request.deaths import translated
 
 
 def video_routes(videos: DeploymentHandle[object]) -> APIRouter:
@@ -26,38 +27,42 @@ def video_routes(videos: DeploymentHandle[object]) -> APIRouter:
         """Starts a video. JSON, or multipart without files; the fields of `VideoBody`."""
         body = await _received(request)
         asked, key = body.to_request(), idempotency_key(request)
-        return await _card(videos.create.remote(asked, body.output_format, key))
+        caller = caller_of(request)
+        return await _card(videos.create.remote(asked, body.output_format, key, caller))
 
     @router.get("/v1/videos", response_model=VideosBody)
     async def page(
+        request: Request,
         after: str | None = None,
         limit: int = Query(20, ge=1, le=100),
         order: Literal["asc", "desc"] = "desc",
     ) -> Response:
         """The videos, the newest first."""
-        found: VideosBody = await _answer(videos.page.remote(after, limit, order == "desc"))
+        asked = videos.page.remote(after, limit, order == "desc", owner_of(request))
+        found: VideosBody = await _answer(asked)
         return JSONResponse(found.model_dump())
 
     @router.get("/v1/videos/{video_id}", response_model=VideoCard)
-    async def get(video_id: str) -> Response:
+    async def get(video_id: str, request: Request) -> Response:
         """How a video stands: `status` and `progress` in per cent."""
-        return await _card(videos.get.remote(video_id))
+        return await _card(videos.get.remote(video_id, owner_of(request)))
 
     @router.post("/v1/videos/{video_id}/cancel", response_model=VideoCard)
-    async def cancel(video_id: str) -> Response:
+    async def cancel(video_id: str, request: Request) -> Response:
         """Stops a video at its next step."""
-        return await _card(videos.cancel.remote(video_id))
+        return await _card(videos.cancel.remote(video_id, owner_of(request)))
 
     @router.delete("/v1/videos/{video_id}")
-    async def delete(video_id: str) -> dict[str, object]:
+    async def delete(video_id: str, request: Request) -> dict[str, object]:
         """Stops a video if it is being made, and forgets it."""
-        await _answer(videos.delete.remote(video_id))
+        await _answer(videos.delete.remote(video_id, owner_of(request)))
         return {"id": video_id, "object": "video.deleted", "deleted": True}
 
     @router.get("/v1/videos/{video_id}/content", response_class=Response)
-    async def content(video_id: str) -> Response:
+    async def content(video_id: str, request: Request) -> Response:
         """The file of a completed video."""
-        found: tuple[bytes, VideoFormat] = await _answer(videos.content.remote(video_id))
+        asked = videos.content.remote(video_id, owner_of(request))
+        found: tuple[bytes, VideoFormat] = await _answer(asked)
         data, output_format = found
         return Response(data, media_type=VIDEO_TYPES[output_format])
 

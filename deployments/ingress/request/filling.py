@@ -7,6 +7,7 @@ from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import (
     MAX_SEED,
+    Caller,
     ControlUse,
     ImageJob,
     ImageRequest,
@@ -100,7 +101,7 @@ def image_job(
     )
 
 
-def video_job(request: VideoRequest, card: ModelCard, timeout_s: float) -> ImageJob:
+def video_job(request: VideoRequest, card: ModelCard, timeout_s: float, caller: Caller) -> ImageJob:
     """The job that a request for a video means for a model."""
     if (request.width is None) != (request.height is None):
         raise InvalidRequest("width and height come together or not at all", "size")
@@ -122,6 +123,7 @@ def video_job(request: VideoRequest, card: ModelCard, timeout_s: float) -> Image
         num_frames=request.num_frames,
         priority=request.priority,
         timeout_s=request.timeout_s or timeout_s,
+        caller=caller,
     )
 
 

@@ -11,30 +11,22 @@ model that Serve has given up.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar, cast
+from typing import cast
 
-from ray.exceptions import (
-    ObjectLostError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from configs.app import ServiceArgs
 from deployments.contracts.api import PreprocessForm
 from deployments.contracts.errors import (
     DeadlineExceeded,
-    EngineFault,
     InvalidRequest,
     NotReady,
     QueueFull,
-    TcdError,
 )
 from deployments.contracts.jobs import (
     Caller,
@@ -55,28 +47,37 @@ from deployments.contracts.jobs import (
 from deployments.contracts.refusal import Refusal, accepted
 from deployments.ingress.request.assembly import Assembled, Assembler
 from deployments.ingress.request.catalogue import Catalogue, Model
+from deployments.ingress.request.deaths import FAILURES, died, pause, translated, twice
 from deployments.ingress.request.filling import video_job
+from deployments.ingress.request.lease import Lease, work_of
+from deployments.ingress.request.quota import Quota
 
 OnProgress = Callable[[Progress], None]
-Answer = TypeVar("Answer")
 NOBODY = Caller()
 CHECK_S = 10.0  # for a replica to say whether it would take a video
 LEAST_S = 0.001
 GRACE_S = 5.0  # the replica itself ends a late job; the ingress only waits no longer than this
-BACK_PRESSURE_RETRY_MS = 1000
-FAULT_PAUSE_S = 0.5  # for a replica whose engine broke to be out of Serve's rotation
 FULL_PAUSE_S = (0.5, 30.0)  # a video that finds the queue full asks again after this
 FORGET_S = 5.0
+# A stream that has shown one of these cannot begin anew.
+SHOWN = (PartialImage, FinishedImage, FailedImage)
 log = logging.getLogger("tcd.service")
 
 
 class Service:
     """Answers image requests with the models that run."""
 
-    def __init__(self, args: ServiceArgs, catalogue: Catalogue, assembler: Assembler) -> None:
+    def __init__(
+        self,
+        args: ServiceArgs,
+        catalogue: Catalogue,
+        assembler: Assembler,
+        quota: Quota | None = None,
+    ) -> None:
         self._args = args
         self.catalogue = catalogue
         self.assembler = assembler
+        self._quota = quota or Quota()
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it can make none."""
@@ -84,11 +85,13 @@ class Service:
         until = asyncio.get_running_loop().time() + timeout_s
 
         async def ask() -> tuple[Assembled, ImageResult]:
-            model, ready = await self._assembled(request, caller, until)
+            model, ready = await self._assembled(request, until, lease)
             return ready, await self._submit(model, ready)
 
-        with translated(), self._within(timeout_s, request.model):
-            ready, result = await _twice(ask)
+        within = self._within(timeout_s, request.model)
+        with self._quota.lease(caller, request.n) as lease, translated(), within:
+            ready, result = await twice(ask)
+            lease.made(len(result.images))
         if ready.original is None:
             return result
         images = await asyncio.to_thread(lambda: tuple(map(ready.restored, result.images)))
@@ -96,7 +99,7 @@ class Service:
 
     async def stream(
         self, request: ImageRequest, caller: Caller = NOBODY
-    ) -> AsyncIterator[StreamEvent]:
+    ) -> AsyncGenerator[StreamEvent]:
         """A request's events as they come; raises a `TcdError` if it cannot go on.
 
         If a process dies before the first picture, all begins anew, `Progress` too.
@@ -104,56 +107,65 @@ class Service:
         timeout_s = request.timeout_s or self._args.request_timeout_s
         until = asyncio.get_running_loop().time() + timeout_s
         begun = False
-        with translated(), self._within(timeout_s, request.model):
+        within = self._within(timeout_s, request.model)
+        with self._quota.lease(caller, request.n) as lease, translated(), within:
             for last_try in (False, True):
                 try:
-                    model, ready = await self._assembled(request, caller, until)
+                    model, ready = await self._assembled(request, until, lease)
                     async for event in self._events(model, ready):
-                        begun = begun or isinstance(event, _SHOWN)
+                        begun = begun or isinstance(event, SHOWN)
+                        lease.made(isinstance(event, FinishedImage))
                         if isinstance(event, PartialImage | FinishedImage):
                             pixels = await asyncio.to_thread(ready.restored, event.pixels)
                             yield replace(event, pixels=pixels)
                         else:
                             yield event
                     return
-                except (RayError, RayServeException, EngineFault) as error:
-                    if begun or last_try or not _died(error):
+                except FAILURES as error:
+                    if begun or last_try or not died(error):
                         raise
-                    await _pause(error)
+                    await pause(error)
 
     async def animate(
         self, request: VideoRequest, progress: OnProgress, caller: Caller = NOBODY
     ) -> VideoResult:
-        """Makes a video; tells `progress` of every step. Waits while the model's queue is full."""
+        """Makes a video; tells `progress` of every step. Waits while the model's queue is full,
+        and while the key has used up its work."""
         timeout_s = request.timeout_s or self._args.request_timeout_s
+        until = asyncio.get_running_loop().time() + timeout_s
 
         async def ask() -> VideoResult:
-            model = await self._video_model(request)
-            job = replace(video_job(request, model.card, timeout_s), caller=caller)
+            async with asyncio.timeout_at(until):
+                model = await self._video_model(request, lease)
+                await lease.turn()
+            job = video_job(request, model.card, timeout_s, caller)
+            lease.charge(work_of(job))
             return await self._animate(model, job, request.fps, progress)
 
-        with translated(), self._within(timeout_s, request.model):
+        within = self._within(timeout_s, request.model)
+        with self._quota.lease(caller, 1) as lease, translated(), within:
             while True:
                 try:
-                    return await _twice(ask)
+                    result = await twice(ask)
+                    lease.made(1)
+                    return result
                 except QueueFull as error:
-                    least, most = FULL_PAUSE_S
-                    pause_s = min(max(error.retry_after_ms / 1000, least), most)
-                    await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
+                    async with asyncio.timeout_at(until):
+                        least, most = FULL_PAUSE_S
+                        pause_s = min(max(error.retry_after_ms / 1000, least), most)
+                        await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
 
     async def check_video(self, request: VideoRequest, caller: Caller = NOBODY) -> str:
         """The name of the model that is to make a video. Raises a `TcdError` if none can."""
+        self._quota.check(caller, 1)
         with translated(), self._within(CHECK_S, request.model):
             async with asyncio.timeout(CHECK_S):
-                model = await self._video_model(request)
+                model = await self._video_model(request, self._quota.lease(caller, 1))
                 name = model.card.id
                 if not self.catalogue.up(name):
                     return name  # it is checked when it is made, by the replica that is started
-                job = video_job(request, model.card, self._args.request_timeout_s)
-                asked = cast(
-                    DeploymentResponse[Refusal | None],
-                    model.handle.check.remote(replace(job, caller=caller)),
-                )
+                job = video_job(request, model.card, self._args.request_timeout_s, caller)
+                asked = cast(DeploymentResponse[Refusal | None], model.handle.check.remote(job))
                 try:
                     answer = await asked
                 finally:
@@ -161,8 +173,8 @@ class Service:
         accepted(answer)
         return name
 
-    async def _video_model(self, request: VideoRequest) -> Model:
-        model = await self._model(request.prompt, request.model)
+    async def _video_model(self, request: VideoRequest, lease: Lease) -> Model:
+        model = await self._model(request, lease)
         if "video" not in model.card.tasks:
             able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]
             raise InvalidRequest(
@@ -189,7 +201,11 @@ class Service:
         raise NotReady("the model's replica ended before the video was done")
 
     async def preprocess(
-        self, preprocessor: str, image: bytes, form: PreprocessForm
+        self,
+        preprocessor: str,
+        image: bytes,
+        form: PreprocessForm,
+        caller: Caller = NOBODY,
     ) -> tuple[str, Pixels]:
         """The id of a picture's control map, and the map: (height, width, 3) uint8."""
         control = Control(
@@ -199,12 +215,15 @@ class Service:
             high_threshold=form.high_threshold,
         )
         timeout_s = self._args.request_timeout_s
-        try:
-            with translated():
+        with self._quota.lease(caller, 1) as lease, translated():
+            try:
                 async with asyncio.timeout(timeout_s):
-                    return await _twice(lambda: self.assembler.preprocess(control))
-        except TimeoutError as error:
-            raise _late(timeout_s) from error
+                    await lease.turn()
+                    found = await twice(lambda: self.assembler.preprocess(control))
+            except TimeoutError as error:
+                raise _late(timeout_s) from error
+            lease.made(1)
+        return found
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(
@@ -253,22 +272,25 @@ class Service:
             log.warning("the map store does not answer: %r", error)
 
     async def _assembled(
-        self, request: ImageRequest, caller: Caller, until: float
+        self, request: ImageRequest, until: float, lease: Lease
     ) -> tuple[Model, Assembled]:
         """`until`: on the clock of the event loop; the job has what is left of the time."""
         if request.n > self._args.max_images:
             raise InvalidRequest(f"n is {request.n}; {self._args.max_images} at most", "n")
         async with asyncio.timeout_at(until):
-            model = await self._model(request.prompt, request.model)
+            model = await self._model(request, lease)
+            await lease.turn()
             ready = await self.assembler.assemble(request, model.card)
+        lease.charge(work_of(ready.job))
         left = max(until - asyncio.get_running_loop().time(), LEAST_S)
-        return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=caller))
+        return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=lease.caller))
 
-    async def _model(self, prompt: str, asked: str | None) -> Model:
-        most = self._args.max_prompt_chars
-        if len(prompt) > most:
-            raise InvalidRequest(f"prompt has {len(prompt)} characters; {most} at most", "prompt")
-        name = asked or self._args.default_model or await self.catalogue.only()
+    async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
+        most, length = self._args.max_prompt_chars, len(request.prompt)
+        if length > most:
+            raise InvalidRequest(f"prompt has {length} characters; {most} at most", "prompt")
+        name = request.model or self._args.default_model or await self.catalogue.only()
+        lease.check(name, request.priority)  # what it may not ask it is told nothing of
         return await self.catalogue.find(name)
 
     def _patience(self, model: Model, job: ImageJob) -> float | None:
@@ -286,56 +308,6 @@ class Service:
         except (TimeoutError, DeadlineExceeded) as error:
             absence = self.catalogue.absence(asked or self._args.default_model, timeout_s)
             raise absence or _late(timeout_s) from error
-
-
-_SHOWN = (PartialImage, FinishedImage, FailedImage)
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """What a handle call raises, as one of this service's own errors where it is one."""
-    try:
-        yield
-    except RayTaskError as error:
-        # What a replica raised on purpose, without the traceback that its wrapper speaks.
-        if isinstance(error.cause, TcdError):
-            raise error.cause from error
-        if not _died(error):
-            raise
-        raise NotReady(_WENT_AWAY) from error
-    except BackPressureError as error:
-        raise QueueFull("the model's queue is full", BACK_PRESSURE_RETRY_MS) from error
-    except (RayError, RayServeException) as error:
-        raise NotReady(_WENT_AWAY) from error
-
-
-_WENT_AWAY = "the model's replica, or what it needed, went away; try again"
-
-
-async def _twice(ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """What `ask` comes to; asked once more, from the start, if a process died under it."""
-    try:
-        return await ask()
-    except (RayError, RayServeException, EngineFault) as error:
-        if not _died(error):
-            raise
-        await _pause(error)
-    return await ask()
-
-
-async def _pause(error: Exception) -> None:
-    log.warning("asked once more, for: %r", error)
-    if isinstance(error, EngineFault):
-        await asyncio.sleep(FAULT_PAUSE_S)
-
-
-def _died(error: Exception) -> bool:
-    """Whether a process died under a call: the one that was called, one that was making a map for
-    it, or the owner of one; or an engine. Of what stood behind a call Serve speaks with the bare
-    base of its errors."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    died = (RayActorError, ObjectLostError, WorkerCrashedError, EngineFault)
-    return isinstance(cause, died) or type(cause) is RayServeException
 
 
 def _late(timeout_s: float) -> DeadlineExceeded:

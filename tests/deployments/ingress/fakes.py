@@ -8,9 +8,10 @@ from typing import Any, cast
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.contracts.cards import CardDefaults, CardLimits, ModelCard
+from deployments.contracts.cards import Availability, CardDefaults, CardLimits, ModelCard
 from deployments.contracts.figures import EngineFigures
-from deployments.ingress.discovery.outlook import Availability, Outlook, Snapshot
+from deployments.contracts.usage import OtherReports, Report
+from deployments.ingress.discovery.outlook import Outlook, Snapshot
 from deployments.ingress.request.catalogue import Catalogue
 
 Handle = DeploymentHandle[object]
@@ -127,6 +128,7 @@ class FakeDirectory:
         self._news = asyncio.Event()
         self.watch = Method(self._watch)
         self.look = Method(self._look)
+        self.exchange = Method(self._exchange)
 
     def say(self, *models: Outlook, directory: str = "one") -> None:
         """What is known from now on."""
@@ -141,6 +143,9 @@ class FakeDirectory:
         while self.said is None or (self.said.directory, self.said.number) == (directory, number):
             await self._news.wait()
         return self.said
+
+    async def _exchange(self, _: str, __: Report) -> OtherReports:
+        return OtherReports()
 
     async def _look(self) -> Snapshot | None:
         self.looks += 1

@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from configs.app import ServiceArgs
 from deployments.contracts.api import PreprocessForm
+from deployments.contracts.cards import Availability
 from deployments.contracts.errors import (
     DeadlineExceeded,
     EngineFault,
@@ -40,7 +41,7 @@ from deployments.contracts.jobs import (
     VideoRequest,
 )
 from deployments.contracts.refusal import Refusal
-from deployments.ingress.discovery.outlook import Availability
+from deployments.ingress.request import deaths
 from deployments.ingress.request import service as service_module
 from deployments.ingress.request.assembly import Assembled, Assembler
 from deployments.ingress.request.service import Service
@@ -188,7 +189,7 @@ async def animated(service: Service) -> object:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "FAULT_PAUSE_S", 0.0)
+    monkeypatch.setattr(deaths, "FAULT_PAUSE_S", 0.0)
     monkeypatch.setattr(service_module, "GRACE_S", 0.0)
 
 

@@ -9,11 +9,12 @@ import pytest
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.contracts.cards import Availability
 from deployments.contracts.figures import ModelFigures
 from deployments.ingress.discovery import observer as observer_module
 from deployments.ingress.discovery.applications import Applications, Replicas, Seen
 from deployments.ingress.discovery.observer import Observer
-from deployments.ingress.discovery.outlook import Availability, Snapshot
+from deployments.ingress.discovery.outlook import Snapshot
 from tests.deployments.ingress.fakes import FakeModel, card
 
 UP = Replicas(up=True, none=False, asleep=False)

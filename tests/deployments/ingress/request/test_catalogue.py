@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from deployments.contracts.cards import Availability
 from deployments.contracts.errors import InvalidRequest, NotFound, NotReady
-from deployments.ingress.discovery.outlook import Availability
 from deployments.ingress.request import catalogue as catalogue_module
 from tests.deployments.ingress.fakes import FakeModel, card, following, heard, outlook
 

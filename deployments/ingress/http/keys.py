@@ -1,0 +1,58 @@
+"""Whose key a request carries, and the route that shows what was done with it."""
+
+from typing import cast
+
+from fastapi import APIRouter, Request
+from starlette.types import Scope
+
+from configs.keys import KeyEntry
+from deployments.contracts.jobs import Caller
+from deployments.contracts.usage import KeyUsagesBody
+from deployments.ingress.http.failures import ERRORS
+from deployments.ingress.request.quota import NO_KEY, Quota
+
+STATE = "tcd_key"  # in a request's state
+
+
+def noted_key(scope: Scope, key: KeyEntry) -> None:
+    """Keeps a request's key for whatever handles or logs it."""
+    scope["state"] = {**scope.get("state", {}), STATE: key}
+
+
+def key_of(scope: Scope) -> KeyEntry | None:
+    """The key that a request carries; `None` if it carries none, or none was asked for."""
+    return cast(KeyEntry | None, scope.get("state", {}).get(STATE))
+
+
+def caller_of(request: Request) -> Caller:
+    """For whom a request is done."""
+    key = key_of(request.scope)
+    return Caller() if key is None else Caller(key.name, key.weight)
+
+
+def owner_of(request: Request) -> str | None:
+    """Whose videos a request may see; `None`: all."""
+    key = key_of(request.scope)
+    return None if key is None or key.admin else key.name
+
+
+def may_see(request: Request, model: str) -> bool:
+    """Whether a request's key allows a model."""
+    key = key_of(request.scope)
+    return key is None or key.may_ask(model)
+
+
+def key_routes(quota: Quota) -> APIRouter:
+    """The route of usage."""
+    router = APIRouter()
+
+    @router.get("/v1/usage", response_model=KeyUsagesBody, responses=ERRORS)
+    async def usage(request: Request) -> KeyUsagesBody:
+        """What was done with the caller's key since the start, what is under way, and its limits;
+        of every key, for one that is `admin`."""
+        key = key_of(request.scope)
+        if key is not None and key.admin:
+            return KeyUsagesBody(data=quota.usage())
+        return KeyUsagesBody(data=[quota.usage_of(NO_KEY if key is None else key.name)])
+
+    return router
