@@ -41,7 +41,7 @@ class Site:
 
     def crowd(self, load: Load = LOAD) -> Crowd:
         """Callers."""
-        return Crowd(self.asker, self.kinds, load, seed=1)
+        return Crowd(self.asker, [self.kinds], load, seed=1)
 
     def check(self, seen: Sequence[Happened] = ()) -> None:
         """Everything that was asked has ended once, and nothing failed but what had to."""

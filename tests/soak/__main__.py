@@ -69,7 +69,8 @@ async def soak(folder: Path, asked: Asked) -> Run:
     async with running_servers(folder) as servers, _service(servers, asked.storage) as url:
         ledger = Ledger()
         asker = Asker(url, ledger, PATIENCE_S)
-        kinds = Kinds(url, cluster.target(servers.outside(asked.storage)), probes, asked.seed)
+        target = cluster.target(servers.outside(asked.storage))
+        kinds = [Kinds(url, target, probes, asked.seed, key) for key in servers.keys]
         crowd = Crowd(asker, kinds, Load(), asked.seed)
         with Sampler(url, ledger.now) as sampler:
             working = asyncio.create_task(crowd.run())

@@ -41,6 +41,7 @@ class Outside:
 
     Attributes:
         storage: of pictures by URL.
+        keys: the file of named keys.
         clock: the file that says how far off the wall clock is.
         s3, hub: endpoints.
         s3_styles, hub_styles: further style adapters of `sd15`, by name: sources.
@@ -48,6 +49,7 @@ class Outside:
     """
 
     storage: StorageArgs
+    keys: Path
     clock: Path
     s3: str
     hub: str
@@ -136,6 +138,7 @@ def _config(outside: Outside) -> Config:
     service = next(a for a in applications if a["name"] == "tcd")
     service["args"] |= {
         "storage": outside.storage.model_dump(),
+        "keys": {"file": str(outside.keys)},
         "allowed_s3_buckets": [BUCKET],
         "request_timeout_s": REQUEST_TIMEOUT_S,
     }

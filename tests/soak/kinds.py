@@ -51,14 +51,16 @@ LOOKS = (
 
 
 class Kinds:
-    """Draws requests for one target. The same seed gives the same few variants of each kind."""
+    """Draws one caller's requests. The same seed gives the same few variants of each kind."""
 
-    def __init__(self, url: str, target: Target, probes: Probes, seed: int) -> None:
+    def __init__(
+        self, url: str, target: Target, probes: Probes, seed: int, key: str | None = None
+    ) -> None:
         self._target = target
         self._probes = probes
         self._s3_styles = itertools.cycle(target.s3_styles)
         self._hub_styles = itertools.cycle(target.hub_styles)
-        self.making = Making(url, target, probes)
+        self.making = Making(url, target, probes, key)
         draw = random.Random(seed)
         self._bodies = [self.making.body(draw) for _ in range(BODIES)]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.soak.asking import Asker, some_leaving
@@ -29,14 +30,18 @@ class Load:
 
 
 class Crowd:
-    """The callers of one run. Call `stop`, then await `run`."""
+    """The callers of one run. Call `stop`, then await `run`.
 
-    def __init__(self, asker: Asker, kinds: Kinds, load: Load, seed: int) -> None:
+    Args:
+        kinds: of each key's holder; every request is one of theirs by chance.
+    """
+
+    def __init__(self, asker: Asker, kinds: Sequence[Kinds], load: Load, seed: int) -> None:
         self._asker = asker
         self._load = load
         self._seed = seed
-        self._table = kinds.table()
-        self._weights = [weight for weight, _ in self._table.values()]
+        self._tables = [one.table() for one in kinds]
+        self._weights = {kind: weight for kind, (weight, _) in self._tables[0].items()}
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
@@ -52,14 +57,14 @@ class Crowd:
 
     async def one(self, draw: random.Random, leaving: float) -> None:
         """One request of any kind."""
-        (kind,) = draw.choices(list(self._table), self._weights)
+        (kind,) = draw.choices(list(self._weights), list(self._weights.values()))
         await self.of_kind(kind, draw, leaving)
 
     async def of_kind(self, kind: str, draw: random.Random, leaving: float = 0.0) -> None:
         """One request of this kind; with a probability of `leaving` its client goes away."""
         leaves = draw.random() < leaving
         gone = some_leaving(draw, kind in STREAMS) if leaves else None
-        await self._table[kind][1](self._asker, draw, gone)
+        await draw.choice(self._tables)[kind][1](self._asker, draw, gone)
 
     async def burst(self, draw: random.Random, count: int, leaving: float) -> None:
         """Many at once."""

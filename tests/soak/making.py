@@ -46,7 +46,6 @@ class Target:
         s3_styles, hub_styles: style adapters of `full`, each to be fetched when first used.
         s3_pictures: URIs.
         stores: whether it can answer by URL.
-        key: a bearer key.
     """
 
     models: tuple[str, ...]
@@ -57,20 +56,22 @@ class Target:
     hub_styles: tuple[str, ...] = ()
     s3_pictures: tuple[str, ...] = ()
     stores: bool = False
-    key: str | None = None
 
 
 class Making:
     """Makes requests for one target.
 
+    Args:
+        key: the bearer key that they carry.
+
     Attributes:
         pictures: PNG files that requests bring along.
     """
 
-    def __init__(self, url: str, target: Target, probes: Probes) -> None:
+    def __init__(self, url: str, target: Target, probes: Probes, key: str | None) -> None:
         self._url = url
         self._target = target
-        self._headers = {} if target.key is None else {"authorization": f"Bearer {target.key}"}
+        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self.probes = probes
         self.pictures = [_picture(number) for number in range(VARIANTS)]
 

@@ -1,5 +1,6 @@
 """What the service under soak depends on: S3, a hub, a disk, the clock; each can fail."""
 
+import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import boto3
 from moto.server import ThreadedMotoServer
 
 from configs.app import FolderStorage, S3Storage
+from configs.keys import fresh_key
 from demo.service import ROOT
 from tests.fake_hub import fake_hub
 from tests.serving import free_port
@@ -20,6 +22,8 @@ from tests.soak.gate import Gate
 StorageKind = Literal["folder", "s3"]
 DISK_MB = 16
 DISTANT = 30  # style adapters in S3, and as many on the hub
+KEYS = ("first", "second")
+LIMITS = {"running": 16, "waiting": 64}  # images
 REPO = "soak/styles"
 STYLE = ROOT / "demo/weights/loras/sd15/ink.safetensors"
 PICTURE = ROOT / "docs/images/demo.png"
@@ -27,12 +31,19 @@ PICTURE = ROOT / "docs/images/demo.png"
 
 @dataclass(frozen=True)
 class Servers:
-    """What the service depends on, each behind a gate."""
+    """What the service depends on; S3 and the hub behind gates.
+
+    Attributes:
+        keys: its two keys, as their holders say them.
+        keys_file, clock: as `cluster.Outside` has them.
+    """
 
     s3: Gate
     hub: Gate
     disk: SmallDisk
     clock: Path
+    keys: tuple[str, ...]
+    keys_file: Path
 
     def outside(self, storage: StorageKind) -> cluster.Outside:
         """As the service knows them. `storage`: where its pictures by URL go."""
@@ -41,6 +52,7 @@ class Servers:
             storage=FolderStorage(kind="folder", path=str(self.disk.folder))
             if storage == "folder"
             else S3Storage(kind="s3", bucket=cluster.BUCKET, endpoint_url=self.s3.url),
+            keys=self.keys_file,
             clock=self.clock,
             s3=self.s3.url,
             hub=self.hub.url,
@@ -57,6 +69,10 @@ async def running_servers(folder: Path) -> AsyncIterator[Servers]:
     files = {f"{i}.safetensors": style for i in _distant()}
     port, clock = free_port(), folder / "clock"
     clock.write_bytes(bytes(8))
+    keys, entries = zip(*(fresh_key(name) for name in KEYS), strict=True)
+    keys_file = folder / "keys.json"
+    limited = [entry.model_copy(update=LIMITS).model_dump(mode="json") for entry in entries]
+    keys_file.write_text(json.dumps(limited))
     with (
         fake_hub({REPO: files}) as hub,
         _s3(port, style),
@@ -64,7 +80,7 @@ async def running_servers(folder: Path) -> AsyncIterator[Servers]:
     ):
         hub_port = int(hub.url.rpartition(":")[2])
         async with Gate(port).listening() as s3_gate, Gate(hub_port).listening() as hub_gate:
-            yield Servers(s3_gate, hub_gate, disk, clock)
+            yield Servers(s3_gate, hub_gate, disk, clock, keys, keys_file)
 
 
 @contextmanager
