@@ -221,9 +221,16 @@ class ServiceArgs(Frozen):
         storage: where files go that requests want by URL (`response_format: "url"`);
             `None`: such requests are refused.
         max_image_bytes, max_image_pixels: of one picture in a request.
+        max_request_pictures, max_request_bytes, max_request_pixels: pictures of one request, and
+            what they may have together; refused by their headers, before any is decoded.
+        max_request_entries: of each list of a request (loras, motion_loras, controls).
+        max_decoding_pixels: of all pictures that one process decodes at a time; further ones wait.
+        max_fetches: pictures that one process fetches from S3 at a time; further ones are refused.
+        fetch_timeout_s: until a picture has come from where its URL says.
         default_model: the model of a request that names none; `None`: naming one is required.
         max_images: highest `n` of one request.
-        max_prompt_chars: characters of a prompt; a longer one is refused before tokenising.
+        max_prompt_chars: characters of `prompt` and of `negative_prompt`; a longer one is refused
+            before tokenising.
         max_body_bytes: of one HTTP request.
         max_videos: unfinished at a time.
         video_ttl_s, video_cache_mb: how long, and in how many MiB, finished videos are kept.
@@ -246,8 +253,15 @@ class ServiceArgs(Frozen):
     storage: StorageArgs | None = None
     max_image_bytes: int = Field(20 * 2**20, ge=1024)
     max_image_pixels: int = Field(4096 * 4096, ge=64)
+    max_request_pictures: int = Field(16, ge=1, le=64)
+    max_request_bytes: int = Field(40 * 2**20, ge=1024)
+    max_request_pixels: int = Field(2 * 4096 * 4096, ge=64)
+    max_request_entries: int = Field(16, ge=1, le=64)
+    max_decoding_pixels: int = Field(4 * 4096 * 4096, ge=64)
+    max_fetches: int = Field(8, ge=1, le=256)
+    fetch_timeout_s: float = Field(20.0, gt=0)
     max_images: int = Field(10, ge=1, le=64)
-    max_prompt_chars: int = Field(4000, ge=1)
+    max_prompt_chars: int = Field(4000, ge=1, le=100_000)
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
     max_videos: int = Field(32, ge=1)
     video_ttl_s: float = Field(3600.0, gt=0)
@@ -257,3 +271,16 @@ class ServiceArgs(Frozen):
     keys: KeysArgs | None = None
     api_keys_env: str | None = None
     protect: tuple[Guarded, ...] = ()
+
+    @model_validator(mode="after")
+    def _a_picture_fits(self) -> "ServiceArgs":
+        if self.max_request_pixels > self.max_decoding_pixels:
+            raise ValueError(
+                f"max_decoding_pixels {self.max_decoding_pixels} is below max_request_pixels "
+                f"{self.max_request_pixels}: such a request could never be decoded"
+            )
+        for name in ("pixels", "bytes"):
+            one, all_ = getattr(self, f"max_image_{name}"), getattr(self, f"max_request_{name}")
+            if one > all_:
+                raise ValueError(f"max_image_{name} {one} is above max_request_{name} {all_}")
+        return self

@@ -55,6 +55,7 @@ def _preprocessor(cls: type, name: str) -> Deployment:
     return serve.deployment(
         name=name,
         max_ongoing_requests=64,
+        max_queued_requests=128,
         graceful_shutdown_timeout_s=60,
         health_check_period_s=2,
         autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 8},

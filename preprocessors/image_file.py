@@ -6,7 +6,8 @@ decoders are called by class, so that neither `Image.open`'s guessing nor its li
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -25,6 +26,7 @@ from preprocessors.pixels import Pixels, Plane
 ALLOWED = "PNG, JPEG, WebP and GIF images with a single frame are allowed"
 MAX_ASPECT_RATIO = 100
 MAX_JPEG_SCANS = 100
+MAX_PNG_CHUNKS = 20_000  # one costs a decoder some microseconds, and a file twelve bytes
 
 _Decoder = Callable[[BytesIO], PngImageFile | JpegImageFile | WebPImageFile | GifImageFile]
 _DECODERS: dict[str, _Decoder] = {
@@ -83,18 +85,52 @@ def read_image(data: bytes, *, max_pixels: int, max_bytes: int) -> Picture:
     Raises `ImageError` for anything else: too large, empty, truncated, corrupt, animated,
     one side more than `MAX_ASPECT_RATIO` times the other, or in another format.
     """
+    kind = _accepted(data, max_bytes)
+    with _damage(kind):
+        return _decode(data, kind, max_pixels)
+
+
+def declared_size(data: bytes, *, max_pixels: int, max_bytes: int) -> tuple[int, int]:
+    """(width, height) of an image file as its decoder reads them in its header, before it is
+    turned upright. Nothing is decoded. Raises `ImageError` as `read_image` does, for what the
+    header shows."""
+    kind = _accepted(data, max_bytes)
+    with _damage(kind):
+        if kind == "WebP":
+            size = _webp_size(data)
+        else:
+            data, _ = _prepared(data, kind)
+            with _DECODERS[kind](BytesIO(data)) as image:
+                size = image.size
+        check_size(*size, max_pixels)
+    return size
+
+
+def _accepted(data: bytes, max_bytes: int) -> str:
+    """The format of a file."""
     if not data:
         raise ImageError(f"the image is empty (0 bytes); {ALLOWED}")
     if len(data) > max_bytes:
         raise ImageError(f"the image has {len(data)} bytes; at most {max_bytes} are allowed")
-    kind = _format(data)
+    check_format(data)
+    return _format(data)
+
+
+def check_format(head: bytes) -> None:
+    """Raises `ImageError` if a file that begins so (1 KiB is enough) is in no accepted format."""
+    kind = _format(head)
     if kind not in _DECODERS:
         raise ImageError(f"the image is {kind}; {ALLOWED}")
+
+
+@contextmanager
+def _damage(kind: str) -> Iterator[None]:
+    """Damaged files raise whatever the decoder stumbled over."""
     try:
-        return _decode(data, kind, max_pixels)
+        yield
     except ImageError:
         raise
-    except Exception as error:  # damaged files raise whatever the decoder stumbled over
+    except Exception as error:
         reason = str(error) or type(error).__name__
         raise ImageError(
             f"the {kind} image is truncated or corrupt ({reason}); {ALLOWED}"
@@ -138,18 +174,10 @@ def _format(data: bytes) -> str:
 
 
 def _decode(data: bytes, kind: str, max_pixels: int) -> Picture:
-    depth, exif = 8, b""
-    if kind == "JPEG":
-        jpeg = read_segments(data)
-        if jpeg.scans > MAX_JPEG_SCANS:
-            raise ImageError(
-                f"the JPEG image has {jpeg.scans} scans; at most {MAX_JPEG_SCANS} are allowed"
-            )
-        data, exif = jpeg.bare, jpeg.exif
-    elif kind == "WebP":  # its decoder allocates all pixels when it is made
+    if kind == "WebP":  # its decoder allocates all pixels when it is made
         check_size(*_webp_size(data), max_pixels)
-    elif kind == "PNG":
-        depth = data[24]
+    depth = data[24] if kind == "PNG" else 8
+    data, exif = _prepared(data, kind)
     with _DECODERS[kind](BytesIO(data)) as image:
         check_size(*image.size, max_pixels)
         if getattr(image, "is_animated", False):
@@ -162,6 +190,30 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> Picture:
         rgb = rgb.transpose(turn)
         alpha = None if alpha is None else alpha.transpose(turn)
     return Picture(np.array(rgb), None if alpha is None else np.array(alpha))
+
+
+def _prepared(data: bytes, kind: str) -> tuple[bytes, bytes]:
+    """What the decoder gets, and the EXIF data that it does not get. Raises `ImageError` for a
+    file that would take it far longer than its pixels do."""
+    if kind == "PNG" and _png_chunks(data) > MAX_PNG_CHUNKS:
+        raise ImageError(f"the PNG image has more than {MAX_PNG_CHUNKS} chunks")
+    if kind != "JPEG":
+        return data, b""
+    jpeg = read_segments(data)
+    if jpeg.scans > MAX_JPEG_SCANS:
+        raise ImageError(
+            f"the JPEG image has {jpeg.scans} scans; at most {MAX_JPEG_SCANS} are allowed"
+        )
+    return jpeg.bare, jpeg.exif
+
+
+def _png_chunks(data: bytes) -> int:
+    """How many chunks a PNG file has, or one more than are allowed."""
+    chunks, at = 0, 8
+    while at + 12 <= len(data) and chunks <= MAX_PNG_CHUNKS:
+        chunks += 1
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return chunks
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

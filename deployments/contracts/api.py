@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from deployments.contracts.jobs import (
+    MAX_ENTRIES,
     MAX_SEEN,
     AdapterWeight,
     Control,
@@ -16,6 +17,7 @@ from deployments.contracts.jobs import (
     ImageRequest,
     IpAdapter,
     LoraWeight,
+    Name,
     PartialImages,
     Priority,
     Scale,
@@ -28,6 +30,8 @@ from deployments.contracts.jobs import (
 )
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+MAX_FIELDS = 64  # of one JSON object; the largest of ours has half as many
+MAX_USER = 256  # characters of OpenAI's `user`
 IMAGE = "a data URL, an https:// URL, an s3:// URI, or the id of a control map"
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
@@ -61,6 +65,8 @@ class RequestBody(BaseModel):
     def _null_is_the_default(cls, sent: object) -> object:
         if not isinstance(sent, dict):
             return sent
+        if len(sent) > MAX_FIELDS:
+            raise ValueError(f"an object of {len(sent)} fields; {MAX_FIELDS} at most are read")
         return {
             name: value
             for name, value in sent.items()
@@ -71,14 +77,14 @@ class RequestBody(BaseModel):
 class LoraBody(RequestBody):
     """One style adapter of a request."""
 
-    name: str = Field(description="a name from the model's `loras`")
+    name: Name = Field(description="a name from the model's `loras`")
     weight: AdapterWeight = 1.0
 
 
 class ControlBody(RequestBody):
     """One ControlNet of a request."""
 
-    type: str = Field(description="a type from the model's `controls`")
+    type: Name = Field(description="a type from the model's `controls`")
     image: str = Field(description=IMAGE)
     preprocessed: bool = Field(False, description="the image is the control map itself")
     conditioning_scale: Scale = 0.5
@@ -108,9 +114,9 @@ class ImagesRequestBody(RequestBody):
 
     EVENTS: ClassVar[str] = "image_generation"  # how the route's server-sent events begin
 
-    model: str | None = Field(None, description="a name from `GET /v1/models`")
+    model: Name | None = Field(None, description="a name from `GET /v1/models`")
     n: Count = 1
-    size: str | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
+    size: Name | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
     response_format: Literal["b64_json", "url"] = Field(
         "b64_json", description="url needs a service with storage, and does not go with stream"
     )
@@ -125,15 +131,15 @@ class ImagesRequestBody(RequestBody):
     )
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = Field(None, description="nothing is moderated")
-    user: str | None = None
+    user: str | None = Field(None, max_length=MAX_USER)
 
     seed: Seed | None = None
     num_inference_steps: Steps | None = None
     eta: Eta | None = None
     guidance_scale: Guidance | None = None
     negative_prompt: Text | None = None
-    loras: list[LoraBody] = []
-    controls: list[ControlBody] = []
+    loras: list[LoraBody] = Field([], max_length=MAX_ENTRIES)
+    controls: list[ControlBody] = Field([], max_length=MAX_ENTRIES)
     ip_adapter: IpAdapterBody | None = None
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
@@ -263,11 +269,25 @@ class UsageBody(BaseModel):
     denoising_steps: int
 
 
+class ErrorBody(BaseModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
 class ImageBody(BaseModel):
-    """One image of an answer: itself, or where it is."""
+    """One image of an answer: itself, or where it is, or why it could not be made.
+
+    An answer with an image in it has status 200, and `error` names what failed beside it; if
+    none could be made, the request itself fails.
+    """
 
     b64_json: str | None = None
     url: str | None = None
+    error: ErrorBody | None = None
     seed: int
 
 
@@ -282,15 +302,6 @@ class ImagesBody(BaseModel):
     size: str
     data: list[ImageBody]
     usage: UsageBody
-
-
-class ErrorBody(BaseModel):
-    """OpenAI's error object."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
 
 
 class ErrorAnswer(BaseModel):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass as validated
 
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
@@ -22,6 +22,10 @@ MAX_SEED = 2**63 - 1
 MAX_LORA_WEIGHT = 10.0
 MAX_STEPS = 50
 MAX_SEEN = 8  # pictures of one IP-Adapter
+# What no configuration can raise: so much is read of a request before anything is known of it.
+MAX_TEXT = 100_000  # characters of a prompt
+MAX_NAME = 100  # characters of the name of a model, an adapter, a control, a size
+MAX_ENTRIES = 64  # of one list
 
 
 def readable_text(text: str) -> str:
@@ -33,7 +37,8 @@ def readable_text(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(readable_text)]
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(readable_text)]
+Name = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(readable_text)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS, description="denoising steps, 1-50")]
 Eta = Annotated[float, Field(ge=0, le=1, description="stochasticity of TCD, the paper's gamma")]
 Guidance = Annotated[
@@ -57,7 +62,7 @@ AdapterWeight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
 
 # A picture as a caller gives it: an array, the bytes of a file, or text: a data URL, an
 # https:// URL, an s3:// URI, or the id of a control map.
-ImageInput = np.ndarray | bytes | str
+ImageInput = np.ndarray | Annotated[bytes, Strict()] | Annotated[str, Strict()]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _ARRAYS = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -67,8 +72,11 @@ _ARRAYS = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowe
 class LoraWeight:
     """A style adapter by its catalogue name, and how strongly it acts (1: as trained)."""
 
-    name: str
+    name: Name
     weight: AdapterWeight = 1.0
+
+
+LoraWeights = Annotated[tuple[LoraWeight, ...], Field(max_length=MAX_ENTRIES)]
 
 
 @validated(frozen=True, config=_ARRAYS)
@@ -82,7 +90,7 @@ class Control:
         low_threshold, high_threshold: of canny, 0-255.
     """
 
-    type: str
+    type: Name
     image: ImageInput
     preprocessed: bool = False
     conditioning_scale: Scale = 0.5
@@ -114,7 +122,7 @@ class ImageRequest:
     """
 
     prompt: Text
-    model: str | None = None
+    model: Name | None = None
     negative_prompt: Text | None = None
     n: Count = 1
     width: Side | None = None
@@ -123,12 +131,12 @@ class ImageRequest:
     eta: Eta | None = None
     guidance_scale: Guidance | None = None
     seed: Seed | None = None
-    loras: tuple[LoraWeight, ...] = ()
+    loras: LoraWeights = ()
     image: ImageInput | None = None
     mask: ImageInput | None = None
     strength: Strength | None = None
     preserve_unmasked: bool = True
-    controls: tuple[Control, ...] = ()
+    controls: Annotated[tuple[Control, ...], Field(max_length=MAX_ENTRIES)] = ()
     ip_adapter: IpAdapter | None = None
     partial_images: PartialImages = 0
     priority: Priority = 0
@@ -148,7 +156,7 @@ class VideoRequest:
     """
 
     prompt: Text
-    model: str | None = None
+    model: Name | None = None
     negative_prompt: Text | None = None
     width: Side | None = None
     height: Side | None = None
@@ -158,8 +166,8 @@ class VideoRequest:
     eta: Eta | None = None
     guidance_scale: Guidance | None = None
     seed: Seed | None = None
-    loras: tuple[LoraWeight, ...] = ()
-    motion_loras: tuple[LoraWeight, ...] = ()
+    loras: LoraWeights = ()
+    motion_loras: LoraWeights = ()
     priority: Priority = -1
     timeout_s: TimeoutS | None = None
 

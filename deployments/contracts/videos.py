@@ -6,11 +6,13 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from deployments.contracts.api import LoraBody, RequestBody, readable_size, size_of
 from deployments.contracts.jobs import (
+    MAX_ENTRIES,
     Eta,
     Fps,
     Frames,
     Guidance,
     LoraWeight,
+    Name,
     Priority,
     Seed,
     Steps,
@@ -27,11 +29,11 @@ class VideoBody(RequestBody):
     """`POST /v1/videos`. OpenAI's fields first, then the extensions."""
 
     prompt: Text
-    model: str | None = Field(None, description="a model with the task video")
+    model: Name | None = Field(None, description="a model with the task video")
     seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(
         None, description="length; num_frames says it exactly"
     )
-    size: str | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
+    size: Name | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
 
     num_frames: Frames | None = Field(None, description="16 by default")
     fps: Fps | None = Field(
@@ -43,8 +45,8 @@ class VideoBody(RequestBody):
     eta: Eta | None = None
     guidance_scale: Guidance | None = None
     negative_prompt: Text | None = None
-    loras: list[LoraBody] = Field(default_factory=list)
-    motion_loras: list[LoraBody] = Field(default_factory=list)
+    loras: list[LoraBody] = Field(default_factory=list, max_length=MAX_ENTRIES)
+    motion_loras: list[LoraBody] = Field(default_factory=list, max_length=MAX_ENTRIES)
     priority: Priority = -1
     timeout_s: TimeoutS | None = None
 

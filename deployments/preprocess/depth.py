@@ -10,7 +10,7 @@ from configs.sources import fetch
 from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapSpec
-from deployments.preprocess.work import MAX_BATCH, Work
+from deployments.preprocess.work import MAX_BATCH, Work, made, one_fails_alone
 
 Sized = tuple[Pixels, tuple[int, int]]  # a picture, and (width, height) of its map
 
@@ -27,21 +27,13 @@ class Depth:
 
     async def estimate(self, image: Pixels, spec: MapSpec) -> Pixels:
         """(height, width, 3) uint8 of the size that `spec` says."""
-        made: Pixels | GenerationFailed = await self._batch((image, (spec.width, spec.height)))
-        if isinstance(made, GenerationFailed):
-            raise made
-        return made
+        depth: Pixels = made(await self._batch((image, (spec.width, spec.height))))
+        return depth
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
     async def _batch(self, items: list[Sized]) -> list[Pixels | GenerationFailed]:
         with self._work.of(len(items)):
-            return await asyncio.to_thread(self._estimate, items)
+            return await asyncio.to_thread(one_fails_alone, self._estimate, items)
 
-    def _estimate(self, items: Sequence[Sized]) -> list[Pixels | GenerationFailed]:
-        images, sizes = [image for image, _ in items], [size for _, size in items]
-        try:
-            return list(self._model.estimate(images, sizes))
-        except FloatingPointError as error:  # whose fault it is shows when each is alone
-            if len(items) == 1:
-                return [GenerationFailed(str(error))]
-            return [made for item in items for made in self._estimate([item])]
+    def _estimate(self, items: Sequence[Sized]) -> list[Pixels]:
+        return self._model.estimate([image for image, _ in items], [size for _, size in items])

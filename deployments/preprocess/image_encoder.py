@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from ray import serve
 
 from configs.app import PreprocessorArgs
 from configs.sources import fetch
+from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Embeds, Pixels
 from deployments.contracts.maps import MapSpec
-from deployments.preprocess.work import MAX_BATCH, Work
+from deployments.preprocess.work import MAX_BATCH, Work, made, one_fails_alone
 
 
 class ImageEncoder:
@@ -24,17 +26,20 @@ class ImageEncoder:
 
     async def encode(self, image: Pixels, spec: MapSpec) -> Embeds:
         """(2, ...) float32: the embedding of the picture, and that of no picture."""
-        embedding = await (self._hidden(image) if spec.hidden else self._projected(image))
+        embedding = made(await (self._hidden(image) if spec.hidden else self._projected(image)))
         return np.stack([embedding, self._model.unconditional(hidden=spec.hidden)])
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
-    async def _projected(self, images: list[Pixels]) -> list[Embeds]:
+    async def _projected(self, images: list[Pixels]) -> list[Embeds | GenerationFailed]:
         return await self._encode(images, hidden=False)
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
-    async def _hidden(self, images: list[Pixels]) -> list[Embeds]:
+    async def _hidden(self, images: list[Pixels]) -> list[Embeds | GenerationFailed]:
         return await self._encode(images, hidden=True)
 
-    async def _encode(self, images: Sequence[Pixels], *, hidden: bool) -> list[Embeds]:
+    async def _encode(
+        self, images: Sequence[Pixels], *, hidden: bool
+    ) -> list[Embeds | GenerationFailed]:
+        work = partial(self._model.encode, hidden=hidden)
         with self._work.of(len(images)):
-            return await asyncio.to_thread(self._model.encode, images, hidden=hidden)
+            return await asyncio.to_thread(one_fails_alone, work, images)

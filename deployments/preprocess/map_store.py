@@ -8,19 +8,32 @@ import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from contextvars import Context
+from dataclasses import dataclass
 from typing import cast
 
 import ray
 from ray import ObjectRef
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.errors import InvalidRequest, QueueFull
 from deployments.contracts.figures import MapFigures
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapRef, MapSpec
+from deployments.contracts.refusal import refusing
 
+FULL_RETRY_MS = 1000
+FETCH_TIMEOUT_S = 5.0  # of a map from another node
 EMBEDS_BYTES = 2 * 257 * 1664 * 4  # the largest pair in use: hidden states of a ViT-bigG
 Handle = DeploymentHandle[object]
+
+
+@dataclass
+class _Starting:
+    """A map for which a preprocessor's replica is sought, and how many wait for that."""
+
+    task: "asyncio.Task[ObjectRef[object]]"
+    waiting: int = 0
 
 
 class MapStore:
@@ -45,13 +58,31 @@ class MapStore:
         self._image_encoders = image_encoders
         self._stored: OrderedDict[str, tuple[ObjectRef[object], int]] = OrderedDict()
         self._stored_bytes = 0
-        self._starting: dict[str, asyncio.Task[ObjectRef[object]]] = {}
+        self._starting: dict[str, _Starting] = {}
         self._computed: Counter[str] = Counter()
         self._reused: Counter[str] = Counter()
 
+    @refusing
     async def make(self, spec: MapSpec, picture: Sequence[ObjectRef[Pixels]]) -> MapRef:
         """A reference to the map of `picture` (one reference, in a list so that it is not
-        fetched here), made now if it is not remembered. Does not wait for it."""
+        fetched here), made now if it is not remembered. Does not wait for it.
+
+        Refused with `QueueFull` if too many wait for the preprocessor. One that waits for it is
+        dropped when all who asked for it have gone.
+        """
+        known = await self.known(spec)
+        if known.ref is not None:
+            return known
+        # A context of its own: if the request that came first is cancelled, Serve would cancel
+        # this call with it, for which others may wait.
+        task = asyncio.create_task(self._begin(spec, picture[0]), context=Context())
+        starting = self._starting[spec.map_id] = _Starting(task)
+        task.add_done_callback(lambda _: self._begun(spec.map_id, starting))
+        return await self._joined(spec.map_id, starting)
+
+    async def known(self, spec: MapSpec) -> MapRef:
+        """The map if it is remembered, or on its way to a preprocessor; else its `ref` is `None`,
+        and it can be made."""
         map_id = spec.map_id
         if map_id in self._stored:
             self._reused[spec.preprocessor] += 1
@@ -59,14 +90,9 @@ class MapStore:
             return MapRef(map_id, self._stored[map_id][0])
         starting = self._starting.get(map_id)
         if starting is None:
-            # A context of its own: if the request that came first is cancelled, Serve would cancel
-            # this call with it, for which others may wait.
-            starting = asyncio.create_task(self._begin(spec, picture[0]), context=Context())
-            self._starting[map_id] = starting
-            starting.add_done_callback(lambda _: self._starting.pop(map_id))
-        else:
-            self._reused[spec.preprocessor] += 1
-        return MapRef(map_id, await asyncio.shield(starting))
+            return MapRef(map_id, None)
+        self._reused[spec.preprocessor] += 1
+        return await self._joined(map_id, starting)
 
     async def find(self, map_id: str) -> MapRef:
         """The map of an id that was given out before; its `ref` is `None` if it is gone."""
@@ -88,9 +114,30 @@ class MapStore:
         computed, reused = dict(self._computed), dict(self._reused)
         return MapFigures(computed, reused, len(self._stored), self._stored_bytes)
 
+    async def _joined(self, map_id: str, starting: "_Starting") -> MapRef:
+        starting.waiting += 1
+        try:
+            return MapRef(map_id, await asyncio.shield(starting.task))
+        finally:
+            starting.waiting -= 1
+            if not starting.waiting and not starting.task.done():
+                self._begun(map_id, starting)
+                starting.task.cancel()
+
+    def _begun(self, map_id: str, starting: "_Starting") -> None:
+        if self._starting.get(map_id) is starting:
+            del self._starting[map_id]
+
     async def _begin(self, spec: MapSpec, picture: ObjectRef[Pixels]) -> "ObjectRef[object]":
         """Has a map made. Waits until a preprocessor's replica takes it, not until it is done."""
-        ref = await self._start(spec, picture)._to_object_ref()
+        started = self._start(spec, picture)
+        try:
+            ref = await started._to_object_ref()
+        except asyncio.CancelledError:
+            started.cancel()
+            raise
+        except BackPressureError as error:
+            raise QueueFull(f"the queue of {spec.preprocessor} is full", FULL_RETRY_MS) from error
         self._computed[spec.preprocessor] += 1
         self._remember(spec.map_id, ref, spec.width * spec.height * 3 or EMBEDS_BYTES)
         return ref
@@ -124,12 +171,14 @@ class MapStore:
 
 
 async def _has_failed(ref: "ObjectRef[object]") -> bool:
-    """Whether there will be no such map; one in the making has not failed."""
-    done, _ = await asyncio.to_thread(ray.wait, [ref], timeout=0)
+    """Whether there will be no such map; one in the making has not failed. One that was made may
+    be lost with its node: that shows when it is fetched."""
+    done, _ = await asyncio.to_thread(ray.wait, [ref], timeout=0, fetch_local=False)
     if not done:
         return False
     try:
-        await ref
+        async with asyncio.timeout(FETCH_TIMEOUT_S):
+            await ref
     except Exception:
         return True
     return False

@@ -1,12 +1,20 @@
-"""What preprocessors count of their work."""
+"""What preprocessors have in common: figures of their work, and batches whose items fail alone."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
+from typing import TypeVar
 
 from ray.serve import metrics
 
+from deployments.contracts.errors import GenerationFailed
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
 MAX_BATCH = 8
+log = logging.getLogger("tcd.preprocess")
 BATCH_SECONDS = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
 
 
@@ -26,3 +34,24 @@ class Work:
         yield
         self._pictures.inc(pictures)
         self._seconds.observe(perf_counter() - started)
+
+
+def one_fails_alone(
+    work: Callable[[Sequence[Item]], Sequence[Made]], items: Sequence[Item]
+) -> list[Made | GenerationFailed]:
+    """What `work` makes of a batch. If it fails, whose fault it is shows when each is alone: those
+    with which it fails again have a `GenerationFailed` in their place."""
+    try:
+        return list(work(items))
+    except Exception as error:
+        if len(items) == 1:
+            log.warning("a picture could not be preprocessed", exc_info=error)
+            return [GenerationFailed(f"the picture could not be preprocessed ({error})")]
+        return [made for item in items for made in one_fails_alone(work, [item])]
+
+
+def made(result: Made | GenerationFailed) -> Made:
+    """One item of a batch. Raises its `GenerationFailed`."""
+    if isinstance(result, GenerationFailed):
+        raise result
+    return result

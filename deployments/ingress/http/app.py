@@ -11,13 +11,13 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from configs.app import ServiceArgs
-from deployments.contracts.api import ErrorAnswer, GenerationsBody, PreprocessForm
+from deployments.contracts.api import ErrorAnswer, PreprocessForm
 from deployments.contracts.cards import ModelCard, ModelsBody, ReadyBody
-from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
+from deployments.contracts.errors import NotFound, TcdError
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
 from deployments.ingress.answer.storage import FILES_PATH, FolderStore, make_storage
+from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.failures import ERRORS, answer, failure, from_faults, http_failure
-from deployments.ingress.http.forms import received_form
 from deployments.ingress.http.images import image_routes
 from deployments.ingress.http.keys import caller_of, key_routes, may_see
 from deployments.ingress.http.metrics import CONTENT_TYPE, Metrics
@@ -26,6 +26,7 @@ from deployments.ingress.http.videos import video_routes
 from deployments.ingress.request.keyring import make_keyring
 from deployments.ingress.request.quota import Quota
 from deployments.ingress.request.service import Service
+from deployments.ingress.request.workers import Workers
 
 DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the sampler's own
 fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
@@ -55,19 +56,17 @@ def make_app(
     quota = quota or Quota(make_keyring(args))
     metrics = Metrics()
     storage = make_storage(args.storage)
+    workers = Workers("work on bodies and answers")
+    bodies = Bodies(args, workers)
     app.add_middleware(Authentication, keys=quota.keys, protect=args.protect)
     app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes)
     app.add_middleware(RequestCount, metrics=metrics)  # the last one added is the outermost
 
     @app.exception_handler(RequestValidationError)
-    async def refuse_body(request: Request, error: RequestValidationError) -> Response:
-        kind = request.headers.get("content-type", "nothing").partition(";")[0]
-        if isinstance(error.body, bytes) and not kind.endswith("json"):
-            message = f"the body must be JSON, as content-type: application/json; it is {kind}"
-            return answer(failure(InvalidRequest(message)))
-        # The first part of each place is "body", "query" or "path".
+    async def refuse_parameter(_: Request, error: RequestValidationError) -> Response:
+        # The first part of each place is "query" or "path".
         faults = [(tuple(f["loc"][1:]), f["msg"], f["type"]) for f in error.errors()]
-        return answer(failure(from_faults(faults, tuple(GenerationsBody.model_fields))))
+        return answer(failure(from_faults(faults)))
 
     @app.exception_handler(HTTPException)
     async def refuse_route(_: Request, error: HTTPException) -> Response:
@@ -81,19 +80,18 @@ def make_app(
     async def fail(_: Request, error: Exception) -> Response:
         return answer(failure(error))
 
-    app.include_router(image_routes(service, storage))
+    app.include_router(image_routes(service, storage, bodies, workers))
 
     @app.post("/v1/preprocess/{preprocessor}", responses=ERRORS, response_class=Response)
     async def preprocess(preprocessor: Literal["depth", "canny"], request: Request) -> Response:
         """A control map of a picture's own size, as PNG; `x-map-id` names it in later requests.
         Multipart: `image`, and canny's `low_threshold` and `high_threshold`."""
         try:
-            async with received_form(request, "image") as form:
-                body = form.fields(PreprocessForm)
-                image = await form.file("image")
-            caller = caller_of(request)
-            map_id, pixels = await service.preprocess(preprocessor, image, body, caller)
-            data = await asyncio.to_thread(encode, pixels, "png")
+            form = await bodies.form(request, PreprocessForm, "image")
+            map_id, pixels = await service.preprocess(
+                preprocessor, form.file("image"), form.fields, caller_of(request)
+            )
+            data = await workers.run(encode, pixels, "png")
             return Response(data, media_type="image/png", headers={"x-map-id": map_id})
         except Exception as error:
             return answer(failure(error))
@@ -161,5 +159,5 @@ def make_app(
         return Response(text, media_type=CONTENT_TYPE)
 
     app.include_router(key_routes(quota))
-    app.include_router(video_routes(videos), responses=ERRORS)
+    app.include_router(video_routes(videos, bodies), responses=ERRORS)
     return app

@@ -29,6 +29,7 @@ from deployments.contracts.errors import (
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer} for code in (400, 401, 403, 404, 408, 413, 429, 500, 503)
 }
+MAX_SHOWN = 100  # characters of a name that a client made up
 log = logging.getLogger("tcd.ingress")
 
 
@@ -98,7 +99,8 @@ def http_failure(status: int, message: str) -> Failure:
 
 def invalid(error: ValidationError, allowed: Sequence[str] = ()) -> InvalidRequest:
     """What is wrong with a body or a request object: the first fault, and how many more."""
-    return from_faults([(tuple(f["loc"]), f["msg"], f["type"]) for f in error.errors()], allowed)
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    return from_faults([(tuple(f["loc"]), f["msg"], f["type"]) for f in faults], allowed)
 
 
 def from_faults(
@@ -108,7 +110,7 @@ def from_faults(
     place, message, kind = faults[0]
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not valid JSON: {message} at character {place[-1]}")
-    param = ".".join(str(part) for part in place) or None
+    param = ".".join(str(part)[:MAX_SHOWN] for part in place) or None
     message = message.removeprefix("Value error, ")
     if kind == "extra_forbidden":
         known = f"; fields: {', '.join(allowed)}" if allowed and len(place) == 1 else ""

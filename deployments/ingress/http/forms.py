@@ -1,90 +1,241 @@
-"""Multipart bodies: files, and fields that are checked like JSON ones."""
+"""Multipart bodies (RFC 7578): files, and fields that are checked like JSON ones."""
 
-import json
-import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
+from python_multipart.multipart import parse_options_header
 
 from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.jobs import MAX_NAME, MAX_TEXT
 from deployments.ingress.http.failures import invalid
+from deployments.ingress.http.json_text import JsonWatch, parsed
 
 Fields = TypeVar("Fields", bound=BaseModel)
-NESTED = ("loras", "controls", "ip_adapter")  # sent as JSON text
+NESTED = ("loras", "controls", "ip_adapter", "motion_loras")  # sent as JSON text
+MAX_PARTS = 256
+MAX_HEAD = 4096  # bytes of the headers of a part
+MAX_BOUNDARY = 70  # RFC 2046
 
 
-class Form:
-    """A received form.
+@dataclass(frozen=True, eq=False)
+class File:
+    """What came under the name of a file; `is_file`: as one, not as a text."""
 
-    Args:
-        files: names of the files that it may hold.
-    """
+    content: bytes
+    is_file: bool
 
-    def __init__(self, data: FormData, files: Sequence[str] = ()) -> None:
-        self._data = data
-        self._files = files
 
-    def fields(self, model: type[Fields]) -> Fields:
-        """The fields that are no files. Raises `InvalidRequest` naming the one that is wrong."""
-        fields: dict[str, object] = {}
-        for name, value in self._data.multi_items():
-            if name.removesuffix("[]") in self._files:
-                continue
-            if isinstance(value, UploadFile):
-                taken = ", ".join(self._files) or "none"
-                raise InvalidRequest(f"{name} is a file; files here: {taken}", name)
-            if name in fields:
-                raise InvalidRequest(f"{name} is given twice", name)
-            fields[name] = _parsed(name, value) if name in NESTED else value
-        try:
-            return model.model_validate(fields)
-        except ValidationError as error:
-            raise invalid(error, (*self._files, *model.model_fields)) from error
+@dataclass(frozen=True, eq=False)
+class Form(Generic[Fields]):
+    """A received form: its fields, and its files by name."""
 
-    async def file(self, name: str) -> bytes:
+    fields: Fields
+    files: Mapping[str, list[File]]
+
+    def file(self, name: str) -> bytes:
         """The one file of a name (`name` or `name[]`). Raises `InvalidRequest`."""
-        data = await self.optional_file(name)
+        data = self.optional_file(name)
         if data is None:
             raise InvalidRequest(f"{name} is required, as a file", name)
         return data
 
-    async def optional_file(self, name: str) -> bytes | None:
+    def optional_file(self, name: str) -> bytes | None:
         """The one file of a name, or `None`."""
-        found = [*self._data.getlist(name), *self._data.getlist(f"{name}[]")]
+        found = self.files.get(name, [])
         if not found:
             return None
         if len(found) > 1:
             raise InvalidRequest(f"{len(found)} files are given as {name}; one is needed", name)
-        if not isinstance(found[0], UploadFile):
+        if not found[0].is_file:
             raise InvalidRequest(f"{name} must be a file", name)
-        return await found[0].read()
+        return found[0].content
 
 
-@asynccontextmanager
-async def received_form(request: Request, *files: str) -> AsyncIterator[Form]:
-    """The multipart form of a request, which may hold `files`; they are closed at the end of
-    the block. Raises `InvalidRequest` if it is none."""
-    kind = request.headers.get("content-type", "").partition(";")[0]
-    if kind != "multipart/form-data":
-        raise InvalidRequest(f"the body must be multipart/form-data; it is {kind or 'untyped'}")
+class FormReader(Generic[Fields]):
+    """Takes a form apart as it comes: whatever is too large is refused before it is here.
+
+    Args:
+        model: of the fields.
+        files: names of the files that the form may hold.
+        max_file_bytes: of one file.
+        longest: bytes of a text in nested JSON: see `JsonWatch`.
+    """
+
+    def __init__(
+        self,
+        boundary: bytes,
+        model: type[Fields],
+        files: Sequence[str],
+        max_file_bytes: int,
+        longest: int,
+    ) -> None:
+        self._delimiter = b"\r\n--" + boundary
+        self._model = model
+        self._files = files
+        self._max_file_bytes = max_file_bytes
+        self._longest = longest
+        self._pending = bytearray(b"\r\n")  # as if a line had ended before the first boundary
+        self._parts: list[_Part] = []
+        self._part: _Part | None = None
+        self._begun = self._ended = False
+
+    def see(self, chunk: bytes) -> None:
+        """The next bytes. Raises `InvalidRequest` for what can be refused already."""
+        if self._ended:
+            return  # an epilogue says nothing
+        self._pending += chunk
+        while self._step():
+            pass
+
+    def form(self) -> Form[Fields]:
+        """The form, when all has come. Raises `InvalidRequest` naming the field that is wrong."""
+        if not self._ended:
+            raise _malformed("its last boundary is missing")
+        fields: dict[str, object] = {}
+        files: dict[str, list[File]] = {}
+        for part in self._parts:
+            content = b"".join(part.content)
+            if part.expected:
+                file = File(content, part.is_file)
+                files.setdefault(part.name.removesuffix("[]"), []).append(file)
+            elif part.name in fields:
+                raise InvalidRequest(f"{part.name} is given twice", part.name)
+            else:
+                nested = part.name in NESTED
+                fields[part.name] = (_json if nested else _text)(part.name, content)
+        try:
+            return Form(self._model.model_validate(fields), files)
+        except ValidationError as error:
+            raise invalid(error, (*self._files, *self._model.model_fields)) from error
+
+    def _step(self) -> bool:
+        """One step on; `False`: more must come first."""
+        if not self._begun:
+            if len(self._pending) < len(self._delimiter):
+                return False
+            if not self._pending.startswith(self._delimiter):
+                raise _malformed("it does not begin with its boundary")
+            del self._pending[: len(self._delimiter)]
+            self._begun = True
+        return self._head() if self._part is None else self._content(self._part)
+
+    def _head(self) -> bool:
+        """From a boundary to the first byte of a part."""
+        if self._pending.startswith(b"--"):
+            self._ended = True
+            self._pending.clear()
+            return False
+        if len(self._pending) < 2:
+            return False
+        end = self._pending.find(b"\r\n\r\n", 0, MAX_HEAD)
+        if not self._pending.startswith(b"\r\n") or (end < 0 and len(self._pending) > MAX_HEAD):
+            raise _malformed(f"a part has no headers, or more than {MAX_HEAD} bytes of them")
+        if end < 0:
+            return False
+        if len(self._parts) == MAX_PARTS:
+            raise _malformed(f"it has more than {MAX_PARTS} parts")
+        self._part = self._opened(bytes(self._pending[2:end]))
+        self._parts.append(self._part)
+        del self._pending[: end + 4]
+        return True
+
+    def _content(self, part: "_Part") -> bool:
+        """Up to the next boundary, or as far as none can have begun."""
+        end = self._pending.find(self._delimiter)
+        here = end if end >= 0 else max(0, len(self._pending) - len(self._delimiter) + 1)
+        part.add(bytes(self._pending[:here]))
+        del self._pending[:here]
+        if end < 0:
+            return False
+        del self._pending[: len(self._delimiter)]
+        self._part = None
+        return True
+
+    def _opened(self, head: bytes) -> "_Part":
+        name, is_file = _named(head)
+        expected = name.removesuffix("[]") in self._files
+        if is_file and not expected:
+            taken = ", ".join(self._files) or "none"
+            raise InvalidRequest(f"{name} is a file; files here: {taken}", name)
+        if expected:
+            most, allowed = self._max_file_bytes, f"a file may have {self._max_file_bytes} bytes"
+        else:
+            most, allowed = 4 * MAX_TEXT, f"a text may have {MAX_TEXT} characters"
+        watch = JsonWatch(self._longest) if name in NESTED else None
+        return _Part(name, is_file, expected, most, allowed, watch)
+
+
+@dataclass
+class _Part:
+    """A part that is coming.
+
+    Attributes:
+        expected: its name is that of a file.
+        most: bytes; `allowed`: how a refusal says so.
+        watch: instead, for nested JSON.
+    """
+
+    name: str
+    is_file: bool
+    expected: bool
+    most: int
+    allowed: str
+    watch: JsonWatch | None
+    content: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, piece: bytes) -> None:
+        """Raises `InvalidRequest` if that is too much."""
+        self.size += len(piece)
+        if self.watch is not None:
+            try:
+                self.watch.see(piece)
+            except InvalidRequest as error:
+                raise InvalidRequest(f"{self.name}: {error}", self.name) from error
+        elif self.size > self.most:
+            raise InvalidRequest(f"{self.name} is too large; {self.allowed}", self.name)
+        self.content.append(piece)
+
+
+def boundary_of(content_type: str) -> bytes:
+    """What separates the parts. Raises `InvalidRequest`."""
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if not 1 <= len(boundary) <= MAX_BOUNDARY:
+        raise InvalidRequest(
+            "the content-type of a multipart body names its boundary, 1 to "
+            f"{MAX_BOUNDARY} characters"
+        )
+    return boundary
+
+
+def _named(head: bytes) -> tuple[str, bool]:
+    """The name of a part, and whether it is a file."""
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-disposition":
+            kind, options = parse_options_header(value.strip())
+            if kind == b"form-data" and b"name" in options:
+                field_name = options[b"name"].decode("utf-8", "replace")[:MAX_NAME]
+                return field_name, b"filename" in options
+    raise _malformed("a part has no content-disposition: form-data with a name")
+
+
+def _text(name: str, content: bytes) -> str:
     try:
-        # A text may be as long as the body, which `BodyLimit` bounds: controls hold pictures.
-        data = await request.form(max_part_size=sys.maxsize)
-    except HTTPException as error:
-        raise InvalidRequest(f"the multipart body cannot be read: {error.detail}") from error
-    try:
-        yield Form(data, files)
-    finally:
-        await data.close()
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name} is not UTF-8 text", name) from error
 
 
-def _parsed(name: str, text: str) -> object:
+def _json(name: str, content: bytes) -> object:
     try:
-        return json.loads(text)
+        return parsed(content)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{name} must be JSON text ({error})", name) from error
+
+
+def _malformed(what: str) -> InvalidRequest:
+    return InvalidRequest(f"the multipart body cannot be read: {what}")

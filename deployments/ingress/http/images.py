@@ -1,10 +1,9 @@
 """The HTTP routes of images: generations, edits, variations."""
 
-import asyncio
 import time
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from deployments.contracts.api import (
     EditsForm,
@@ -15,26 +14,32 @@ from deployments.contracts.api import (
     VariationsForm,
 )
 from deployments.contracts.errors import InvalidRequest
-from deployments.contracts.jobs import ImageRequest, Pixels
+from deployments.contracts.jobs import FailedImage, ImageRequest, Pixels
 from deployments.ingress.answer.media import encode, encode_base64
 from deployments.ingress.answer.storage import Storage
+from deployments.ingress.http.bodies import JSON, Bodies
 from deployments.ingress.http.failures import ERRORS, answer, failure
-from deployments.ingress.http.forms import received_form
 from deployments.ingress.http.idempotency import idempotency_key, seeded
 from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.streams import stream_images, usage_body
 from deployments.ingress.request.service import Service
+from deployments.ingress.request.workers import Workers, together
 
 
-def image_routes(service: Service, storage: Storage | None) -> APIRouter:
-    """Routes over the service; `storage`: where images go that are wanted by URL."""
+def image_routes(
+    service: Service, storage: Storage | None, bodies: Bodies, workers: Workers
+) -> APIRouter:
+    """Routes over the service; `storage`: where images go that are wanted by URL; `workers`:
+    threads that encode."""
     router = APIRouter()
+    answers = Answers(service, storage, workers)
 
     @router.post("/v1/images/generations", response_model=ImagesBody, responses=ERRORS)
-    async def generations(body: GenerationsBody, request: Request) -> Response:
+    async def generations(request: Request) -> Response:
         """Text to image."""
         try:
-            return await images_answer(service, storage, request, body, body.to_request())
+            body = await bodies.json(request, GenerationsBody)
+            return await answers.images(request, body, body.to_request())
         except Exception as error:
             return answer(failure(error))
 
@@ -43,11 +48,9 @@ def image_routes(service: Service, storage: Storage | None) -> APIRouter:
         """A picture made anew: inside a mask, or as a whole. Multipart: `image`, optional
         `mask`, and the fields of `EditsForm`."""
         try:
-            async with received_form(request, "image", "mask") as form:
-                body = form.fields(EditsForm)
-                image, mask = await form.file("image"), await form.optional_file("mask")
-            asked = body.to_request(image, mask)
-            return await images_answer(service, storage, request, body, asked)
+            form = await bodies.form(request, EditsForm, "image", "mask")
+            asked = form.fields.to_request(form.file("image"), form.optional_file("mask"))
+            return await answers.images(request, form.fields, asked)
         except Exception as error:
             return answer(failure(error))
 
@@ -56,10 +59,9 @@ def image_routes(service: Service, storage: Storage | None) -> APIRouter:
         """Pictures that resemble one: by IP-Adapter. Multipart: `image`, and the fields of
         `VariationsForm`."""
         try:
-            async with received_form(request, "image") as form:
-                body = form.fields(VariationsForm)
-                image = await form.file("image")
-            return await images_answer(service, storage, request, body, body.to_request(image))
+            form = await bodies.form(request, VariationsForm, "image")
+            asked = form.fields.to_request(form.file("image"))
+            return await answers.images(request, form.fields, asked)
         except InvalidRequest as error:
             return answer(failure(named_as_sent(error)))
         except Exception as error:
@@ -76,49 +78,71 @@ def named_as_sent(error: InvalidRequest) -> InvalidRequest:
     return InvalidRequest(str(error).replace(within, "image"), "image")
 
 
-async def images_answer(
-    service: Service,
-    storage: Storage | None,
-    request: Request,
-    body: ImagesRequestBody,
-    asked: ImageRequest,
-) -> Response:
-    """The images that were asked for: all at once, or as events."""
-    by_url = body.response_format == "url"
-    if by_url and storage is None:
-        raise InvalidRequest(
-            "this service stores no files: ask for response_format b64_json, or configure "
-            "`storage` in the args of the application",
-            "response_format",
-        )
-    if by_url and body.stream:
-        raise InvalidRequest(
-            "events carry their images: with stream, response_format is b64_json",
-            "response_format",
-        )
-    asked = seeded(asked, idempotency_key(request))
-    if body.stream:
-        return await stream_images(service, body, asked, caller_of(request))
-    result = await service.generate(asked, caller_of(request))
-    output_format = body.output_format
-    base_url = str(request.base_url).rstrip("/")
+class Answers:
+    """Answers to requests for images."""
 
-    async def deliver(pixels: Pixels, seed: int) -> ImageBody:
-        quality = body.output_compression
-        if storage is None or not by_url:
-            text = await asyncio.to_thread(encode_base64, pixels, output_format, quality)
+    def __init__(self, service: Service, storage: Storage | None, workers: Workers) -> None:
+        self._service = service
+        self._storage = storage
+        self._workers = workers
+
+    async def images(
+        self, request: Request, body: ImagesRequestBody, asked: ImageRequest
+    ) -> Response:
+        """The images that were asked for: all at once, or as events."""
+        by_url = body.response_format == "url"
+        if by_url and self._storage is None:
+            raise InvalidRequest(
+                "this service stores no files: ask for response_format b64_json, or configure "
+                "`storage` in the args of the application",
+                "response_format",
+            )
+        if by_url and body.stream:
+            raise InvalidRequest(
+                "events carry their images: with stream, response_format is b64_json",
+                "response_format",
+            )
+        asked = seeded(asked, idempotency_key(request))
+        if body.stream:
+            return await stream_images(
+                self._service, body, asked, caller_of(request), self._workers
+            )
+        result = await self._service.generate(asked, caller_of(request))
+        base_url = str(request.base_url).rstrip("/")
+        made = await together(
+            self._made(body, pixels, seed, base_url)
+            for pixels, seed in zip(result.images, result.seeds, strict=True)
+        )
+        told = ImagesBody(
+            created=int(time.time()),
+            model=result.model,
+            output_format=body.output_format,
+            size=f"{result.width}x{result.height}",
+            data=_in_order(made, result.failed),
+            usage=usage_body(result.usage),
+        )
+        text = await self._workers.run(told.model_dump_json, exclude_none=True)
+        return Response(text, media_type=JSON)
+
+    async def _made(
+        self, body: ImagesRequestBody, pixels: Pixels, seed: int, base_url: str
+    ) -> ImageBody:
+        output_format, quality = body.output_format, body.output_compression
+        if self._storage is None or body.response_format == "b64_json":
+            text = await self._workers.run(encode_base64, pixels, output_format, quality)
             return ImageBody(b64_json=text, seed=seed)
-        data = await asyncio.to_thread(encode, pixels, output_format, quality)
-        url = await storage.put(data, output_format)
+        data = await self._workers.run(encode, pixels, output_format, quality)
+        url = await self._storage.put(data, output_format)
         return ImageBody(url=base_url + url if url.startswith("/") else url, seed=seed)
 
-    images = await asyncio.gather(*map(deliver, result.images, result.seeds))
-    made = ImagesBody(
-        created=int(time.time()),
-        model=result.model,
-        output_format=output_format,
-        size=f"{result.width}x{result.height}",
-        data=images,
-        usage=usage_body(result.usage),
-    )
-    return JSONResponse(made.model_dump(exclude_none=True))
+
+def _in_order(made: Sequence[ImageBody], failed: Sequence[FailedImage]) -> list[ImageBody]:
+    """All images of a request by their index, those that failed with their error. Image i of n has
+    the seed of the first and i."""
+    errors = {one.image_index: failure(one.error).body.error for one in failed}
+    order = iter(made)
+    seed = made[0].seed - next(i for i in range(len(made) + len(failed)) if i not in errors)
+    return [
+        ImageBody(error=errors[index], seed=seed + index) if index in errors else next(order)
+        for index in range(len(made) + len(failed))
+    ]

@@ -1,6 +1,5 @@
 """Events of a request as OpenAI's server-sent events."""
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -12,6 +11,7 @@ from deployments.contracts.api import ImagesRequestBody, InputTokens, UsageBody
 from deployments.contracts.jobs import (
     Caller,
     Completed,
+    FailedImage,
     FinishedImage,
     ImageRequest,
     PartialImage,
@@ -21,15 +21,20 @@ from deployments.contracts.jobs import (
 from deployments.ingress.answer.media import encode_base64
 from deployments.ingress.http.failures import failure
 from deployments.ingress.request.service import Service
+from deployments.ingress.request.workers import Workers
 
 
 async def stream_images(
-    service: Service, body: ImagesRequestBody, request: ImageRequest, caller: Caller
+    service: Service,
+    body: ImagesRequestBody,
+    request: ImageRequest,
+    caller: Caller,
+    workers: Workers,
 ) -> StreamingResponse:
     """Server-sent events. Waits for the first, so that a refusal still has its status."""
     events = service.stream(request, caller)
     first = await anext(events)
-    return _EventStream(_server_sent(first, events, body), events)
+    return _EventStream(_server_sent(first, events, body, workers), events)
 
 
 class _EventStream(StreamingResponse):
@@ -51,21 +56,27 @@ class _EventStream(StreamingResponse):
 
 
 async def _server_sent(
-    first: StreamEvent, rest: AsyncIterator[StreamEvent], body: ImagesRequestBody
+    first: StreamEvent,
+    rest: AsyncIterator[StreamEvent],
+    body: ImagesRequestBody,
+    workers: Workers,
 ) -> AsyncGenerator[str]:
-    """OpenAI's events. `completed` of the last image waits for the usage figures."""
+    """OpenAI's events. `completed` of the last image waits for the usage figures; `failed` names
+    an image that will not come, beside others that do."""
     held: FinishedImage | None = None
     try:
         async for event in _chain(first, rest):
             match event:
                 case PartialImage():
-                    yield await _event("partial_image", event, body)
+                    yield await workers.run(_event, "partial_image", event, body)
                 case FinishedImage():
                     if held is not None:
-                        yield await _event("completed", held, body)
+                        yield await workers.run(_event, "completed", held, body)
                     held = event
+                case FailedImage():
+                    yield _failed(event, body)
                 case Completed() if held is not None:
-                    yield await _event("completed", held, body, event.usage)
+                    yield await workers.run(_event, "completed", held, body, event.usage)
     except Exception as error:
         refusal = failure(error)
         yield f"event: error\ndata: {refusal.body.model_dump_json()}\n\n"
@@ -79,7 +90,18 @@ async def _chain(
         yield event
 
 
-async def _event(
+def _failed(image: FailedImage, body: ImagesRequestBody) -> str:
+    kind = f"{body.EVENTS}.failed"
+    data = {
+        "type": kind,
+        "created_at": int(time.time()),
+        "image_index": image.image_index,
+        "error": failure(image.error).body.error.model_dump(),
+    }
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+
+
+def _event(
     name: str,
     image: PartialImage | FinishedImage,
     body: ImagesRequestBody,
@@ -87,9 +109,7 @@ async def _event(
 ) -> str:
     kind = f"{body.EVENTS}.{name}"
     output_format = body.output_format
-    text = await asyncio.to_thread(
-        encode_base64, image.pixels, output_format, body.output_compression
-    )
+    text = encode_base64(image.pixels, output_format, body.output_compression)
     height, width = image.pixels.shape[:2]
     data: dict[str, object] = {
         "type": kind,

@@ -4,28 +4,25 @@ from typing import Any, Literal, cast
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.refusal import accepted
 from deployments.contracts.videos import VideoBody, VideoCard, VideoFormat, VideosBody
 from deployments.ingress.answer.video_files import VIDEO_TYPES
-from deployments.ingress.http.failures import invalid
-from deployments.ingress.http.forms import received_form
+from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.idempotency import idempotency_key
 from deployments.ingress.http.keys import caller_of, owner_of
 from deployments.ingress.request.deaths import translated
 
 
-def video_routes(videos: DeploymentHandle[object]) -> APIRouter:
+def video_routes(videos: DeploymentHandle[object], bodies: Bodies) -> APIRouter:
     """Routes over the deployment that keeps the jobs."""
     router = APIRouter()
 
     @router.post("/v1/videos", response_model=VideoCard)
     async def create(request: Request) -> Response:
         """Starts a video. JSON, or multipart without files; the fields of `VideoBody`."""
-        body = await _received(request)
+        body = await bodies.either(request, VideoBody)
         asked, key = body.to_request(), idempotency_key(request)
         caller = caller_of(request)
         return await _card(videos.create.remote(asked, body.output_format, key, caller))
@@ -77,16 +74,3 @@ async def _card(response: object) -> JSONResponse:
 async def _answer(response: object) -> Any:
     with translated():
         return accepted(await cast(DeploymentResponse[object], response))
-
-
-async def _received(request: Request) -> VideoBody:
-    kind = request.headers.get("content-type", "").partition(";")[0]
-    if kind == "multipart/form-data":
-        async with received_form(request) as form:
-            return form.fields(VideoBody)
-    try:
-        return VideoBody.model_validate(await request.json())
-    except ValidationError as error:
-        raise invalid(error, tuple(VideoBody.model_fields)) from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not JSON ({error})") from error

@@ -1,7 +1,6 @@
 """A request made ready for a replica: gaps filled, pictures brought in, maps on their way."""
 
-import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -23,13 +22,17 @@ from deployments.contracts.jobs import (
     Pixels,
 )
 from deployments.contracts.maps import MapRef, MapSpec, is_map_id
+from deployments.contracts.refusal import Refusal, accepted
 from deployments.contracts.routes import Router
+from deployments.ingress.request.budget import pictures_of
 from deployments.ingress.request.filling import image_job, image_size
-from deployments.ingress.request.pictures import Loaded, Pictures
+from deployments.ingress.request.pictures import Brought, Loaded, Pictures
+from deployments.ingress.request.workers import together
 from preprocessors.image_file import edit_mask
 from preprocessors.resize import resize
 
 HALF = 128  # of 255: from here on a mask counts as "make anew"
+SHOWN = 100  # characters of a map's id that an error repeats
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,12 @@ class _Parts:
     assets: list[object] = field(default_factory=list)
     map_ids: list[str] = field(default_factory=list)
 
-    def add(self, asset: object) -> int:
+    def add(self, asset: Pixels | Mask | MapRef) -> int:
         """Its index."""
-        self.assets.append(asset)
+        if isinstance(asset, MapRef):
+            self.map_ids.append(asset.map_id)
+        self.assets.append(asset.ref if isinstance(asset, MapRef) else asset)
         return len(self.assets) - 1
-
-    def add_map(self, found: MapRef) -> int:
-        """Its index."""
-        self.map_ids.append(found.map_id)
-        return self.add(found.ref)
 
 
 class Assembler:
@@ -89,47 +89,63 @@ class Assembler:
 
     async def assemble(self, request: ImageRequest, card: ModelCard) -> Assembled:
         """The job that a request means for a model, without its time, which is running already.
-        Raises `InvalidRequest` or `NotFound`."""
+
+        All pictures are brought in and held to the limits before the first is decoded; when one
+        fails, what was begun for the others ends with it. Raises `InvalidRequest` or `NotFound`.
+        """
         _check(request, card)
-        start, mask_picture = await asyncio.gather(
-            self._optional(request.image, "image"), self._optional(request.mask, "mask")
-        )
-        width, height = image_size(request, card, None if start is None else start.picture.size)
+        routed = {r.index: r.preprocessor for r in self._route(request) if r.field == "controls"}
+        brought = await self._pictures.bring(pictures_of(request))
+        size, start, mask = await self._start(request, card, brought)
         parts = _Parts()
-        original: Pixels | None = None
-        mask: Mask | None = None
         if start is not None:
-            original = await asyncio.to_thread(resize, start.pixels, (width, height))
-            parts.add(original)
-            mask = await asyncio.to_thread(_mask, start, mask_picture, (width, height))
-            if mask is not None:
-                parts.add(mask)
-        controls = await self._controls(request, (width, height), parts)
-        ip_adapter = await self._ip_adapter(request, card, parts)
+            parts.add(start)
+        if mask is not None:
+            parts.add(mask)
+        conditions = await together(
+            [
+                *(
+                    self._control(index, control, size, brought, routed.get(index))
+                    for index, control in enumerate(request.controls)
+                ),
+                *self._embeds(request, card, brought),
+            ]
+        )
+        places = tuple(map(parts.add, conditions))
+        controls, embeds = places[: len(request.controls)], places[len(request.controls) :]
         job = image_job(
             request,
             card,
-            (width, height),
+            size,
             image=None if start is None else 0,
             mask=None if mask is None else 1,
-            controls=controls,
-            ip_adapter=ip_adapter,
+            controls=tuple(
+                ControlUse(c.type, place, c.conditioning_scale, c.start, c.end)
+                for c, place in zip(request.controls, controls, strict=True)
+            ),
+            ip_adapter=(
+                None
+                if request.ip_adapter is None
+                else IpAdapterUse(embeds, request.ip_adapter.scale)
+            ),
         )
         keep = mask is not None and request.preserve_unmasked
         return Assembled(
             job,
             tuple(parts.assets),
             tuple(parts.map_ids),
-            original if keep else None,
+            start if keep else None,
             mask if keep else None,
         )
 
     async def preprocess(self, control: Control) -> tuple[str, Pixels]:
         """A control map of the picture's own size: its id, and the map itself."""
         _check_thresholds(control)
-        loaded = await self._pictures.load(control.image, "image")
-        spec = _control_spec(control, control.type, loaded, loaded.picture.size)
-        found = await self._make(spec, loaded)
+        brought = await self._pictures.bring({"image": control.image})
+        found = await self._mapped(
+            brought["image"],
+            lambda loaded: _control_spec(control, control.type, loaded, loaded.picture.size),
+        )
         try:
             return found.map_id, await cast(Awaitable[Pixels], found.ref)
         except Exception:
@@ -146,74 +162,94 @@ class Assembler:
         figures: MapFigures = await self._maps.figures.remote()
         return figures
 
-    async def _optional(self, given: ImageInput | None, param: str) -> Loaded | None:
-        return None if given is None else await self._pictures.load(given, param)
+    async def _start(
+        self, request: ImageRequest, card: ModelCard, brought: Mapping[str, Brought]
+    ) -> tuple[tuple[int, int], Pixels | None, Mask | None]:
+        """(width, height) of the images to be made; the picture that they start from, and the
+        mask, both of that size."""
+        files = [brought[name] for name in ("image", "mask") if name in brought]
+        if not files:
+            return image_size(request, card, None), None, None
+        async with self._pictures.decoded(*files) as (start, *masks):
+            size = image_size(request, card, start.picture.size)
+            workers = self._pictures.workers
+            mask = await workers.run(_mask, start, masks[0] if masks else None, size)
+            return size, await workers.run(resize, start.pixels, size), mask
 
-    async def _controls(
-        self, request: ImageRequest, size: tuple[int, int], parts: _Parts
-    ) -> tuple[ControlUse, ...]:
-        routed = {r.index: r.preprocessor for r in self._route(request) if r.field == "controls"}
-
-        async def bring(index: int, control: Control) -> MapRef | Pixels:
-            param = f"controls.{index}.image"
-            if is_map_id(control.image):
-                return await self._named_map(control.image, param)
-            loaded = await self._pictures.load(control.image, param)
-            if index not in routed:
-                return await asyncio.to_thread(resize, loaded.pixels, size)
-            place = f"controls.{index}."
-            spec = _control_spec(control, routed[index], loaded, size, place)
-            return await self._make(spec, loaded)
-
-        brought = await asyncio.gather(
-            *(bring(index, control) for index, control in enumerate(request.controls))
+    async def _control(
+        self,
+        index: int,
+        control: Control,
+        size: tuple[int, int],
+        brought: Mapping[str, Brought],
+        preprocessor: str | None,
+    ) -> MapRef | Pixels:
+        """The map of one control; `preprocessor`: what makes it, if the picture is not the map
+        itself."""
+        param = f"controls.{index}.image"
+        if is_map_id(control.image):
+            return await self._named_map(control.image, param)
+        if preprocessor is None:
+            async with self._pictures.decoded(brought[param]) as (loaded,):
+                return await self._pictures.workers.run(resize, loaded.pixels, size)
+        place = f"controls.{index}."
+        return await self._mapped(
+            brought[param], lambda loaded: _control_spec(control, preprocessor, loaded, size, place)
         )
-        return tuple(
-            ControlUse(
-                control.type,
-                parts.add_map(found) if isinstance(found, MapRef) else parts.add(found),
-                control.conditioning_scale,
-                control.start,
-                control.end,
-            )
-            for control, found in zip(request.controls, brought, strict=True)
-        )
 
-    async def _ip_adapter(
-        self, request: ImageRequest, card: ModelCard, parts: _Parts
-    ) -> IpAdapterUse | None:
-        if request.ip_adapter is None:
-            return None
-        if card.image_encoder is None:
-            raise InvalidRequest(f"model {card.id!r} has no IP-Adapter", "ip_adapter")
+    def _embeds(
+        self, request: ImageRequest, card: ModelCard, brought: Mapping[str, Brought]
+    ) -> list[Coroutine[object, object, MapRef | Pixels]]:
+        """The embeddings of the pictures of a request's IP-Adapter, to be awaited."""
+        if request.ip_adapter is None or card.image_encoder is None:
+            return []
         encoder, hidden = card.image_encoder, card.image_encoder_hidden
 
-        async def bring(index: int, image: ImageInput) -> MapRef:
+        async def embed(index: int, image: ImageInput) -> MapRef | Pixels:
             param = f"ip_adapter.image.{index}"
             if is_map_id(image):
                 # The map goes from its preprocessor to the encoder; its id tells what it shows.
                 found = await self._named_map(image, param)
                 spec = MapSpec("image_encoder", image, encoder=encoder, hidden=hidden)
-                return cast(MapRef, await self._maps.make.remote(spec, [found.ref]))
-            loaded = await self._pictures.load(image, param)
-            spec = MapSpec("image_encoder", loaded.digest, encoder=encoder, hidden=hidden)
-            return await self._make(spec, loaded)
+                return await self._make(spec, found.ref)
+            return await self._mapped(
+                brought[param],
+                lambda loaded: MapSpec(
+                    "image_encoder", loaded.digest, encoder=encoder, hidden=hidden
+                ),
+            )
 
-        found = await asyncio.gather(
-            *(bring(index, image) for index, image in enumerate(request.ip_adapter.images))
-        )
-        embeds = tuple(parts.add_map(ref) for ref in found)
-        return IpAdapterUse(embeds, request.ip_adapter.scale)
+        return [embed(index, image) for index, image in enumerate(request.ip_adapter.images)]
 
-    async def _make(self, spec: MapSpec, loaded: Loaded) -> MapRef:
-        picture = await asyncio.to_thread(ray.put, loaded.pixels)
-        made: MapRef = await self._maps.make.remote(spec, [picture])
-        return made
+    async def _mapped(self, brought: Brought, spec_of: Callable[[Loaded], MapSpec]) -> MapRef:
+        """The map of a picture: the one that the store has, or one that is made now."""
+        spec, found = await self._found_or_put(brought, spec_of)
+        return found if isinstance(found, MapRef) else await self._make(spec, found)
+
+    async def _found_or_put(
+        self, brought: Brought, spec_of: Callable[[Loaded], MapSpec]
+    ) -> tuple[MapSpec, object]:
+        """The map, if the store has it; else a reference to the picture of which to make it."""
+        async with self._pictures.decoded(brought) as (loaded,):
+            spec = spec_of(loaded)
+            known: MapRef = await self._maps.known.remote(spec)
+            if known.ref is not None:
+                return spec, known
+            return spec, await self._pictures.workers.run(_put, spec, loaded.pixels)
+
+    async def _make(self, spec: MapSpec, picture: object) -> MapRef:
+        """`picture`: a reference, in a list so that the store does not fetch it."""
+        made: MapRef | Refusal = await self._maps.make.remote(spec, [picture])
+        return accepted(made)
 
     async def _named_map(self, map_id: str, param: str) -> MapRef:
         found: MapRef = await self._maps.find.remote(map_id)
         if found.ref is None:
-            raise NotFound(f"{param}: control map {map_id!r} is not (or no longer) known", param)
+            raise NotFound(
+                f"{param}: control map {map_id[:SHOWN]!r} is not (or no longer) known; send the "
+                "picture itself, or have the map made again",
+                param,
+            )
         return found
 
 
@@ -224,6 +260,8 @@ def _check(request: ImageRequest, card: ModelCard) -> None:
         for param, given in (("mask", request.mask), ("strength", request.strength)):
             if given is not None:
                 raise InvalidRequest(f"{param} needs an image", param)
+    if request.ip_adapter is not None and card.image_encoder is None:
+        raise InvalidRequest(f"model {card.id!r} has no IP-Adapter", "ip_adapter")
     unknown = [c.type for c in request.controls if c.type not in card.controls]
     if unknown:
         known = ", ".join(sorted(card.controls)) or "none"
@@ -275,6 +313,14 @@ def _control_spec(
             f"{place}low_threshold {low} is above high_threshold {high}", place + "low_threshold"
         )
     return MapSpec("canny", loaded.digest, *size, low, high)
+
+
+def _put(spec: MapSpec, pixels: Pixels) -> object:
+    """A reference to the picture of which a map is made. Canny's are made of the map's size: a
+    larger picture need not travel."""
+    size = (spec.width, spec.height)
+    smaller = spec.preprocessor == "canny" and spec.width * spec.height * 3 < pixels.nbytes
+    return ray.put(resize(pixels, size) if smaller else pixels)
 
 
 def _shown(size: tuple[int, int]) -> str:

@@ -46,6 +46,7 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.refusal import Refusal, accepted
 from deployments.ingress.request.assembly import Assembled, Assembler
+from deployments.ingress.request.budget import check
 from deployments.ingress.request.catalogue import Catalogue, Model
 from deployments.ingress.request.deaths import FAILURES, died, pause, translated, twice
 from deployments.ingress.request.filling import video_job
@@ -174,6 +175,7 @@ class Service:
         return name
 
     async def _video_model(self, request: VideoRequest, lease: Lease) -> Model:
+        check(request, self._args)
         model = await self._model(request, lease)
         if "video" not in model.card.tasks:
             able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]
@@ -275,8 +277,7 @@ class Service:
         self, request: ImageRequest, until: float, lease: Lease
     ) -> tuple[Model, Assembled]:
         """`until`: on the clock of the event loop; the job has what is left of the time."""
-        if request.n > self._args.max_images:
-            raise InvalidRequest(f"n is {request.n}; {self._args.max_images} at most", "n")
+        check(request, self._args)
         async with asyncio.timeout_at(until):
             model = await self._model(request, lease)
             await lease.turn()
@@ -286,9 +287,6 @@ class Service:
         return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=lease.caller))
 
     async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
-        most, length = self._args.max_prompt_chars, len(request.prompt)
-        if length > most:
-            raise InvalidRequest(f"prompt has {length} characters; {most} at most", "prompt")
         name = request.model or self._args.default_model or await self.catalogue.only()
         lease.check(name, request.priority)  # what it may not ask it is told nothing of
         return await self.catalogue.find(name)

@@ -3,17 +3,21 @@
 import asyncio
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from ray import ObjectRef
+from ray.serve.exceptions import BackPressureError
 
-from deployments.contracts.errors import GenerationFailed, InvalidRequest
+from deployments.contracts.errors import GenerationFailed, InvalidRequest, QueueFull
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapRef, MapSpec
+from deployments.contracts.refusal import accepted
 from deployments.preprocess.depth import Depth
+from deployments.preprocess.image_encoder import ImageEncoder
 from deployments.preprocess.map_store import Handle, MapStore
+from deployments.preprocess.work import Work, made, one_fails_alone
 from preprocessors.depth import DepthEstimator
 
 CANNY = MapSpec("canny", "digest", 128, 128)
@@ -23,7 +27,8 @@ class SlowStart:
     """A handle whose calls wait for a replica, and end in numbered references."""
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.calls = self.cancelled = 0
+        self.full = False
         self.taken = asyncio.Event()
         self.detect = self.estimate = SimpleNamespace(remote=self._start)
 
@@ -33,9 +38,14 @@ class SlowStart:
 
         async def routed() -> object:
             await self.taken.wait()
+            if self.full:
+                raise BackPressureError(1, 1)
             return f"map {number}"
 
-        return SimpleNamespace(_to_object_ref=routed)
+        def cancel() -> None:
+            self.cancelled += 1
+
+        return SimpleNamespace(_to_object_ref=routed, cancel=cancel)
 
 
 def store(handle: SlowStart, budget_bytes: int = 10**6) -> MapStore:
@@ -44,7 +54,7 @@ def store(handle: SlowStart, budget_bytes: int = 10**6) -> MapStore:
 
 
 async def make(maps: MapStore, spec: MapSpec) -> MapRef:
-    return await maps.make(spec, [cast("ObjectRef[Pixels]", object())])
+    return accepted(await maps.make(spec, [cast("ObjectRef[Pixels]", object())]))
 
 
 def test_a_map_that_waits_for_a_replica_is_not_started_again() -> None:
@@ -64,6 +74,57 @@ def test_a_map_that_waits_for_a_replica_is_not_started_again() -> None:
         assert figures.computed_total == {"canny": 1}
         assert figures.reused_total == {"canny": 10}
         assert figures.stored_bytes == 128 * 128 * 3
+
+    asyncio.run(scene())
+
+
+def test_a_map_for_which_nobody_waits_any_more_leaves_the_queue() -> None:
+    async def scene() -> None:
+        handle = SlowStart()
+        maps = store(handle)
+        waiting = [asyncio.create_task(make(maps, CANNY)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        for task in waiting[:2]:
+            task.cancel()
+        await asyncio.sleep(0.01)
+        assert handle.cancelled == 0
+        waiting[2].cancel()
+        again = asyncio.create_task(make(maps, CANNY))  # at once: it must not join what ends
+        await asyncio.sleep(0.01)
+        assert handle.cancelled == 1
+        handle.taken.set()
+        assert (await again).ref == "map 2"
+
+    asyncio.run(scene())
+
+
+def test_what_is_known_needs_no_picture() -> None:
+    async def scene() -> None:
+        handle = SlowStart()
+        maps = store(handle)
+        assert (await maps.known(CANNY)).ref is None
+        made = asyncio.create_task(make(maps, CANNY))
+        await asyncio.sleep(0.01)
+        joined = asyncio.create_task(maps.known(CANNY))
+        await asyncio.sleep(0.01)
+        handle.taken.set()
+        assert (await joined).ref == (await made).ref == (await maps.known(CANNY)).ref == "map 1"
+        figures = await maps.figures()
+        assert (figures.computed_total, figures.reused_total) == ({"canny": 1}, {"canny": 2})
+
+    asyncio.run(scene())
+
+
+def test_a_full_queue_is_a_refusal_and_nothing_is_kept() -> None:
+    async def scene() -> None:
+        handle = SlowStart()
+        handle.full = True
+        handle.taken.set()
+        maps = store(handle)
+        with pytest.raises(QueueFull, match="queue of canny is full"):
+            await make(maps, CANNY)
+        handle.full = False
+        assert (await make(maps, CANNY)).ref == "map 2"
 
     asyncio.run(scene())
 
@@ -96,28 +157,58 @@ def test_what_is_not_deployed_is_refused_and_not_counted() -> None:
     asyncio.run(scene())
 
 
-def test_a_picture_without_depth_fails_alone() -> None:
+@pytest.mark.parametrize("fault", [FloatingPointError, RuntimeError, ValueError])
+def test_a_picture_that_cannot_be_preprocessed_fails_alone(fault: type[Exception]) -> None:
     sizes_of_batches: list[int] = []
 
-    class Estimator:
-        """Fails with black pictures."""
+    def work(items: Sequence[int]) -> list[int]:
+        sizes_of_batches.append(len(items))
+        if 0 in items:
+            raise fault("no depth")
+        return [10 * item for item in items]
 
+    first, bad, last = one_fails_alone(work, [1, 0, 2])
+    assert (first, last) == (10, 20)
+    assert isinstance(bad, GenerationFailed)
+    assert "no depth" in str(bad)
+    assert sizes_of_batches == [3, 1, 1, 1]
+    assert one_fails_alone(work, [3, 4]) == [30, 40]
+    with pytest.raises(GenerationFailed, match="no depth"):
+        made(bad)
+
+
+def test_a_picture_that_cannot_be_encoded_fails_alone() -> None:
+    class Model:
+        def encode(self, images: Sequence[Pixels], *, hidden: bool) -> list[bool]:
+            if any(not image.any() for image in images):
+                raise RuntimeError("black")
+            return [hidden] * len(images)
+
+    async def scene() -> None:
+        served = object.__new__(ImageEncoder)
+        served._model, served._work = cast(Any, Model()), Work()
+        images = [np.full((8, side, 3), side % 8, np.uint8) for side in (4, 8, 9)]
+        first, black, last = await served._encode(images, hidden=True)
+        assert isinstance(black, GenerationFailed)
+        assert cast(object, first) is cast(object, last) is True
+
+    asyncio.run(scene())
+
+
+def test_a_picture_without_depth_fails_alone() -> None:
+    class Estimator:
         def estimate(
             self, images: Sequence[Pixels], sizes: Sequence[tuple[int, int]]
         ) -> list[Pixels]:
-            sizes_of_batches.append(len(images))
             if any(not image.any() for image in images):
                 raise FloatingPointError("no depth")
             return [np.full((height, width, 3), 9, np.uint8) for width, height in sizes]
 
-    class Stub(Depth):
-        def __init__(self) -> None:
-            self._model = cast(DepthEstimator, Estimator())
-
+    served = object.__new__(Depth)
+    served._model = cast(DepthEstimator, Estimator())
     batch = [(np.full((8, 8, 3), value, np.uint8), (16, 8)) for value in (1, 0, 2)]
-    first, black, last = Stub()._estimate(batch)
+    first, black, last = one_fails_alone(served._estimate, batch)
     assert isinstance(black, GenerationFailed)
     assert isinstance(first, np.ndarray)
     assert isinstance(last, np.ndarray)
     assert first.shape == last.shape == (8, 16, 3)
-    assert sizes_of_batches == [3, 1, 1, 1]

@@ -1,0 +1,61 @@
+"""JSON text of strangers: watched as it comes, and read quickly."""
+
+import json
+
+from pydantic_core import from_json
+
+from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.jobs import MAX_TEXT
+
+MAX_MARKS = 100_000  # commas or quotes of a JSON text: it has fewer values than these
+
+
+class JsonWatch:
+    """Looks at a JSON body as it comes, so that one that cannot be right is refused before it is
+    here: too many values, or a text longer than any field takes.
+
+    Args:
+        longest: bytes of a text that begins as a data URL; others have room for `MAX_TEXT`
+            characters, however they are escaped.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._commas = self._quotes = 0
+        self._run = 0  # bytes since the last quote
+        self._head = b""  # the first few of them
+
+    def see(self, chunk: bytes) -> None:
+        """The next bytes. Raises `InvalidRequest`."""
+        self._commas += chunk.count(b",")
+        self._quotes += chunk.count(b'"')
+        if max(self._commas, self._quotes) > MAX_MARKS:
+            raise InvalidRequest(f"the body has too many values: over {MAX_MARKS} commas or quotes")
+        last = chunk.rfind(b'"')
+        if last >= 0:
+            self._check(chunk.find(b'"'))
+            self._run, self._head = 0, b""
+        self._head += chunk[last + 1 : last + 6 - len(self._head)]
+        self._check(len(chunk) - last - 1)
+        self._run += len(chunk) - last - 1
+
+    def _check(self, more: int) -> None:
+        most = self._longest if self._head == b"data:" else 6 * MAX_TEXT
+        if self._run + more > most:
+            raise InvalidRequest(
+                f"the body has a text of more than {most} bytes: a prompt has at most {MAX_TEXT} "
+                f"characters, a picture as a data URL at most {self._longest}"
+            )
+
+
+def parsed(text: bytes) -> object:
+    """What JSON text says. Raises `ValueError` or `RecursionError`."""
+    if max(text.count(b","), text.count(b'"')) > MAX_MARKS:
+        raise ValueError(f"it has too many values, over {MAX_MARKS} commas or quotes")
+    try:
+        return from_json(text)  # twice as quick as json, while which no other thread runs
+    except ValueError as error:
+        if "hex escape" not in str(error):
+            raise
+        # Half a surrogate pair: read, so that the error can name the field.
+        return json.loads(text)

@@ -1,0 +1,134 @@
+"""What one request may hold: counted before anything of it is loaded, fetched, decoded or asked
+elsewhere."""
+
+import numpy as np
+
+from configs.app import ServiceArgs
+from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.jobs import ImageInput, ImageRequest, VideoRequest
+from deployments.contracts.maps import is_map_id
+from preprocessors.image_file import ImageError, check_size
+
+MAX_URL_CHARS = 2048  # of a picture that is named by URL or by the id of a map
+DATA_URL_HEADER = 128  # characters before the comma: a media type and its parameters
+
+
+def check(request: ImageRequest | VideoRequest, args: ServiceArgs) -> None:
+    """Raises `InvalidRequest`, naming the field and what is allowed, if a request is over one of
+    the limits that can be counted as it came. What is behind a URL, and how many pixels a file
+    has, shows later: see `Pictures.bring`."""
+    texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
+    for name, text in texts.items():
+        if len(text) > args.max_prompt_chars:
+            raise InvalidRequest(
+                f"{name} has {len(text)} characters; {args.max_prompt_chars} at most", name
+            )
+    lists: dict[str, int] = {"loras": len(request.loras)}
+    if isinstance(request, VideoRequest):
+        lists["motion_loras"] = len(request.motion_loras)
+    else:
+        lists["controls"] = len(request.controls)
+        if request.n > args.max_images:
+            raise InvalidRequest(f"n is {request.n}; {args.max_images} at most", "n")
+    for name, entries in lists.items():
+        if entries > args.max_request_entries:
+            raise InvalidRequest(
+                f"{name} has {entries} entries; {args.max_request_entries} at most", name
+            )
+    if isinstance(request, ImageRequest):
+        check_pictures(pictures_of(request), args)
+
+
+def pictures_of(request: ImageRequest) -> dict[str, ImageInput]:
+    """The pictures of a request by the names of their fields, maps that are known by id left
+    out."""
+    given: dict[str, ImageInput | None] = {"image": request.image, "mask": request.mask}
+    for index, control in enumerate(request.controls):
+        given[f"controls.{index}.image"] = control.image
+    seen = () if request.ip_adapter is None else request.ip_adapter.images
+    for index, image in enumerate(seen):
+        given[f"ip_adapter.image.{index}"] = image
+    return {
+        param: image
+        for param, image in given.items()
+        if image is not None and not (is_map_id(image) and len(image) <= MAX_URL_CHARS)
+    }
+
+
+def check_pictures(pictures: dict[str, ImageInput], args: ServiceArgs) -> None:
+    """Raises `InvalidRequest` if the pictures are too many or, as far as their lengths tell, too
+    large."""
+    if len(pictures) > args.max_request_pictures:
+        raise InvalidRequest(
+            f"the request has {len(pictures)} pictures; {args.max_request_pictures} at most",
+            next(reversed(pictures)).partition(".")[0],
+        )
+    for param, picture in pictures.items():
+        _check_one(picture, param, args)
+    check_bytes({param: _bytes(picture) for param, picture in pictures.items()}, args)
+    arrays = {p: a.shape[0] * a.shape[1] for p, a in pictures.items() if isinstance(a, np.ndarray)}
+    check_pixels(arrays, args)
+
+
+def check_bytes(sizes: dict[str, int], args: ServiceArgs) -> None:
+    """`sizes`: bytes of each picture's file, by field."""
+    _check_sum(sizes, args.max_request_bytes, "bytes")
+
+
+def check_pixels(sizes: dict[str, int], args: ServiceArgs) -> None:
+    """`sizes`: pixels of each picture, by field."""
+    _check_sum(sizes, args.max_request_pixels, "pixels")
+
+
+def longest_data_url(args: ServiceArgs) -> int:
+    """Characters of a data URL that may hold a picture, in base64."""
+    return DATA_URL_HEADER + -(-args.max_image_bytes // 3) * 4
+
+
+def _check_one(picture: ImageInput, param: str, args: ServiceArgs) -> None:
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (3, 4):
+            raise InvalidRequest(
+                f"{param} is an array of {picture.shape} {picture.dtype}; (height, width, 3 or 4) "
+                "uint8 is needed",
+                param,
+            )
+        try:
+            check_size(picture.shape[1], picture.shape[0], args.max_image_pixels)
+        except ImageError as error:
+            raise InvalidRequest(f"{param}: {error}", param) from error
+        return
+    if isinstance(picture, bytes):
+        most, length = args.max_image_bytes, len(picture)
+        said = f"the image has {length} bytes; at most {most} are allowed"
+    elif picture.startswith("data:"):
+        most, length = longest_data_url(args), len(picture)
+        said = (
+            f"the data URL has {length} characters; at most {most} are allowed, "
+            f"{args.max_image_bytes} bytes in base64"
+        )
+    else:
+        most, length = MAX_URL_CHARS, len(picture)
+        said = f"the URL has {length} characters; at most {most} are allowed"
+    if length > most:
+        raise InvalidRequest(f"{param}: {said}", param)
+
+
+def _bytes(picture: ImageInput) -> int:
+    """Of the file, where it is here: a data URL's at most."""
+    if isinstance(picture, bytes):
+        return len(picture)
+    if isinstance(picture, str) and picture.startswith("data:"):
+        return len(picture) * 3 // 4
+    return 0
+
+
+def _check_sum(sizes: dict[str, int], most: int, unit: str) -> None:
+    total = sum(sizes.values())
+    if total > most:
+        largest = max(sizes, key=lambda param: sizes[param])
+        raise InvalidRequest(
+            f"the pictures of the request have {total} {unit} together; at most {most} are "
+            f"allowed (the largest is {largest}, {sizes[largest]})",
+            largest,
+        )

@@ -1,0 +1,190 @@
+"""How pictures reach a job, with a map store and preprocessors that are stand-ins."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import ray
+
+from configs.app import ServiceArgs
+from deployments.contracts.errors import InvalidRequest, NotFound, NotReady, QueueFull
+from deployments.contracts.jobs import Control, ImageRequest, IpAdapter, Pixels
+from deployments.contracts.maps import MapRef, MapSpec
+from deployments.contracts.refusal import Refusal
+from deployments.ingress.request.assembly import Assembled, Assembler
+from deployments.ingress.request.pictures import Pictures
+from graphs.routing import route
+from preprocessors.canny import canny
+from preprocessors.resize import resize
+from tests.deployments.diffusion.engine.tasks import picture
+from tests.deployments.ingress.images import png
+from tests.faults.front import CARD
+from tests.object_store import CREDENTIALS
+
+ASKED: dict[str, Any] = {"prompt": "a", "width": 64, "height": 64}
+
+
+class Store:
+    """A map store that makes at once, and notes what it is given."""
+
+    def __init__(self) -> None:
+        self.maps: dict[str, str] = {}
+        self.given: list[Pixels] = []
+        self.full = False
+        self.known = SimpleNamespace(remote=self._known)
+        self.find = SimpleNamespace(remote=self._find)
+        self.make = SimpleNamespace(remote=self._make)
+
+    async def _known(self, spec: MapSpec) -> MapRef:
+        return await self._find(spec.map_id)
+
+    async def _find(self, map_id: str) -> MapRef:
+        return MapRef(map_id, self.maps.get(map_id))
+
+    async def _make(self, spec: MapSpec, pictures: list[Pixels]) -> MapRef | Refusal:
+        if self.full:
+            return Refusal(QueueFull("the queue of canny is full", 1000))
+        self.given += pictures
+        self.maps[spec.map_id] = f"map {len(self.maps)}"
+        return await self._find(spec.map_id)
+
+
+@pytest.fixture
+def put(monkeypatch: pytest.MonkeyPatch) -> list[Pixels]:
+    """What goes to the object store, which hands it on as it is."""
+    puts: list[Pixels] = []
+
+    def kept(pixels: Pixels) -> Pixels:
+        puts.append(pixels)
+        return pixels
+
+    monkeypatch.setattr(ray, "put", kept)
+    return puts
+
+
+def assembler(store: Store, **args: Any) -> Assembler:
+    return Assembler(Pictures(ServiceArgs(**args)), cast(Any, store), route)
+
+
+def assemble(made_by: Assembler, **fields: Any) -> Assembled:
+    return asyncio.run(made_by.assemble(ImageRequest(**{**ASKED, **fields}), CARD))
+
+
+def test_a_picture_goes_to_the_store_only_if_its_map_is_not_known(put: list[Pixels]) -> None:
+    store = Store()
+    fields: dict[str, Any] = {
+        "controls": tuple(Control(kind, png(picture(1, 96, 80))) for kind in ("canny", "depth")),
+        "ip_adapter": IpAdapter((png(picture(2, 32, 32)), png(picture(3, 32, 32)))),
+    }
+    first = assemble(assembler(store), **fields)
+    assert len(put) == 4
+    again = assemble(assembler(store), **fields)
+    assert len(put) == 4
+    assert again.assets == first.assets
+    assert again.map_ids == first.map_ids
+    assert [control.map for control in first.job.controls] == [0, 1]
+    assert first.job.ip_adapter is not None
+    assert first.job.ip_adapter.embeds == (2, 3)
+
+
+def test_a_large_picture_travels_in_the_size_of_its_canny_map(put: list[Pixels]) -> None:
+    large, small = picture(4, 300, 200), picture(5, 32, 32)
+    controls = tuple(Control("canny", png(image)) for image in (large, small))
+    assemble(assembler(Store()), controls=controls)
+    shapes = sorted(sent.shape for sent in put)
+    assert shapes == [(32, 32, 3), (64, 64, 3)]  # small ones are enlarged where the map is made
+    (sent,) = (sent for sent in put if sent.shape[0] == 64)
+    expected = canny(resize(large, (64, 64)), 100, 200)
+    assert np.array_equal(canny(resize(sent, (64, 64)), 100, 200), expected)
+
+
+def test_what_was_begun_ends_with_the_picture_that_is_broken(put: list[Pixels]) -> None:
+    store = Store()
+    made_by = assembler(store)
+    good, broken = png(picture(6, 64, 64)), png(picture(7, 64, 64))[:-40]
+    controls = (Control("canny", broken), *(Control("canny", good) for _ in range(8)))
+    with pytest.raises(InvalidRequest, match="truncated") as caught:
+        assemble(made_by, controls=controls)
+    assert caught.value.param == "controls.0.image"
+    assert made_by._pictures.room.taken == 0
+    assert not store.maps or len(store.given) < 8
+
+
+def test_headers_are_read_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Pictures, "_load", decode)
+    controls = tuple(Control("canny", png(picture(8, 64, 64))) for _ in range(3))
+    limits = {"max_request_pixels": 2 * 64 * 64, "max_image_pixels": 64 * 64}
+    with pytest.raises(InvalidRequest, match="12288 pixels together; at most 8192"):
+        assemble(assembler(Store(), **limits), controls=controls)
+
+
+def test_a_full_queue_is_said(put: list[Pixels]) -> None:
+    store = Store()
+    store.full = True
+    with pytest.raises(QueueFull, match="canny"):
+        assemble(assembler(store), controls=(Control("canny", png(picture(9, 64, 64))),))
+    assert len(put) == 1
+
+
+def test_a_map_that_is_gone() -> None:
+    named = "map-canny-" + 32 * "0"
+    for fields in ({"controls": (Control("canny", named),)}, {"ip_adapter": IpAdapter((named,))}):
+        with pytest.raises(NotFound, match="have the map made again"):
+            assemble(assembler(Store()), **fields)
+
+
+@pytest.fixture
+def black_hole(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An S3 that accepts and says nothing."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(name, value)
+        yield
+
+
+@pytest.mark.usefixtures("black_hole")
+def test_an_s3_that_hangs_costs_only_who_asked_it(put: list[Pixels]) -> None:
+    patience_s = 3.0
+    made_by = assembler(
+        Store(), max_fetches=2, fetch_timeout_s=patience_s, allowed_s3_buckets=("pictures",)
+    )
+
+    async def one(image: str | bytes) -> float:
+        began = time.monotonic()
+        request = ImageRequest(**ASKED, controls=(Control("canny", image),))
+        try:
+            await made_by.assemble(request, CARD)
+        finally:
+            took.append(time.monotonic() - began)
+        return took[-1]
+
+    async def scene() -> None:
+        stuck = [asyncio.create_task(one("s3://pictures/a.png")) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(NotReady, match="2 pictures are being fetched"):
+            await one("s3://pictures/b.png")
+        await one(png(picture(10, 64, 64)))
+        assert not any(task.done() for task in stuck)
+        for task in stuck:
+            with pytest.raises(InvalidRequest, match=r"did not come within 3 s|could not be read"):
+                await task
+        fetcher = made_by._pictures._fetcher
+        while fetcher._s3.unfinished:  # boto3 gives up by itself
+            await asyncio.sleep(0.01)
+
+    took: list[float] = []
+    asyncio.run(asyncio.wait_for(scene(), 40))
+    assert max(took) < 3 * patience_s
+    assert sum(t.name.startswith("tcd-S3") for t in threading.enumerate()) <= 2

@@ -1,0 +1,107 @@
+"""Forms and JSON as they come, in any pieces."""
+
+import pytest
+
+from deployments.contracts.api import EditsForm
+from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.jobs import MAX_TEXT
+from deployments.ingress.http.forms import Form, FormReader, boundary_of
+from deployments.ingress.http.json_text import MAX_MARKS, JsonWatch
+from tests.faults.hostile import BOUNDARY, field, file, form, part
+
+PICTURE = b"\r\n--" + BOUNDARY[:-1] + b"\r\n\0--\r\n"  # bytes that look like a boundary
+WHOLE = form(
+    lambda: field("prompt", "ein Ball, schön rot".encode()),
+    lambda: file("image", PICTURE),
+    lambda: file("mask[]", b""),
+    lambda: field("loras", b'[{"name": "ink", "weight": 0.5}]'),
+    lambda: field("negative_prompt", b""),
+)()
+
+
+def read(body: bytes, size: int) -> Form[EditsForm]:
+    reader = FormReader(BOUNDARY, EditsForm, ("image", "mask"), 1000, 1000)
+    for start in range(0, len(body), size):
+        reader.see(body[start : start + size])
+    return reader.form()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 20, 64, 1000])
+@pytest.mark.parametrize("after", [b"", b"\r\nan epilogue"])
+def test_a_form_in_pieces(size: int, after: bytes) -> None:
+    got = read(WHOLE + after, size)
+    assert got.fields.prompt == "ein Ball, schön rot"
+    assert got.fields.negative_prompt == ""
+    assert got.fields.loras[0].weight == 0.5
+    assert got.file("image") == PICTURE
+    assert got.optional_file("mask") == b""
+
+
+@pytest.mark.parametrize("size", [1, 50, 10_000])
+@pytest.mark.parametrize(
+    ("body", "says", "param"),
+    [
+        (b"", "last boundary is missing", None),
+        (WHOLE[1:], "does not begin", None),
+        (b"a preamble\r\n" + WHOLE, "does not begin", None),
+        (WHOLE[:-4], "last boundary is missing", None),
+        (form(lambda: part(b"a: b", b""))(), "no content-disposition", None),
+        (form(lambda: part(b"content-disposition: form-data", b""))(), "with a name", None),
+        (form(lambda: field("prompt", b"a") + b"x")(), "last boundary is missing", None),
+        (form(lambda: field("prompt", b"\xff"))(), "not UTF-8", "prompt"),
+        (form(lambda: file("image", bytes(1001)))(), "1000 bytes", "image"),
+        (form(lambda: field("image", bytes(1001)))(), "1000 bytes", "image"),
+        (form(lambda: field("user", b"a" * 257), lambda: field("prompt", b""))(), "256", "user"),
+        (form(lambda: field("size", b"a" * 101), lambda: field("prompt", b""))(), "100", "size"),
+        (form(lambda: file("prompt", b"a"))(), "files here: image, mask", "prompt"),
+        (form(lambda: field("controls", b"[" * 1000))(), "JSON text", "controls"),
+    ],
+)
+def test_forms_that_are_none(body: bytes, says: str, param: str | None, size: int) -> None:
+    with pytest.raises(InvalidRequest, match=says) as caught:
+        read(body, size)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["multipart/form-data", "multipart/form-data; boundary=", f"a; boundary={'b' * 71}"],
+)
+def test_boundaries_that_are_none(kind: str) -> None:
+    with pytest.raises(InvalidRequest, match="1 to 70"):
+        boundary_of(kind)
+
+
+def test_boundaries() -> None:
+    assert boundary_of('multipart/form-data; charset=x; boundary="a b"') == b"a b"
+
+
+@pytest.mark.parametrize("size", [1, 1000, 10**7])
+def test_json_that_may_be_right_is_let_through(size: int) -> None:
+    prompt = b'"' + b"\\u0041" * MAX_TEXT + b'"'
+    picture = b'"data:image/png;base64,' + b"A" * (10**6 - 22) + b'"'
+    for text in (prompt, picture, b'{"a": ' + prompt + b', "b": ' + picture + b"}"):
+        if size > 1 or text is prompt:
+            watch(text, size)
+
+
+def watch(text: bytes, size: int, longest: int = 10**6) -> None:
+    seen = JsonWatch(longest)
+    for start in range(0, len(text), size):
+        seen.see(text[start : start + size])
+
+
+@pytest.mark.parametrize("size", [999, 10**7])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b'"' + b"a" * (6 * MAX_TEXT + 1), "600000 bytes"),
+        (b'"a", "data:' + b"a" * 10**6, "1000000 bytes"),
+        (b'"datum:' + b"a" * (6 * MAX_TEXT), "600000 bytes"),
+        (b"," * (MAX_MARKS + 1), "too many values"),
+        (b'"' * (MAX_MARKS + 1), "too many values"),
+    ],
+)
+def test_json_that_cannot_be_right(text: bytes, says: str, size: int) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        watch(text, size)
