@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check bench bench-gpu quality train clean
+.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check bench bench-gpu soak quality train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,11 @@ bench: $(READY) ## the benchmarks; results go to standard output
 DEVICE ?= cuda
 bench-gpu: $(READY) ## the engine on a GPU, at most nine minutes; DEVICE=cpu QUICK=1 tries it here
 	$(BIN)/python -m benchmarks.gpu --device $(DEVICE) $(if $(QUICK),--quick)
+
+MINUTES ?= 30
+soak: $(READY) ## mixed load and faults on the demo service for MINUTES; a report, out/soak.json
+	$(BIN)/python -m demo.standins
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 quality: $(READY) ## how well the demo's models draw, measured through the service; takes long
 	$(BIN)/python -m benchmarks.quality
