@@ -77,7 +77,7 @@ def process(config: Path, output: IO[bytes] | None = None) -> Iterator[subproces
         stderr=None if output is None else subprocess.STDOUT,
         env={**os.environ, **ENVIRONMENT},
         start_new_session=True,
-        preexec_fn=_stop_with_the_parent if sys.platform == "linux" else None,
+        preexec_fn=_hear_of_the_end,
     )
     try:
         yield started
@@ -97,8 +97,11 @@ def _models(config: Config) -> list[str]:
     return [name.removeprefix("model-") for name in names if name.startswith("model-")]
 
 
-def _stop_with_the_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+def _hear_of_the_end() -> None:
+    # A shell's background job ignores SIGINT, and its children would.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _wait_until_ready(

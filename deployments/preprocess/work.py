@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 MAX_BATCH = 8
-log = logging.getLogger("tcd.preprocess")
+log = logging.getLogger("ray.serve.tcd.preprocess")
 BATCH_SECONDS = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
 
 

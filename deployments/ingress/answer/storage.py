@@ -26,7 +26,7 @@ NAME_BYTES = 32
 THREADS = 16
 PATIENCE_S = 60.0  # for one file, waiting for a thread included
 _NAME = re.compile(r"[A-Za-z0-9_-]{43}\.[a-z0-9]{2,5}")
-log = logging.getLogger("tcd.storage")
+log = logging.getLogger("ray.serve.tcd.storage")
 
 
 class Storage(Protocol):

@@ -23,7 +23,7 @@ COUNT_S = 0.5  # for which figures are waited for; what comes later is shown the
 LEAST_S = 1.0  # between two looks, however often they are asked for
 WATCH_S = 20.0
 MISSES = 2  # looks in a row without an application: it is gone
-log = logging.getLogger("tcd.directory")
+log = logging.getLogger("ray.serve.tcd.directory")
 Answer = TypeVar("Answer")
 
 

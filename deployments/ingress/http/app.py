@@ -177,7 +177,7 @@ def make_app(
 
     app.include_router(key_routes(quota))
     app.include_router(video_routes(videos, bodies), responses=ERRORS)
-    describe(app, keyed=args.keys is not None or args.api_keys_env is not None)
+    describe(app, keyed=quota.keys.closed)
     return app
 
 

@@ -26,7 +26,7 @@ SEEK_S = 1.0  # between two searches for models that nobody knows
 SEEK_PATIENCE_S = 2.0
 FIGURES_S = 2.0
 NONE_KNOWN = "nothing is known of the models yet; try again"
-log = logging.getLogger("tcd.catalogue")
+log = logging.getLogger("ray.serve.tcd.catalogue")
 
 
 @dataclass(frozen=True)

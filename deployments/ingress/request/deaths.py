@@ -23,7 +23,7 @@ WENT_AWAY = "the model's replica, or what it needed, went away; try again"
 FAILURES = (RayError, RayServeException, EngineFault)  # what a handle call raises of itself
 DEATHS = (RayActorError, ObjectLostError, WorkerCrashedError, EngineFault)
 Answer = TypeVar("Answer")
-log = logging.getLogger("tcd.service")
+log = logging.getLogger("ray.serve.tcd.service")
 
 
 @contextmanager

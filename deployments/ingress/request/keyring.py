@@ -13,7 +13,7 @@ from configs.keys import KeyEntry, KeysError, check_distinct, digest, read_keys
 
 LOOK_S = 2.0  # between two looks at the file
 PATIENCE_S = 0.5  # that the request which has it looked at waits for the disk
-log = logging.getLogger("tcd.keys")
+log = logging.getLogger("ray.serve.tcd.keys")
 
 _Stamp = tuple[int, int, int]  # of a file: inode, when it was written, size
 

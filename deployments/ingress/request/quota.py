@@ -22,7 +22,7 @@ from deployments.ingress.request.lease import Lease
 
 NO_KEY = ""  # the account of whoever asks without a key
 PERIOD_S, PATIENCE_S = 1.0, 5.0
-log = logging.getLogger("tcd.keys")
+log = logging.getLogger("ray.serve.tcd.keys")
 
 Exchange = Callable[[str, Report], Awaitable[OtherReports]]  # `Ledger.exchange`, wherever it is
 

@@ -62,7 +62,7 @@ FULL_PAUSE_S = (0.5, 30.0)  # a video that finds the queue full asks again after
 FORGET_S = 5.0
 # A stream that has shown one of these cannot begin anew.
 SHOWN = (PartialImage, FinishedImage, FailedImage)
-log = logging.getLogger("tcd.service")
+log = logging.getLogger("ray.serve.tcd.service")
 
 
 class Service:

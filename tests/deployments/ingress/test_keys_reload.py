@@ -174,7 +174,7 @@ def test_a_wrong_file_keeps_the_last_good_keys(
             path.unlink()
         else:
             written(path, wrong)
-        with caplog.at_level(logging.INFO, "tcd.keys"):
+        with caplog.at_level(logging.INFO, "ray.serve.tcd.keys"):
             for _ in range(3):
                 await looked(keys, clock)
         assert keys.faulty
