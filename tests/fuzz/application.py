@@ -42,6 +42,7 @@ from deployments.contracts.jobs import (
 )
 from deployments.ingress.discovery.outlook import Outlook
 from deployments.ingress.http.app import make_app
+from deployments.ingress.request.quota import Quota
 from deployments.ingress.request.service import NOBODY, OnProgress, Service
 from deployments.ingress.videos import Videos
 from tests.deployments.ingress.fakes import knowing
@@ -134,6 +135,7 @@ class NoVideos(Videos):
 
     def __init__(self, args: ServiceArgs) -> None:
         self._args = args
+        self._quota = Quota()
         self._service = NoModels()
         self._videos = {}
 

@@ -35,6 +35,15 @@ class CompletedEvent(ImageEvent):
     usage: UsageBody | None = None
 
 
+class FailedEvent(BaseModel):
+    """An image that will not come, beside others that do."""
+
+    type: Literal["image_generation.failed", "image_edit.failed"]
+    created_at: int
+    image_index: int
+    error: ErrorBody
+
+
 class ErrorEvent(BaseModel):
     """The request failed after its first event; nothing follows."""
 

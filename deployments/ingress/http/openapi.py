@@ -26,7 +26,12 @@ from deployments.contracts.videos import VideoBody
 from deployments.ingress.answer.media import MEDIA_TYPES
 from deployments.ingress.answer.storage import FILES_PATH
 from deployments.ingress.answer.video_files import VIDEO_TYPES
-from deployments.ingress.http.events import CompletedEvent, ErrorEvent, PartialImageEvent
+from deployments.ingress.http.events import (
+    CompletedEvent,
+    ErrorEvent,
+    FailedEvent,
+    PartialImageEvent,
+)
 from deployments.ingress.http.forms import NESTED
 from deployments.ingress.http.idempotency import HEADER, MAX_CHARS
 from deployments.ingress.http.metrics import CONTENT_TYPE
@@ -35,7 +40,7 @@ Json = dict[str, Any]  # a part of the document
 REF = "#/components/schemas/{model}"
 MODELS: tuple[type[BaseModel], ...] = (
     *(GenerationsBody, EditsForm, VariationsForm, PreprocessForm, VideoBody),
-    *(ErrorAnswer, PartialImageEvent, CompletedEvent, ErrorEvent),
+    *(ErrorAnswer, PartialImageEvent, CompletedEvent, FailedEvent, ErrorEvent),
 )
 REFUSALS = {
     400: "a field, the body or a header is wrong; `param` names the field",
@@ -68,6 +73,7 @@ EVENTS: Json = {
         for event, pattern in (
             (PartialImageEvent, r"\.partial_image$"),
             (CompletedEvent, r"\.completed$"),
+            (FailedEvent, r"\.failed$"),
             (ErrorEvent, "^error$"),
         )
     ]

@@ -1,12 +1,13 @@
 """A request made ready for a replica: gaps filled, pictures brought in, maps on their way."""
 
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
 import ray
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest, NotFound
@@ -24,12 +25,16 @@ from deployments.contracts.jobs import (
 from deployments.contracts.maps import MapRef, MapSpec, is_map_id
 from deployments.contracts.refusal import Refusal, accepted
 from deployments.contracts.routes import Router
+from deployments.ingress.discovery.asking import asked
 from deployments.ingress.request.budget import pictures_of
 from deployments.ingress.request.filling import image_job, image_size
 from deployments.ingress.request.pictures import Brought, Loaded, Pictures
 from deployments.ingress.request.workers import together
 from preprocessors.image_file import edit_mask
 from preprocessors.resize import resize
+
+FIGURES_S = 0.5
+log = logging.getLogger("ray.serve.tcd.assembly")
 
 HALF = 128  # of 255: from here on a mask counts as "make anew"
 SHOWN = 100  # characters of a map's id that an error repeats
@@ -85,6 +90,7 @@ class Assembler:
     def __init__(self, pictures: Pictures, maps: DeploymentHandle[object], route: Router) -> None:
         self._pictures = pictures
         self._maps = maps
+        self._figures = MapFigures({}, {}, 0, 0)
         self._route = route
 
     async def assemble(self, request: ImageRequest, card: ModelCard) -> Assembled:
@@ -158,9 +164,13 @@ class Assembler:
             await self._maps.forget_failed.remote(map_ids)
 
     async def map_figures(self) -> MapFigures:
-        """What the map store made and reused."""
-        figures: MapFigures = await self._maps.figures.remote()
-        return figures
+        """What the map store made and reused; the last known if it is silent."""
+        response = cast(DeploymentResponse[MapFigures], self._maps.figures.remote())
+        try:
+            self._figures = await asked(response, FIGURES_S)
+        except Exception as error:
+            log.warning("the map store has no figures: %r", error)
+        return self._figures
 
     async def _start(
         self, request: ImageRequest, card: ModelCard, brought: Mapping[str, Brought]

@@ -133,6 +133,10 @@ class Catalogue:
             f"model {name!r} is being started and was not ready within {limit_s:g} s; try again"
         )
 
+    def answers(self, name: str) -> bool:
+        """Whether a replica of the model answered when it was last asked."""
+        return name in self._models and self._models[name].availability == "ready"
+
     def up(self, name: str) -> bool:
         """Whether a replica of the model runs."""
         return name in self._models and self._models[name].up

@@ -11,8 +11,8 @@ model that Serve has given up.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import cast
 
@@ -57,7 +57,7 @@ OnProgress = Callable[[Progress], None]
 NOBODY = Caller()
 CHECK_S = 10.0  # for a replica to say whether it would take a video
 LEAST_S = 0.001
-GRACE_S = 5.0  # the replica itself ends a late job; the ingress only waits no longer than this
+GRACE_S = 2.0  # the replica itself ends a late job; the ingress only waits no longer than this
 FULL_PAUSE_S = (0.5, 30.0)  # a video that finds the queue full asks again after this
 FORGET_S = 5.0
 # A stream that has shown one of these cannot begin anew.
@@ -113,14 +113,15 @@ class Service:
             for last_try in (False, True):
                 try:
                     model, ready = await self._assembled(request, until, lease)
-                    async for event in self._events(model, ready):
-                        begun = begun or isinstance(event, SHOWN)
-                        lease.made(isinstance(event, FinishedImage))
-                        if isinstance(event, PartialImage | FinishedImage):
-                            pixels = await asyncio.to_thread(ready.restored, event.pixels)
-                            yield replace(event, pixels=pixels)
-                        else:
-                            yield event
+                    async with aclosing(self._events(model, ready)) as events:
+                        async for event in events:
+                            begun = begun or isinstance(event, SHOWN)
+                            lease.made(isinstance(event, FinishedImage))
+                            if isinstance(event, PartialImage | FinishedImage):
+                                pixels = await asyncio.to_thread(ready.restored, event.pixels)
+                                yield replace(event, pixels=pixels)
+                            else:
+                                yield event
                     return
                 except FAILURES as error:
                     if begun or last_try or not died(error):
@@ -243,7 +244,7 @@ class Service:
             response.cancel()  # does nothing to a call that has ended
         return accepted(result)
 
-    async def _events(self, model: Model, ready: Assembled) -> AsyncIterator[StreamEvent]:
+    async def _events(self, model: Model, ready: Assembled) -> AsyncGenerator[StreamEvent]:
         """A job's events from its replica; leaving the iterator cancels the job."""
         events = cast(
             DeploymentResponseGenerator[StreamEvent | Refusal],
@@ -305,7 +306,7 @@ class Service:
         """Until when a job's answer is waited for, on the clock of the event loop."""
         if job.timeout_s is None:
             return None
-        grace_s = GRACE_S if self.catalogue.up(model.card.id) else 0.0
+        grace_s = GRACE_S if self.catalogue.answers(model.card.id) else 0.0
         return asyncio.get_running_loop().time() + job.timeout_s + grace_s
 
     @contextmanager

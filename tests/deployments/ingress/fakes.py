@@ -9,7 +9,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.contracts.cards import Availability, CardDefaults, CardLimits, ModelCard
-from deployments.contracts.figures import EngineFigures
+from deployments.contracts.figures import EngineFigures, ModelFigures
 from deployments.contracts.usage import OtherReports, Report
 from deployments.ingress.discovery.outlook import Outlook, Snapshot
 from deployments.ingress.request.catalogue import Catalogue
@@ -129,6 +129,7 @@ class FakeDirectory:
         self.watch = Method(self._watch)
         self.look = Method(self._look)
         self.exchange = Method(self._exchange)
+        self.figures = Method(self._figures)
 
     def say(self, *models: Outlook, directory: str = "one") -> None:
         """What is known from now on."""
@@ -143,6 +144,9 @@ class FakeDirectory:
         while self.said is None or (self.said.directory, self.said.number) == (directory, number):
             await self._news.wait()
         return self.said
+
+    async def _figures(self) -> dict[str, ModelFigures]:
+        return {}
 
     async def _exchange(self, _: str, __: Report) -> OtherReports:
         return OtherReports()
