@@ -62,7 +62,7 @@ def work_of(batch: Batch | None) -> int:
     return 0 if batch is None else batch.pixels
 
 
-def kept_full(scheduler: Scheduler, make: Callable[[], Trajectory], rows: int = 128) -> None:
+def kept_full(scheduler: Scheduler, make: Callable[[], Trajectory], rows: int = 72) -> None:
     """As many rows of a flood as its queue holds."""
     caller = make().caller
     for _ in range(rows - sum(one.caller == caller for one in scheduler.live)):
@@ -87,7 +87,7 @@ LIMITS = [
     Limits(),
     Limits(max_running=1),
     Limits(max_batch=2, max_running=4),
-    Limits(max_batch=16, max_running=64),
+    Limits(max_batch=16, max_running=32),
 ]
 NAMES = ["default", "one slot", "batch of 2", "batch of 16"]
 
@@ -106,10 +106,10 @@ def test_a_flood_at_most_doubles_the_work_before_another_is_done(
 
     alone_calls, alone = cost(Scheduler(limits), [row(OTHER)], lambda: None)
     scheduler = Scheduler(limits)
-    for _ in range(120):
+    for _ in range(60):
         kept_full(scheduler, flood)
         turn(scheduler)
-    assert scheduler.running == min(limits.max_running, 128)
+    assert scheduler.running == limits.max_running
     for pause in range(12):
         for _ in range(pause % 3):
             turn(scheduler)
@@ -126,7 +126,7 @@ def test_a_job_of_ten_beside_a_flood_takes_twice_its_work(limits: Limits) -> Non
 
     _, alone = cost(Scheduler(limits), [row(OTHER) for _ in range(10)], lambda: None)
     scheduler = Scheduler(limits)
-    for _ in range(120):
+    for _ in range(60):
         kept_full(scheduler, flood)
         turn(scheduler)
     ten = [row(OTHER) for _ in range(10)]
@@ -198,7 +198,7 @@ def test_ten_floods_share_the_work_by_their_weights(mix: str, limits: Limits) ->
             return row(caller, 4, frames=16, guided=True)
         return row(caller, steps, side, guided=mix == "guidance" and chance.random() < 0.4)
 
-    parts, rows_a_call = flooded(callers, make, 1500, limits)
+    parts, rows_a_call = flooded(callers, make, 1000, limits)
     assert all(0.9 < part < 1.1 for part in parts.values()), parts
     if mix == "alike":
         assert rows_a_call > limits.max_batch - 0.5
