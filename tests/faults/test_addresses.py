@@ -148,7 +148,7 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_nothing_is_asked_but_what_is_allowed(form: str, looked_up: list[str]) -> None:
     pictures = Pictures(ServiceArgs(allowed_url_hosts=(ALLOWED,), allowed_s3_buckets=("mine",)))
     with listening() as (port, seen), pytest.raises(InvalidRequest) as refused:
-        asyncio.run(pictures.load(form.replace(":P", f":{port}"), "image"))
+        asyncio.run(pictures.bring({"image": form.replace(":P", f":{port}")}))
     assert refused.value.param == "image"
     assert seen == []
     assert set(looked_up) <= {ALLOWED}
@@ -158,20 +158,20 @@ def test_what_is_allowed_is_asked(looked_up: list[str]) -> None:
     """Else nobody would ever be seen at the door."""
     pictures = Pictures(ServiceArgs(allowed_url_hosts=("127.0.0.1",)))
     with listening() as (port, seen), pytest.raises(InvalidRequest, match="could not be fetched"):
-        asyncio.run(pictures.load(f"https://127.0.0.1:{port}/", "image"))
+        asyncio.run(pictures.bring({"image": f"https://127.0.0.1:{port}/"}))
     assert len(seen) == 1
 
 
 def test_a_redirection_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An allowed host that sends us on to another address."""
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
-    pictures = Pictures(ServiceArgs(allowed_url_hosts=("localhost",)))
     with (
         listening() as (port, seen),
         redirecting(tmp_path, f"http://127.0.0.1:{port}/") as url,
         pytest.raises(InvalidRequest, match="302"),
     ):
-        asyncio.run(pictures.load(url, "image"))
+        pictures = Pictures(ServiceArgs(allowed_url_hosts=("localhost",)))
+        asyncio.run(pictures.bring({"image": url}))
     assert seen == []
 
 
