@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu check bench bench-gpu soak quality train clean
+.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check bench bench-gpu soak quality train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,8 +24,7 @@ demo: $(READY) ## start the service, have every task drawn over HTTP, show a gri
 	$(BIN)/python -m demo.run
 
 serve: $(READY) ## run the service with the demo models on 127.0.0.1:8000 until Ctrl-C
-	$(BIN)/python -m demo.standins
-	$(BIN)/serve run --address local serve_config.yaml
+	$(BIN)/python -m demo.serve
 
 CONFIG ?= configs/production/guide.yaml
 fetch: $(READY) ## bring the weights of CONFIG (all, or MODEL="sdxl sd15") and check them
@@ -45,6 +44,9 @@ test-deep: $(READY) ## the long versions of the property tests
 
 test-gpu: $(READY) ## the tests of the engine on a CUDA device; TCD_TEST_DEVICE=cpu tries them without
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+fuzz: $(READY) ## EXAMPLES=3000 requests, right and wrong, to a service of its own; SEED=0
+	$(BIN)/python -m pytest -s tests/fuzz
 
 check: $(READY) ## lint, types, layers
 	$(BIN)/ruff format --check $(SOURCES)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from configs.families import FamilyName
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#]+)$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -46,6 +47,9 @@ class Limits(Frozen):
             go first, those in use never.
         prompt_cache_mb: MiB of prompt embeddings kept on the device.
         aging_steps: steps a waiting row must be passed over to gain one priority level.
+        hang_s: seconds for which one step, one VAE call or the preparation of one image may
+            last; longer, and the replica ends and is replaced. The first steps on a GPU may
+            compile for minutes; a CPU may need longer than this for a full-size image.
     """
 
     min_side: int = Field(64, ge=8, multiple_of=8)
@@ -59,6 +63,7 @@ class Limits(Frozen):
     lora_budget_mb: int = Field(2048, ge=1)
     prompt_cache_mb: int = Field(256, ge=0)
     aging_steps: int = Field(16, ge=1)
+    hang_s: float = Field(300.0, ge=1)
 
     @model_validator(mode="after")
     def _sides_in_order(self) -> "Limits":
@@ -232,9 +237,16 @@ class ServiceArgs(Frozen):
         max_prompt_chars: characters of `prompt` and of `negative_prompt`; a longer one is refused
             before tokenising.
         max_body_bytes: of one HTTP request.
+        body_timeout_s: a request whose body is not all there by then is refused with 408.
+        public_url: where clients reach the service, such as "https://pictures.example/tcd";
+            `None`: the URLs in its answers begin as the client's request says (`Host`).
+        cors_origins: origins of web pages that may call the service from a browser, such as
+            "https://app.example"; "*": all. None by default: only the playground's own.
         max_videos: unfinished at a time.
         video_ttl_s, video_cache_mb: how long, and in how many MiB, finished videos are kept.
         request_timeout_s: a request without `timeout_s` of its own is given up after this.
+        max_timeout_s: longest `timeout_s` of a request. What carries requests must last longer
+            than this: see `graphs/limits.py`.
         discovery_period_s: how often the directory looks for model applications.
         keys: the named keys that are accepted below `/v1/`, each with its limits; `None`, and no
             `api_keys_env`: no authentication.
@@ -263,10 +275,14 @@ class ServiceArgs(Frozen):
     max_images: int = Field(10, ge=1, le=64)
     max_prompt_chars: int = Field(4000, ge=1, le=100_000)
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
+    body_timeout_s: float = Field(60.0, gt=0)
+    public_url: str | None = Field(None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")
+    cors_origins: tuple[Origin, ...] = ()
     max_videos: int = Field(32, ge=1)
     video_ttl_s: float = Field(3600.0, gt=0)
     video_cache_mb: int = Field(512, ge=1)
     request_timeout_s: float = Field(300.0, gt=0)
+    max_timeout_s: float = Field(300.0, gt=0, le=3600)
     discovery_period_s: float = Field(2.0, gt=0)
     keys: KeysArgs | None = None
     api_keys_env: str | None = None
@@ -283,4 +299,13 @@ class ServiceArgs(Frozen):
             one, all_ = getattr(self, f"max_image_{name}"), getattr(self, f"max_request_{name}")
             if one > all_:
                 raise ValueError(f"max_image_{name} {one} is above max_request_{name} {all_}")
+        return self
+
+    @model_validator(mode="after")
+    def _times_in_order(self) -> "ServiceArgs":
+        if self.request_timeout_s > self.max_timeout_s:
+            raise ValueError(
+                f"request_timeout_s {self.request_timeout_s:g} is above "
+                f"max_timeout_s {self.max_timeout_s:g}"
+            )
         return self

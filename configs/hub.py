@@ -31,6 +31,7 @@ from configs.sources import (
 
 ATTEMPTS = 5  # without a single byte in between
 PAUSE_S = 1.0
+PATIENCE = httpx.Timeout(30, connect=10)  # seconds, for an answer and between any two pieces of it
 Progress = Callable[[str, int, int], None]  # path, bytes that are there, bytes in all
 
 
@@ -147,7 +148,9 @@ def _receive(listing: Listing, file: RepoFile, out: BinaryIO, progress: Progress
     token = get_token()
     if token is not None:  # for gated repositories; not sent on to where the hub redirects
         headers["authorization"] = f"Bearer {token}"
-    with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
+    with httpx.stream(
+        "GET", url, headers=headers, follow_redirects=True, timeout=PATIENCE
+    ) as answer:
         answer.raise_for_status()
         if answer.status_code != 206:
             _begin_anew(out)  # the server sends all of it

@@ -11,6 +11,10 @@ from typing import Any
 
 from configs.sources import CONFIG_SUFFIXES, SourceError, SourceUnavailable
 
+# A server that accepts and says nothing is given up after half a minute, all attempts together.
+CONNECT_S = 5
+READ_S = 10
+ATTEMPTS = 3
 WANTED_SUFFIXES = (*CONFIG_SUFFIXES, ".safetensors")
 
 
@@ -127,8 +131,12 @@ def _client() -> Any:  # boto3 makes its clients' methods as it runs
     import boto3
     from botocore.config import Config
 
-    retries = Config(connect_timeout=10, retries={"mode": "standard", "total_max_attempts": 4})
-    return boto3.session.Session().client("s3", config=retries)
+    patience = Config(
+        connect_timeout=CONNECT_S,
+        read_timeout=READ_S,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+    )
+    return boto3.session.Session().client("s3", config=patience)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
@@ -23,6 +23,7 @@ PIPELINE_PARTS = (
     "unet",
     "vae",
 )
+HUB_PATIENCE_S = 30  # for an answer of the hub, and between any two pieces of it
 # Other weights beside the plain ones, as hub repositories name them.
 VARIANTS = ("fp16", "bf16", "non_ema")
 # What of a folder is brought: all of it; of a diffusers pipeline what is read here; the latter
@@ -202,9 +203,14 @@ def no_weights(source: Source, variant: str | None) -> SourceError:
 
 @contextmanager
 def hub_errors(source: Source) -> Iterator[None]:
-    """What the hub client raises, as a `SourceError` that names the source."""
+    """What the hub client raises, as a `SourceError` that names the source. It is given
+    `HUB_PATIENCE_S`."""
+    from huggingface_hub import get_session
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
+    hooks = get_session().event_hooks["request"]
+    if _be_patient not in hooks:
+        hooks.append(_be_patient)
     try:
         yield
     except Exception as error:  # the hub client raises some twenty unrelated classes
@@ -213,3 +219,11 @@ def hub_errors(source: Source) -> Iterator[None]:
             f"hub {source} could not be fetched ({type(error).__name__}: {error}); "
             "for a local path, check that it exists"
         ) from error
+
+
+def _be_patient(request: Any) -> None:  # of whichever httpx the hub client uses
+    """Bounds what the hub client asks without a time limit: listings, for which it would wait for
+    ever."""
+    limits: dict[str, float | None] = request.extensions["timeout"]
+    for phase, limit in limits.items():
+        limits[phase] = HUB_PATIENCE_S if limit is None else limit

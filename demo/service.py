@@ -1,5 +1,6 @@
 """The application of `serve_config.yaml` in processes of its own, which end with the block."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -17,6 +19,12 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
 START_TIMEOUT_S = 300
+STOP_TIMEOUT_S = 60
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress.http.proxy:guards",
+}
 
 Config = dict[str, object]
 
@@ -47,32 +55,39 @@ def running(config: Config, name: str, *, tell: Callable[[str], None] = print) -
     file.write_text(yaml.safe_dump(config | {"http_options": http}, sort_keys=False))
     url = f"http://127.0.0.1:{port}"
     tell(f"starting the application on {url} (log: {shown(log)})")
-    with _process(file, log) as process:
-        _wait_until_ready(f"{url}/readyz?models={','.join(_models(config))}", process, log, tell)
+    ready = f"{url}/readyz?models={','.join(_models(config))}"
+    with log.open("wb") as output, process(file, output) as started:
+        _wait_until_ready(ready, started, log, tell)
         yield url
 
 
 @contextmanager
-def _process(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`serve run` on a Ray instance of its own, which ends with it."""
+def process(config: Path, output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """`serve run` on a Ray instance of its own, which ends with the block.
+
+    Both have a session of their own: a signal that was meant for this process and its group
+    (Ctrl-C, or a supervisor's SIGTERM) would end Ray's node under the program that is to stop it.
+    If this process is killed, Linux tells them to stop.
+    """
     serve = Path(sys.executable).with_name("serve")
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [serve, "run", "--address", "local", config],
-            cwd=ROOT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
-        )
+    started = subprocess.Popen(
+        [serve, "run", "--address", "local", config],
+        cwd=ROOT,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        env={**os.environ, **ENVIRONMENT},
+        start_new_session=True,
+        preexec_fn=_stop_with_the_parent if sys.platform == "linux" else None,
+    )
+    try:
+        yield started
+    finally:
+        started.send_signal(signal.SIGINT)
         try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            started.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
 
 
 def _models(config: Config) -> list[str]:
@@ -82,14 +97,18 @@ def _models(config: Config) -> list[str]:
     return [name.removeprefix("model-") for name in names if name.startswith("model-")]
 
 
+def _stop_with_the_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+
+
 def _wait_until_ready(
-    url: str, process: subprocess.Popen[bytes], log: Path, tell: Callable[[str], None]
+    url: str, started: subprocess.Popen[bytes], log: Path, tell: Callable[[str], None]
 ) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     told = ""
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise SystemExit(_failed(f"the application ended with {process.returncode}", log))
+        if started.poll() is not None:
+            raise SystemExit(_failed(f"the application ended with {started.returncode}", log))
         try:
             with urlopen(url, timeout=5):
                 return

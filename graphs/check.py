@@ -2,24 +2,48 @@
 
     python -m graphs.check serve_config.yaml ...
 
-Ray ignores what it does not know in a Serve config, and a mistake in an application's `args`
-shows only once that application has been taken down to be replaced.
+Ray ignores what it does not know in a Serve config, and some mistakes it finds only once the
+change has begun.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.schema import (
+    DeploymentSchema,
+    HTTPOptionsSchema,
+    LoggingConfig,
+    RayActorOptionsSchema,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+    gRPCOptionsSchema,
+)
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
 from configs.sources import SourceError, parse
+from graphs.agreement import MODEL, SERVICE, disagreements
 
-MODEL, SERVICE = "graphs.model:build", "graphs.service:build"
+# Where Ray's schemas hold others of their kind, by key.
+LISTS: dict[str, type[BaseModel]] = {
+    "applications": ServeApplicationSchema,
+    "deployments": DeploymentSchema,
+}
+MAPPINGS: dict[str, type[BaseModel]] = {
+    "autoscaling_config": AutoscalingConfig,
+    "grpc_options": gRPCOptionsSchema,
+    "http_options": HTTPOptionsSchema,
+    "logging_config": LoggingConfig,
+    "policy": AutoscalingPolicy,
+    "ray_actor_options": RayActorOptionsSchema,
+}
 
 
 def main() -> None:
@@ -28,110 +52,196 @@ def main() -> None:
     parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG")
     wrong = 0
     for path in parser.parse_args().configs:
-        found = list(problems(yaml.safe_load(path.read_text())))
+        found = list(problems_of(path))
         wrong += len(found)
         print("\n".join(f"{path}: {problem}" for problem in found) or f"{path}: as it should be")
     sys.exit(1 if wrong else 0)
 
 
+def problems_of(path: Path) -> Iterator[str]:
+    """What is wrong with a file: a line each, with its place."""
+    try:
+        config = yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        yield f"it cannot be read: {error.strerror}"
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        yield f"it is no YAML: {_line(error)}"
+    else:
+        yield from problems(config)
+
+
 def problems(config: object) -> Iterator[str]:
     """What is wrong with a Serve config, as YAML reads it: a line each, with its place."""
-    from ray.serve.schema import ServeDeploySchema
-
     if not isinstance(config, dict):
         yield "a Serve config is a mapping with `applications`"
         return
-    yield from _of_ray(config, ServeDeploySchema, "")
-    for application in config.get("applications") or ():
+    misshapen = list(_misshapen(config))
+    yield from misshapen
+    if misshapen:
+        return
+    yield from _unknown_keys(config, ServeDeploySchema, "")
+    for application in config["applications"]:
         yield from _application(application)
+    try:
+        accepted = ServeDeploySchema.model_validate(config)
+    except ValidationError as error:
+        yield from dict.fromkeys(
+            f"{_place(fault['loc'], config)}: {fault['msg']}" for fault in error.errors()
+        )
+    except Exception as error:  # Ray's validators meet values of any type
+        yield f"Ray refuses it: {_line(error)}"
+    else:
+        for application in accepted.applications:
+            for deployment in application.deployments:
+                yield from _options(deployment, f"{application.name}.{deployment.name}")
+        yield from disagreements(accepted)
 
 
-def _of_ray(value: Mapping[str, Any], schema: type[BaseModel], place: str) -> Iterator[str]:
-    """Keys that Ray does not know and values that it refuses, however deep they lie."""
-    from ray.serve.config import AutoscalingConfig
-    from ray.serve.schema import (
-        DeploymentSchema,
-        HTTPOptionsSchema,
-        LoggingConfig,
-        RayActorOptionsSchema,
-        ServeApplicationSchema,
-    )
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, where YAML would take the last."""
 
-    for key in value:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key!r} stands twice", problem_mark=node.value[place][0].start_mark
+                )
+        return node
+
+
+def _misshapen(config: Mapping[str, Any]) -> Iterator[str]:
+    """Lists that are none, and what is no mapping in them."""
+    applications = config.get("applications")
+    if not isinstance(applications, list):
+        yield "applications: it is a list of applications, each a mapping"
+        return
+    for number, application in enumerate(applications):
+        if not isinstance(application, dict):
+            yield f"applications.{number}: an application is a mapping"
+            continue
+        name = application.get("name", number)
+        deployments = application.get("deployments", [])
+        if not isinstance(deployments, list):
+            yield f"{name}.deployments: it is a list of deployments, each a mapping"
+            continue
+        for index, deployment in enumerate(deployments):
+            if not isinstance(deployment, dict):
+                yield f"{name}.deployments.{index}: a deployment is a mapping"
+
+
+def _unknown_keys(value: Mapping[str, Any], schema: type[BaseModel], place: str) -> Iterator[str]:
+    """Keys that Ray would ignore, however deep they lie."""
+    for key, inner in value.items():
         if key not in schema.model_fields:
             yield f"{place}{key}: Ray knows no such key here{_hint(key, schema)}"
-    lists: dict[str, type[BaseModel]] = {
-        "applications": ServeApplicationSchema,
-        "deployments": DeploymentSchema,
-    }
-    mappings: dict[str, type[BaseModel]] = {
-        "autoscaling_config": AutoscalingConfig,
-        "http_options": HTTPOptionsSchema,
-        "logging_config": LoggingConfig,
-        "ray_actor_options": RayActorOptionsSchema,
-    }
-    for inner, inner_schema in lists.items():
-        if inner in schema.model_fields:
-            for item in value.get(inner) or ():
-                name = item.get("name", "?")
-                yield from _of_ray(item, inner_schema, f"{place}{name}.")
-    for inner, inner_schema in mappings.items():
-        if inner in schema.model_fields and isinstance(value.get(inner), dict):
-            yield from _of_ray(value[inner], inner_schema, f"{place}{inner}.")
-    if schema is DeploymentSchema or schema is ServeApplicationSchema:
-        yield from _refused(schema, {k: v for k, v in value.items() if k != "deployments"}, place)
+        elif key in LISTS:
+            for item in inner:
+                yield from _unknown_keys(item, LISTS[key], f"{place}{item.get('name', '?')}.")
+        elif key in MAPPINGS and isinstance(inner, dict):
+            yield from _unknown_keys(inner, MAPPINGS[key], f"{place}{key}.")
 
 
 def _application(application: Mapping[str, Any]) -> Iterator[str]:
+    """What our own schemas refuse, and sources that are none."""
     name, kind = application.get("name", "?"), application.get("import_path")
     args = application.get("args") or {}
     if kind == SERVICE:
-        yield from _refused(ServiceArgs, args, f"{name}.args.")
-    if kind != MODEL:
-        return
-    yield from _refused(ModelArgs, args, f"{name}.args.")
-    if name != f"model-{args.get('name')}":
-        yield f"{name}.name: the application of this model is named model-{args.get('name')}"
-    for deployment in application.get("deployments") or ():
-        if deployment.get("name") != "Diffusion":
-            yield f"{name}.{deployment.get('name')}: the deployment of a model is named Diffusion"
-        user_config = deployment.get("user_config") or {}
-        yield from _refused(ModelUserConfig, user_config, f"{name}.Diffusion.user_config.")
-        for field in ("loras", "motion_loras"):
-            for lora, source in (user_config.get(field) or {}).items():
-                yield from _source(source, f"{name}.Diffusion.user_config.{field}.{lora}")
-    for field in ("checkpoint", "tcd_lora", "motion_adapter", "preview_vae"):
-        if args.get(field) is not None:
-            yield from _source(args[field], f"{name}.args.{field}")
-    if isinstance(args.get("vae"), dict) and args["vae"].get("source") is not None:
-        yield from _source(args["vae"]["source"], f"{name}.args.vae.source")
-    for control, source in (args.get("controls") or {}).items():
-        yield from _source(source, f"{name}.args.controls.{control}")
-
-
-def _source(source: object, place: str) -> Iterator[str]:
-    try:
-        parse(str(source))
-    except SourceError as error:
-        yield f"{place}: {error}"
+        yield from _refused(ServiceArgs, args, f"{name}.args")
+    elif kind == MODEL:
+        yield from _refused(ModelArgs, args, f"{name}.args")
+        for deployment in application.get("deployments", ()):
+            place = f"{name}.{deployment.get('name', '?')}.user_config"
+            yield from _refused(ModelUserConfig, deployment.get("user_config") or {}, place)
+    elif str(kind).startswith("graphs."):
+        yield f"{name}.import_path: the graphs here are {SERVICE} and {MODEL}"
 
 
 def _refused(schema: type[BaseModel], value: object, place: str) -> Iterator[str]:
     try:
-        schema.model_validate(value)
+        accepted = schema.model_validate(value)
     except ValidationError as error:
         for fault in error.errors():
-            where = ".".join(str(part) for part in fault["loc"])
             message = fault["msg"]
             if fault["type"] == "extra_forbidden":
                 message = "there is no such key" + _hint(fault["loc"][-1], schema)
-            yield f"{place}{where}: {message}"
+            yield f"{'.'.join((place, *map(str, fault['loc'])))}: {message}"
+    else:
+        for key, source in _sources(accepted):
+            try:
+                parse(source)
+            except SourceError as error:
+                yield f"{place}.{key}: {error}"
+
+
+def _sources(accepted: BaseModel) -> Iterator[tuple[str, str]]:
+    """Every source that `args` or a `user_config` names, by its key."""
+    named: dict[str, str | None] = {}
+    if isinstance(accepted, ModelArgs):
+        named = {
+            "checkpoint": accepted.checkpoint,
+            "config": accepted.config,
+            "tcd_lora": accepted.tcd_lora,
+            "motion_adapter": accepted.motion_adapter,
+            "preview_vae": accepted.preview_vae,
+            "vae.source": accepted.vae.source,
+        }
+        if accepted.ip_adapter is not None:
+            named["ip_adapter.adapter"] = accepted.ip_adapter.adapter
+        named |= {f"controls.{kind}": source for kind, source in accepted.controls.items()}
+    elif isinstance(accepted, ModelUserConfig):
+        named = {f"loras.{name}": source for name, source in accepted.loras.items()}
+        named |= {f"motion_loras.{name}": at for name, at in accepted.motion_loras.items()}
+    elif isinstance(accepted, ServiceArgs):
+        if accepted.depth is not None:
+            named["depth.checkpoint"] = accepted.depth.checkpoint
+        for name, encoder in accepted.image_encoders.items():
+            named[f"image_encoders.{name}.checkpoint"] = encoder.checkpoint
+    for key, source in named.items():
+        if source is not None:
+            yield key, source
+
+
+def _options(deployment: DeploymentSchema, place: str) -> Iterator[str]:
+    """What Ray's schema of a file lets pass and a deployment refuses."""
+    options = deployment.model_dump(exclude_unset=True, exclude={"name", "user_config"})
+    try:
+        serve.deployment(name=deployment.name)(_Nothing).options(**options)
+    except ValidationError as error:
+        for fault in error.errors():
+            yield f"{'.'.join((place, *map(str, fault['loc'])))}: {fault['msg']}"
+    except Exception as error:  # as above
+        yield f"{place}: {_line(error)}"
+
+
+class _Nothing:
+    """What a deployment is made of to see which options Ray takes."""
+
+
+def _place(location: Sequence[int | str], config: object) -> str:
+    """Where a fault lies, with applications and deployments by their names."""
+    parts: list[str] = []
+    value = config
+    for part in location:
+        if isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+            parts[-1] = str(value.get("name", part)) if isinstance(value, dict) else str(part)
+        elif isinstance(value, dict):
+            value = value.get(part)
+            parts.append(str(part))
+    return ".".join(parts) or "it"
 
 
 def _hint(key: object, schema: type[BaseModel]) -> str:
     """The key that was probably meant, as the end of a message."""
     near = get_close_matches(str(key), schema.model_fields, 1)
     return f"; {near[0]}?" if near else ""
+
+
+def _line(error: Exception) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@ from ray.serve import Application
 
 from configs.app import ModelArgs
 from deployments.diffusion.deployment import Diffusion
+from graphs.limits import LASTING, MAX_ONGOING_REQUESTS
 
 DIFFUSION = serve.deployment(
     name="Diffusion",
     # The engine has a queue of its own and refuses what it cannot take, with the time to wait.
-    max_ongoing_requests=1000,
-    graceful_shutdown_timeout_s=300,
-    health_check_period_s=2,
+    max_ongoing_requests=MAX_ONGOING_REQUESTS,
+    # While no replica runs, each caller keeps so many.
+    max_queued_requests=256,
     ray_actor_options={"num_cpus": 1},
+    **LASTING,
 )(Diffusion)
 
 

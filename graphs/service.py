@@ -14,39 +14,40 @@ from deployments.preprocess.canny import Canny
 from deployments.preprocess.depth import Depth
 from deployments.preprocess.image_encoder import ImageEncoder
 from deployments.preprocess.map_store import MapStore
+from graphs.limits import LASTING, MAX_ONGOING_REQUESTS
 from graphs.routing import route
 
 MIB = 2**20
 
 INGRESS = serve.deployment(
     name="Ingress",
-    max_ongoing_requests=1000,
-    graceful_shutdown_timeout_s=300,
-    health_check_period_s=2,
+    max_ongoing_requests=MAX_ONGOING_REQUESTS,
+    # What each proxy keeps beside those; the rest gets Serve's own 503.
+    max_queued_requests=1000,
+    backpressure_config={"status_code": 503, "retry_after_s": 1},
     ray_actor_options={"num_cpus": 0.1},
+    **LASTING,
 )(Ingress)
 VIDEOS = serve.deployment(
     name="Videos",
     num_replicas=1,
-    max_ongoing_requests=1000,
-    graceful_shutdown_timeout_s=300,
-    health_check_period_s=2,
+    max_ongoing_requests=MAX_ONGOING_REQUESTS,
     ray_actor_options={"num_cpus": 0.1},
+    **LASTING,
 )(Videos)
 DIRECTORY = serve.deployment(
     name="Directory",
     num_replicas=1,
-    max_ongoing_requests=1000,
-    graceful_shutdown_timeout_s=2,  # who watches it watches the next one
-    health_check_period_s=2,
+    max_ongoing_requests=MAX_ONGOING_REQUESTS,
     ray_actor_options={"num_cpus": 0.1},
-)(Directory)
+    **LASTING,
+)(Directory).options(graceful_shutdown_timeout_s=2)  # who watches it watches the next one
 MAP_STORE = serve.deployment(
     name="MapStore",
     num_replicas=1,
-    max_ongoing_requests=1000,
-    health_check_period_s=2,
+    max_ongoing_requests=MAX_ONGOING_REQUESTS,
     ray_actor_options={"num_cpus": 0.1},
+    **LASTING,
 )(MapStore)
 
 
@@ -56,10 +57,9 @@ def _preprocessor(cls: type, name: str) -> Deployment:
         name=name,
         max_ongoing_requests=64,
         max_queued_requests=128,
-        graceful_shutdown_timeout_s=60,
-        health_check_period_s=2,
         autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 8},
         ray_actor_options={"num_cpus": 1},
+        **LASTING,
     )(cls)
 
 

@@ -25,6 +25,7 @@ from configs.app import (
     ServiceArgs,
 )
 from configs.families import FamilyName
+from demo.service import ENVIRONMENT
 from graphs.model import DIFFUSION
 from graphs.service import build as build_service
 from tests.conftest import demo_loras
@@ -114,7 +115,7 @@ def served(demo_models: Path) -> Iterator[Served]:
     `small`: an sd21 whose queue holds three images."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ.update(ENVIRONMENT)
         # For replicas that speak to moto's S3 server, which takes any key.
         os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "testing"
         ray.init(

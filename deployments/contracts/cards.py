@@ -50,6 +50,9 @@ class ModelCard(BaseModel):
     motion_loras: dict[str, str] = {}
     defaults: CardDefaults
     limits: CardLimits
+    config_error: str | None = Field(
+        None, description="why its newest user_config is refused; the last good one is in force"
+    )
 
 
 class ModelsBody(BaseModel):

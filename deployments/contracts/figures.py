@@ -20,13 +20,32 @@ ENGINE_HELP = {
     "lora_loads_total": "style adapters loaded",
     "lora_evictions_total": "style adapters evicted",
     "batch_limit": "rows that a UNet call may have now",
+    "config_error": "1 while the newest user_config is refused and the last good one is in force",
 }
+
+
+@dataclass(frozen=True)
+class CallerFigures:
+    """What one caller has in an engine, and has had of it.
+
+    Attributes:
+        name: of its key; empty for all who named none.
+        running_rows: rows that hold device memory.
+        pending_images: images accepted and not yet answered.
+        work_total: UNet pixel-steps: latent pixels of all UNet rows computed for it. Begins
+            anew for a caller who was forgotten: of those who are idle only the last are kept.
+    """
+
+    name: str
+    running_rows: int = 0
+    pending_images: int = 0
+    work_total: int = 0
 
 
 @dataclass(frozen=True)
 class EngineFigures:
     """A replica's engine at one moment. Its numbers are explained by `ENGINE_HELP`; those that
-    end in `_total` only grow."""
+    end in `_total` only grow. `callers`: the same of each caller."""
 
     replica: str
     pending_images: int = 0
@@ -46,6 +65,8 @@ class EngineFigures:
     lora_loads_total: int = 0
     lora_evictions_total: int = 0
     batch_limit: int = 0
+    config_error: int = 0
+    callers: tuple[CallerFigures, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, ConfigDict, Field, Strict
+from pydantic import BeforeValidator, ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass as validated
 
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
@@ -28,17 +28,18 @@ MAX_NAME = 100  # characters of the name of a model, an adapter, a control, a si
 MAX_ENTRIES = 64  # of one list
 
 
-def readable_text(text: str) -> str:
+def readable_text(text: object) -> object:
     """`text` as it came; `ValueError` for what no tokenizer reads and no answer could repeat."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("is no valid Unicode: it holds half of a surrogate pair") from error
+    if isinstance(text, str) and len(text) <= MAX_TEXT:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("is no valid Unicode: it holds half of a surrogate pair") from error
     return text
 
 
-Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(readable_text)]
-Name = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(readable_text)]
+Text = Annotated[str, Field(max_length=MAX_TEXT), BeforeValidator(readable_text)]
+Name = Annotated[str, Field(max_length=MAX_NAME), BeforeValidator(readable_text)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS, description="denoising steps, 1-50")]
 Eta = Annotated[float, Field(ge=0, le=1, description="stochasticity of TCD, the paper's gamma")]
 Guidance = Annotated[

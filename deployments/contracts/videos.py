@@ -66,7 +66,8 @@ class VideoBody(RequestBody):
         width, height = size_of(self.size)
         frames, fps = self.num_frames or FRAMES, self.fps or FPS
         if self.seconds is not None:
-            fps = self.fps or max(1, min(FPS, int(FRAMES / self.seconds)))
+            most = FPS if self.seconds * FPS <= FRAMES else max(1, int(FRAMES / self.seconds))
+            fps = self.fps or most
             frames = max(1, round(self.seconds * fps))
         return VideoRequest(
             prompt=self.prompt,

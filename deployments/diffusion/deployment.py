@@ -1,10 +1,14 @@
 """The Serve shell around one engine: submit, stream, health, figures."""
 
-import asyncio
+import logging
+import os
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
+from threading import Timer
 
+from pydantic import ValidationError
 from ray import serve
 
 from configs.app import ModelArgs, ModelUserConfig
@@ -19,20 +23,14 @@ from deployments.contracts.jobs import (
     FinishedImage,
     ImageJob,
     ImageResult,
-    JobEvent,
-    PartialImage,
-    Progress,
     StreamEvent,
-    Usage,
-    real_steps,
 )
 from deployments.contracts.refusal import Refusal, refusing
+from deployments.diffusion.call import AdmissionThreads, Call
 from deployments.diffusion.metrics import EngineMetrics
 
-if TYPE_CHECKING:
-    from deployments.diffusion.engine.engine import Engine
-
-PATCH = 16  # pixels a side of what the usage figures count as one image token
+LAST_WORDS_S = 1.0  # for the log of a replica that ends
+log = logging.getLogger("ray.serve")  # Serve adds the request's id, and writes the replica's file
 
 
 class Diffusion:
@@ -45,24 +43,48 @@ class Diffusion:
 
         self._args = args
         self._config = ModelUserConfig()
+        self._config_error: str | None = None
+        self._serving = False
         self._created = int(time.time())
         replica = serve.get_replica_context().replica_id.unique_id
-        self._engine = Engine(load(args), self._config, name=replica)
+        self._engine = Engine(load(args), self._config, name=replica, on_fault=self.end)
+        self._threads = AdmissionThreads()
         self._metrics = EngineMetrics(args.name)
 
     def reconfigure(self, user_config: dict[str, object]) -> None:
-        """Takes new style adapters and limits while serving. Called by Serve; idempotent."""
-        self._config = ModelUserConfig.model_validate(user_config)
+        """Takes new style adapters and limits while serving. Called by Serve; idempotent.
+
+        What is wrong changes nothing of a replica that serves: it keeps the last good
+        configuration, and says so in the log, on its card and in its figures. A replica that is
+        only starting raises, so that a rolling update stops at it.
+        """
+        try:
+            self._config = ModelUserConfig.model_validate(user_config)
+        except ValidationError as error:
+            if not self._serving:
+                raise
+            faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            self._config_error = "; ".join(faults)
+            log.error("the new user_config is refused, the last stays: %s", self._config_error)
+            return
+        self._config_error = None
         self._engine.reconfigure(self._config)
 
     @refusing
     async def submit(self, job: ImageJob, *assets: Asset) -> ImageResult:
-        """Makes all images of a job. Cancelling the call cancels the job."""
+        """Makes the images of a job. Cancelling the call cancels the job.
+
+        Images that fail by themselves are named in the result beside the others. What ends a whole
+        job is a refusal, and so is the first image's failure if all of them failed.
+        """
         images: dict[int, FinishedImage] = {}
-        call = _Call(self._engine, job)
+        failed: dict[int, FailedImage] = {}
+        call = Call(self._engine, job, self._threads)
         async for event in call.events(assets, progress=False):
             if isinstance(event, FinishedImage):
                 images[event.image_index] = event
+            elif isinstance(event, FailedImage):
+                failed[event.image_index] = event
         ordered = [images[index] for index in sorted(images)]
         return ImageResult(
             model=self._args.name,
@@ -71,11 +93,13 @@ class Diffusion:
             width=job.width,
             height=job.height,
             usage=call.usage,
+            failed=tuple(failed[index] for index in sorted(failed)),
         )
 
     async def stream(self, job: ImageJob, *assets: Asset) -> AsyncIterator[StreamEvent | Refusal]:
-        """Progress, partial and finished images of a job as they come, then `Completed`."""
-        call = _Call(self._engine, job)
+        """Progress, partial, finished and failed images of a job as they come, then `Completed`;
+        or a refusal of the whole job, as `submit` has it."""
+        call = Call(self._engine, job, self._threads)
         try:
             async for event in call.events(assets, progress=True):
                 yield event
@@ -87,11 +111,11 @@ class Diffusion:
     @refusing
     async def check(self, job: ImageJob) -> None:
         """Refuses a job without arrays for what `submit` would refuse it."""
-        self._engine.check(job)
+        await self._threads.run(job, partial(self._engine.check, job))
 
     async def figures(self) -> EngineFigures:
         """The engine at this moment."""
-        return self._engine.figures()
+        return self._figures()
 
     async def describe(self) -> ModelCard:
         """This model's entry in the catalogue."""
@@ -122,6 +146,7 @@ class Diffusion:
                 eta=defaults.eta,
                 guidance_scale=defaults.guidance_scale,
             ),
+            config_error=self._config_error,
             limits=CardLimits(
                 max_prompt_tokens=tokens,
                 max_frames=self._engine.max_frames,
@@ -130,11 +155,26 @@ class Diffusion:
         )
 
     def check_health(self) -> None:
-        """Called by Serve every `health_check_period_s`: a replica whose engine broke is replaced.
-        Publishes the engine's figures, too."""
-        self._metrics.publish(self._engine.figures())
+        """Called by Serve every `health_check_period_s`. Publishes the engine's figures, too.
+
+        A replica whose engine broke has ended by itself (`end`); this is for one that could not.
+        """
+        self._serving = True  # Serve asks for the first time when the replica has been configured
+        self._metrics.publish(self._figures())
         if self._engine.fault is not None:
             raise EngineFault(f"the engine broke: {self._engine.fault}")
+
+    def end(self, fault: Exception) -> None:
+        """Ends this process: its engine broke. Whoever waits for an answer gets Ray's
+        `ActorDiedError` and can ask another replica; a broken one would refuse faster than others
+        work, and so be sent the most."""
+        late = Timer(LAST_WORDS_S, os._exit, (1,))  # whatever keeps the log from being written
+        late.daemon = True
+        late.start()
+        log.critical("the engine broke; this replica ends", exc_info=fault)
+        for handler in log.handlers:
+            handler.flush()
+        os._exit(1)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve: what an autoscaling policy may look at (`ByPendingWork` does)."""
@@ -149,6 +189,9 @@ class Diffusion:
         if engine is not None:
             engine.stop()
 
+    def _figures(self) -> EngineFigures:
+        return replace(self._engine.figures(), config_error=int(self._config_error is not None))
+
     def _tasks(self) -> list[str]:
         parts = self._engine.components
         if parts.takes_mask:
@@ -160,46 +203,3 @@ class Diffusion:
         if self._args.motion_adapter is not None:
             tasks.append("video")
         return tasks
-
-
-class _Call:
-    """A job in the engine, as a handle call sees it."""
-
-    def __init__(self, engine: "Engine", job: ImageJob) -> None:
-        self._engine = engine
-        self._job = job
-        self._prompt_tokens = 0
-
-    async def events(
-        self, assets: Sequence[Asset], *, progress: bool
-    ) -> AsyncIterator[Progress | PartialImage | FinishedImage]:
-        """The job's events up to its last image; raises what an image failed with."""
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[JobEvent] = asyncio.Queue()
-
-        def sink(event: JobEvent) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        self._prompt_tokens = self._engine.submit(self._job, sink, assets, progress=progress)
-        left = len(self._job.seeds)
-        try:
-            while left:
-                event = await events.get()
-                if isinstance(event, FailedImage):
-                    raise event.error
-                left -= isinstance(event, FinishedImage)
-                yield event
-        finally:
-            if left:
-                self._engine.cancel(self._job.job_id)
-
-    @property
-    def usage(self) -> Usage:
-        """What the job costs, once the engine has taken it."""
-        job = self._job
-        patches = -(-job.width // PATCH) * -(-job.height // PATCH) * (job.num_frames or 1)
-        return Usage(
-            prompt_tokens=self._prompt_tokens,
-            image_tokens=patches * len(job.seeds),
-            denoising_steps=real_steps(job.num_inference_steps, job.strength) * len(job.seeds),
-        )

@@ -13,6 +13,7 @@ from configs.app import (
     ServiceArgs,
 )
 from configs.families import FAMILIES
+from deployments.contracts.jobs import MAX_ENTRIES, MAX_TEXT
 
 MODEL = {"name": "sd15", "family": "sd15", "checkpoint": "a/b", "tcd_lora": None}
 VALID: dict[type[BaseModel], dict[str, object]] = {
@@ -103,3 +104,18 @@ def test_a_familys_default_size_is_within_the_default_limits(family: object) -> 
     limits = Limits()
     assert limits.min_side <= family.default_size <= limits.max_side
     assert family.default_size % 8 == 0
+
+
+def test_limits_of_a_request_fit_together() -> None:
+    limits = ServiceArgs()
+    assert limits.max_image_pixels <= limits.max_request_pixels <= limits.max_decoding_pixels
+    for wrong in (
+        {"max_image_pixels": 10**8},
+        {"max_image_bytes": 10**8},
+        {"max_request_pixels": 10**8},
+        {"max_request_entries": MAX_ENTRIES + 1},
+        {"max_prompt_chars": MAX_TEXT + 1},
+    ):
+        with pytest.raises(ValidationError, match=r"max_|less than or equal"):
+            ServiceArgs.model_validate(wrong)
+    assert ServiceArgs(max_request_entries=MAX_ENTRIES, max_prompt_chars=MAX_TEXT)

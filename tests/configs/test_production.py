@@ -22,10 +22,10 @@ from deployments.contracts.jobs import (
     LoraWeight,
     Pixels,
 )
+from graphs.agreement import SINGLETONS, deployments_of
 from tests.hub_cache import lay_out
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "production").glob("*.yaml"))
-SINGLETONS = {"Directory", "MapStore", "Videos"}
 ON_CPU = {"device": "cpu", "dtype": "float32"}
 PICTURE: Pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
 
@@ -182,9 +182,15 @@ def test_gpu_nodes_run_diffusion_and_nothing_else() -> None:
             node = "gpu" if deployment.name == "Diffusion" else "cpu"
             assert deployment.ray_actor_options.label_selector == {"tcd-node": node}
     names = {deployment.name for deployment in read(guide).applications[0].deployments}
-    encoders = {f"ImageEncoder-{name}" for name in service.image_encoders}
     # All that the graph has: one that is not named would run anywhere.
-    assert names == {"Ingress", "Directory", "MapStore", "Videos", "Canny", "Depth", *encoders}
+    assert names == set(deployments_of(service))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_model_is_not_away_while_it_is_replaced(path: Path) -> None:
+    for application in read(path).applications[1:]:
+        (deployment,) = application.deployments
+        assert deployment.max_surge_percent > 0
 
 
 def autoscales(deployment: DeploymentSchema) -> bool:

@@ -8,6 +8,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
 from configs.sources import parse
+from graphs.agreement import deployments_of
 from graphs.model import build as build_model
 from graphs.service import build as build_service
 
@@ -25,9 +26,8 @@ def test_config(path: Path, demo_models: Path) -> None:
         if application.import_path == "graphs.service:build":
             service = ServiceArgs.model_validate(application.args)
             build_service(service)
-            encoders = {f"ImageEncoder-{name}" for name in service.image_encoders}
-            known = {"Ingress", "Directory", "Videos", "MapStore", "Canny", "Depth", *encoders}
-            assert {deployment.name for deployment in application.deployments} <= known
+            named = {deployment.name for deployment in application.deployments}
+            assert named <= set(deployments_of(service))
             continue
         (deployment,) = application.deployments
         assert application.import_path == "graphs.model:build"
@@ -46,3 +46,11 @@ def test_config(path: Path, demo_models: Path) -> None:
 def test_the_demo_stays_on_this_machine() -> None:
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     assert config["http_options"]["host"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_replica_that_hangs_keeps_no_device(path: Path) -> None:
+    config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    options = config.controller_options
+    assert options is not None
+    assert options.runtime_env == {"env_vars": {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}}

@@ -13,14 +13,15 @@ from configs.app import Limits, ServiceArgs
 from deployments.contracts.cards import CardDefaults, CardLimits, ModelCard
 from deployments.contracts.errors import NotReady
 from deployments.contracts.jobs import VideoRequest
+from deployments.contracts.maps import MapRef, MapSpec
 from deployments.contracts.refusal import Refusal, refusing
-from deployments.ingress.discovery.outlook import Outlook, Snapshot
+from deployments.ingress.discovery.outlook import Outlook
 from deployments.ingress.http.app import make_app
 from deployments.ingress.request.assembly import Assembler
-from deployments.ingress.request.catalogue import Catalogue
 from deployments.ingress.request.pictures import Pictures
 from deployments.ingress.request.service import Service
 from graphs.routing import route
+from tests.deployments.ingress.fakes import knowing
 
 REACHED = "the request reached the model"
 CARD = ModelCard(
@@ -45,17 +46,6 @@ CARD = ModelCard(
         max_prompt_tokens=75,
     ),
 )
-
-
-class OneModel(Catalogue):
-    """A catalogue of one model, whose replica only says that it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__(cast(Any, None))
-        handle = SimpleNamespace(submit=Call(reached), stream=Call(reached))
-        handle.options = lambda **_: handle
-        known = Outlook(CARD.id, "RUNNING", "ready", CARD, cast(Any, handle))
-        self._take(Snapshot("one", 1, {CARD.id: known}))
 
 
 class Call:
@@ -85,11 +75,22 @@ async def reached(*_: object) -> Any:
     return Refusal(NotReady(REACHED))
 
 
+async def known(spec: MapSpec) -> MapRef:
+    return MapRef(spec.map_id, "a map")
+
+
+async def unknown(map_id: str) -> MapRef:
+    return MapRef(map_id, None)
+
+
 def main(port: int) -> None:
     args = ServiceArgs(default_model="sd15")
-    maps = SimpleNamespace(known=Call(reached), make=Call(reached), find=Call(reached))
+    maps = SimpleNamespace(known=Call(known), find=Call(unknown))
     assembler = Assembler(Pictures(args), cast(Any, maps), route)
-    service = Service(args, OneModel(), assembler)
+    handle = SimpleNamespace(submit=Call(reached), stream=Call(reached))
+    handle.options = lambda **_: handle
+    model = Outlook(CARD.id, "RUNNING", "ready", CARD, cast(Any, handle))
+    service = Service(args, knowing(model), assembler)
 
     @refusing
     async def create(request: VideoRequest, *_: object) -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 from configs.families import FamilyName
 from deployments.contracts.jobs import LoraWeight
 from deployments.diffusion.engine.engine import Engine
-from deployments.diffusion.engine.steps.preparation import Work
+from deployments.diffusion.engine.steps.preparation import Order
 from deployments.diffusion.engine.steps.row import Row
 from tests.conftest import demo_loras
 from tests.deployments.diffusion.engine.harness import image_job, styles
@@ -97,9 +97,9 @@ def preparing_late(engine: Engine) -> Iterator[None]:
     preparation = engine._preparation
     rows = preparation.rows
 
-    def late(works: Sequence[Work]) -> Iterator[Row]:
+    def late(orders: Sequence[Order]) -> Iterator[Row]:
         torch.cuda._sleep(LATE)
-        return rows(works)
+        return rows(orders)
 
     preparation.rows = late  # type: ignore[method-assign]
     try:

@@ -1,16 +1,23 @@
 """`make check-config` finds what Ray would ignore, and what would take an application down."""
 
 import copy
+import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ray.serve._private.build_app import build_app
 
-from graphs.check import problems
+from configs.app import PreprocessorArgs, ServiceArgs
+from graphs.agreement import SINGLETONS, deployments_of
+from graphs.check import problems, problems_of
+from graphs.limits import GRACE_S
+from graphs.service import build
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs" / "production").glob("*.yaml"))]
@@ -21,7 +28,7 @@ Edit = Callable[[dict[str, Any]], None]
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_nothing_is_wrong_with_ours(path: Path, demo_models: Path) -> None:
-    assert list(problems(yaml.safe_load(path.read_text()))) == []
+    assert list(problems_of(path)) == []
 
 
 def rename(old: str, new: str) -> Callable[[dict[str, Any]], None]:
@@ -34,6 +41,20 @@ def rename(old: str, new: str) -> Callable[[dict[str, Any]], None]:
 def model(config: dict[str, Any]) -> dict[str, Any]:
     application: dict[str, Any] = config["applications"][MODEL]
     return application
+
+
+def service(config: dict[str, Any]) -> dict[str, Any]:
+    application: dict[str, Any] = config["applications"][SERVICE]
+    return application
+
+
+def diffusion(config: dict[str, Any]) -> dict[str, Any]:
+    deployment: dict[str, Any] = model(config)["deployments"][0]
+    return deployment
+
+
+def limits(**changed: int) -> Edit:
+    return lambda config: diffusion(config)["user_config"].update(limits=changed)
 
 
 @pytest.mark.parametrize(
@@ -70,23 +91,231 @@ def model(config: dict[str, Any]) -> dict[str, Any]:
         ),
         (lambda c: model(c).update(name="sd15"), "sd15.name: the application of this model is"),
         (
-            lambda c: c["applications"][SERVICE]["args"].update(max_imagse=3),
+            lambda c: service(c)["args"].update(max_imagse=3),
             "tcd.args.max_imagse: there is no such key; max_images?",
+        ),
+        (
+            lambda c: service(c)["args"]["depth"].update(checkpoint="demo/nope/x"),
+            "tcd.args.depth.checkpoint: 'demo/nope/x' does not exist",
+        ),
+        # Of what lists and mappings should hold.
+        (lambda c: c.update(applications=None), "applications: it is a list of applications"),
+        (lambda c: c["applications"].append("tcd"), "applications.6: an application is a mapping"),
+        (
+            lambda c: model(c).update(deployments={"name": "Diffusion"}),
+            "model-sd15.deployments: it is a list",
+        ),
+        (
+            lambda c: model(c)["deployments"].append(3),
+            "model-sd15.deployments.1: a deployment is a mapping",
+        ),
+        (lambda c: model(c).update(args=[1]), "model-sd15.args: Input should be a valid dict"),
+        (
+            lambda c: diffusion(c).update(user_config="limits"),
+            "model-sd15.Diffusion.user_config: Input should be a valid dict",
+        ),
+        (
+            lambda c: diffusion(c)["user_config"].update(loras=["ink"]),
+            "model-sd15.Diffusion.user_config.loras: Input should be a valid dict",
+        ),
+        (lambda c: c.update(http_options=[]), "http_options: Input should be a valid dict"),
+        # Of what Ray refuses.
+        (
+            lambda c: c["applications"].append(model(c)),
+            'applications: Value error, Found multiple configs for application "model-sd15"',
+        ),
+        (
+            lambda c: model(c).pop("route_prefix"),
+            'applications: Value error, Found duplicate applications for route prefix "/"',
+        ),
+        (
+            lambda c: diffusion(c).update(max_queued_requests=-3),
+            "model-sd15.Diffusion: Value error, max_queued_requests must be -1",
+        ),
+        (
+            lambda c: diffusion(c).update(autoscaling_config={"min_replicas": 1}),
+            "model-sd15.Diffusion: Value error, Manually setting num_replicas is not allowed when",
+        ),
+        (
+            lambda c: service(c)["deployments"][1]["autoscaling_config"].update(min_replicas=2),
+            "tcd.Depth.autoscaling_config: Value error, max_replicas (1) must be greater",
+        ),
+        (
+            lambda c: diffusion(c).update(autoscaling_config={"min_replica": 0}),
+            "model-sd15.Diffusion.autoscaling_config.min_replica: Ray knows no such key here; min_",
+        ),
+        (
+            lambda c: c.update(controller_options={"runtime_env": {"pip": ["x"]}}),
+            "controller_options.runtime_env: Value error",
+        ),
+        # Of what parts say of each other.
+        (
+            lambda c: model(c).update(import_path="graphs.model:biuld"),
+            "model-sd15.import_path: the graphs here are graphs.service:build and graphs.model:bui",
+        ),
+        (
+            lambda c: model(c).update(route_prefix="/sd15"),
+            "model-sd15.route_prefix: null; requests reach a model by the service alone",
+        ),
+        (
+            lambda c: diffusion(c).update(name="Difusion"),
+            "model-sd15.Difusion: the deployment of a model is named Diffusion",
+        ),
+        (
+            lambda c: service(c)["args"].update(default_model="sd51"),
+            "tcd.args.default_model: there is no application model-sd51 in this file",
+        ),
+        (
+            lambda c: service(c)["args"].update(image_encoders={}),
+            "model-sd15.args.ip_adapter.image_encoder: the service has no image encoder 'sd15'",
+        ),
+        (
+            lambda c: service(c)["args"].pop("depth"),
+            "tcd.Depth: there is no such deployment; there are Ingress, ",
+        ),
+        (
+            lambda c: service(c)["deployments"].append({"name": "Videos", "num_replicas": 2}),
+            "tcd.Videos: one replica remembers for all others",
+        ),
+        (
+            limits(min_side=128),
+            "model-sd15.args.defaults.width: 64 is not from min_side 128 to max_side 2048",
+        ),
+        (
+            limits(max_pixels=4000),
+            "model-sd15.Diffusion.user_config.limits.max_pixels: 4000 is below the 64x64",
+        ),
+        (
+            limits(max_batch=16, max_running=7),
+            "model-sd15.Diffusion.user_config.limits.max_batch: 16 is above two rows for each",
+        ),
+        (
+            limits(max_pending=9),
+            "model-sd15.Diffusion.user_config.limits.max_pending: 9 is below the service's max_im",
+        ),
+        (
+            limits(max_pending=2000),
+            "model-sd15.Diffusion.max_ongoing_requests: 1000 is below max_pending 2000",
+        ),
+        (
+            lambda c: diffusion(c).update(max_queued_requests=100),
+            "model-sd15.Diffusion.max_queued_requests: 100 is below max_pending 128",
+        ),
+        # Of times.
+        (
+            lambda c: service(c)["args"].update(request_timeout_s=301),
+            "tcd.args: Value error, request_timeout_s 301 is above max_timeout_s 300",
+        ),
+        (
+            lambda c: c["http_options"].update(request_timeout_s=300),
+            "http_options.request_timeout_s: 300 is below max_timeout_s 300 and 30 for the answer",
+        ),
+        (
+            lambda c: service(c)["args"].update(max_timeout_s=600),
+            "tcd.Videos.graceful_shutdown_timeout_s: 330 is below max_timeout_s 600",
+        ),
+        (
+            lambda c: diffusion(c).update(graceful_shutdown_timeout_s=60),
+            "model-sd15.Diffusion.graceful_shutdown_timeout_s: 60 is below max_timeout_s 300",
+        ),
+        (
+            lambda c: diffusion(c).update(health_check_timeout_s=30),
+            "model-sd15.Diffusion.health_check_timeout_s: 30 is not from 5 to 20",
         ),
     ],
 )
 def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
     config = copy.deepcopy(DEMO)
     edit(config)
-    assert [problem for problem in problems(config) if problem.startswith(says)]
+    found = list(problems(config))
+    assert [problem for problem in found if problem.startswith(says)], found
+    assert not [problem for problem in found if "\n" in problem]
+
+
+def test_args_that_are_refused_hide_no_encoder(demo_models: Path) -> None:
+    config = copy.deepcopy(DEMO)
+    service(config)["args"]["max_images"] = 0
+    (problem,) = problems(config)
+    assert problem.startswith("tcd.args.max_images: ")
+
+
+def test_times_that_agree(demo_models: Path) -> None:
+    config = copy.deepcopy(DEMO)
+    service(config)["args"].update(max_timeout_s=100, request_timeout_s=60)
+    config["http_options"]["request_timeout_s"] = 100 + GRACE_S
+    diffusion(config)["graceful_shutdown_timeout_s"] = 100 + GRACE_S
+    assert list(problems(config)) == []
+
+
+def test_the_names_of_the_services_deployments() -> None:
+    args = ServiceArgs(
+        depth=PreprocessorArgs(checkpoint="a/b"),
+        image_encoders={"vit": PreprocessorArgs(checkpoint="a/b")},
+    )
+    for each in (args, ServiceArgs()):
+        built = build_app(build(each), name="tcd").deployments
+        assert {deployment.name for deployment in built} == set(deployments_of(each))
+        single = {each.name for each in built if each.num_replicas == 1} & set(SINGLETONS)
+        assert single == set(SINGLETONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "a Serve config is a mapping with `applications`"),
+        ("just words", "a Serve config is a mapping with `applications`"),
+        ("{}", "applications: it is a list of applications, each a mapping"),
+        ("applications: [", "it is no YAML: while parsing a flow node"),
+        ("a: 1\n- b", "it is no YAML: while parsing a block mapping"),
+        ("a: \t@", "it is no YAML: while scanning for the next token"),
+        ("a: !!python/name:os.system", "it is no YAML: could not determine a constructor"),
+        ("a: 2026-99-99", "it is no YAML: month must be in 1..12"),
+        ("&a {a: *a}", "applications: it is a list of applications, each a mapping"),
+        ("&a [*a]: 1", "it is no YAML: while constructing a mapping"),
+        ("{a: 1, b: {c: 1, c: 2}}", "it is no YAML: 'c' stands twice"),
+        ("[" * 2000, "it is no YAML: maximum recursion depth exceeded"),
+        ("\x00", "it is no YAML: unacceptable character"),
+    ],
+)
+def test_files_that_hold_no_config(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    (problem,) = problems_of(path)
+    assert problem.startswith(says)
+    assert "\n" not in problem
+
+
+def test_any_value_anywhere(demo_models: Path) -> None:
+    """Whatever stands where something else belongs: lines, and no exception."""
+    config = {**copy.deepcopy(DEMO), "applications": copy.deepcopy(DEMO["applications"][:2])}
+    wrong = [*product(places(config, ()), (None, 3, "x", [3], {"x": 3}))]
+    for place, value in random.Random(0).sample(wrong, 60):
+        holder: Any = config
+        for key in place[:-1]:
+            holder = holder[key]
+        holder[place[-1]], before = value, holder[place[-1]]
+        for problem in problems(config):
+            assert "\n" not in problem, (place, problem)
+        holder[place[-1]] = before
+
+
+def places(value: object, path: tuple[str | int, ...]) -> list[tuple[str | int, ...]]:
+    """The way to every value in a config."""
+    inner: Iterable[tuple[str | int, object]] = ()
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list):
+        inner = enumerate(value)
+    here = [path] if path else []
+    return here + [place for key, each in inner for place in places(each, (*path, key))]
 
 
 def test_the_command(tmp_path: Path, demo_models: Path) -> None:
-    bad = tmp_path / "bad.yaml"
+    bad, none = tmp_path / "bad.yaml", tmp_path / "none.yaml"
     bad.write_text("[]")
     good = CONFIGS[0]
     ran = subprocess.run(
-        [sys.executable, "-m", "graphs.check", bad, good],
+        [sys.executable, "-m", "graphs.check", bad, none, tmp_path, good],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -94,4 +323,7 @@ def test_the_command(tmp_path: Path, demo_models: Path) -> None:
     )
     assert ran.returncode == 1, ran.stderr
     assert "bad.yaml: a Serve config is a mapping" in ran.stdout
+    assert "none.yaml: it cannot be read: No such file or directory" in ran.stdout
+    assert f"{tmp_path}: it cannot be read: Is a directory" in ran.stdout
     assert "serve_config.yaml: as it should be" in ran.stdout
+    assert "Traceback" not in ran.stderr

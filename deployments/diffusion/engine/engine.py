@@ -13,13 +13,13 @@ the engine's or the decoder's thread.
 
 import logging
 import queue
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from threading import Thread
+from threading import Lock, Thread
 from time import monotonic
 
-from configs.app import Limits, ModelUserConfig
+from configs.app import ModelUserConfig
 from deployments.contracts.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -37,9 +37,19 @@ from deployments.contracts.jobs import (
     PartialImage,
     Progress,
 )
-from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, Settled
+from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, LoraSlow, Settled
+from deployments.diffusion.engine.adapters.sources import LoraSources
+from deployments.diffusion.engine.messages import (
+    Broken,
+    Cancel,
+    Message,
+    Reconfigure,
+    Relieved,
+    Stop,
+    Submit,
+)
 from deployments.diffusion.engine.models.components import Components
-from deployments.diffusion.engine.pixels.decoder import Decoded, Decoder, Latent
+from deployments.diffusion.engine.pixels.decoder import Decoded, Decoder, Latent, NotFinite
 from deployments.diffusion.engine.policy.admission import Admission
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, Outcome, OutOfMemory
 from deployments.diffusion.engine.policy.registry import Entry, Registry, Sink, Standing
@@ -47,57 +57,21 @@ from deployments.diffusion.engine.policy.scheduler import Scheduler
 from deployments.diffusion.engine.policy.spec import LoraSource
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 from deployments.diffusion.engine.prompts.tokens import Tokenizers
+from deployments.diffusion.engine.pulse import Pulse, Watch
 from deployments.diffusion.engine.steps.preparation import (
     Forgotten,
+    Order,
     Preparation,
     Prepared,
     Preparer,
-    Work,
 )
 from deployments.diffusion.engine.steps.row import Row
 from deployments.diffusion.engine.steps.runner import Runner
 
 MIB = 2**20
 DECODER_PATIENCE_S = 30.0  # how long a row that found no memory waits for the decoder's
+LAST_PATIENCE_S = 5.0  # how long the end of a broken engine waits for each of its threads
 log = logging.getLogger("tcd.engine")
-
-
-@dataclass(frozen=True)
-class _Submit:
-    entry: Entry
-    loras: dict[str, LoraSource]  # by key
-
-
-@dataclass(frozen=True)
-class _Cancel:
-    job_id: str
-
-
-@dataclass(frozen=True)
-class _Reconfigure:
-    limits: Limits
-
-
-@dataclass(frozen=True)
-class _Relieved:
-    """The decoder has room again, and the figures are to be renewed."""
-
-
-@dataclass(frozen=True)
-class _Broken:
-    """Another thread met what no request is to blame for."""
-
-    error: Exception
-
-
-@dataclass(frozen=True)
-class _Stop:
-    pass
-
-
-_Message = (
-    _Submit | _Cancel | _Reconfigure | _Relieved | _Broken | _Stop | LoraRead | Prepared | Forgotten
-)
 
 
 class Engine:
@@ -107,19 +81,32 @@ class Engine:
         components: the loaded models; the engine is their only user from now on.
         config: style adapters and limits; `reconfigure` replaces them.
         name: shown in the figures.
+        on_fault: called once with `fault` when the engine breaks or hangs, on any thread, before
+            any request is told of it.
+
+    Attributes:
+        fault: what the engine broke with; `None` while it is well. A broken engine has answered
+            all that it held with `EngineFault`, and so refuses what comes.
     """
 
     def __init__(
-        self, components: Components, config: ModelUserConfig, name: str = "engine"
+        self,
+        components: Components,
+        config: ModelUserConfig,
+        name: str = "engine",
+        on_fault: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         limits = config.limits
         self.components = components
         self.fault: Exception | None = None
         tokenize = Tokenizers(components.tokenizers).tokenize
-        self._admission = Admission(components.capabilities, tokenize, config)
+        self._on_fault = on_fault
+        self._failing = Lock()
+        origin = LoraSources()
+        self._admission = Admission(components.capabilities, tokenize, origin.look, config)
         self._scheduler = Scheduler(limits)
         self._registry = Registry(name)
-        self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._runner = Runner(components)
         self._preparation = Preparation(components, limits.prompt_cache_mb * MIB)
         self._preparer = Preparer(self._preparation, self._inbox.put, self._break)
@@ -127,12 +114,13 @@ class Engine:
             components.vae,
             components.preview_vae,
             self._registry.count_decode,
-            lambda: self._inbox.put(_Relieved()),
+            lambda: self._inbox.put(Relieved()),
             self._break,
         )
         self._shelf = LoraShelf(
             components.banks,
             components.lora_reader,
+            origin,
             components.device,
             limits.lora_budget_mb * MIB,
             self._inbox.put,
@@ -141,8 +129,15 @@ class Engine:
         self._rows: dict[str, tuple[Entry, int]] = {}
         self._idle = True
         self._publish()
+        self._pulse = Pulse()
         self._thread = Thread(target=self._loop, name="tcd-engine", daemon=True)
         self._thread.start()
+        pulses = {
+            "engine's loop": self._pulse,
+            "preparer": self._preparer.pulse,
+            "decoder": self._decoder.pulse,
+        }
+        self._watch = Watch(pulses, lambda: self._admission.config.limits.hang_s, self._fail)
 
     def submit(
         self, job: ImageJob, sink: Sink, assets: Sequence[Asset] = (), *, progress: bool = True
@@ -156,12 +151,13 @@ class Engine:
         Returns the text tokens of its prompts.
 
         Raises `InvalidRequest` or `NotFound` (it could never run), `QueueFull` (not now),
-        `EngineFault` or `NotReady` (not here).
+        `EngineFault` or `NotReady` (not here). Tokenising a long text takes milliseconds, and an
+        adapter's source that hangs two seconds: callers with an event loop call it beside that.
         """
         admitted = self._admission.admit(job, assets)
         entry = Entry(job, sink, admitted.specs, progress=progress)
         self._registry.open(entry, self._admission.config.limits)
-        self._inbox.put(_Submit(entry, admitted.loras))
+        self._inbox.put(Submit(entry, admitted.loras))
         return admitted.prompt_tokens
 
     def check(self, job: ImageJob, assets: Sequence[Asset] = ()) -> None:
@@ -170,12 +166,12 @@ class Engine:
 
     def cancel(self, job_id: str) -> None:
         """Stops a job at the next step boundary; unknown or ended jobs are none to stop."""
-        self._inbox.put(_Cancel(job_id))
+        self._inbox.put(Cancel(job_id))
 
     def reconfigure(self, config: ModelUserConfig) -> None:
         """Takes new adapters and limits; jobs already accepted keep theirs. Idempotent."""
         self._admission.config = config
-        self._inbox.put(_Reconfigure(config.limits))
+        self._inbox.put(Reconfigure(config.limits))
 
     @property
     def max_frames(self) -> int:
@@ -217,16 +213,36 @@ class Engine:
                 self.cancel(job.job_id)
 
     def stop(self) -> None:
-        """Ends the loop at the next step boundary; what is unanswered gets `NotReady`."""
+        """Ends the loop at the next step boundary; what is unanswered gets `NotReady`. A thread
+        that hangs is left to itself."""
         self._registry.close(NotReady("the engine is stopping"))
-        self._inbox.put(_Stop())
-        self._thread.join()
-        self._preparer.close()
+        self._inbox.put(Stop())
+        self._thread.join(self._patience_s)
+        self._preparer.close(self._patience_s)
         self._shelf.close()
-        self._decoder.close()
+        self._decoder.close(self._patience_s)
+        self._watch.close()
+
+    @property
+    def _patience_s(self) -> float | None:
+        return None if self.fault is None else LAST_PATIENCE_S
 
     def _break(self, error: Exception) -> None:
-        self._inbox.put(_Broken(error))
+        self._inbox.put(Broken(error))
+
+    def _fail(self, fault: Exception) -> None:
+        """The engine is broken, whatever it is that broke. Heard once, on any thread."""
+        with self._failing:
+            if self.fault is not None:
+                return
+            self.fault = fault
+        log.error("the engine broke", exc_info=fault)
+        self._on_fault(fault)
+        self._close(EngineFault(f"the engine broke: {fault}"))
+
+    def _close(self, error: Exception) -> None:
+        for entry in self._registry.close(error):
+            self._registry.end(entry, error)
 
     # Everything below runs on the engine's thread.
 
@@ -234,37 +250,37 @@ class Engine:
         try:
             while self._turn():
                 pass
-            error: Exception = NotReady("the engine was stopped")
         except Exception as fault:
-            log.exception("the engine broke")
-            self.fault = fault
-            error = EngineFault(f"the engine broke: {fault}")
-        for entry in self._registry.close(error):
-            self._registry.end(entry, error)
+            self._fail(fault)
+        else:
+            self._close(NotReady("the engine was stopped"))
+        self._pulse.rest()
 
     def _turn(self) -> bool:
+        if self.fault is not None:
+            return False  # it hung, and woke up
         for message in self._messages():
             match message:
-                case _Stop():
+                case Stop():
                     return False
-                case _Submit(entry, loras):
+                case Submit(entry, loras):
                     self._add(entry, loras)
-                case _Cancel(job_id):
+                case Cancel(job_id):
                     if (cancelled := self._registry.find(job_id)) is not None:
                         self._end(cancelled, Cancelled("the request was cancelled"))
-                case _Reconfigure(limits):
+                case Reconfigure(limits):
                     self._scheduler.reconfigure(limits)
                     self._preparation.prompts.cache_bytes = limits.prompt_cache_mb * MIB
                     self._settle(self._shelf.resize(limits.lora_budget_mb * MIB))
-                case LoraRead():
+                case LoraRead() | LoraSlow():
                     self._settle(self._shelf.take(message))
                 case Prepared():
                     self._join(message)
                 case Forgotten(job_key):
                     self._settle(self._shelf.release(job_key))
-                case _Broken(error):
+                case Broken(error):
                     raise error
-                case _Relieved():
+                case Relieved():
                     pass
         for row in self._scheduler.expired(monotonic()):
             if row.row_id in self._rows:
@@ -273,7 +289,7 @@ class Engine:
         if not self._decoder.behind:
             for row in self._scheduler.joining():
                 entry, _ = self._rows[row.row_id]
-                self._preparer.put(Work(row.row_id, entry.key, row.spec))
+                self._preparer.put(Order(row.row_id, entry.key, row.spec))
         batch = self._scheduler.schedule()
         self._idle = batch is None
         if batch is not None:
@@ -297,11 +313,13 @@ class Engine:
             )
         )
 
-    def _messages(self) -> Iterator[_Message]:
+    def _messages(self) -> Iterator[Message]:
         """What is in the inbox; waits for something, or a deadline, when there is no work."""
         try:
             if self._idle:
+                self._pulse.rest()
                 yield self._inbox.get(timeout=self._next_deadline_s())
+            self._pulse.beat()
             while True:
                 yield self._inbox.get_nowait()
         except queue.Empty:
@@ -345,7 +363,7 @@ class Engine:
         if not isinstance(prepared.row, OutOfMemory):
             error = prepared.row
         elif self._scheduler.postpone(row.row_id):
-            self._decoder.wait_until_idle(DECODER_PATIENCE_S)
+            self._wait_for_decoder()
             return
         entry, index = self._rows[row.row_id]
         self._scheduler.abort(row.row_id, Status.FAILED)
@@ -354,25 +372,37 @@ class Engine:
 
     def _book(self, batch: Batch, outcome: Outcome) -> None:
         left = self._scheduler.advance(batch, outcome)
+        failures: Mapping[str, Exception] = {}
         if isinstance(outcome, Advanced):
-            self._registry.count_step(batch.unet_rows)
+            failures = outcome.failures
+            self._registry.count_step(batch)
             if outcome.measured is not None:
                 self._registry.measure_step(*outcome.measured)
             for row in batch.rows:
-                self._report(row)
+                if row.row_id not in failures:
+                    self._report(row)
         else:
             log.warning(
                 "no memory for %d rows of %dx%d latent pixels", batch.unet_rows, *batch.key[:2]
             )
             if len(batch.rows) == 1 and not left:
-                self._decoder.wait_until_idle(DECODER_PATIENCE_S)
+                self._wait_for_decoder()
         for row in left:
             entry, index = self._rows[row.row_id]
             if row.status is Status.FINISHED:
                 self._decode(row, entry, index)
             else:
-                self._registry.answer(entry, FailedImage(index, _too_little_memory()))
+                error = _too_little_memory()
+                if (failure := failures.get(row.row_id)) is not None:
+                    error = GenerationFailed(f"a step of the image failed: {failure}")
+                self._registry.answer(entry, FailedImage(index, error))
             self._leave(row, entry, index)
+
+    def _wait_for_decoder(self) -> None:
+        """Until it has given its memory back. Whether it hangs, its own pulse shows."""
+        self._pulse.rest()
+        self._decoder.wait_until_idle(DECODER_PATIENCE_S)
+        self._pulse.beat()
 
     def _report(self, row: Trajectory) -> None:
         """Tells a job that one of its rows has taken a step, and shows it if it wants to see."""
@@ -394,7 +424,9 @@ class Engine:
 
     def _decode(self, row: Trajectory, entry: Entry, index: int) -> None:
         def answer(result: Decoded | Exception) -> None:
-            if isinstance(result, Exception):
+            if isinstance(result, NotFinite):
+                self._registry.answer(entry, FailedImage(index, _not_finite(entry.job)))
+            elif isinstance(result, Exception):
                 self._registry.answer(entry, FailedImage(index, result))
             else:
                 done = FinishedImage(index, row.spec.seed, result.pixels, result.latents)
@@ -426,3 +458,11 @@ class Engine:
 
 def _too_little_memory() -> GenerationFailed:
     return GenerationFailed("the device has too little memory for this image")
+
+
+def _not_finite(job: ImageJob) -> GenerationFailed:
+    text = "the image's numbers left the finite range"
+    loras = [f"{lora.name} ({lora.weight:g})" for lora in (*job.loras, *job.motion_loras)]
+    if loras:
+        text += f"; its loras may be why, with their weights: {', '.join(loras)}"
+    return GenerationFailed(text)

@@ -42,18 +42,19 @@ class Storage(Protocol):
 
 
 class FolderStore:
-    """Files in a folder, shown by a web server or by this service."""
+    """Files in a folder, shown by a web server, or by this service (at `service_url`, if that is
+    known)."""
 
-    def __init__(self, args: FolderStorage) -> None:
+    def __init__(self, args: FolderStorage, service_url: str | None = None) -> None:
         self._folder = PROJECT_ROOT / args.path
-        self._public_url = args.public_url
+        self._shown_at = args.public_url or (service_url or "").rstrip("/") + FILES_PATH
         self._threads = ThreadPoolExecutor(THREADS, "tcd-storage")
 
     async def put(self, data: bytes, output_format: OutputFormat) -> str:
         """As `Storage` says."""
         file_name = _new_name(output_format)
         name = await _in_thread(self._threads, lambda: self._write(file_name, data))
-        return f"{(self._public_url or FILES_PATH).rstrip('/')}/{name}"
+        return f"{self._shown_at.rstrip('/')}/{name}"
 
     def find(self, name: str) -> Path | None:
         """The file of a name that `put` gave out; `None` for any other text."""
@@ -129,11 +130,14 @@ class BucketStore:
         )
 
 
-def make_storage(args: StorageArgs | None) -> Storage | None:
-    """The storage that the configuration asks for."""
+def make_storage(args: StorageArgs | None, service_url: str | None = None) -> Storage | None:
+    """The storage that the configuration asks for. `service_url`: where clients reach the
+    service; `None`: where they say that they do."""
     if args is None:
         return None
-    return FolderStore(args) if isinstance(args, FolderStorage) else BucketStore(args)
+    if isinstance(args, FolderStorage):
+        return FolderStore(args, service_url)
+    return BucketStore(args)
 
 
 async def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], str]) -> str:

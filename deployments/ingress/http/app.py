@@ -1,6 +1,7 @@
 """The HTTP routes: bodies in, answers and event streams out."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
 
 from configs.app import ServiceArgs
 from deployments.contracts.api import ErrorAnswer, PreprocessForm
@@ -17,11 +20,20 @@ from deployments.contracts.errors import NotFound, TcdError
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
 from deployments.ingress.answer.storage import FILES_PATH, FolderStore, make_storage
 from deployments.ingress.http.bodies import Bodies
+from deployments.ingress.http.cors import METHODS, Cors
 from deployments.ingress.http.failures import ERRORS, answer, failure, from_faults, http_failure
 from deployments.ingress.http.images import image_routes
 from deployments.ingress.http.keys import caller_of, key_routes, may_see
 from deployments.ingress.http.metrics import CONTENT_TYPE, Metrics
-from deployments.ingress.http.middleware import Authentication, BodyLimit, RequestCount
+from deployments.ingress.http.middleware import (
+    Authentication,
+    BodyLimit,
+    HeadAsGet,
+    RefusalLog,
+    RequestCount,
+    Unexpected,
+)
+from deployments.ingress.http.openapi import describe
 from deployments.ingress.http.videos import video_routes
 from deployments.ingress.request.keyring import make_keyring
 from deployments.ingress.request.quota import Quota
@@ -52,15 +64,21 @@ def make_app(
 ) -> FastAPI:
     """The web application around a service, and the deployment that keeps videos. `quota`: the
     one that the service takes from; `None`: of the configured keys, for a service without."""
-    app = FastAPI(title="tcd", description=DESCRIPTION, version="1")
+    app = FastAPI(title="tcd", description=DESCRIPTION, version="1", redirect_slashes=False)
     quota = quota or Quota(make_keyring(args))
     metrics = Metrics()
-    storage = make_storage(args.storage)
+    storage = make_storage(args.storage, args.public_url)
     workers = Workers("work on bodies and answers")
     bodies = Bodies(args, workers)
+    # The last one added is the outermost.
+    app.add_middleware(Unexpected)
     app.add_middleware(Authentication, keys=quota.keys, protect=args.protect)
-    app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes)
-    app.add_middleware(RequestCount, metrics=metrics)  # the last one added is the outermost
+    app.add_middleware(BodyLimit, max_bytes=args.max_body_bytes, timeout_s=args.body_timeout_s)
+    app.add_middleware(HeadAsGet)
+    if args.cors_origins:
+        app.add_middleware(Cors, origins=args.cors_origins)
+    app.add_middleware(RefusalLog)
+    app.add_middleware(RequestCount, metrics=metrics)
 
     @app.exception_handler(RequestValidationError)
     async def refuse_parameter(_: Request, error: RequestValidationError) -> Response:
@@ -69,15 +87,14 @@ def make_app(
         return answer(failure(from_faults(faults)))
 
     @app.exception_handler(HTTPException)
-    async def refuse_route(_: Request, error: HTTPException) -> Response:
-        return answer(http_failure(error.status_code, str(error.detail)))
+    async def refuse_route(request: Request, error: HTTPException) -> Response:
+        headers = {}
+        if error.status_code == 405:
+            headers["allow"] = ", ".join(allowed_methods(app.routes, request.scope))
+        return answer(http_failure(error.status_code, str(error.detail), headers))
 
     @app.exception_handler(TcdError)
     async def refuse(_: Request, error: TcdError) -> Response:
-        return answer(failure(error))
-
-    @app.exception_handler(Exception)
-    async def fail(_: Request, error: Exception) -> Response:
         return answer(failure(error))
 
     app.include_router(image_routes(service, storage, bodies, workers))
@@ -160,4 +177,16 @@ def make_app(
 
     app.include_router(key_routes(quota))
     app.include_router(video_routes(videos, bodies), responses=ERRORS)
+    describe(app, keyed=args.keys is not None or args.api_keys_env is not None)
     return app
+
+
+def allowed_methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
+    """The methods that the path of a request takes, whichever routes they belong to."""
+
+    def takes(method: str) -> bool:
+        asked = {**scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in routes)
+
+    taken = [method for method in METHODS if takes(method)]
+    return ["HEAD", *taken] if "GET" in taken else taken

@@ -1,7 +1,7 @@
 """Errors to answers: the one table of status codes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer} for code in (400, 401, 403, 404, 408, 413, 429, 500, 503)
 }
 MAX_SHOWN = 100  # characters of a name that a client made up
-log = logging.getLogger("tcd.ingress")
+# Below Serve's own logger, whose handlers write to the replica's log, with the request's id.
+log = logging.getLogger("ray.serve.tcd.ingress")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ _TABLE: tuple[tuple[type[TcdError], _Row], ...] = (
     (GenerationFailed, _Row(500, "server_error", "generation_failed", retry=False)),
 )
 _UNEXPECTED = _Row(500, "server_error", "internal_error", retry=True)
+_BY_STATUS = {row.status: row for _, row in reversed(_TABLE)} | {
+    400: _Row(400, "invalid_request_error", "invalid_value", retry=False),
+    405: _Row(405, "invalid_request_error", "method_not_allowed", retry=False),
+    429: _Row(429, "rate_limit_error", "queue_full", retry=True),
+    500: _UNEXPECTED,
+}
 
 
 @dataclass(frozen=True)
@@ -89,12 +96,13 @@ def failure(error: Exception) -> Failure:
     return Failure(row.status, ErrorAnswer(error=body), headers)
 
 
-def http_failure(status: int, message: str) -> Failure:
-    """The answer to what the web framework itself refuses: unknown paths and methods, and
-    bodies that it cannot read."""
-    code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_value")
-    body = ErrorBody(message=message, type="invalid_request_error", code=code)
-    return Failure(status, ErrorAnswer(error=body), {"x-should-retry": "false"})
+def http_failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> Failure:
+    """The answer to what the web framework, or Serve's proxy, refuses by itself: unknown paths
+    and methods, requests that cannot be read, and times when nobody answers."""
+    row = _BY_STATUS.get(status, _Row(status, "invalid_request_error", "invalid_value", False))
+    retry = {} if row.retry else {"x-should-retry": "false"}
+    body = ErrorBody(message=message, type=row.type, code=row.code)
+    return Failure(status, ErrorAnswer(error=body), {**retry, **(headers or {})})
 
 
 def invalid(error: ValidationError, allowed: Sequence[str] = ()) -> InvalidRequest:

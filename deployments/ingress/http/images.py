@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from deployments.contracts.api import (
     EditsForm,
@@ -14,7 +15,7 @@ from deployments.contracts.api import (
     VariationsForm,
 )
 from deployments.contracts.errors import InvalidRequest
-from deployments.contracts.jobs import FailedImage, ImageRequest, Pixels
+from deployments.contracts.jobs import ImageRequest, ImageResult, Pixels
 from deployments.ingress.answer.media import encode, encode_base64
 from deployments.ingress.answer.storage import Storage
 from deployments.ingress.http.bodies import JSON, Bodies
@@ -118,31 +119,50 @@ class Answers:
             model=result.model,
             output_format=body.output_format,
             size=f"{result.width}x{result.height}",
-            data=_in_order(made, result.failed),
+            data=[],
             usage=usage_body(result.usage),
         )
-        text = await self._workers.run(told.model_dump_json, exclude_none=True)
+        text = await self._workers.run(_with_images, told, _in_order(made, result))
         return Response(text, media_type=JSON)
 
     async def _made(
         self, body: ImagesRequestBody, pixels: Pixels, seed: int, base_url: str
-    ) -> ImageBody:
+    ) -> bytes:
+        """An image's entry in an answer, as JSON."""
         output_format, quality = body.output_format, body.output_compression
         if self._storage is None or body.response_format == "b64_json":
-            text = await self._workers.run(encode_base64, pixels, output_format, quality)
-            return ImageBody(b64_json=text, seed=seed)
+
+            def encoded() -> bytes:
+                text = encode_base64(pixels, output_format, quality)
+                return _json(ImageBody(b64_json=text, seed=seed))
+
+            return await self._workers.run(encoded)
         data = await self._workers.run(encode, pixels, output_format, quality)
         url = await self._storage.put(data, output_format)
-        return ImageBody(url=base_url + url if url.startswith("/") else url, seed=seed)
+        return _json(ImageBody(url=base_url + url if url.startswith("/") else url, seed=seed))
 
 
-def _in_order(made: Sequence[ImageBody], failed: Sequence[FailedImage]) -> list[ImageBody]:
-    """All images of a request by their index, those that failed with their error. Image i of n has
-    the seed of the first and i."""
-    errors = {one.image_index: failure(one.error).body.error for one in failed}
-    order = iter(made)
-    seed = made[0].seed - next(i for i in range(len(made) + len(failed)) if i not in errors)
+def _in_order(made: Sequence[bytes], result: ImageResult) -> list[bytes]:
+    """The entries of all images of a request by their index, of those that failed with their
+    error. Image i of n has the seed of the first and i."""
+    errors = {one.image_index: failure(one.error).body.error for one in result.failed}
+    indices = range(len(made) + len(errors))
+    seed = result.seeds[0] - next(index for index in indices if index not in errors)
+    entries = iter(made)
     return [
-        ImageBody(error=errors[index], seed=seed + index) if index in errors else next(order)
-        for index in range(len(made) + len(failed))
+        _json(ImageBody(error=errors[index], seed=seed + index))
+        if index in errors
+        else next(entries)
+        for index in indices
     ]
+
+
+def _with_images(told: ImagesBody, images: Sequence[bytes]) -> bytes:
+    """An answer as JSON. Its images, which are most of it, are JSON already: one thread that
+    writes all of them would keep every other from running."""
+    before, after = _json(told).split(b'"data":[]')
+    return b"".join([before, b'"data":[', b",".join(images), b"]", after])
+
+
+def _json(body: BaseModel) -> bytes:
+    return body.model_dump_json(exclude_none=True).encode()

@@ -1,19 +1,38 @@
-"""What every HTTP request passes: a count, a size limit, a key check."""
+"""What every HTTP request passes: a count, a line if it is refused, a limit of its body, a key
+check."""
 
+import asyncio
+import json
+import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
+from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.app import Guarded
-from deployments.contracts.errors import Forbidden, TcdError, TooLarge, Unauthorized
+from deployments.contracts.api import ErrorAnswer
+from deployments.contracts.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Forbidden,
+    TcdError,
+    TooLarge,
+    Unauthorized,
+)
 from deployments.ingress.answer.storage import FILES_PATH
 from deployments.ingress.http.failures import failure
-from deployments.ingress.http.keys import noted_key
+from deployments.ingress.http.keys import key_of, noted_key
 from deployments.ingress.http.metrics import Metrics
 from deployments.ingress.request.keyring import Keyring
+
+UNKNOWN = "unknown"  # route
+MAX_LOGGED = 300  # characters of what may quote the client
+# Below Serve's own logger: its handlers write to the replica's log, with the request's id.
+log = logging.getLogger("ray.serve.tcd.http")
 
 
 class RequestCount:
@@ -40,16 +59,89 @@ class RequestCount:
         try:
             await self._app(scope, receive, noted)
         finally:
-            route = getattr(scope.get("route"), "path", "unknown")
-            self._metrics.count(route, status, time.perf_counter() - started)
+            self._metrics.count(_route(scope), status, time.perf_counter() - started)
+
+
+class RefusalLog:
+    """One line for every answer that is a refusal: route, status, code, field, key's name, reason.
+
+    Neither prompts nor keys are in a reason.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refused: int | None = None
+        body = b""
+
+        async def read(message: Message) -> None:
+            nonlocal refused, body
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                refused = message["status"]
+            elif refused is not None:
+                body += message.get("body", b"")
+            await send(message)
+
+        try:
+            await self._app(scope, receive, read)
+        finally:
+            if refused is not None:
+                key = key_of(scope)
+                _log_refusal(scope, refused, body, None if key is None else key.name)
+
+
+def _log_refusal(scope: Scope, status: int, body: bytes, key: str | None) -> None:
+    # A name that the client made up may be anything, and must not break the line.
+    code, param, reason = None, None, ""
+    with suppress(ValidationError):
+        error = ErrorAnswer.model_validate_json(body).error
+        code, param, reason = error.code, error.param, error.message
+    route = _route(scope)
+    asked = scope["path"] if route == UNKNOWN else route
+    log.log(
+        logging.WARNING if status >= 500 else logging.INFO,
+        "refused: %s %s status=%d code=%s param=%s key=%s reason=%s",
+        *(scope["method"], _quoted(asked), status, code, _quoted(param), key, _quoted(reason)),
+        extra={"request_id": Headers(scope=scope).get("x-request-id", "")},
+    )
+
+
+def _quoted(text: str | None) -> str:
+    return json.dumps(text if text is None else text[:MAX_LOGGED])
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        scope["method"] = "GET"
+
+        async def bodiless(message: Message) -> None:
+            await send({**message, "body": b""} if "body" in message else message)
+
+        await self._app(scope, receive, bodiless)
 
 
 class BodyLimit:
-    """Refuses bodies above a size, whether they announce it or not."""
+    """Refuses bodies above a size, whether they announce it or not, and those that are not there
+    in time. Whoever reads the body is interrupted, and what it says of that is not sent."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -58,18 +150,67 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdigit() and int(announced) > self._max_bytes:
-            await _refuse(self._too_large(), scope, receive, send)
+            await _refuse(_too_large(self._max_bytes), scope, receive, send)
             return
-        received = 0
+        body = _Body(receive, self._max_bytes, self._timeout_s)
         answered = False
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise self._too_large()
-            return message
+        async def unless_refused(message: Message) -> None:
+            nonlocal answered
+            if answered or body.refusal is None:
+                answered = True
+                await send(message)
+
+        await self._app(scope, body.receive, unless_refused)
+        if body.refusal is not None and not answered:
+            await _refuse(body.refusal, scope, receive, send)
+
+
+class _Body:
+    """The body of one request as it comes. `refusal`: why it was not read to its end."""
+
+    def __init__(self, receive: Receive, max_bytes: int, timeout_s: float) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._until = asyncio.get_running_loop().time() + timeout_s
+        self._received = 0
+        self._whole = False
+        self.refusal: TcdError | None = None
+
+    async def receive(self) -> Message:
+        """ASGI. Raises `TooLarge`, `DeadlineExceeded`, or `Cancelled` if the client goes."""
+        if self._whole:
+            return await self._receive()  # a disconnect, whenever it comes
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError:
+            late = f"the request's body was not there within {self._timeout_s:g} s"
+            raise self._refused(DeadlineExceeded(late)) from None
+        if message["type"] == "http.disconnect":
+            raise self._refused(Cancelled("the client went away"))
+        self._received += len(message.get("body", b""))
+        if self._received > self._max_bytes:
+            raise self._refused(_too_large(self._max_bytes))
+        self._whole = not message.get("more_body", False)
+        return message
+
+    def _refused(self, error: TcdError) -> TcdError:
+        self.refusal = error
+        return error
+
+
+class Unexpected:
+    """Answers what no route expected: closest to the routes, so that everything around them sees
+    an answer like any other."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        answered = False
 
         async def noted(message: Message) -> None:
             nonlocal answered
@@ -77,14 +218,11 @@ class BodyLimit:
             await send(message)
 
         try:
-            await self._app(scope, counted, noted)
-        except TooLarge as error:
-            if answered:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            if answered or scope["type"] != "http":
                 raise
             await _refuse(error, scope, receive, send)
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"the request's body is larger than {self._max_bytes} bytes")
 
 
 PAGES: dict[str, Guarded] = {
@@ -135,7 +273,15 @@ class Authentication:
         return None
 
 
-async def _refuse(error: TcdError, scope: Scope, receive: Receive, send: Send) -> None:
+def _route(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", UNKNOWN)
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the request's body is larger than {max_bytes} bytes")
+
+
+async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
     refusal = failure(error)
     response = JSONResponse(refusal.body.model_dump(), refusal.status, refusal.headers)
     await response(scope, receive, send)

@@ -76,19 +76,18 @@ class Quota:
     async def keep_in_step(self, exchange: Exchange, period_s: float = PERIOD_S) -> None:
         """Exchanges reports until it is cancelled, and has changed keys read."""
         while True:
-            await self.keys.renew()
             try:
+                await self.keys.renew()
                 async with asyncio.timeout(PATIENCE_S):
                     others = await exchange(self.ingress_id, self.report())
+                self.hear(others)
+                self._silent = False
             except Exception as error:
                 if not self._silent:
                     log.warning("limits of keys hold for each ingress by itself: %r", error)
                 self._silent = True
                 for account in self._accounts.values():
                     account.advance()
-            else:
-                self._silent = False
-                self.hear(others)
             await asyncio.sleep(period_s)
 
     def usage(self) -> list[KeyUsage]:

@@ -82,7 +82,7 @@ class Service:
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it can make none."""
-        timeout_s = request.timeout_s or self._args.request_timeout_s
+        timeout_s = self._time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
 
         async def ask() -> tuple[Assembled, ImageResult]:
@@ -105,7 +105,7 @@ class Service:
 
         If a process dies before the first picture, all begins anew, `Progress` too.
         """
-        timeout_s = request.timeout_s or self._args.request_timeout_s
+        timeout_s = self._time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
         begun = False
         within = self._within(timeout_s, request.model)
@@ -132,7 +132,7 @@ class Service:
     ) -> VideoResult:
         """Makes a video; tells `progress` of every step. Waits while the model's queue is full,
         and while the key has used up its work."""
-        timeout_s = request.timeout_s or self._args.request_timeout_s
+        timeout_s = self._time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
 
         async def ask() -> VideoResult:
@@ -158,6 +158,7 @@ class Service:
 
     async def check_video(self, request: VideoRequest, caller: Caller = NOBODY) -> str:
         """The name of the model that is to make a video. Raises a `TcdError` if none can."""
+        timeout_s = self._time_of(request)
         self._quota.check(caller, 1)
         with translated(), self._within(CHECK_S, request.model):
             async with asyncio.timeout(CHECK_S):
@@ -165,7 +166,7 @@ class Service:
                 name = model.card.id
                 if not self.catalogue.up(name):
                     return name  # it is checked when it is made, by the replica that is started
-                job = video_job(request, model.card, self._args.request_timeout_s, caller)
+                job = video_job(request, model.card, timeout_s, caller)
                 asked = cast(DeploymentResponse[Refusal | None], model.handle.check.remote(job))
                 try:
                     answer = await asked
@@ -285,6 +286,15 @@ class Service:
         lease.charge(work_of(ready.job))
         left = max(until - asyncio.get_running_loop().time(), LEAST_S)
         return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=lease.caller))
+
+    def _time_of(self, request: ImageRequest | VideoRequest) -> float:
+        """Seconds that a request has; raises `InvalidRequest` if it wants more than it may."""
+        most = self._args.max_timeout_s
+        if request.timeout_s is not None and request.timeout_s > most:
+            raise InvalidRequest(
+                f"timeout_s is {request.timeout_s:g}; {most:g} at most", "timeout_s"
+            )
+        return request.timeout_s or self._args.request_timeout_s
 
     async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
         name = request.model or self._args.default_model or await self.catalogue.only()

@@ -167,6 +167,13 @@ def outlook(
     return Outlook(name, state, availability, known, cast(Handle, handle or FakeModel(name)))
 
 
+def knowing(*models: Outlook) -> Catalogue:
+    """A catalogue that has heard of these models, and hears nothing more."""
+    catalogue = Catalogue(cast(Handle, FakeDirectory()))
+    catalogue._take(Snapshot("one", 1, {model.name: model for model in models}))
+    return catalogue
+
+
 @asynccontextmanager
 async def following(*models: Outlook) -> AsyncIterator[tuple[Catalogue, FakeDirectory]]:
     """A catalogue that has heard of these models, and its directory; it hears more of it."""

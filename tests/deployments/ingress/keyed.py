@@ -22,14 +22,13 @@ from deployments.contracts.jobs import (
     Usage,
 )
 from deployments.contracts.refusal import Refusal
-from deployments.ingress.discovery.outlook import Outlook, Snapshot
+from deployments.ingress.discovery.outlook import Outlook
 from deployments.ingress.request.assembly import Assembler
-from deployments.ingress.request.catalogue import Catalogue
 from deployments.ingress.request.keyring import Keyring
 from deployments.ingress.request.pictures import Pictures
 from deployments.ingress.request.quota import Quota
 from deployments.ingress.request.service import Service
-from tests.deployments.ingress.fakes import FakeDirectory, Handle
+from tests.deployments.ingress.fakes import Handle, knowing
 
 SIDE = 64
 LATENT = (SIDE // 8) ** 2
@@ -150,16 +149,6 @@ def _told(answer: Refusal | Exception) -> Refusal:
     return answer
 
 
-class Models(Catalogue):
-    """Models of the same replica, by their names; nothing more is heard of them."""
-
-    def __init__(self, replica: Replica, names: Sequence[str] = ("sd15", "sdxl")) -> None:
-        directory, handle = cast(Handle, FakeDirectory()), cast(Handle, replica)
-        super().__init__(directory)
-        known = {name: Outlook(name, "RUNNING", "ready", card(name), handle) for name in names}
-        self._take(Snapshot("one", 1, known))
-
-
 class NoMaps(Assembler):
     """Assembles what needs no preprocessor."""
 
@@ -200,8 +189,11 @@ def service(
 ) -> Service:
     """`quota`: of the keys that its requests are held to."""
     known = args or ServiceArgs(default_model="sd15")
-    models = Models(replica, names or ("sd15", "sdxl"))
-    return Service(known, models, NoMaps(known), quota)
+    handle = cast(Handle, replica)
+    models = [
+        Outlook(name, "RUNNING", "ready", card(name), handle) for name in names or ("sd15", "sdxl")
+    ]
+    return Service(known, knowing(*models), NoMaps(known), quota)
 
 
 class Local:

@@ -1,7 +1,11 @@
 """The other routes: catalogue, health, metrics, API description."""
 
+import json
 import re
+import socket
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -90,3 +94,80 @@ def test_the_playground(served: Served) -> None:
     called = set(re.findall(r'[("\s]"?(v1/[a-z/]+)"', page))
     assert called
     assert {f"/{route}" for route in called} <= set(routes)
+
+
+def talk(served: Served, *parts: bytes) -> bytes:
+    """What Serve's proxy answers to bytes, until it closes the connection."""
+    address = urlsplit(served.url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        answer = b""
+        try:
+            for part in parts:
+                connection.sendall(part)
+            while received := connection.recv(65536):
+                answer += received
+        except ConnectionError:
+            pass  # it did not want to hear the rest
+    return answer
+
+
+def head(*headers: bytes) -> bytes:
+    lines = (b"GET /healthz HTTP/1.1", b"host: service.test", b"connection: close", *headers)
+    return b"\r\n".join((*lines, b"", b""))
+
+
+@pytest.mark.parametrize("sent", [b"\xff\xfe", "\u00e9".encode(), b"a b", b"x" * 129, b""])
+def test_a_request_id_that_cannot_be_one_is_replaced(served: Served, sent: bytes) -> None:
+    answer = talk(served, head(b"x-request-id: " + sent))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    (given,) = re.findall(rb"(?i)x-request-id: ([!-~]+)\r\n", answer)
+    assert given != sent
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"x-request-timeout-seconds: 0.000001",
+        b"x-request-disconnect-disabled: ?1",
+        b"serve_multiplexed_model_id: \xff",
+        b"Serve-Multiplexed-Model-Id: \xff",
+        b"x-session-id: \xff",
+        b"traceparent: \xff",
+    ],
+)
+def test_nobody_outside_controls_serve(served: Served, header: bytes) -> None:
+    assert talk(served, head(header)).startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_endless_header_is_not_read(served: Served) -> None:
+    answer = talk(served, head()[:-2] + b"x: ", *[b"x" * 65536] * 64)
+    assert answer.startswith(b"HTTP/1.1 400 ") or not answer  # or it was cut while we spoke
+    assert httpx.get(f"{served.url}/healthz", timeout=5).is_success
+
+
+def test_what_is_no_http_is_refused_in_the_same_shape(served: Served) -> None:
+    _, _, body = talk(served, b"nonsense\r\n\r\n").partition(b"\r\n\r\n")
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_refusal_is_in_the_replicas_log(served: Served) -> None:
+    asked = {"x-request-id": "id-of-a-refusal"}
+    body = {"prompt": "a secret", "n": 0}
+    url = f"{served.url}/v1/images/generations"
+    assert httpx.post(url, json=body, headers=asked).status_code == 400
+    assert served.logs is not None
+    (line,) = lines_about(served.logs, "id-of-a-refusal")
+    assert 'status=400 code=invalid_value param="n"' in line
+    assert "a secret" not in line
+
+
+def lines_about(logs: Path, request_id: str) -> list[str]:
+    """The lines of the ingress's log about one request, but for Serve's own."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        files = logs.glob("replica_tcd_Ingress_*.log")
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        if found := [line for line in lines if request_id in line and "refused:" in line]:
+            return found
+        time.sleep(0.1)
+    return []

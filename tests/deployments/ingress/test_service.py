@@ -23,6 +23,7 @@ from deployments.contracts.errors import (
     DeadlineExceeded,
     EngineFault,
     GenerationFailed,
+    InvalidRequest,
     NotReady,
     QueueFull,
 )
@@ -207,6 +208,25 @@ def test_a_map_that_never_comes(timeout_s: float | None, use: str) -> None:
     stuck = SimpleNamespace(assemble=never)
     with pytest.raises(DeadlineExceeded, match=f"within {timeout_s or TIMEOUT_S:g} s"):
         run(FakeModel("sd15"), asked, stuck, request_timeout_s=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("use", ["generate", "stream", "check_video", "animate"])
+def test_more_time_than_a_request_may_have(use: str) -> None:
+    image, video = ImageRequest("a", timeout_s=301), VideoRequest("a", timeout_s=301)
+
+    async def asked(service: Service) -> None:
+        if use == "generate":
+            await service.generate(image)
+        elif use == "check_video":
+            await service.check_video(video)
+        elif use == "animate":
+            await service.animate(video, lambda _: None)
+        async for _ in service.stream(image):
+            pass
+
+    with pytest.raises(InvalidRequest, match="timeout_s is 301; 300 at most") as refused:
+        run(Replicas(), asked)
+    assert refused.value.param == "timeout_s"
 
 
 def test_a_preprocessor_that_never_comes() -> None:

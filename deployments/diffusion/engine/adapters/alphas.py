@@ -4,14 +4,12 @@
 import re
 from collections.abc import Iterator, Mapping
 from math import sqrt
-from pathlib import Path
 
 from pydantic import BaseModel, Field, TypeAdapter
 
 from deployments.diffusion.engine.adapters.names import Place
 
 DIFFUSERS_METADATA = "lora_adapter_metadata"
-PEFT_CONFIG = "adapter_config.json"
 _FIELDS = TypeAdapter(dict[str, object])
 
 
@@ -42,15 +40,14 @@ class Alphas:
         return 1.0 if model is None else model.scale(place.module, rank)
 
 
-def recorded_alphas(file: Path, header: Mapping[str, str] | None, *, peft: bool) -> Alphas:
-    """What stands in a file's header and, if PEFT named its tensors, beside it.
+def recorded_alphas(described: bytes | None, header: Mapping[str, str] | None) -> Alphas:
+    """What stands in a file's header and in PEFT's file beside it.
 
-    Raises `ValueError` or `OSError` if that cannot be read.
+    Raises `ValueError` if that cannot be read.
     """
     configs: dict[str, dict[str, object]] = {}
-    beside = file.with_name(PEFT_CONFIG)
-    if peft and beside.is_file():
-        configs[""] = _FIELDS.validate_json(beside.read_bytes())
+    if described is not None:
+        configs[""] = _FIELDS.validate_json(described)
     text = (header or {}).get(DIFFUSERS_METADATA)
     if text:
         # "unet.lora_alpha" of a pipeline's file, "lora_alpha" of one model's.

@@ -69,6 +69,7 @@ class LoraCache:
         self._resident: dict[str, int] = {}  # in order of use, the least recent first
         self._parked: dict[str, int] = {}  # loaded, not attached: no room yet
         self._loading: set[str] = set()
+        self._slow: set[str] = set()  # of these
         self._waiting: dict[str, tuple[str, ...]] = {}
         self._pinned: dict[str, tuple[str, ...]] = {}
         self._overtaken: dict[str, int] = {}  # younger jobs made ready while it lacked room
@@ -96,12 +97,20 @@ class LoraCache:
     def loaded(self, key: str, nbytes: int) -> list[Action]:
         """A load ended well."""
         self._loading.discard(key)
+        self._slow.discard(key)
         self._parked[key] = nbytes
+        return self._settle()
+
+    def slow(self, key: str) -> list[Action]:
+        """A load takes long, maybe for ever: its place among those under way is free again."""
+        if key in self._loading:
+            self._slow.add(key)
         return self._settle()
 
     def load_failed(self, key: str) -> tuple[tuple[str, ...], list[Action]]:
         """A load ended badly. Returns the jobs that wanted it (released), and what to do."""
         self._loading.discard(key)
+        self._slow.discard(key)
         victims = tuple(job for job, keys in self._waiting.items() if key in keys)
         for job_id in victims:
             self._forget(job_id)
@@ -172,7 +181,8 @@ class LoraCache:
         # The oldest waiting job may always load: a parked adapter of a younger one must
         # not be what keeps it waiting.
         oldest = next(iter(self._waiting.values()))
-        if len(self._loading) + len(self._parked) < PREFETCH or key in oldest:
+        under_way = len(self._loading) - len(self._slow) + len(self._parked)
+        if under_way < PREFETCH or key in oldest:
             self._loading.add(key)
             actions.append(Load(key))
 

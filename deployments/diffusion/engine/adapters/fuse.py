@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from deployments.diffusion.engine.adapters.files import read_file
 from deployments.diffusion.engine.adapters.pairs import Pairs, check_finite
 
 
@@ -19,7 +20,8 @@ def fuse(unet: nn.Module, path: Path) -> None:
     Raises `LoraError` if it is no plain LoRA of this UNet alone with finite numbers; the UNet is
     then of no use.
     """
-    for pair in Pairs({"unet": unet}).of(path):
+    file = read_file(path)
+    for pair in Pairs({"unet": unet}).of(file):
         weight = unet.get_parameter(f"{pair.place.module}.weight")
         if weight.is_meta:
             continue
@@ -27,4 +29,4 @@ def fuse(unet: nn.Module, path: Path) -> None:
         down = pair.down.flatten(1).float().to(weight.device)
         fused = weight.flatten(1).float().addmm_(up, down)
         weight.copy_(fused.view(weight.shape))
-        check_finite(weight, path)
+        check_finite(weight, file)

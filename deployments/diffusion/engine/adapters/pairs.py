@@ -6,7 +6,6 @@ A file that is broken, of another family or of another kind is refused here, wit
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +13,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from deployments.diffusion.engine.adapters.alphas import Alphas, recorded_alphas
+from deployments.diffusion.engine.adapters.files import LoraError, LoraFile
 from deployments.diffusion.engine.adapters.names import (
     PEFT_PREFIX,
     Names,
@@ -33,10 +33,6 @@ _OTHER_KINDS = {
 }
 
 
-class LoraError(Exception):
-    """A file that cannot serve as a style adapter of this model. `str(error)` says why."""
-
-
 @dataclass(frozen=True)
 class Pair:
     """One layer's matrices as the file has them, in any floating dtype.
@@ -51,21 +47,6 @@ class Pair:
     down: Tensor
     up: Tensor
     scale: float
-
-
-def lora_file(path: Path) -> Path:
-    """The one safetensors file that `path` is or holds, else `LoraError`."""
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise LoraError(f"{path.name} is not a safetensors file; no other format is read")
-        return path
-    if not path.exists():
-        raise LoraError(f"{path} does not exist")
-    usual = path / "pytorch_lora_weights.safetensors"
-    found = [usual] if usual.exists() else sorted(path.glob("*.safetensors"))
-    if len(found) != 1:
-        raise LoraError(f"{path} holds {len(found)} safetensors files; name one of them")
-    return found[0]
 
 
 class Pairs:
@@ -84,22 +65,18 @@ class Pairs:
             for layer, module in adaptable(model)
         }
 
-    def of(self, path: Path, unet: str = "unet") -> list[Pair]:
+    def of(self, file: LoraFile, unet: str = "unet") -> list[Pair]:
         """The layers of an adapter: their shapes are checked, their numbers are yet to be read.
 
         Args:
-            path: a safetensors file, or a folder with one.
             unet: which UNet it goes to, "unet" or "motion_unet".
 
         Raises `LoraError` for anything but a plain LoRA of this family.
         """
-        file = lora_file(path)
         try:
-            # Not mapped: whoever writes into a mapped file ends the processes that read it.
-            content = file.read_bytes()
-            tensors = load(content)
-            header = _metadata(content)
-        except (SafetensorError, OSError, ValueError) as error:
+            tensors = load(file.content)
+            header = _metadata(file.content)
+        except (SafetensorError, ValueError) as error:
             raise LoraError(f"{file.name} is not a readable safetensors file ({error})") from error
         names = sorted(tensors)
         layers = {
@@ -110,12 +87,12 @@ class Pairs:
         if any(Role.ALPHA not in parts for parts in layers.values()):
             peft = any(name.startswith(PEFT_PREFIX) for name in names)
             try:
-                alphas = recorded_alphas(file, header, peft=peft)
-            except (ValueError, OSError) as error:
+                alphas = recorded_alphas(file.described if peft else None, header)
+            except ValueError as error:
                 raise LoraError(f"what {file.name} says of alpha cannot be read") from error
         return [self._pair(file, place, parts, alphas) for place, parts in layers.items()]
 
-    def _places(self, file: Path, names: list[str], unet: str) -> dict[Place, dict[Role, str]]:
+    def _places(self, file: LoraFile, names: list[str], unet: str) -> dict[Place, dict[Role, str]]:
         """Each layer's tensors, by name."""
         layers: dict[Place, dict[Role, str]] = {}
         strangers: list[str] = []
@@ -133,7 +110,9 @@ class Pairs:
             raise _refusal(file, names, strangers)
         return layers
 
-    def _pair(self, file: Path, place: Place, parts: Mapping[Role, Tensor], alphas: Alphas) -> Pair:
+    def _pair(
+        self, file: LoraFile, place: Place, parts: Mapping[Role, Tensor], alphas: Alphas
+    ) -> Pair:
         def misfit(why: str) -> LoraError:
             return LoraError(
                 f"{file.name} does not fit this model; is it of another family? "
@@ -171,15 +150,14 @@ def _metadata(content: bytes) -> dict[str, str]:
     return found
 
 
-def check_finite(numbers: Tensor, path: Path) -> None:
+def check_finite(numbers: Tensor, file: LoraFile) -> None:
     """Raises `LoraError` if what was made of a file is not finite."""
     extremes = torch.stack(numbers.aminmax())
     if not extremes.isfinite().all():
-        name = lora_file(path).name
-        raise LoraError(f"{name} holds numbers that are not finite in {numbers.dtype}")
+        raise LoraError(f"{file.name} holds numbers that are not finite in {numbers.dtype}")
 
 
-def _refusal(file: Path, names: Sequence[str], strangers: Sequence[str]) -> LoraError:
+def _refusal(file: LoraFile, names: Sequence[str], strangers: Sequence[str]) -> LoraError:
     """Why a file is not read of whose tensors some belong to no layer, or all."""
     for mark, kind in _OTHER_KINDS.items():
         if any(mark in name for name in strangers):

@@ -10,13 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deployments.diffusion.engine.adapters.pairs import (
-    LoraError,
-    Pair,
-    Pairs,
-    check_finite,
-    lora_file,
-)
+from deployments.diffusion.engine.adapters.files import LoraError, LoraFile, lora_file, read_file
+from deployments.diffusion.engine.adapters.pairs import Pair, Pairs, check_finite
 
 __all__ = ["LoraError", "LoraReader", "LoraWeights", "LowRank", "lora_file"]
 
@@ -89,16 +84,19 @@ class LoraReader:
         self._pin = pin
 
     def read(self, path: Path, unet: str = "unet") -> LoraWeights:
-        """Reads an adapter.
+        """Reads an adapter from a safetensors file, or a folder with one. Raises `LoraError`."""
+        return self.make(read_file(path), unet)
+
+    def make(self, file: LoraFile, unet: str = "unet") -> LoraWeights:
+        """Makes an adapter of its file.
 
         Args:
-            path: a safetensors file, or a folder with one.
             unet: which UNet it goes to, "unet" or "motion_unet".
 
         Raises `LoraError` for anything but a plain LoRA of this family whose numbers are finite
         in the reader's dtype.
         """
-        pairs = sorted(self._pairs.of(path, unet), key=_unaligned)
+        pairs = sorted(self._pairs.of(file, unet), key=_unaligned)
         sizes = [matrix.numel() for pair in pairs for matrix in (pair.down, pair.up)]
         flat = torch.empty(sum(sizes), dtype=self._dtype, pin_memory=self._pin)
         slices = iter(flat.split(sizes))
@@ -109,7 +107,7 @@ class LoraReader:
             _write(pair.down.flatten(1), down.flatten(1))
             _write_transposed(pair.up, pair.scale, up)
             layers[pair.place.model][pair.place.module] = LowRank(down, up)
-        check_finite(flat, path)
+        check_finite(flat, file)
         return LoraWeights(flat, layers)
 
 

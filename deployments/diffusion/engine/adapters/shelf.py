@@ -1,18 +1,16 @@
 """Carries out what `LoraCache` decides: loads beside the engine, moves between two steps."""
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import BoundedSemaphore
+from threading import Lock, Timer
 from time import monotonic
 
 import torch
 
-from configs.sources import SourceError, SourceUnavailable, fetch
-from deployments.contracts.errors import GenerationFailed, InvalidRequest, NotReady
+from deployments.contracts.errors import GenerationFailed, InvalidRequest
 from deployments.diffusion.engine.adapters.bank import Arrival, Bank
 from deployments.diffusion.engine.adapters.cache import (
-    PREFETCH,
     Action,
     Attach,
     Detach,
@@ -21,10 +19,14 @@ from deployments.diffusion.engine.adapters.cache import (
     LoraCache,
     Ready,
 )
-from deployments.diffusion.engine.adapters.reader import LoraError, LoraReader, LoraWeights
+from deployments.diffusion.engine.adapters.files import LoraFile
+from deployments.diffusion.engine.adapters.reader import LoraReader, LoraWeights
+from deployments.diffusion.engine.adapters.sources import LoraSources, refusal
+from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.policy.spec import LoraSource
 
-READS = 2  # at once: they share an interpreter, and a disk that hangs must not hold up all
+MADE_AT_ONCE = 2  # adapters of their files: they share an interpreter
+SLOW_AFTER_S = 0.25  # a load that takes longer keeps no other from being begun
 REMEMBER_FAILURE_S = 10.0  # a source that failed is not asked again before
 
 
@@ -34,6 +36,13 @@ class LoraRead:
 
     key: str
     weights: LoraWeights | Exception
+
+
+@dataclass(frozen=True)
+class LoraSlow:
+    """A load takes long. To be handed to `LoraShelf.take`, too."""
+
+    key: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class LoraShelf:
 
     Args:
         banks: by model name; they are given the adapters.
-        deliver: called on a loading thread with each load's end; must hand it to the engine's
+        deliver: called on other threads with what becomes of loads; must hand it to the engine's
             thread, which gives it to `take`.
     """
 
@@ -66,12 +75,14 @@ class LoraShelf:
         self,
         banks: Mapping[str, Bank],
         reader: LoraReader,
+        origin: LoraSources,
         device: torch.device,
         budget_bytes: int,
-        deliver: Callable[[LoraRead], None],
+        deliver: Callable[[LoraRead | LoraSlow], None],
     ) -> None:
         self._banks = banks
         self._reader = reader
+        self._origin = origin
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._deliver = deliver
@@ -79,8 +90,9 @@ class LoraShelf:
         self._sources: dict[str, LoraSource] = {}
         self._parked: dict[str, LoraWeights] = {}
         self._failures: dict[str, _Failure] = {}
-        self._threads = ThreadPoolExecutor(PREFETCH, thread_name_prefix="tcd-lora")
-        self._reading = BoundedSemaphore(READS)
+        self._makers = ThreadPoolExecutor(MADE_AT_ONCE, thread_name_prefix="tcd-lora")
+        self._closing = Lock()
+        self._closed = False
         self.loads = 0
         self.evictions = 0
 
@@ -104,8 +116,10 @@ class LoraShelf:
         self._sources = {k: s for k, s in self._sources.items() if k in self._cache} | dict(sources)
         return self._carry_out(self._cache.request(job_id, list(sources)))
 
-    def take(self, read: LoraRead) -> list[Settled]:
-        """A load has ended; to be called with what `deliver` was given."""
+    def take(self, read: LoraRead | LoraSlow) -> list[Settled]:
+        """To be called with what `deliver` was given."""
+        if isinstance(read, LoraSlow):
+            return self._carry_out(self._cache.slow(read.key))
         if isinstance(read.weights, LoraWeights):
             self._parked[read.key] = read.weights
             return self._carry_out(self._cache.loaded(read.key, read.weights.nbytes))
@@ -123,8 +137,10 @@ class LoraShelf:
         return self._carry_out(self._cache.resize(budget_bytes))
 
     def close(self) -> None:
-        """Waits for the loads under way, drops the others."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Nothing is delivered any more. Does not wait for sources."""
+        with self._closing:
+            self._closed = True
+        self._makers.shutdown(wait=True, cancel_futures=True)
 
     def _carry_out(self, actions: list[Action]) -> list[Settled]:
         settled: list[Settled] = []
@@ -132,7 +148,7 @@ class LoraShelf:
             match action:
                 case Load(key):
                     self.loads += 1
-                    self._threads.submit(self._load, key, self._sources[key])
+                    self._load(key, self._sources[key])
                 case Attach(key):
                     settled += self._attach(key)
                 case Detach(key):
@@ -150,9 +166,15 @@ class LoraShelf:
     def _attach(self, key: str) -> list[Settled]:
         try:
             self._move(key, self._parked.pop(key))
-        except torch.OutOfMemoryError:
+        except Exception as failure:
+            if is_of_device(failure):
+                raise
+            for bank in self._banks.values():
+                bank.drop(key)
             victims, actions = self._cache.attach_failed(key)
-            error = GenerationFailed("the device has too little memory for these loras")
+            error = GenerationFailed(f"these loras cannot be brought to the device: {failure}")
+            if is_out_of_memory(failure):
+                error = GenerationFailed("the device has too little memory for these loras")
             return [*(Settled(job_id, error) for job_id in victims), *self._carry_out(actions)]
         return []
 
@@ -167,21 +189,29 @@ class LoraShelf:
             self._banks[model].hold(key, layers, arrival)
 
     def _load(self, key: str, source: LoraSource) -> None:
-        """On a loading thread: always delivers, whatever happens."""
-        name = key.rpartition("-")[0]
+        """Always delivers, on another thread, whatever happens."""
         try:
-            self._deliver(LoraRead(key, self._read(source)))
-        except SourceUnavailable as error:
-            self._deliver(LoraRead(key, NotReady(f"lora {name!r}: {error}")))
-        except (LoraError, SourceError) as error:
-            self._deliver(LoraRead(key, InvalidRequest(f"lora {name!r}: {error}", "loras")))
+            file = self._origin.bring(key, source)
         except Exception as error:
-            self._deliver(LoraRead(key, GenerationFailed(f"lora {key!r} could not load: {error}")))
+            self._deliver(LoraRead(key, refusal(source, error)))
+            return
+        slow = Timer(SLOW_AFTER_S, self._deliver, (LoraSlow(key),))
+        slow.daemon = True
+        slow.start()
+        file.add_done_callback(lambda _: slow.cancel())
+        file.add_done_callback(lambda brought: self._brought(key, source, brought))
 
-    def _read(self, source: LoraSource) -> LoraWeights:
-        path = fetch(source.source)
-        with self._reading:
-            return self._reader.read(path, source.unet)
+    def _brought(self, key: str, source: LoraSource, file: "Future[LoraFile]") -> None:
+        """On a thread that nobody waits for: a source has answered, or was given up."""
+        with self._closing:
+            if not self._closed:
+                self._makers.submit(self._make, key, source, file)
+
+    def _make(self, key: str, source: LoraSource, file: "Future[LoraFile]") -> None:
+        try:
+            self._deliver(LoraRead(key, self._reader.make(file.result(), source.unet)))
+        except Exception as error:
+            self._deliver(LoraRead(key, refusal(source, error)))
 
     def _too_large(self, needed: int) -> InvalidRequest:
         return InvalidRequest(

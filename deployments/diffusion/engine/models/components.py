@@ -92,6 +92,7 @@ class Components:
             controls=frozenset(self.controlnets),
             image_prompt=None if adapter is None else adapter.reads,
             max_frames=0 if motion is None else int(motion.config.motion_max_seq_length),
+            max_steps=self.schedule.max_steps,
         )
 
 
@@ -106,6 +107,11 @@ def load(args: ModelArgs) -> Components:
     family = FAMILIES[args.family]
     device, dtype = _device(args.device), TORCH_DTYPES[args.dtype]
     base = read_checkpoint(args, family, dtype, device)
+    usual_steps, most = args.defaults.num_inference_steps, base.schedule.max_steps
+    if usual_steps > most:
+        raise ValueError(
+            f"defaults.num_inference_steps is {usual_steps}; the checkpoint's schedule has {most}"
+        )
     unet = base.unet
     if args.tcd_lora is not None:
         if device.type == "cuda":

@@ -46,12 +46,16 @@ class Schedule:
     Args:
         scheduler: as `TCDScheduler.from_config` makes it. Its `prediction_type` must be
             epsilon, sample or v_prediction, else `ValueError`.
+
+    Attributes:
+        max_steps: the most that a row may take: the steps that its network was distilled from.
     """
 
     def __init__(self, scheduler: TCDScheduler) -> None:
         self.prediction_type: str = scheduler.config.prediction_type
         if self.prediction_type not in ("epsilon", "sample", "v_prediction"):
             raise ValueError(f"prediction_type {self.prediction_type!r} is not supported")
+        self.max_steps = int(scheduler.config.original_inference_steps)
         self._scheduler = scheduler
         self._abar: Tensor = scheduler.alphas_cumprod
         self._known: dict[tuple[int, float], tuple[Step, ...]] = {}
@@ -62,7 +66,7 @@ class Schedule:
         """The steps of a row from noise to latents.
 
         Args:
-            num_inference_steps: 1 to the scheduler's `original_inference_steps` (50).
+            num_inference_steps: 1 to `max_steps`.
             eta: 0 to 1.
             strength: the share of the steps that is taken, the last ones; of less than one
                 step there is none.

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from deployments.contracts.errors import DeadlineExceeded, GenerationFailed
 from deployments.contracts.jobs import Latents, Pixels
+from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.vae import Vae
+from deployments.diffusion.engine.pulse import Pulse
 
 VIDEO_DIMS = 5  # (B, C, frames, h, w)
 IMAGES_A_CALL = 16  # of one VAE call, frames of videos too
@@ -27,6 +29,10 @@ class Decoded:
 
     pixels: Pixels
     latents: Latents
+
+
+class NotFinite(GenerationFailed):
+    """The image's numbers left the finite range."""
 
 
 Answer = Callable[[Decoded | Exception], None]
@@ -82,6 +88,9 @@ class Decoder:
         decoded: told of every call: latent pixels, and the seconds that they took.
         relieved: called whenever the backlog has become smaller.
         broken: told of what no image is to blame for; nothing is decoded any more then.
+
+    Attributes:
+        pulse: of its thread.
     """
 
     def __init__(
@@ -97,6 +106,7 @@ class Decoder:
         self._decoded = decoded
         self._relieved = relieved
         self._broken = broken
+        self.pulse = Pulse()
         self._device = vae.model.device
         self._items: deque[_Item] = deque()
         self._busy: Sequence[_Item] = ()
@@ -137,12 +147,12 @@ class Decoder:
         with self._wake:
             return self._wake.wait_for(lambda: not self._items and not self._busy, timeout_s)
 
-    def close(self) -> None:
-        """Answers what is queued, then ends the thread."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Answers what is queued, then ends the thread; waits for that, at most so long."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
-        self._thread.join()
+        self._thread.join(timeout_s)
 
     def _work(self) -> None:
         while items := self._take():
@@ -153,6 +163,7 @@ class Decoder:
                 self._broken(error)
                 return
             finally:
+                self.pulse.rest()
                 with self._wake:
                     self._busy = ()
                     self._wake.notify_all()
@@ -185,17 +196,18 @@ class Decoder:
             self._decode_wanted(wanted)
 
     def _decode_wanted(self, items: Sequence[_Item]) -> None:
+        self.pulse.beat()
         started = perf_counter()
         answers = self._tried(items, tiled=False)
         if isinstance(answers, Exception) and len(items) > 1:
             # Whose fault it is shows when each is decoded alone.
-            if isinstance(answers, torch.OutOfMemoryError):
+            if is_out_of_memory(answers):
                 self._pixels_a_call = sum(item.latent.pixels for item in items) // 2
                 self._calls = 0
             for item in items:
                 self._decode_wanted([item])
             return
-        if isinstance(answers, torch.OutOfMemoryError) and self._vae.can_tile:
+        if isinstance(answers, Exception) and is_out_of_memory(answers) and self._vae.can_tile:
             answers = self._tried(items, tiled=True)
         if isinstance(answers, Exception):
             failure = GenerationFailed(f"the VAE could not decode the image: {answers}")
@@ -215,11 +227,11 @@ class Decoder:
     ) -> list[Decoded | Exception] | Exception:
         try:
             return self._run(items, tiled=tiled)
-        except torch.AcceleratorError:
-            raise  # the device itself: no image is to blame
         except Exception as error:
+            if is_of_device(error):
+                raise
             failure = error.with_traceback(None)  # which would keep the failed tensors alive
-        if isinstance(failure, torch.OutOfMemoryError) and self._device.type == "cuda":
+        if is_out_of_memory(failure) and self._device.type == "cuda":
             torch.cuda.empty_cache()
         return failure
 
@@ -241,7 +253,7 @@ class Decoder:
         return [
             Decoded(shown[i].numpy(), kept[i].numpy())
             if fine[i]
-            else GenerationFailed("the image's numbers left the finite range")
+            else NotFinite("the image's numbers left the finite range")
             for i in range(len(items))
         ]
 

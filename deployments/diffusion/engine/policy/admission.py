@@ -23,6 +23,7 @@ from deployments.diffusion.engine.policy.spec import (
 )
 
 Tokenize = Callable[[str, str], PromptIds]  # a text, and the field that it came in
+Look = Callable[[LoraSource], str]  # what tells an adapter's file from the one before it
 
 
 class Admitted(NamedTuple):
@@ -44,22 +45,28 @@ class Admission:
 
     Args:
         tokenize: raises `InvalidRequest` for a text that is too long.
+        look: raises `NotReady` for a source that does not answer.
 
     Attributes:
         config: the adapters and limits in force; may be replaced at any time.
     """
 
     def __init__(
-        self, capabilities: Capabilities, tokenize: Tokenize, config: ModelUserConfig
+        self,
+        capabilities: Capabilities,
+        tokenize: Tokenize,
+        look: Look,
+        config: ModelUserConfig,
     ) -> None:
         self.config = config
+        self._look = look
         self._can = capabilities
         self._tokenize = tokenize
 
     def admit(self, job: ImageJob, assets: Sequence[Asset]) -> Admitted:
         """The rows of a job with the arrays it names.
 
-        Raises `InvalidRequest` or `NotFound` naming the field.
+        Raises `InvalidRequest` or `NotFound` naming the field, or `NotReady`.
         """
         config = self.config
         _check_size(job, config.limits)
@@ -74,11 +81,17 @@ class Admission:
                 f"(it is {job.guidance_scale:g})",
                 "negative_prompt",
             )
+        if job.num_inference_steps > self._can.max_steps:
+            raise InvalidRequest(
+                f"num_inference_steps is {job.num_inference_steps}; this model's schedule has "
+                f"{self._can.max_steps} steps",
+                "num_inference_steps",
+            )
         steps = real_steps(job.num_inference_steps, job.strength)
         if steps < 1:
             raise InvalidRequest(_no_step(job.num_inference_steps, job.strength), "strength")
         self._check_video(job)
-        weights, sources = _loras(job, config)
+        asked = _loras(job, config)
         controls = self._controls(job, assets)
         image_prompt = self._image_prompt(job, assets)
         source = self._source(job, assets)
@@ -86,6 +99,8 @@ class Admission:
         negative = None
         if job.guidance_scale > 1:
             negative = self._tokenize(job.negative_prompt or "", "negative_prompt")
+        loras = {source.key(self._look(source)): (source, weight) for source, weight in asked}
+        weights = tuple((key, weight) for key, (_, weight) in loras.items())
         specs = [
             RowSpec(
                 prompt=prompt,
@@ -108,7 +123,7 @@ class Admission:
             for seed in job.seeds
         ]
         tokens = prompt.tokens + (negative.tokens if negative is not None else 0)
-        return Admitted(specs, sources, tokens)
+        return Admitted(specs, {key: source for key, (source, _) in loras.items()}, tokens)
 
     @property
     def max_frames(self) -> int:
@@ -233,13 +248,10 @@ def _check_size(job: ImageJob, limits: Limits) -> None:
         raise InvalidRequest(f"size {job.width}x{job.height} is not allowed: {allowed}", "size")
 
 
-def _loras(
-    job: ImageJob, config: ModelUserConfig
-) -> tuple[tuple[tuple[str, float], ...], dict[str, LoraSource]]:
-    """Adapter weights and sources by key; of a video both kinds go to the motion UNet."""
+def _loras(job: ImageJob, config: ModelUserConfig) -> list[tuple[LoraSource, float]]:
+    """Adapters and their weights; of a video both kinds go to the motion UNet."""
     unet = "unet" if job.num_frames is None else "motion_unet"
-    weights: dict[str, float] = {}
-    sources: dict[str, LoraSource] = {}
+    loras: dict[LoraSource, float] = {}
     for param, asked, known in (
         ("loras", job.loras, config.loras),
         ("motion_loras", job.motion_loras, config.motion_loras),
@@ -256,10 +268,8 @@ def _loras(
                 raise NotFound(
                     f"{param} {lora.name!r} does not exist; this model has: {names}", param
                 )
-            source = LoraSource(known[lora.name], unet)
-            key = source.key(lora.name)
-            if key in weights:
+            source = LoraSource(lora.name, known[lora.name], unet)
+            if source in loras:
                 raise InvalidRequest(f"{param} {lora.name!r} is named twice", param)
-            weights[key] = lora.weight
-            sources[key] = source
-    return tuple(weights.items()), sources
+            loras[source] = lora.weight
+    return list(loras.items())

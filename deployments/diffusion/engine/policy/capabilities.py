@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from deployments.contracts.jobs import MAX_STEPS
+
 
 @dataclass(frozen=True)
 class ImageEmbeds:
@@ -26,9 +28,11 @@ class Capabilities:
         controls: types of its ControlNets.
         image_prompt: what its IP-Adapter reads; `None`: it has none.
         max_frames: of its motion layers; 0: it makes no videos.
+        max_steps: of its schedule.
     """
 
     takes_mask: bool
     controls: frozenset[str]
     image_prompt: ImageEmbeds | None
     max_frames: int
+    max_steps: int = MAX_STEPS

@@ -8,26 +8,31 @@ UNMEASURED_DECODE_S = 0.5  # likewise, of decoding them
 
 
 class Pace:
-    """Seconds that a latent pixel takes, a moving average.
+    """Seconds that a latent pixel takes: moving averages of seconds and of pixels, divided.
+
+    An average of their ratios would count a call of few pixels, which takes longer for each, as
+    much as a call of many: a queue of mixed sizes would seem several times as long as it is.
 
     Args:
         unmeasured_s: what 64 x 64 of them are taken to need until one was measured.
     """
 
     def __init__(self, unmeasured_s: float) -> None:
-        self._unmeasured = unmeasured_s / 64**2
-        self._pixel_s: float | None = None
+        self._pixels = 64.0**2
+        self._seconds = unmeasured_s
+        self._measured = False
 
     @property
     def pixel_s(self) -> float:
         """Seconds per latent pixel."""
-        return self._unmeasured if self._pixel_s is None else self._pixel_s
+        return self._seconds / self._pixels
 
     def measure(self, pixels: int, seconds: float) -> None:
         """So many latent pixels took so long."""
-        newest = seconds / pixels
-        known = newest if self._pixel_s is None else self._pixel_s
-        self._pixel_s = known + SMOOTHING * (newest - known)
+        weight = SMOOTHING if self._measured else 1.0
+        self._pixels += weight * (pixels - self._pixels)
+        self._seconds += weight * (seconds - self._seconds)
+        self._measured = True
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ decoder's threads answer them, anyone may look at the figures.
 """
 
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from threading import Lock
@@ -13,7 +14,7 @@ from time import monotonic
 
 from configs.app import Limits
 from deployments.contracts.errors import Cancelled, InvalidRequest, QueueFull
-from deployments.contracts.figures import EngineFigures
+from deployments.contracts.figures import CallerFigures, EngineFigures
 from deployments.contracts.jobs import (
     FailedImage,
     FinishedImage,
@@ -22,6 +23,8 @@ from deployments.contracts.jobs import (
     PartialImage,
     Progress,
 )
+from deployments.diffusion.engine.policy.account import Account, Accounts
+from deployments.diffusion.engine.policy.batch import Batch
 from deployments.diffusion.engine.policy.estimate import (
     SMOOTHING,
     UNMEASURED_DECODE_S,
@@ -30,9 +33,11 @@ from deployments.diffusion.engine.policy.estimate import (
     Pace,
     Work,
 )
+from deployments.diffusion.engine.policy.places import Places
 from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 
+IDLE_CALLERS = 64  # whose figures are still shown
 Sink = Callable[[JobEvent], None]
 _SERIAL = count()
 log = logging.getLogger("tcd.engine")
@@ -58,7 +63,9 @@ class Entry:
         self.sink = sink
         self.progress = progress
         self.rows = {
-            index: Trajectory(f"{self.key}/{index}", spec, job.priority, self.deadline)
+            index: Trajectory(
+                f"{self.key}/{index}", spec, job.priority, self.deadline, caller=job.caller
+            )
             for index, spec in enumerate(specs)
         }
         self.unanswered = set(self.rows)
@@ -92,6 +99,7 @@ class Registry:
         self._entries: dict[str, Entry] = {}
         self._closed: Exception | None = None
         self._figures = EngineFigures(name)
+        self._accounts = Accounts(IDLE_CALLERS)
         self._unet_pace = Pace(UNMEASURED_STEP_S)
         self._vae_pace = Pace(UNMEASURED_DECODE_S)
         self._work = Work()
@@ -100,8 +108,9 @@ class Registry:
     def open(self, entry: Entry, limits: Limits) -> None:
         """Takes a job in, whole.
 
-        Raises `QueueFull` if more than `limits.max_pending` images would wait,
-        `InvalidRequest` if the id is in use, and what `close` was given once that was called.
+        Raises `QueueFull` if more than `limits.max_pending` images would wait and the caller has
+        its share of them, or twice as many would (see `Places`); `InvalidRequest` if the id is in
+        use, and what `close` was given once that was called.
         """
         job, images = entry.job, len(entry.unanswered)
         with self._lock:
@@ -109,17 +118,22 @@ class Registry:
                 raise self._closed
             if job.job_id in self._entries:
                 raise InvalidRequest(f"job_id {job.job_id!r} is already in the engine", "job_id")
-            pending, max_pending = self._figures.pending_images, limits.max_pending
-            excess = pending + images - max_pending
-            if excess > 0:
-                wait_s = self._outlook_with_unseen(limits.max_batch).room_s(excess)
+            account = self._accounts.of(job.caller)
+            queue = Places(
+                limits.max_pending,
+                ((other.caller, other.pending) for other in self._accounts.all() if other.pending),
+            )
+            pending = self._figures.pending_images
+            if not queue.allow(job.caller, images):
+                wait_s = self._wait_s(account, queue, images, limits.max_batch)
                 raise QueueFull(
-                    f"{pending} of {max_pending} images are pending; room for {images} more "
+                    f"{pending} of {limits.max_pending} images are pending; room for {images} more "
                     f"is expected in {wait_s:.1f} s",
                     max(1, round(wait_s * 1000)),
                 )
             self._entries[job.job_id] = entry
             self._unseen.add(entry)
+            account.pending += images
             self._figures = replace(self._figures, pending_images=pending + images)
 
     def seen(self, entry: Entry) -> None:
@@ -127,14 +141,37 @@ class Registry:
         with self._lock:
             self._unseen.discard(entry)
 
-    def _outlook_with_unseen(self, max_batch: int) -> Outlook:
-        rows = [row for entry in self._unseen for row in list(entry.rows.values())]
-        work = self._work.and_(
-            len(rows),
-            sum(row.pending_pixels for row in rows),
-            sum(row.decode_pixels for row in rows),
-            max_batch,
-        )
+    def _wait_s(self, account: Account, queue: Places, images: int, max_batch: int) -> float:
+        """Seconds until a caller may have so many more: until enough of all images, or of its own,
+        are answered, those not counted that it was already told to come back for. Never longer
+        than everything accepted takes."""
+        caller, now = account.caller, monotonic()
+        promised = account.promised(now)
+        by_anybody, by_itself = queue.lacking(caller, images)
+        unseen = [row for entry in self._unseen for row in list(entry.rows.values())]
+        outlook = self._outlook(_with(self._work, unseen, max_batch))
+        wait_s = outlook.room_s(by_anybody + promised)
+        if by_itself < by_anybody and by_itself + promised <= account.pending:
+            alone = self._outlook(self._work_of(account, max_batch))
+            wait_s = min(wait_s, alone.room_s(by_itself + promised) / queue.part(caller))
+        wait_s = min(wait_s, outlook.pending_s)
+        if promised < queue.limit:
+            account.promise(now + wait_s, images)
+        return wait_s
+
+    def _work_of(self, account: Account, max_batch: int) -> Work:
+        """What is to be done of a caller's images."""
+        rows = [
+            row
+            for entry in self._entries.values()
+            if entry.job.caller.name == account.caller.name
+            for row in list(entry.rows.values())
+        ]
+        decoding = account.pending - len(rows)
+        pixels = decoding * self._work.decode_pixels // max(1, self._work.decoding)
+        return _with(Work(decoding=decoding, decode_pixels=pixels), rows, max_batch)
+
+    def _outlook(self, work: Work) -> Outlook:
         return Outlook.of(work, self._unet_pace, self._vae_pace)
 
     def close(self, error: Exception) -> tuple[Entry, ...]:
@@ -167,6 +204,7 @@ class Registry:
             entry.unanswered.discard(event.image_index)
             if not entry.unanswered:
                 del self._entries[entry.job.job_id]
+            self._accounts.of(entry.job.caller).pending -= 1
             self._figures = _counted(self._figures, event)
         _deliver(entry, event)
 
@@ -177,14 +215,16 @@ class Registry:
         for index in unanswered:
             self.answer(entry, FailedImage(index, error))
 
-    def count_step(self, unet_rows: int) -> None:
-        """A UNet call of so many rows was made."""
+    def count_step(self, batch: Batch) -> None:
+        """A UNet call was made."""
         with self._lock:
+            for row in batch.rows:
+                self._accounts.of(row.caller).work += row.step_pixels
             figures = self._figures
             self._figures = replace(
                 figures,
                 steps_total=figures.steps_total + 1,
-                rows_total=figures.rows_total + unet_rows,
+                rows_total=figures.rows_total + batch.unet_rows,
             )
 
     def measure_step(self, unet_rows: int, pixels: int, seconds: float) -> None:
@@ -207,7 +247,7 @@ class Registry:
         """Shows the loop's state to other threads. Called on the engine's thread."""
         with self._lock:
             self._work = standing.work
-            outlook = Outlook.of(standing.work, self._unet_pace, self._vae_pace)
+            outlook = self._outlook(standing.work)
             self._figures = replace(
                 self._figures,
                 running_rows=standing.running_rows,
@@ -225,7 +265,26 @@ class Registry:
     def figures(self) -> EngineFigures:
         """The engine at this moment."""
         with self._lock:
-            return self._figures
+            running: Counter[str] = Counter()
+            for entry in self._entries.values():
+                rows = list(entry.rows.values())
+                running[entry.job.caller.name] += sum(row.slot is not None for row in rows)
+            callers = (
+                CallerFigures(name, running[name], account.pending, account.work)
+                for account in self._accounts.all()
+                for name in [account.caller.name]
+            )
+            return replace(self._figures, callers=tuple(callers))
+
+
+def _with(work: Work, rows: Sequence[Trajectory], max_batch: int) -> Work:
+    """`work`, and rows that nobody has begun."""
+    return work.and_(
+        len(rows),
+        sum(row.pending_pixels for row in rows),
+        sum(row.decode_pixels for row in rows),
+        max_batch,
+    )
 
 
 def _counted(figures: EngineFigures, event: FinishedImage | FailedImage) -> EngineFigures:

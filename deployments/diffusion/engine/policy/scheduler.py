@@ -1,21 +1,35 @@
 """Which rows take the next step together. Policy only: no torch, no clock, no threads.
 
-Rows get slots in order, somewhat ahead of their first step: their prompts and pictures are
-encoded meanwhile. The next batch is led by the row that is first in order, and filled with rows
-of the same key in that order. The order is: effective priority, then arrival. A row that a schedule
-passes over gains one level of effective priority every `aging_steps` schedules, so
-none waits for ever: not behind higher priorities, and not behind another image size.
+Between callers the device is shared by work (`turns.py`), so that a flood of one delays another by
+its share and no more. Among the rows of one caller the order is: effective priority, then arrival.
+A row that a schedule passes over gains one level of effective priority every `aging_steps`
+schedules, so none waits for ever: not behind higher priorities, and not behind another image size.
+
+The next batch is led by the first row of the caller whose turn it is, and filled with rows of the
+same key, always of the caller who stands lowest. Nobody rides along who would get ahead of
+a caller who cannot use more of the call: one whose rows of this key are all in it, or who has
+just come and whose first row is being made ready. A call that waits for nobody is full; one
+that others ride in takes at most as much longer as they weigh.
+
+Rows get slots in that order, somewhat ahead of their first step: their prompts and pictures are
+encoded meanwhile.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
+from math import inf
 
 from configs.app import Limits
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Outcome
 from deployments.diffusion.engine.policy.estimate import Work
+from deployments.diffusion.engine.policy.places import Places
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
+from deployments.diffusion.engine.policy.turns import Turns
 
 RECOVERY_STEPS = 64
 BATCHES_AHEAD = 2
+CALLS_TO_GET_READY = 4  # for which a newcomer's claim is kept: calls of one row are short
 
 
 @dataclass
@@ -29,7 +43,8 @@ class _Bound:
 class Scheduler:
     """Holds every trajectory from `add` until it is finished, failed or aborted.
 
-    `limits.max_batch` bounds the UNet rows of a batch, `limits.max_running` the slots.
+    `limits.max_batch` bounds the UNet rows of a batch, `limits.max_running` the slots (between
+    callers as `Places` has it).
     Running out of memory halves the latent pixels that a batch of that image size may have; every
     `RECOVERY_STEPS` steps of that size without it give one row back.
     """
@@ -38,6 +53,7 @@ class Scheduler:
         self._limits = limits
         self._live: dict[str, Trajectory] = {}
         self._arrivals = 0
+        self._turns = Turns()
         self._bounds: dict[BatchKey, _Bound] = {}  # of sizes that ran out of memory
 
     @property
@@ -102,28 +118,18 @@ class Scheduler:
 
         They are those of the next `BATCHES_AHEAD` batches as `schedule` would fill them.
         """
-        used = self._used_slots()
-        free = [slot for slot in range(self._limits.max_running) if slot not in used]
-        # After `reconfigure` to fewer slots, rows that hold higher ones count as well.
-        del free[max(0, self._limits.max_running - len(used)) :]
-        left = sorted(
-            (row for row in self._live.values() if row.status is not Status.PREPARING),
-            key=self._order,
-        )
+        left = self._candidates()
+        tags = self._tags(left)
+        slots = self._slots(left)
         given: list[Trajectory] = []
         for _ in range(BATCHES_AHEAD):
-            if not left or not free:
-                break
-            key, room, others = left[0].key, self._limits.max_batch, list[Trajectory]()
-            for row in left:
-                if row.key != key or room <= 0 or (row.slot is None and not free):
-                    others.append(row)
-                    continue
-                room -= row.unet_rows
-                if row.status is Status.WAITING:
-                    row.slot, row.status = free.pop(0), Status.JOINING
-                    given.append(row)
-            left = others
+            batch = self._filled(left, tags, slots)
+            given += [row for row in batch if row.status is Status.WAITING]
+            left = [row for row in left if row not in batch]
+        used = self._used_slots()
+        free = (slot for slot in count() if slot not in used)
+        for row in given:
+            row.slot, row.status = next(free), Status.JOINING
         return tuple(given)
 
     def joined(self, row_id: str) -> Trajectory | None:
@@ -160,28 +166,20 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """The next batch; `None` if no row can run."""
-        candidates = sorted(
-            (row for row in self._live.values() if row.status is not Status.PREPARING),
-            key=self._order,
-        )
-        chosen: list[Trajectory] = []
-        room = 0
-        for row in candidates:
-            if row.status is not Status.RUNNING:
-                continue
-            if not chosen:
-                room = self.limit_of(row.key)
-            elif row.key != chosen[0].key or row.key.frames is not None:
-                continue
-            # A guided row runs even where only one row fits: it cannot be split.
-            if row.unet_rows > room and chosen:
-                continue
-            chosen.append(row)
-            room -= row.unet_rows
-            if room <= 0:
-                break
-        if not chosen:
+        candidates = self._candidates()
+        running = [row for row in candidates if row.status is Status.RUNNING]
+        if not running:
             return None
+        tags = self._tags(candidates)
+        present = {row.caller.name for row in running}
+        claims = [
+            tags[row.caller.name]
+            for row in candidates
+            if row.status is Status.JOINING
+            and row.caller.name not in present
+            and row.passed_over < CALLS_TO_GET_READY
+        ]
+        chosen = self._filled(running, tags, self._slots(running), min(claims, default=inf))
         for row in candidates:
             row.passed_over += 1
         for row in chosen:
@@ -196,6 +194,7 @@ class Scheduler:
         """
         if not isinstance(outcome, Advanced):
             return self._out_of_memory(batch)
+        self._turns.charge(batch)
         self._recover(batch.key)
         left: list[Trajectory] = []
         for row in batch.rows:
@@ -233,11 +232,74 @@ class Scheduler:
 
     def _pixels_until_first(self) -> int:
         """Latent pixels to compute before the first of the rows held has left."""
-        batch = sorted(self._live.values(), key=self._order)[: self._limits.max_batch]
+        tags = self._tags(self.live)
+        order = sorted(self.live, key=lambda row: (tags[row.caller.name], *self._order(row)))
+        batch = order[: self._limits.max_batch]
         if not batch:
             return 0
         steps = min(row.steps - row.cursor for row in batch)
         return steps * sum(row.unet_rows * row.key.pixels for row in batch)
+
+    def _candidates(self) -> list[Trajectory]:
+        """All rows that may run now or soon, in the order that holds within a caller."""
+        rows = (row for row in self._live.values() if row.status is not Status.PREPARING)
+        return sorted(rows, key=self._order)
+
+    def _tags(self, rows: Sequence[Trajectory]) -> dict[str, float]:
+        return {row.caller.name: self._turns.tag(row.caller) for row in rows}
+
+    def _slots(self, rows: Sequence[Trajectory]) -> Places:
+        held = ((row.caller, int(row.slot is not None)) for row in rows)
+        return Places(self._limits.max_running, held)
+
+    def _filled(
+        self,
+        rows: Sequence[Trajectory],
+        tags: dict[str, float],
+        slots: Places,
+        claim: float = inf,
+    ) -> list[Trajectory]:
+        """The rows of the next batch, of `rows` in order.
+
+        Args:
+            tags: of their callers; charged with what is taken.
+            slots: for rows that have none; charged, too.
+            claim: lowest tag of the callers who have just come: nobody rides along from there on.
+        """
+        left: dict[str, list[Trajectory]] = {}  # by caller
+        for row in rows:
+            left.setdefault(row.caller.name, []).append(row)
+        taken: list[Trajectory] = []
+        room = 0
+        while left:
+            name = min(left, key=lambda name: (tags[name], left[name][0].arrival))
+            if taken and tags[name] >= claim:
+                break
+            able = [r for r in left[name] if r.slot is not None or slots.allow(r.caller)]
+            # A guided row runs even where only one row fits: it cannot be split.
+            fitting = (r for r in able if not taken or r.unet_rows <= room)
+            first = next(fitting, None)
+            if first is None:
+                del left[name]
+                claim = min(claim, tags[name]) if able else claim
+                continue
+            key = first.key
+            if not taken:
+                room = self.limit_of(key)
+                alike = {name: [r for r in held if r.key == key] for name, held in left.items()}
+                left = {name: held for name, held in alike.items() if held}
+            taken.append(first)
+            tags[name] += first.charge
+            room -= first.unet_rows
+            if first.slot is None:
+                slots.take(first.caller)
+            if room <= 0 or key.frames is not None:
+                break
+            left[name].remove(first)
+            if not left[name]:
+                del left[name]
+                claim = min(claim, tags[name])
+        return taken
 
     def _used_slots(self) -> set[int]:
         return {row.slot for row in self._live.values() if row.slot is not None}
@@ -248,3 +310,5 @@ class Scheduler:
     def _leave(self, row: Trajectory, status: Status) -> None:
         del self._live[row.row_id]
         row.status = status
+        if not self._live:
+            self._turns.reset()

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple
 
-from configs.sources import state
 from deployments.contracts.jobs import Embeds, Mask, Pixels, real_steps
 from deployments.diffusion.engine.policy.batch import BatchKey
 
@@ -27,15 +26,15 @@ class PromptIds(NamedTuple):
 class LoraSource:
     """Where an adapter comes from, and which UNet it goes to: "unet" or "motion_unet"."""
 
+    name: str
     source: str
     unet: str = "unet"
 
-    def key(self, name: str) -> str:
+    def key(self, state: str) -> str:
         """The key of an adapter: another source under the same name is another adapter, and so
-        is another file at the same local source."""
-        content = f"{self.unet} {self.source} {state(self.source)}"
-        digest = sha256(content.encode()).hexdigest()[:12]
-        return f"{name.replace('.', '_')}-{digest}"
+        is another file at the same local source, as its `state` tells."""
+        digest = sha256(f"{self.unet} {self.source} {state}".encode()).hexdigest()[:12]
+        return f"{self.name.replace('.', '_')}-{digest}"
 
 
 @dataclass(frozen=True, eq=False)

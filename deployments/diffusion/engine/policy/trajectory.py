@@ -1,8 +1,9 @@
 """One image on its way from noise to latents: the state that the host keeps. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
+from deployments.contracts.jobs import Caller
 from deployments.diffusion.engine.policy.batch import BatchKey
 from deployments.diffusion.engine.policy.spec import RowSpec
 
@@ -33,6 +34,7 @@ class Trajectory:
         cursor: steps taken so far.
         priority: higher goes first; waiting raises it (see `Scheduler`).
         deadline: on the clock of `time.monotonic`; `None`: never.
+        caller: for whom it is made.
         slot: index of its device memory in the runner; `None` while it has none.
         passed_over: schedules in a row that left it out.
         short_of_memory: its last step ran out of memory though it was alone.
@@ -48,6 +50,7 @@ class Trajectory:
     passed_over: int = 0
     arrival: int = 0
     short_of_memory: bool = False
+    caller: Caller = field(default_factory=Caller)
 
     @property
     def key(self) -> BatchKey:
@@ -63,6 +66,16 @@ class Trajectory:
     def unet_rows(self) -> int:
         """Rows that it takes in a UNet call: one a frame, twice if guidance is in force."""
         return (self.spec.frames or 1) * (2 if self.spec.guided else 1)
+
+    @property
+    def step_pixels(self) -> int:
+        """The work of one step: latent pixels of its UNet rows."""
+        return self.unet_rows * self.key.pixels
+
+    @property
+    def charge(self) -> float:
+        """What a step costs its caller: work by the caller's weight."""
+        return self.step_pixels / self.caller.weight
 
     @property
     def pending_unet_rows(self) -> int:

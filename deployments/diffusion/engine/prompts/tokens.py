@@ -8,6 +8,8 @@ from transformers import CLIPTokenizer
 from deployments.contracts.errors import InvalidRequest
 from deployments.diffusion.engine.policy.spec import PromptIds
 
+MAX_CHARS = 20_000  # of one text; 75 tokens are hardly a thousand
+
 
 class Tokenizers:
     """Tokenises for all text encoders of a checkpoint. Thread-safe."""
@@ -22,6 +24,10 @@ class Tokenizers:
         Raises `InvalidRequest` naming `param` when a text encoder cannot read it whole:
         nothing is cut off in silence.
         """
+        if len(text) > MAX_CHARS:  # tokenising takes time in proportion
+            raise InvalidRequest(
+                f"{param} is {len(text)} characters long; at most {MAX_CHARS} are read", param
+            )
         ids: list[tuple[int, ...]] = []
         tokens = 0
         for tokenizer in self._tokenizers:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Pixels
+from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.components import Components
 from deployments.diffusion.engine.models.placing import to_device
 from deployments.diffusion.engine.models.schedule import Step
@@ -25,6 +26,7 @@ from deployments.diffusion.engine.pixels.sources import (
 from deployments.diffusion.engine.policy.batch import OutOfMemory
 from deployments.diffusion.engine.policy.spec import ImagePrompt, PromptIds, RowSpec
 from deployments.diffusion.engine.prompts.encoder import Prompt, PromptEmbeds, PromptEncoder
+from deployments.diffusion.engine.pulse import Pulse
 from deployments.diffusion.engine.steps.row import Row
 
 # Of a row's noise: a CPU takes 2 ms for that of a step of 1024 x 1024 pixels in half precision. The
@@ -33,7 +35,7 @@ STEPS_DRAWN_AHEAD = 8
 
 
 @dataclass(frozen=True)
-class Work:
+class Order:
     """A row to be made ready. Rows of one job share what does not depend on the seed."""
 
     row_id: str
@@ -85,14 +87,14 @@ class Preparation:
         """Where the rows go."""
         return self._parts.device
 
-    def rows(self, works: Sequence[Work]) -> Iterator[Row]:
+    def rows(self, orders: Sequence[Order]) -> Iterator[Row]:
         """Rows in order, each as soon as it is ready; prompts are encoded in one batch before."""
-        new = {work.job_key: work.spec for work in works if work.job_key not in self._jobs}
+        new = {order.job_key: order.spec for order in orders if order.job_key not in self._jobs}
         embeds = self._embeds(list(new.values()))
         for (job_key, spec), (cond, uncond) in zip(new.items(), embeds, strict=True):
             self._jobs[job_key] = self._shared(spec, cond, uncond)
-        for work in works:
-            yield self._row(work.spec, self._jobs[work.job_key])
+        for order in orders:
+            yield self._row(order.spec, self._jobs[order.job_key])
 
     def forget(self, job_key: str) -> None:
         """No more rows of this job will be asked for."""
@@ -205,6 +207,9 @@ class Preparer:
         deliver: called on that thread with each row, and with each job that was forgotten; must
             hand it to the engine's thread.
         broken: told of what no row is to blame for: a device that answers nothing any more.
+
+    Attributes:
+        pulse: of its thread.
     """
 
     def __init__(
@@ -216,65 +221,70 @@ class Preparer:
         self._preparation = preparation
         self._deliver = deliver
         self._broken = broken
-        self._inbox: SimpleQueue[Work | _Forget | None] = SimpleQueue()
+        self.pulse = Pulse()
+        self._inbox: SimpleQueue[Order | _Forget | None] = SimpleQueue()
         device = preparation.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread = Thread(target=self._work, name="tcd-prepare", daemon=True)
         self._thread.start()
 
-    def put(self, work: Work) -> None:
+    def put(self, order: Order) -> None:
         """Asks for a row."""
-        self._inbox.put(work)
+        self._inbox.put(order)
 
     def forget(self, job_key: str) -> None:
         """Lets go of what rows of a job shared; says so when that is done."""
         self._inbox.put(_Forget(job_key))
 
-    def close(self) -> None:
-        """Ends the thread after the rows under way."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Ends the thread after the rows under way; waits for that, at most so long."""
         self._inbox.put(None)
-        self._thread.join()
+        self._thread.join(timeout_s)
 
     def _work(self) -> None:
         while True:
+            self.pulse.rest()
             messages = [self._inbox.get()]
+            self.pulse.beat()
             try:
                 while True:
                     messages.append(self._inbox.get_nowait())
             except Empty:
                 pass
             forgotten = [m.job_key for m in messages if isinstance(m, _Forget)]
-            works = [m for m in messages if isinstance(m, Work)]
-            self._prepare([work for work in works if work.job_key not in forgotten])
+            orders = [m for m in messages if isinstance(m, Order)]
+            self._prepare([order for order in orders if order.job_key not in forgotten])
             for job_key in forgotten:
                 self._preparation.forget(job_key)
                 self._deliver(Forgotten(job_key))
             if None in messages:
                 return
 
-    def _prepare(self, works: Sequence[Work]) -> None:
+    def _prepare(self, orders: Sequence[Order]) -> None:
         """All together; if that fails, each alone: then it shows whose fault it is."""
         delivered = 0
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
-                for work, row in zip(works, self._preparation.rows(works), strict=True):
+                self.pulse.beat()
+                for order, row in zip(orders, self._preparation.rows(orders), strict=True):
                     row.ready = None if self._stream is None else self._stream.record_event()
-                    self._deliver(Prepared(work.row_id, row))
+                    self._deliver(Prepared(order.row_id, row))
                     delivered += 1
+                    self.pulse.beat()
             return
         except Exception as error:
             failure = error.with_traceback(None)  # which would keep the failed tensors alive
-        left = works[delivered:]
-        if isinstance(failure, torch.AcceleratorError):
+        left = orders[delivered:]
+        if is_of_device(failure):
             self._broken(failure)
         elif len(left) == 1:
             self._deliver(Prepared(left[0].row_id, _failed(failure)))
         else:
-            for work in left:
-                self._prepare([work])
+            for order in left:
+                self._prepare([order])
 
 
 def _failed(error: Exception) -> OutOfMemory | GenerationFailed:
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return OutOfMemory(str(error))
     return GenerationFailed(f"the image could not be prepared: {error}")

@@ -3,18 +3,26 @@
 One `run` is one denoising step of every row of a batch: the numbers of the step are uploaded,
 the UNet is called once, and each row takes its own TCD step. The host never waits for the device
 in between; it stays at most `RUN_AHEAD` steps ahead of it.
+
+A step is computed first and taken by its rows then, so that it can be computed again for others.
+If one raises, each of its rows is tried alone: those that raise alone are to blame and fail, the
+others take the step together. An engine is at fault if the device failed, if no row raises alone,
+or if a plain row, which no request made, cannot take a step either.
 """
 
+import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from time import perf_counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from deployments.diffusion.engine.adapters.bank import Bank
+from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.models.schedule import Step
 from deployments.diffusion.engine.policy.batch import (
     Advanced,
     Batch,
@@ -23,13 +31,32 @@ from deployments.diffusion.engine.policy.batch import (
     OutOfMemory,
 )
 from deployments.diffusion.engine.policy.spec import RowSpec
+from deployments.diffusion.engine.policy.trajectory import Trajectory
 from deployments.diffusion.engine.prompts.encoder import PromptEmbeds
+from deployments.diffusion.engine.steps.clock import InFlight, clock_of
 from deployments.diffusion.engine.steps.conditioning import ControlPlan, RowControl, UNetInput
 from deployments.diffusion.engine.steps.row import Row
 from deployments.diffusion.engine.steps.staging import Numbers
 from deployments.diffusion.engine.steps.tcd import coefficients, tcd_step
 
+PLAIN_SIDE = 64  # pixels, of the row that shows whether the engine itself is well
 RUN_AHEAD = 2  # UNet calls queued on a GPU before the host waits for the oldest
+log = logging.getLogger("tcd.engine")
+
+
+class _Placed(NamedTuple):
+    """A row, and the steps that it has taken."""
+
+    row: Row
+    cursor: int
+
+
+class _Stepped(NamedTuple):
+    """A row, and where a step takes it."""
+
+    row: Row
+    latents: Tensor
+    x_0: Tensor
 
 
 @dataclass(frozen=True)
@@ -67,8 +94,9 @@ class Runner:
 
     def __init__(self, components: Components) -> None:
         self._parts = components
+        self._plain_steps = components.schedule.steps(1, 0.0)
         self._rows: dict[int, Row] = {}
-        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight: deque[InFlight] = deque()
 
     def adopt(self, slot: int, row: Row) -> None:
         """Gives a row its slot."""
@@ -76,21 +104,60 @@ class Runner:
         self._rows[slot] = row
 
     def run(self, batch: Batch) -> Outcome:
-        """Takes one step with every row of a batch; every row holds a slot."""
-        clock = _clock(self._parts.device)
+        """Takes one step with every row of a batch; every row holds a slot.
+
+        Raises what no row is to blame for; no row has taken the step then.
+        """
+        failures: dict[str, Exception] = {}
+        clock = clock_of(self._parts.device)
+        stepped = self._tried(self._placed(batch.rows))
+        if isinstance(stepped, Exception) and not is_out_of_memory(stepped):
+            failures = self._blamed(batch.rows, stepped)
+            batch = Batch(batch.key, tuple(r for r in batch.rows if r.row_id not in failures))
+            if not batch.rows:
+                return Advanced(failures)
+            clock = clock_of(self._parts.device)
+            stepped = self._tried(self._placed(batch.rows))
+            if isinstance(stepped, Exception) and not is_out_of_memory(stepped):
+                raise stepped
+        if isinstance(stepped, Exception):
+            return OutOfMemory(str(stepped))
+        for row, latents, estimate in stepped:
+            row.latents, row.x_0 = latents, estimate
+        self._in_flight.append(InFlight(batch.unet_rows, batch.pixels, clock.stop()))
+        return Advanced(failures, self._wait_for_older_steps())
+
+    def _placed(self, rows: Sequence[Trajectory]) -> list[_Placed]:
+        return [_Placed(self._rows[r.slot], r.cursor) for r in rows if r.slot is not None]
+
+    def _tried(self, placed: Sequence[_Placed]) -> Sequence[_Stepped] | Exception:
+        """A step of these rows, which none of them has taken, or what kept it from being made.
+        Raises what the device itself failed with."""
         try:
             with torch.inference_mode():
-                self._step(self._plan(batch))
-            short_of_memory = None
-        except torch.OutOfMemoryError as error:
-            short_of_memory = str(error)
-        if short_of_memory is not None:
-            # Only here are the tensors of the failed call gone: the error held them.
-            if self._parts.device.type == "cuda":
-                torch.cuda.empty_cache()
-            return OutOfMemory(short_of_memory)
-        self._in_flight.append(_InFlight(batch.unet_rows, batch.pixels, clock.stop()))
-        return Advanced({}, self._wait_for_older_steps())
+                return self._step(self._plan(placed))
+        except Exception as error:
+            if is_of_device(error):
+                raise
+            if not is_out_of_memory(error):
+                log.warning("a step of %d rows failed", len(placed), exc_info=error)
+            failure = error.with_traceback(None)  # which would keep the failed tensors alive
+        if is_out_of_memory(failure) and self._parts.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return failure
+
+    def _blamed(self, rows: Sequence[Trajectory], error: Exception) -> dict[str, Exception]:
+        """Those of the rows that cannot take a step even alone, by row id. Raises `error` if there
+        is none, or if a plain row cannot take one either."""
+        failures: dict[str, Exception] = {}
+        for row in rows:
+            tried = self._tried(self._placed([row]))
+            if isinstance(tried, Exception) and not is_out_of_memory(tried):
+                failures[row.row_id] = tried
+        plain = self._tried([_Placed(_plain(self._placed(rows)[0].row, self._plain_steps), 0)])
+        if not failures or (isinstance(plain, Exception) and not is_out_of_memory(plain)):
+            raise error
+        return failures
 
     def latents(self, slot: int) -> Tensor:
         """(C, H / 8, W / 8): where the row of a slot stands."""
@@ -104,10 +171,9 @@ class Runner:
         """Forgets the row of a slot, if it holds one."""
         self._rows.pop(slot, None)
 
-    def _plan(self, batch: Batch) -> _Call:
+    def _plan(self, rows_of_step: Sequence[_Placed]) -> _Call:
         """Puts all numbers of a step together and starts their upload."""
-        placed = [(self._rows[r.slot], r.cursor) for r in batch.rows if r.slot is not None]
-        placed.sort(key=lambda pair: pair[0].uncond is None)
+        placed = sorted(rows_of_step, key=lambda one: one.row.uncond is None)
         rows, cursors = zip(*placed, strict=True)
         steps = [row.steps[cursor] for row, cursor in placed]
         guided = sum(row.uncond is not None for row in rows)
@@ -149,7 +215,8 @@ class Runner:
         counts = [1 if tokens is None else len(tokens) for tokens in seen]
         return numbers.put(counts), numbers.put(scales)
 
-    def _step(self, call: _Call) -> None:
+    def _step(self, call: _Call) -> Sequence[_Stepped]:
+        """Where the step takes each row of the call."""
         latents = torch.stack([row.latents for row in call.rows])
         output = self._guided(call, self._predict(call, latents))
         x_prev, x_0 = tcd_step(
@@ -161,9 +228,8 @@ class Runner:
         )
         rows = zip(call.rows, call.cursors, x_prev.unbind(), strict=True)
         stepped = [self._put_back(row, cursor, new) for row, cursor, new in rows]
-        # Only now: had memory run out before, no row would have taken the step.
-        for row, new, estimate in zip(call.rows, stepped, x_0.unbind(), strict=True):
-            row.latents, row.x_0 = new, estimate
+        estimates = x_0.unbind()
+        return [_Stepped(*one) for one in zip(call.rows, stepped, estimates, strict=True)]
 
     def _put_back(self, row: Row, cursor: int, latents: Tensor) -> Tensor:
         """`latents` after a step; what a mask keeps is the noised picture again."""
@@ -246,52 +312,33 @@ class Runner:
         return self._in_flight.popleft().wait()
 
 
-class _HostClock:
-    """Times a step on a device that does it at once."""
-
-    def __init__(self) -> None:
-        self._started = perf_counter()
-
-    def stop(self) -> Callable[[], float]:
-        """The step is done; what is returned says how many seconds it took."""
-        seconds = perf_counter() - self._started
-        return lambda: seconds
-
-
-class _DeviceClock:
-    """Times a step on a GPU, which does it later."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.current_stream(device)
-        self._started = self._stream.record_event(torch.cuda.Event(enable_timing=True))
-
-    def stop(self) -> Callable[[], float]:
-        """The step has been launched; what is returned waits for its end, and says how many
-        seconds it took."""
-        ended = self._stream.record_event(torch.cuda.Event(enable_timing=True))
-
-        def wait() -> float:
-            ended.synchronize()
-            return float(self._started.elapsed_time(ended)) / 1e3
-
-        return wait
-
-
-def _clock(device: torch.device) -> _HostClock | _DeviceClock:
-    return _DeviceClock(device) if device.type == "cuda" else _HostClock()
-
-
-@dataclass(frozen=True)
-class _InFlight:
-    """A step that has been launched. `seconds` waits for its end, and says what it took."""
-
-    unet_rows: int
-    pixels: int
-    seconds: Callable[[], float]
-
-    def wait(self) -> Measured:
-        """Returns when it is done."""
-        return Measured(self.unet_rows, self.pixels, self.seconds())
+def _plain(like: Row, steps: tuple[Step, ...]) -> Row:
+    """A row of the same kind, small, with nothing of what its request asked for: no adapters,
+    pictures, controls or guidance, and zeros for latents."""
+    spec = RowSpec(
+        prompt=like.spec.prompt,
+        seed=0,
+        height=PLAIN_SIDE,
+        width=PLAIN_SIDE,
+        num_inference_steps=1,
+        eta=0.0,
+        frames=None if like.spec.frames is None else 1,
+    )
+    channels = len(like.latents)
+    return replace(
+        like,
+        spec=spec,
+        steps=steps,
+        latents=like.latents.new_zeros(channels, *spec.latent_size),
+        uncond=None,
+        source=None,
+        maps=(),
+        seen=None,
+        seen_by_twin=None,
+        beside=None if like.beside is None else like.beside.new_zeros(5, *spec.latent_size),
+        noise=[],
+        ready=None,
+    )
 
 
 def _size_ids(spec: RowSpec) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from deployments.contracts.jobs import (
     Progress,
 )
 from deployments.diffusion.engine.engine import Engine
-from deployments.diffusion.engine.steps.preparation import Forgotten, Prepared, Work
+from deployments.diffusion.engine.steps.preparation import Forgotten, Order, Prepared
 
 WAIT_S = 120.0
 
@@ -175,10 +175,10 @@ class Joins:
         preparer = engine._preparer
         put, deliver = preparer.put, preparer._deliver
 
-        def asked(work: Work) -> None:
+        def asked(order: Order) -> None:
             with self._news:
-                self._under_way.add(work.row_id)
-            put(work)
+                self._under_way.add(order.row_id)
+            put(order)
 
         def delivered(news: Prepared | Forgotten) -> None:
             deliver(news)

@@ -108,6 +108,9 @@ def test_an_adapter_of_enormous_weights_spoils_only_its_own_images(
     assert_unharmed(listener, oracle_of("sd15"), (later,))
     if factor > 1e6:
         assert isinstance(listener.error("odd"), GenerationFailed)
+        assert "huge (10)" in str(listener.error("odd")), (
+            "who asked for it learns what to leave out"
+        )
 
 
 def test_an_image_that_the_vae_cannot_decode_fails_alone(

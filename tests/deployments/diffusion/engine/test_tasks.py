@@ -14,6 +14,7 @@ import torch
 from configs.app import Limits, ModelUserConfig
 from configs.families import FAMILIES, FamilyName
 from deployments.contracts.errors import InvalidRequest
+from deployments.diffusion.engine.adapters.sources import LoraSources
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
 from deployments.diffusion.engine.policy.admission import Admission
@@ -356,7 +357,7 @@ def test_what_a_refused_strength_is_told_would_do(demo_models: Path) -> None:
     checkpoint = Checkpoint(demo_models, "sd15", "sd15")
     parts = load(checkpoint.args())
     tokenize = Tokenizers(parts.tokenizers).tokenize
-    admission = Admission(parts.capabilities, tokenize, ModelUserConfig())
+    admission = Admission(parts.capabilities, tokenize, LoraSources().look, ModelUserConfig())
     refused = 0
     for steps, strength in product(range(1, 51), (0.001, 0.02, 0.1, 0.33, 0.5, 0.99)):
         asked = task("asked", image=True, strength=strength, num_inference_steps=steps)

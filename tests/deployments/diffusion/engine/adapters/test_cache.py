@@ -59,6 +59,9 @@ class Device:
         self.parked.add(key)
         return self.carry_out(self.cache.loaded(key, SIZES[key]))
 
+    def slow(self, key: str) -> list[Action]:
+        return self.carry_out(self.cache.slow(key))
+
     def load_failed(self, key: str) -> list[Action]:
         self.loading.remove(key)
         victims, actions = self.cache.load_failed(key)
@@ -139,6 +142,11 @@ class LoraCacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_load_ends(self, data: st.DataObject) -> None:
         self.device.loaded(data.draw(st.sampled_from(sorted(self.device.loading))))
+
+    @precondition(lambda self: self.device.loading)
+    @rule(data=st.data())
+    def a_load_takes_long(self, data: st.DataObject) -> None:
+        self.device.slow(data.draw(st.sampled_from(sorted(self.device.loading))))
 
     @precondition(lambda self: self.device.loading)
     @rule(data=st.data())
@@ -351,3 +359,17 @@ def test_few_adapters_are_loaded_ahead() -> None:
     for key in ("b", "c", "d", "e", "f", "g"):
         device.request(key, key)
     assert len(device.loading) <= 4
+
+
+def test_loads_that_take_long_keep_no_other_from_being_begun() -> None:
+    device = Device(LoraCache(100))
+    for key in ("a", "b", "c", "d", "e", "f"):
+        device.request(key, key)
+    assert device.loading == {"a", "b", "c", "d"}
+    assert device.slow("b") == [Load("e")]
+    assert device.slow("c") == [Load("f")]
+    assert device.slow("c") == []
+    assert device.loaded("b") == [Attach("b"), Ready("b")]
+    device.load_failed("c")
+    assert device.request("again", "c") == [], "its place is taken like any other's"
+    assert device.loaded("a") == [Attach("a"), Ready("a"), Load("c")]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from configs.families import FamilyName
 from demo.sgm import sgm_layer
+from deployments.diffusion.engine.adapters.files import LoraError
 from deployments.diffusion.engine.adapters.fuse import fuse
 from deployments.diffusion.engine.adapters.names import adaptable
-from deployments.diffusion.engine.adapters.pairs import LoraError
 
 LAYER = "mid_block.attentions.0.proj_in"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

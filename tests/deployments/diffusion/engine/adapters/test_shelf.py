@@ -12,6 +12,7 @@ from torch import nn
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import GenerationFailed, InvalidRequest
 from deployments.diffusion.engine.adapters import shelf
+from deployments.diffusion.engine.adapters.files import LoraFile
 from deployments.diffusion.engine.adapters.reader import LoraWeights
 from tests.conftest import MakeEngine, demo_loras
 from tests.deployments.diffusion.engine.conftest import Oracles
@@ -95,20 +96,20 @@ def test_a_source_that_failed_is_not_asked_again_at_once(
     now = 1000.0
     monkeypatch.setattr(shelf, "monotonic", lambda: now)
     engine = make_engine()
-    asked: list[Path] = []
-    read = engine.components.lora_reader.read
+    asked: list[LoraFile] = []
+    make = engine.components.lora_reader.make
 
-    def refuse(path: Path, unet: str) -> LoraWeights:
-        asked.append(path)
-        raise OSError("the disk does not answer")
+    def refuse(file: LoraFile, unet: str) -> LoraWeights:
+        asked.append(file)
+        raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(engine.components.lora_reader, "read", refuse)
+    monkeypatch.setattr(engine.components.lora_reader, "make", refuse)
     job = image_job(loras=styles(neon=1.0))
     for _ in range(3):
-        with pytest.raises(GenerationFailed, match="the disk does not answer"):
+        with pytest.raises(GenerationFailed, match="no such kernel"):
             engine.generate(job)
     assert len(asked) == 1
-    monkeypatch.setattr(engine.components.lora_reader, "read", read)
+    monkeypatch.setattr(engine.components.lora_reader, "make", make)
     now += shelf.REMEMBER_FAILURE_S + 1
     assert len(engine.generate(job)) == 1
 
@@ -118,15 +119,15 @@ def test_a_source_that_hangs_keeps_no_other_from_being_read(
 ) -> None:
     engine = make_engine()
     arrived, go_on = Event(), Event()
-    read = engine.components.lora_reader.read
+    make = engine.components.lora_reader.make
 
-    def hang_on_ink(path: Path, unet: str) -> LoraWeights:
-        if path.stem == "ink":
+    def hang_on_ink(file: LoraFile, unet: str) -> LoraWeights:
+        if file.name == "ink.safetensors":
             arrived.set()
             assert go_on.wait(60)
-        return read(path, unet)
+        return make(file, unet)
 
-    monkeypatch.setattr(engine.components.lora_reader, "read", hang_on_ink)
+    monkeypatch.setattr(engine.components.lora_reader, "make", hang_on_ink)
     listener = Listener(engine)
     listener.submit(image_job("hangs", loras=styles(ink=1.0)))
     assert arrived.wait(60)
@@ -154,10 +155,10 @@ def test_a_load_that_fails_for_another_reason_is_not_the_requests_fault(
 ) -> None:
     engine = make_engine()
 
-    def refuse(path: Path, unet: str) -> LoraWeights:
+    def refuse(file: LoraFile, unet: str) -> LoraWeights:
         raise torch.OutOfMemoryError("the device is full")
 
-    monkeypatch.setattr(engine.components.lora_reader, "read", refuse)
+    monkeypatch.setattr(engine.components.lora_reader, "make", refuse)
     with pytest.raises(GenerationFailed, match="the device is full"):
         engine.generate(image_job(loras=styles(neon=1.0)))
     assert len(engine.generate(image_job("plain"))) == 1
@@ -213,14 +214,14 @@ def test_others_go_on_while_an_adapter_is_read(
 ) -> None:
     engine = make_engine()
     arrived, go_on = Event(), Event()
-    read = engine.components.lora_reader.read
+    make = engine.components.lora_reader.make
 
-    def slow_read(path: Path, unet: str) -> LoraWeights:
+    def slow_read(file: LoraFile, unet: str) -> LoraWeights:
         arrived.set()
         assert go_on.wait(60)
-        return read(path, unet)
+        return make(file, unet)
 
-    monkeypatch.setattr(engine.components.lora_reader, "read", slow_read)
+    monkeypatch.setattr(engine.components.lora_reader, "make", slow_read)
     listener = Listener(engine)
     listener.submit(image_job("styled", loras=styles(neon=1.0)))
     assert arrived.wait(60)

@@ -10,6 +10,7 @@ from configs.app import Limits, ModelUserConfig
 from configs.families import FamilyName
 from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.jobs import LoraWeight
+from deployments.diffusion.engine.adapters.sources import LoraSources
 from deployments.diffusion.engine.models.components import Components, load
 from deployments.diffusion.engine.policy.admission import Admission
 from deployments.diffusion.engine.prompts.tokens import Tokenizers
@@ -26,7 +27,7 @@ def components(demo_models: Path) -> Components:
 
 def admission_of(components: Components, config: ModelUserConfig) -> Admission:
     tokenize = Tokenizers(components.tokenizers).tokenize
-    return Admission(components.capabilities, tokenize, config)
+    return Admission(components.capabilities, tokenize, LoraSources().look, config)
 
 
 @pytest.fixture

@@ -47,3 +47,12 @@ def test_unet_and_vae_work_side_by_side() -> None:
     assert outlook.pending_s == pytest.approx(10.0)
     assert outlook.each_s == pytest.approx(2.0)
     assert outlook.first_s == pytest.approx(1.0), "the decoder answers first"
+
+
+def test_a_pace_of_mixed_sizes_is_that_of_all_their_pixels() -> None:
+    """Small calls take longer for each of their pixels; the queue has few of those."""
+    pace = Pace(0.5)
+    for _ in range(100):
+        pace.measure(64, 0.016)
+        pace.measure(8 * 4096, 0.6)
+    assert 1000 * (64 + 8 * 4096) * pace.pixel_s == pytest.approx(1000 * 0.616, rel=0.1)

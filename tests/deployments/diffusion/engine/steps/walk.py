@@ -11,14 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from configs.app import Dtype, Limits, ModelArgs, ModelUserConfig
-from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf
+from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, LoraSlow
+from deployments.diffusion.engine.adapters.sources import LoraSources
 from deployments.diffusion.engine.models.components import Components, load
 from deployments.diffusion.engine.policy.admission import Admission
 from deployments.diffusion.engine.policy.batch import Advanced, Batch
 from deployments.diffusion.engine.policy.spec import LoraSource
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 from deployments.diffusion.engine.prompts.tokens import Tokenizers
-from deployments.diffusion.engine.steps.preparation import Preparation, Work
+from deployments.diffusion.engine.steps.preparation import Order, Preparation
 from deployments.diffusion.engine.steps.runner import Runner
 from tests.deployments.diffusion.engine.harness import WAIT_S
 from tests.deployments.diffusion.engine.tasks import Task
@@ -91,12 +92,18 @@ class Walk:
             loras=dict(loras or {}), motion_loras=dict(motion_loras or {}), limits=Limits()
         )
         tokenize = Tokenizers(self.parts.tokenizers).tokenize
-        self._admission = Admission(self.parts.capabilities, tokenize, config)
+        origin = LoraSources()
+        self._admission = Admission(self.parts.capabilities, tokenize, origin.look, config)
         self._preparation = Preparation(self.parts, 64 * MIB)
         self._runner = Runner(self.parts)
-        self._read: SimpleQueue[LoraRead] = SimpleQueue()
+        self._read: SimpleQueue[LoraRead | LoraSlow] = SimpleQueue()
         self._shelf = LoraShelf(
-            self.parts.banks, self.parts.lora_reader, self.parts.device, 64 * MIB, self._read.put
+            self.parts.banks,
+            self.parts.lora_reader,
+            origin,
+            self.parts.device,
+            64 * MIB,
+            self._read.put,
         )
         self._slots = 0
 
@@ -107,17 +114,17 @@ class Walk:
     @torch.inference_mode()
     def join(self, *tasks: Task) -> list[Trajectory]:
         """The rows of these tasks, made ready together and each in its slot."""
-        works: list[Work] = []
+        orders: list[Order] = []
         rows: list[Trajectory] = []
         for one in tasks:
             specs, loras, _ = self._admission.admit(one.job, one.assets)
             self._bring(one.job.job_id, loras)
             for index, spec in enumerate(specs):
                 row_id = f"{one.job.job_id}/{index}"
-                works.append(Work(row_id, one.job.job_id, spec))
+                orders.append(Order(row_id, one.job.job_id, spec))
                 rows.append(Trajectory(row_id, spec, slot=self._slots))
                 self._slots += 1
-        for row, ready in zip(rows, self._preparation.rows(works), strict=True):
+        for row, ready in zip(rows, self._preparation.rows(orders), strict=True):
             assert row.slot is not None
             self._runner.adopt(row.slot, ready)
         return rows

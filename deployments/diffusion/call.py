@@ -1,0 +1,123 @@
+"""A job in the engine, as a handle call sees it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from deployments.contracts.errors import GenerationFailed, TcdError
+from deployments.contracts.jobs import (
+    Asset,
+    FailedImage,
+    FinishedImage,
+    ImageJob,
+    JobEvent,
+    Usage,
+    real_steps,
+)
+
+if TYPE_CHECKING:
+    from deployments.diffusion.engine.engine import Engine
+
+PATCH = 16  # pixels a side of what the usage figures count as one image token
+THREADS = 4
+Answer = TypeVar("Answer")
+log = logging.getLogger("ray.serve")  # Serve adds the request's id, and writes the replica's file
+
+
+class AdmissionThreads:
+    """Where jobs are checked and tokenised: beside the event loop, which has to answer at once.
+
+    Jobs with adapters have threads of their own: adapters' sources are looked at there, and may
+    take their time.
+    """
+
+    def __init__(self) -> None:
+        self._plain = ThreadPoolExecutor(THREADS, "tcd-admit")
+        self._styled = ThreadPoolExecutor(THREADS, "tcd-admit-loras")
+
+    def run(self, job: ImageJob, work: Callable[[], Answer]) -> "asyncio.Future[Answer]":
+        """Does what concerns a job on one of its threads."""
+        threads = self._styled if job.loras or job.motion_loras else self._plain
+        return asyncio.get_running_loop().run_in_executor(threads, work)
+
+
+class Call:
+    """A job on its way through an engine. Leaving its events early cancels it."""
+
+    def __init__(self, engine: "Engine", job: ImageJob, threads: AdmissionThreads) -> None:
+        self._engine = engine
+        self._job = job
+        self._threads = threads
+        self._prompt_tokens = 0
+        self._failed: dict[int, TcdError] = {}
+
+    async def events(self, assets: Sequence[Asset], *, progress: bool) -> AsyncIterator[JobEvent]:
+        """The job's events up to its last image.
+
+        An image that fails by itself is an event. Raises what ends the whole job: that is every
+        error but `GenerationFailed`, and that of the first image if all of them failed.
+        """
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[JobEvent] = asyncio.Queue()
+
+        def sink(event: JobEvent) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        left = 0  # images that the engine still owes
+        try:
+            await self._submit(sink, assets, progress)
+            left = len(self._job.seeds)
+            while left:
+                event = await events.get()
+                left -= isinstance(event, FinishedImage | FailedImage)
+                if isinstance(event, FailedImage):
+                    self._note(event)
+                yield event
+        except TcdError as error:
+            log.warning("job %s: %s: %s", self._job.job_id, type(error).__name__, error)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            log.info("job %s: given up by its caller", self._job.job_id)
+            raise
+        finally:
+            if left:
+                self._engine.cancel(self._job.job_id)
+
+    async def _submit(
+        self, sink: Callable[[JobEvent], None], assets: Sequence[Asset], progress: bool
+    ) -> None:
+        submit = partial(self._engine.submit, self._job, sink, assets, progress=progress)
+        submitted = self._threads.run(self._job, submit)
+        try:
+            self._prompt_tokens = await asyncio.shield(submitted)
+        except asyncio.CancelledError:
+            # It may be accepted yet, with nobody waiting.
+            submitted.add_done_callback(self._withdraw)
+            raise
+
+    def _withdraw(self, submitted: "asyncio.Future[int]") -> None:
+        if not submitted.cancelled() and submitted.exception() is None:
+            self._engine.cancel(self._job.job_id)
+
+    def _note(self, event: FailedImage) -> None:
+        if not isinstance(event.error, GenerationFailed):
+            raise event.error
+        self._failed[event.image_index] = event.error
+        if len(self._failed) == len(self._job.seeds):
+            raise self._failed[0]
+        name = f"job {self._job.job_id}, image {event.image_index}"
+        log.warning("%s: %s: %s", name, type(event.error).__name__, event.error)
+
+    @property
+    def usage(self) -> Usage:
+        """What the job costs, once the engine has taken it: images that failed are not counted."""
+        job, images = self._job, len(self._job.seeds) - len(self._failed)
+        patches = -(-job.width // PATCH) * -(-job.height // PATCH) * (job.num_frames or 1)
+        return Usage(
+            prompt_tokens=self._prompt_tokens,
+            image_tokens=patches * images,
+            denoising_steps=real_steps(job.num_inference_steps, job.strength) * images,
+        )

@@ -1,0 +1,80 @@
+"""Errands to sources that may never answer, on threads for which nobody has to wait."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import suppress
+from threading import Lock, Thread, Timer
+from typing import Generic, TypeVar
+
+from configs.sources import SourceUnavailable
+
+Found = TypeVar("Found")
+
+
+class Silent(SourceUnavailable):
+    """A source that does not answer. `str(error)` goes on after its name."""
+
+
+class Errands(Generic[Found]):
+    """Calls that may hang for ever, in a disk or a network. Thread-safe.
+
+    A thread in such a call cannot be ended. It is left to itself when patience is over, and as
+    long as it hangs its source is asked nothing: a source costs at most one thread.
+
+    Args:
+        most: errands under way at once, those given up counted, until they end.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = Lock()
+        self._under_way: dict[str, Future[Found]] = {}
+
+    def send(self, source: str, work: Callable[[], Found], patience_s: float) -> Future[Found]:
+        """Begins an errand, or joins the one to this source that is under way.
+
+        The future ends in `Silent` after `patience_s` seconds. Raises it at once if an
+        errand to this source was given up and has not ended, or if there are too many.
+        """
+        with self._lock:
+            known = self._under_way.get(source)
+            if known is not None and known.done():
+                raise Silent("still does not answer")
+            if known is not None:
+                return known
+            if len(self._under_way) >= self._most:
+                raise Silent(f"was not asked: {self._most} others have not answered yet")
+            future = self._under_way[source] = Future()
+        timer = Timer(patience_s, _give_up, (future, patience_s))
+        timer.daemon = True
+        timer.start()
+        future.add_done_callback(lambda _: timer.cancel())
+        Thread(
+            target=self._run, args=(source, work, future), name="tcd-errand", daemon=True
+        ).start()
+        return future
+
+    def run(self, source: str, work: Callable[[], Found], patience_s: float) -> Found:
+        """An errand's result, waited for. Raises what `send` raises and what `work` does."""
+        future = self.send(source, work, patience_s)
+        wait([future])
+        return future.result()
+
+    def _run(self, source: str, work: Callable[[], Found], future: Future[Found]) -> None:
+        found: Found | Exception
+        try:
+            found = work()
+        except Exception as error:
+            found = error
+        with self._lock:
+            del self._under_way[source]
+        with suppress(InvalidStateError):  # it was given up
+            if isinstance(found, Exception):
+                future.set_exception(found)
+            else:
+                future.set_result(found)
+
+
+def _give_up(future: "Future[Found]", after_s: float) -> None:
+    with suppress(InvalidStateError):  # it has just ended
+        future.set_exception(Silent(f"has not answered for {after_s:g} s"))

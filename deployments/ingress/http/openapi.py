@@ -1,0 +1,266 @@
+"""The description of the API: FastAPI's, and what FastAPI cannot know of these routes.
+
+FastAPI knows paths, parameters and JSON answers. The rest stands in one table here: bodies that
+routes read by themselves, answers that are no JSON, and which refusals there are at all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from deployments.contracts.api import (
+    EditsForm,
+    ErrorAnswer,
+    GenerationsBody,
+    PreprocessForm,
+    VariationsForm,
+)
+from deployments.contracts.videos import VideoBody
+from deployments.ingress.answer.media import MEDIA_TYPES
+from deployments.ingress.answer.storage import FILES_PATH
+from deployments.ingress.answer.video_files import VIDEO_TYPES
+from deployments.ingress.http.events import CompletedEvent, ErrorEvent, PartialImageEvent
+from deployments.ingress.http.forms import NESTED
+from deployments.ingress.http.idempotency import HEADER, MAX_CHARS
+from deployments.ingress.http.metrics import CONTENT_TYPE
+
+Json = dict[str, Any]  # a part of the document
+REF = "#/components/schemas/{model}"
+MODELS: tuple[type[BaseModel], ...] = (
+    *(GenerationsBody, EditsForm, VariationsForm, PreprocessForm, VideoBody),
+    *(ErrorAnswer, PartialImageEvent, CompletedEvent, ErrorEvent),
+)
+REFUSALS = {
+    400: "a field, the body or a header is wrong; `param` names the field",
+    401: "a key is needed",
+    403: "the key does not allow this",
+    404: "no such model, adapter, file or video",
+    408: "not done within the time limit, or the body was not there in time",
+    413: "the body is too large",
+    429: "full, or more than the key may have; try again after `retry-after-ms`",
+    500: "the request failed by the service's fault",
+    503: "the model, or what the request needs, cannot answer now; try again",
+}
+ALWAYS, OF_WORK, OF_KEYS = (400, 404, 413, 500, 503), (408, 429), (401, 403, 429)
+BINARY: Json = {"type": "string", "format": "binary"}
+# Each event as its fields, whose `data` is JSON in turn: as OpenAPI 3.2 describes such streams.
+EVENTS: Json = {
+    "anyOf": [
+        {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"type": "string", "pattern": pattern},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"$ref": REF.format(model=event.__name__)},
+                },
+            },
+        }
+        for event, pattern in (
+            (PartialImageEvent, r"\.partial_image$"),
+            (CompletedEvent, r"\.completed$"),
+            (ErrorEvent, "^error$"),
+        )
+    ]
+}
+BALL: Json = {
+    "model": "sd15",
+    "prompt": "a big red ball on the left, in the snow",
+    "size": "64x64",
+    "num_inference_steps": 4,
+    "eta": 0.3,
+    "seed": 7,
+    "loras": [{"name": "papercut", "weight": 1.0}],
+}
+CONE: Json = {
+    "model": "sd15",
+    "prompt": "a big yellow cone in the center, at night",
+    "size": "64x64",
+    "num_frames": 8,
+    "output_format": "gif",
+    "motion_loras": [{"name": "pan-left", "weight": 1.0}],
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A multipart body: the fields of a model, and files."""
+
+    fields: type[BaseModel]
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Told:
+    """What FastAPI is told of one route.
+
+    Attributes:
+        takes: the JSON body; an example of it.
+        form: the multipart body.
+        answers: media types of a success, beside or instead of FastAPI's JSON.
+        instead: FastAPI's JSON answer does not exist.
+        headers: of a success, with what they say.
+        repeats: it takes an `Idempotency-Key`.
+        unready: its 503 is FastAPI's JSON, too.
+    """
+
+    takes: type[BaseModel] | None = None
+    example: Json | None = None
+    form: Form | None = None
+    answers: Mapping[str, Json] = field(default_factory=dict)
+    instead: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    repeats: bool = False
+    unready: bool = False
+
+
+EVENT_STREAM = {"text/event-stream": EVENTS}
+PICTURES = dict.fromkeys(MEDIA_TYPES.values(), BINARY)
+TABLE: Mapping[tuple[str, str], Told] = {
+    ("post", "/v1/images/generations"): Told(
+        takes=GenerationsBody, example=BALL, answers=EVENT_STREAM, repeats=True
+    ),
+    ("post", "/v1/images/edits"): Told(
+        form=Form(EditsForm, ("image",), ("mask",)), answers=EVENT_STREAM, repeats=True
+    ),
+    ("post", "/v1/images/variations"): Told(
+        form=Form(VariationsForm, ("image",)), answers=EVENT_STREAM, repeats=True
+    ),
+    ("post", "/v1/preprocess/{preprocessor}"): Told(
+        form=Form(PreprocessForm, ("image",)),
+        answers={"image/png": BINARY},
+        instead=True,
+        headers={"x-map-id": "stands for the map where a request takes an image"},
+    ),
+    ("post", "/v1/videos"): Told(takes=VideoBody, example=CONE, form=Form(VideoBody), repeats=True),
+    ("get", "/v1/videos/{video_id}/content"): Told(
+        answers=dict.fromkeys(VIDEO_TYPES.values(), BINARY), instead=True
+    ),
+    ("get", FILES_PATH + "{name}"): Told(answers=PICTURES, instead=True),
+    ("get", "/readyz"): Told(unready=True),
+    ("get", "/metrics"): Told(answers={CONTENT_TYPE: {"type": "string"}}, instead=True),
+}
+
+
+def describe(app: FastAPI, *, keyed: bool) -> None:
+    """Has the application serve this description of itself. `keyed`: it asks for keys."""
+
+    @cache
+    def openapi() -> Json:
+        return described(app, keyed)
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to say it
+
+
+def described(app: FastAPI, keyed: bool) -> Json:
+    """The document, in OpenAPI 3.1."""
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes
+    )
+    components: Json = document.setdefault("components", {})
+    schemas: Json = components.setdefault("schemas", {})
+    _, ours = models_json_schema([(m, "validation") for m in MODELS], ref_template=REF)
+    schemas.update(ours["$defs"])
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    components["responses"] = {f"Refused{status}": _refused(status) for status in REFUSALS}
+    if keyed:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            told = TABLE.get((method, path), Told())
+            _tell(operation, told, schemas)
+            statuses = {*ALWAYS, *(OF_WORK if method == "post" else ())}
+            if keyed and not path.startswith(FILES_PATH) and path != "/healthz":
+                statuses |= set(OF_KEYS)
+                operation["security"] = [{"key": []}]
+            _refuse(operation, statuses)
+            if told.unready:
+                operation["responses"]["503"] = operation["responses"]["200"] | {
+                    "description": "not ready"
+                }
+    return document
+
+
+def _tell(operation: Json, told: Told, schemas: Json) -> None:
+    """Puts bodies, answers and headers into one operation."""
+    content: Json = {}
+    if told.takes is not None:
+        content["application/json"] = {"schema": {"$ref": REF.format(model=told.takes.__name__)}}
+        if told.example is not None:
+            content["application/json"]["example"] = told.example
+    if told.form is not None:
+        content["multipart/form-data"] = {"schema": _form_schema(told.form, schemas)}
+    if content:
+        operation["requestBody"] = {"required": True, "content": content}
+    if told.repeats:
+        operation.setdefault("parameters", []).append(
+            {
+                "name": HEADER,
+                "in": "header",
+                "description": "the same answer for the same key, and the same video",
+                "schema": {"type": "string", "minLength": 1, "maxLength": MAX_CHARS},
+            }
+        )
+    success: Json = operation["responses"]["200"]
+    kept = {} if told.instead else success.get("content", {})
+    success["content"] = {**kept, **{m: {"schema": schema} for m, schema in told.answers.items()}}
+    success["headers"] = _headers({**told.headers, "x-request-id": "names the request in the log"})
+
+
+def _form_schema(form: Form, schemas: Json) -> Json:
+    """A model's fields as texts, the nested ones as JSON, and its files."""
+    model: Json = schemas[form.fields.__name__]
+    properties: Json = {}
+    for name, schema in model["properties"].items():
+        nested = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+        properties[name] = nested if name in NESTED else schema
+    for name in (*form.required, *form.optional):
+        properties[name] = BINARY
+    required = [*model.get("required", []), *form.required]
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _refuse(operation: Json, statuses: set[int]) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)  # every fault of a request is a 400 here
+    for status in REFUSALS:
+        responses.pop(str(status), None)
+        if status in statuses:
+            responses[str(status)] = {"$ref": f"#/components/responses/Refused{status}"}
+
+
+def _refused(status: int) -> Json:
+    headers = {"x-request-id": "names the request in the log"}
+    if status not in (429, 500, 503):
+        headers["x-should-retry"] = "false: the same request would fail again"
+    if status == 429:
+        headers["retry-after-ms"] = "when to try again, from the measured step time"
+        headers["retry-after"] = "the same in whole seconds"
+    return {
+        "description": f"{HTTPStatus(status).phrase}: {REFUSALS[status]}",
+        "headers": _headers(headers),
+        "content": {"application/json": {"schema": {"$ref": REF.format(model="ErrorAnswer")}}},
+    }
+
+
+def _headers(described: Mapping[str, str]) -> Json:
+    return {
+        name: {"description": text, "schema": {"type": "string"}}
+        for name, text in described.items()
+    }

@@ -1,0 +1,191 @@
+"""What the parts of a Serve config say of each other, and whether they agree."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
+
+from configs.app import Limits, ModelArgs, ModelUserConfig, ServiceArgs
+from configs.families import FAMILIES
+from graphs.limits import GRACE_S, HEALTH_CHECK_TIMEOUT_S, LASTING
+from graphs.model import DIFFUSION
+
+MODEL, SERVICE = "graphs.model:build", "graphs.service:build"
+# Those that remember for all others: of two, each would know half.
+SINGLETONS = ("Directory", "MapStore", "Videos")
+ALWAYS = ("Ingress", *SINGLETONS, "Canny")
+Schema = TypeVar("Schema", bound=BaseModel)
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model application, as far as its `args` and its `user_config` are accepted."""
+
+    place: str
+    args: ModelArgs
+    limits: Limits
+    diffusion: DeploymentSchema
+
+
+def disagreements(config: ServeDeploySchema) -> Iterator[str]:
+    """What is wrong with a config whose parts Ray accepts: a line each, with its place.
+
+    Parts that our own schemas refuse are passed over.
+    """
+    names = {application.name for application in config.applications}
+    models: list[_Model] = []
+    for application in config.applications:
+        if application.import_path == MODEL:
+            yield from _model_application(application)
+            if (model := _read(application)) is not None:
+                models.append(model)
+    for model in models:
+        yield from _model(model)
+    for application in config.applications:
+        if application.import_path == SERVICE:
+            service = _accepted(ServiceArgs, application.args)
+            if service is not None:
+                yield from _service(application, service, names)
+                yield from _times(config, service)
+                for model in models:
+                    yield from _beside(model, service)
+
+
+def _service(
+    application: ServeApplicationSchema, args: ServiceArgs, names: set[str]
+) -> Iterator[str]:
+    place = application.name
+    if args.default_model is not None and f"model-{args.default_model}" not in names:
+        yield (
+            f"{place}.args.default_model: there is no application model-{args.default_model} "
+            "in this file"
+        )
+    known = deployments_of(args)
+    for deployment in application.deployments:
+        where = f"{place}.{deployment.name}"
+        if deployment.name not in known:
+            yield f"{where}: there is no such deployment; there are {', '.join(known)}"
+        several = _option(deployment, "num_replicas", 1) != 1
+        scales = _option(deployment, "autoscaling_config", None) is not None
+        if deployment.name in SINGLETONS and (several or scales):
+            yield f"{where}: one replica remembers for all others; it has no more"
+
+
+def deployments_of(args: ServiceArgs) -> tuple[str, ...]:
+    """The names of the deployments that `graphs.service` makes of its `args`."""
+    depth = () if args.depth is None else ("Depth",)
+    return (*ALWAYS, *depth, *(f"ImageEncoder-{name}" for name in args.image_encoders))
+
+
+def _model_application(application: ServeApplicationSchema) -> Iterator[str]:
+    place, named = application.name, application.args.get("name")
+    if place != f"model-{named}":
+        yield f"{place}.name: the application of this model is named model-{named}"
+    if application.route_prefix is not None:
+        yield f"{place}.route_prefix: null; requests reach a model by the service alone"
+    for deployment in application.deployments:
+        if deployment.name != DIFFUSION.name:
+            yield f"{place}.{deployment.name}: the deployment of a model is named {DIFFUSION.name}"
+
+
+def _read(application: ServeApplicationSchema) -> _Model | None:
+    given = {deployment.name: deployment for deployment in application.deployments}
+    diffusion = given.get(DIFFUSION.name, DeploymentSchema(name=DIFFUSION.name))
+    args = _accepted(ModelArgs, application.args)
+    user_config = _accepted(ModelUserConfig, _option(diffusion, "user_config", None) or {})
+    if args is None or user_config is None:
+        return None
+    return _Model(application.name, args, user_config.limits, diffusion)
+
+
+def _model(model: _Model) -> Iterator[str]:
+    """A model's defaults and queues beside its limits."""
+    limits, defaults = model.limits, model.args.defaults
+    at_limits = f"{model.place}.{DIFFUSION.name}.user_config.limits"
+    side = FAMILIES[model.args.family].default_size
+    width, height = defaults.width or side, defaults.height or side
+    for name, pixels in (("width", width), ("height", height)):
+        if not limits.min_side <= pixels <= limits.max_side:
+            yield (
+                f"{model.place}.args.defaults.{name}: {pixels} is not from min_side "
+                f"{limits.min_side} to max_side {limits.max_side}"
+            )
+    if width * height > limits.max_pixels:
+        yield (
+            f"{at_limits}.max_pixels: {limits.max_pixels} is below the "
+            f"{width}x{height} of a request that names no size"
+        )
+    if limits.max_batch > 2 * limits.max_running:
+        yield (
+            f"{at_limits}.max_batch: {limits.max_batch} is above two rows for each of "
+            f"max_running {limits.max_running}: no batch is so large"
+        )
+    for name, most in (
+        ("max_ongoing_requests", DIFFUSION.max_ongoing_requests),
+        ("max_queued_requests", DIFFUSION.max_queued_requests),
+    ):
+        value = _option(model.diffusion, name, most)
+        if 0 < value < limits.max_pending:
+            yield (
+                f"{model.place}.{DIFFUSION.name}.{name}: {value} is below max_pending "
+                f"{limits.max_pending}: Serve would hold back what the engine takes"
+            )
+
+
+def _beside(model: _Model, service: ServiceArgs) -> Iterator[str]:
+    """What a model and the service want of each other."""
+    if service.max_images > model.limits.max_pending:
+        yield (
+            f"{model.place}.{DIFFUSION.name}.user_config.limits.max_pending: "
+            f"{model.limits.max_pending} is below the service's max_images {service.max_images}: "
+            "such a request would never be taken"
+        )
+    adapter = model.args.ip_adapter
+    if adapter is not None and adapter.image_encoder not in service.image_encoders:
+        yield (
+            f"{model.place}.args.ip_adapter.image_encoder: the service has no image encoder "
+            f"{adapter.image_encoder!r}"
+        )
+
+
+def _times(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
+    """Whatever carries a request lasts longer than the request; what hangs is found soon."""
+    needed_s = service.max_timeout_s + GRACE_S
+    short = f"is below max_timeout_s {service.max_timeout_s:g} and {GRACE_S:g} for the answer"
+    least_s, most_s = HEALTH_CHECK_TIMEOUT_S
+    proxy_s = config.http_options.request_timeout_s
+    if proxy_s is not None and proxy_s < needed_s:
+        yield f"http_options.request_timeout_s: {proxy_s:g} {short}"
+    for application in config.applications:
+        given = {deployment.name: deployment for deployment in application.deployments}
+        names = {SERVICE: deployments_of(service), MODEL: (DIFFUSION.name,)}
+        for name in names.get(application.import_path, ()):
+            place = f"{application.name}.{name}"
+            deployment = given.get(name, DeploymentSchema(name=name))
+            key = "graceful_shutdown_timeout_s"
+            drain_s = _option(deployment, key, LASTING["graceful_shutdown_timeout_s"])
+            if drain_s < needed_s and name != "Directory":  # requests do not pass through that
+                yield f"{place}.{key}: {drain_s:g} {short}"
+            key = "health_check_timeout_s"
+            silent_s = _option(deployment, key, LASTING["health_check_timeout_s"])
+            if not least_s <= silent_s <= most_s:
+                yield (
+                    f"{place}.{key}: {silent_s:g} is not from {least_s:g} to {most_s:g}; "
+                    "a replica that is silent three times as long is replaced"
+                )
+
+
+def _option(deployment: DeploymentSchema, name: str, default: Value) -> Value:
+    """An option that the file gives, else the graph's own."""
+    given = name in deployment.model_fields_set
+    return cast(Value, getattr(deployment, name)) if given else default
+
+
+def _accepted(schema: type[Schema], value: object) -> Schema | None:
+    try:
+        return schema.model_validate(value)
+    except ValidationError:
+        return None

@@ -1,0 +1,63 @@
+"""`make serve` ends cleanly, whoever else of its process group gets the signal too."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from demo.service import ROOT, demo_config
+from tests.demo.test_run import RAY_NODE
+from tests.serving import free_port
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_to_the_group_stops_it(
+    demo_models: Path, tmp_path: Path, ending: signal.Signals
+) -> None:
+    port, config, log = free_port(), tmp_path / "config.yaml", tmp_path / "log"
+    http = {"host": "127.0.0.1", "port": port}
+    config.write_text(yaml.safe_dump(demo_config([]) | {"http_options": http}))
+    with log.open("wb") as output:
+        verb = subprocess.Popen(
+            [sys.executable, "-m", "demo.serve", config],
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until_it_answers(f"http://127.0.0.1:{port}/healthz", verb)
+        started = psutil.Process(verb.pid).children(recursive=True)
+        assert {process.name() for process in started} >= set(RAY_NODE)
+        os.killpg(verb.pid, ending)
+        killed = ending is signal.SIGKILL
+        assert verb.wait(60) == (-ending if killed else 0), log.read_text()
+    finally:
+        verb.terminate()
+        verb.wait(90)
+    _, left = psutil.wait_procs(started, timeout=60)  # who was killed could not wait for them
+    assert not left
+    said = log.read_text()
+    assert killed or said.endswith("stopped\n")
+    for sign in ("Traceback", "*** ", "Check failed", "StackTrace"):
+        assert sign not in said
+
+
+def wait_until_it_answers(url: str, verb: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        assert verb.poll() is None
+        try:
+            if httpx.get(url).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError("it does not answer")

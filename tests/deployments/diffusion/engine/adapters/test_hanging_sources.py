@@ -1,0 +1,179 @@
+"""A source that hangs costs only those who ask for it, and them not for ever."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+from time import monotonic
+
+import pytest
+
+from configs.sources import state
+from deployments.contracts.errors import NotReady
+from deployments.diffusion.engine.adapters import shelf, sources
+from deployments.diffusion.engine.adapters.errands import Errands, Silent
+from tests.conftest import MakeEngine, demo_loras
+from tests.deployments.diffusion.engine.harness import Listener, eventually, image_job, styles
+
+PATIENCE_S = 3.0
+NORMAL_S = 10.0  # far more than it takes on busy cores; far less than eight patiences
+
+
+@pytest.fixture
+def black_hole() -> Iterator[int]:
+    """The port of a server that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        held: list[socket.socket] = []
+
+        def accept() -> None:
+            try:
+                while True:
+                    held.append(server.accept()[0])
+            except OSError:
+                return  # closed
+
+        Thread(target=accept, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        for connection in held:
+            connection.close()
+
+
+@pytest.fixture
+def hanging(black_hole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Eight adapters that never come: of an S3 that does not answer, and of a disk."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{black_hole}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    loras = {f"far{n}": f"s3://nowhere/style{n}.safetensors" for n in range(4)}
+    for n in range(4):
+        folder = tmp_path / f"near{n}"
+        folder.mkdir()
+        os.mkfifo(folder / "pytorch_lora_weights.safetensors")  # opening it blocks, as NFS may
+        loras[f"near{n}"] = str(folder)
+    return loras
+
+
+def test_eight_sources_that_hang_keep_no_other_from_being_read(
+    hanging: dict[str, str],
+    make_engine: MakeEngine,
+    demo_models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sources, "BRING_PATIENCE_S", PATIENCE_S)
+    monkeypatch.setattr(shelf, "REMEMBER_FAILURE_S", 0.0)
+    engine = make_engine(loras=demo_loras(demo_models, "sd15") | hanging)
+    engine.generate(image_job("warm", num_inference_steps=1))
+    listener = Listener(engine)
+    began = monotonic()
+    listener.submit(*(image_job(name, loras=styles(**{name: 1.0})) for name in hanging))
+    assert len(engine.generate(image_job("plain", num_inference_steps=1))) == 1
+    for name in ("neon", "ink", "papercut"):
+        job = image_job(name, loras=styles(**{name: 1.0}), num_inference_steps=1)
+        assert len(engine.generate(job)) == 1
+    assert monotonic() - began < NORMAL_S
+    listener.wait()
+    assert monotonic() - began < PATIENCE_S + NORMAL_S
+    for name, source in hanging.items():
+        error = listener.error(name)
+        assert isinstance(error, NotReady)
+        assert str(error) == f"lora {name!r}: its source has not answered for 3 s"
+        assert source not in str(error)
+
+    began = monotonic()
+    listener.events.clear()
+    listener.submit(*(image_job(name, loras=styles(**{name: 1.0})) for name in hanging))
+    listener.wait()
+    assert monotonic() - began < 1, "a source that still hangs is not waited for again"
+    assert "still does not answer" in str(listener.error("near0"))
+    assert len(engine.generate(image_job("after", num_inference_steps=1))) == 1
+    assert engine.fault is None
+    began = monotonic()
+    engine.stop()
+    assert monotonic() - began < 2
+
+
+def test_a_disk_that_hangs_when_it_is_looked_at_costs_a_refusal(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LOOK_PATIENCE_S", 0.3)
+    go_on = Event()
+
+    def hang_on_ink(source: str) -> str:
+        if source.endswith("ink.safetensors"):
+            assert go_on.wait(60)
+        return state(source)
+
+    monkeypatch.setattr(sources, "state", hang_on_ink)
+    engine = make_engine()
+    ink = image_job("ink", loras=styles(ink=1.0))
+    with pytest.raises(NotReady, match=r"lora 'ink': its source has not answered for 0\.3 s"):
+        engine.submit(ink, lambda _: None)
+    began = monotonic()
+    with pytest.raises(NotReady, match="lora 'ink': its source still does not answer"):
+        engine.submit(ink, lambda _: None)
+    assert monotonic() - began < 0.2
+    assert len(engine.generate(image_job("neon", loras=styles(neon=1.0)))) == 1
+    go_on.set()
+
+    def answers_again() -> bool:
+        try:
+            return len(engine.generate(ink)) == 1
+        except NotReady:
+            return False
+
+    assert eventually(answers_again)
+
+
+def test_a_missing_file_is_told_without_its_path(make_engine: MakeEngine, tmp_path: Path) -> None:
+    folder = tmp_path / "secret"
+    folder.mkdir()
+    (folder / "locked.safetensors").mkdir()
+    loras = {"missing": str(folder / "nowhere.safetensors"), "empty": str(folder)}
+    loras["folder"] = str(folder / "locked.safetensors")
+    engine = make_engine(loras=loras)
+    for name in loras:
+        with pytest.raises(Exception, match=f"lora '{name}'") as caught:
+            engine.generate(image_job(loras=styles(**{name: 1.0})))
+        assert str(tmp_path) not in str(caught.value)
+        assert "/" not in str(caught.value)
+
+
+def test_errands_are_bounded_and_shared() -> None:
+    go_on = Event()
+    errands: Errands[bool] = Errands(most=2)
+    first = errands.send("a", go_on.wait, 60)
+    assert errands.send("a", go_on.wait, 60) is first
+    errands.send("b", go_on.wait, 0.05)
+    with pytest.raises(Silent, match="2 others have not answered"):
+        errands.send("c", go_on.wait, 60)
+    with pytest.raises(Silent, match="has not answered for"):
+        errands.run("b", go_on.wait, 60)  # it joins the one under way
+    assert eventually(lambda: _still_silent(errands, "b"))
+    go_on.set()
+    assert first.result(10)
+    assert eventually(lambda: not _still_silent(errands, "b"))
+
+
+def _still_silent(errands: Errands[bool], name: str) -> bool:
+    try:
+        return not errands.run(name, lambda: True, 10)
+    except Silent as error:
+        return "still does not answer" in str(error)
+
+
+def test_a_process_ends_though_an_errand_hangs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    script = (
+        (
+            "from deployments.diffusion.engine.adapters.errands import Errands\n"
+            f"Errands(4).send('fifo', open({str(tmp_path / 'fifo')!r}).read, 60)\n"
+        )
+        .replace("open(", "lambda: open(")
+        .replace(".read, 60", ".read(), 60")
+    )
+    subprocess.run([sys.executable, "-c", script], timeout=60, check=True)

@@ -1,0 +1,351 @@
+"""Between callers the device is shared by work: no flood of one delays another beyond its share."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import count
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from configs.app import Limits
+from deployments.contracts.jobs import Caller
+from deployments.diffusion.engine.policy.batch import Advanced, Batch, OutOfMemory
+from deployments.diffusion.engine.policy.scheduler import CALLS_TO_GET_READY, Scheduler
+from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
+from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
+
+NO_TEXT = PromptIds(((),), 0)
+FLOOD, OTHER = Caller("flood"), Caller("other")
+CALLERS = (Caller("a"), Caller("b", 2.0), Caller("c", 0.5))
+names = count()
+
+
+def row(
+    caller: Caller,
+    steps: int = 4,
+    side: int = 64,
+    *,
+    guided: bool = False,
+    priority: int = 0,
+    frames: int | None = None,
+) -> Trajectory:
+    negative = NO_TEXT if guided else None
+    spec = RowSpec(NO_TEXT, 0, side, side, steps, negative=negative, frames=frames)
+    return Trajectory(f"{caller.name} {next(names)}", spec, priority, caller=caller)
+
+
+def turn(scheduler: Scheduler, *, slowly: bool = False) -> Batch | None:
+    """A turn of the engine. `slowly`: rows that get a slot are ready only for the next one."""
+    joining = scheduler.joining()
+    if not slowly:
+        for one in joining:
+            scheduler.joined(one.row_id)
+    batch = scheduler.schedule()
+    if batch is not None:
+        scheduler.advance(batch, Advanced({}))
+    if slowly:
+        for one in joining:
+            scheduler.joined(one.row_id)
+    return batch
+
+
+def work_of(batch: Batch | None) -> int:
+    return 0 if batch is None else batch.pixels
+
+
+def kept_full(scheduler: Scheduler, make: Callable[[], Trajectory], rows: int = 128) -> None:
+    """As many rows of a flood as its queue holds."""
+    caller = make().caller
+    for _ in range(rows - sum(one.caller == caller for one in scheduler.live)):
+        scheduler.add(make())
+
+
+def cost(
+    scheduler: Scheduler, rows: Sequence[Trajectory], before: Callable[[], None]
+) -> tuple[int, int]:
+    """Calls, and latent pixels in them, until rows that come now are done."""
+    for one in rows:
+        scheduler.add(one)
+    calls = pixels = 0
+    while any(one.status is not Status.FINISHED for one in rows):
+        before()
+        batch = turn(scheduler, slowly=True)
+        calls, pixels = calls + (batch is not None), pixels + work_of(batch)
+    return calls, pixels
+
+
+LIMITS = [
+    Limits(),
+    Limits(max_running=1),
+    Limits(max_batch=2, max_running=4),
+    Limits(max_batch=16, max_running=64),
+]
+NAMES = ["default", "one slot", "batch of 2", "batch of 16"]
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=NAMES)
+@pytest.mark.parametrize("side", [64, 128], ids="flood of {}".format)
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_flood_at_most_doubles_the_work_before_another_is_done(
+    limits: Limits, side: int, guided: bool
+) -> None:
+    """Of one call under way and one while the first row is made ready besides: neither can be
+    taken back."""
+
+    def flood() -> Trajectory:
+        return row(FLOOD, 50, side, guided=guided, priority=10)
+
+    alone_calls, alone = cost(Scheduler(limits), [row(OTHER)], lambda: None)
+    scheduler = Scheduler(limits)
+    for _ in range(120):
+        kept_full(scheduler, flood)
+        turn(scheduler)
+    assert scheduler.running == min(limits.max_running, 128)
+    for pause in range(12):
+        for _ in range(pause % 3):
+            turn(scheduler)
+        calls, pixels = cost(scheduler, [row(OTHER)], lambda: kept_full(scheduler, flood))
+        one_row = flood().step_pixels
+        assert calls <= 2 * alone_calls
+        assert pixels <= 2 * alone + one_row
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=NAMES)
+def test_a_job_of_ten_beside_a_flood_takes_twice_its_work(limits: Limits) -> None:
+    def flood() -> Trajectory:
+        return row(FLOOD, 50, priority=10)
+
+    _, alone = cost(Scheduler(limits), [row(OTHER) for _ in range(10)], lambda: None)
+    scheduler = Scheduler(limits)
+    for _ in range(120):
+        kept_full(scheduler, flood)
+        turn(scheduler)
+    ten = [row(OTHER) for _ in range(10)]
+    _, pixels = cost(scheduler, ten, lambda: kept_full(scheduler, flood))
+    assert pixels <= 2 * alone + limits.max_batch * flood().step_pixels
+
+
+def test_one_after_the_other_never_waits_for_two_calls_of_a_flood_of_large_images() -> None:
+    """A caller whose images come one by one is idle between them, and is a newcomer each time."""
+    scheduler = Scheduler(Limits())
+    large = 8 * row(FLOOD, side=256).step_pixels
+    for _ in range(10):
+        kept_full(scheduler, lambda: row(FLOOD, 50, 256))
+        assert work_of(turn(scheduler)) == large, "nobody else is there: the call is full"
+        scheduler.add(row(OTHER))
+        assert work_of(turn(scheduler, slowly=True)) == large // 8, "its row is being made ready"
+        batches = [turn(scheduler) for _ in range(4)]
+        assert all(b is not None and b.rows[0].caller == OTHER for b in batches)
+
+
+def test_a_newcomer_who_does_not_get_ready_holds_nobody_up() -> None:
+    scheduler = Scheduler(Limits())
+    kept_full(scheduler, lambda: row(FLOOD, 50))
+    turn(scheduler)
+    scheduler.add(row(OTHER))
+    (joining,) = (one for one in scheduler.joining() if one.caller == OTHER)
+    sizes = []
+    for _ in range(CALLS_TO_GET_READY + 2):
+        batch = scheduler.schedule()
+        assert batch is not None
+        scheduler.advance(batch, Advanced({}))
+        sizes.append(len(batch.rows))
+    assert joining.status is Status.JOINING
+    assert sizes == [1] * CALLS_TO_GET_READY + [8, 8]
+
+
+def flooded(
+    callers: Sequence[Caller], make: Callable[[Caller], Trajectory], calls: int, limits: Limits
+) -> tuple[dict[Caller, float], float]:
+    """Each caller's part of the work by its weight (1: exactly its share), and rows a call."""
+    scheduler, work, rows = Scheduler(limits), Counter[Caller](), 0
+    for _ in range(calls):
+        for caller in callers:
+            for _ in range(12 - sum(one.caller == caller for one in scheduler.live)):
+                scheduler.add(make(caller))
+        batch = turn(scheduler)
+        assert batch is not None
+        rows += batch.unet_rows
+        for one in batch.rows:
+            work[one.caller] += one.step_pixels
+    whole = sum(work.values()) / sum(caller.weight for caller in callers)
+    return {caller: work[caller] / caller.weight / whole for caller in callers}, rows / calls
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(), Limits(max_batch=4, max_running=10)], ids=["default", "small"]
+)
+@pytest.mark.parametrize("mix", ["alike", "sizes", "guidance", "video"])
+def test_ten_floods_share_the_work_by_their_weights(mix: str, limits: Limits) -> None:
+    callers = [Caller(str(n), float(n)) for n in range(1, 11)]
+    chance = random.Random(1)
+
+    def make(caller: Caller) -> Trajectory:
+        steps = chance.choice((1, 4, 8, 50))
+        if mix == "alike":
+            return row(caller, 4)
+        side = chance.choice((64, 96, 128))
+        if mix == "video" and caller.name == "3":
+            return row(caller, 4, frames=16, guided=True)
+        return row(caller, steps, side, guided=mix == "guidance" and chance.random() < 0.4)
+
+    parts, rows_a_call = flooded(callers, make, 1500, limits)
+    assert all(0.9 < part < 1.1 for part in parts.values()), parts
+    if mix == "alike":
+        assert rows_a_call > limits.max_batch - 0.5
+    _, alone = flooded(callers[:1], make, 300, limits)
+    assert rows_a_call > 0.9 * min(alone, limits.max_batch), "sharing does not empty the calls"
+
+
+def test_priority_acts_among_a_callers_own_rows_only() -> None:
+    scheduler = Scheduler(Limits(max_batch=2))
+    rows = [row(FLOOD, 9, priority=10), row(FLOOD, 9, priority=10), row(OTHER, 9), row(OTHER, 9)]
+    rows[3].priority = 1
+    for one in rows:
+        scheduler.add(one)
+    batch = turn(scheduler)
+    assert batch is not None
+    assert batch.rows == (rows[0], rows[3])
+
+
+def test_idle_callers_save_nothing_up() -> None:
+    scheduler = Scheduler(Limits(max_batch=2))
+    scheduler.add(row(OTHER, 1))
+    turn(scheduler)
+    for _ in range(100):
+        kept_full(scheduler, lambda: row(FLOOD, 50), 4)
+        turn(scheduler)
+    for _ in range(4):
+        scheduler.add(row(OTHER, 50))
+    taken = Counter(one.caller for _ in range(50) for one in getattr(turn(scheduler), "rows", ()))
+    assert 48 <= taken[FLOOD] <= taken[OTHER] <= 52
+
+
+def test_newcomers_find_slots_beside_callers_who_hold_them_all() -> None:
+    scheduler = Scheduler(Limits(max_running=8))
+    kept_full(scheduler, lambda: row(FLOOD, 50), 32)
+    for _ in range(20):
+        turn(scheduler)
+    assert scheduler.running == 8, "a sole caller has the limit and no more"
+    for _ in range(16):
+        scheduler.add(row(OTHER, 50))
+    turn(scheduler)
+    held = Counter(one.caller for one in scheduler.live if one.slot is not None)
+    assert held == {FLOOD: 8, OTHER: 4}, "its share is half of eight"
+    for n in range(16):
+        scheduler.add(row(Caller(str(n)), 50))
+    for _ in range(40):
+        turn(scheduler)
+        assert scheduler.running <= 16
+
+
+class FairMachine(RuleBasedStateMachine):
+    """Any order of calls by three callers, beside a ledger of the work done for each pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = Limits()
+        self.scheduler = Scheduler(self.limits)
+        self.lead: dict[tuple[Caller, Caller], float] = {}  # of the first, while both can run
+        self.least: dict[tuple[Caller, Caller], float] = {}
+        self.chance = random.Random(0)
+
+    @initialize(max_batch=st.integers(2, 6), max_running=st.integers(1, 5))
+    def start(self, max_batch: int, max_running: int) -> None:
+        self.limits = Limits(max_batch=max_batch, max_running=max_running, aging_steps=2)
+        self.scheduler = Scheduler(self.limits)
+
+    @precondition(lambda self: len(self.scheduler.live) < 20)
+    @rule(
+        caller=st.sampled_from(CALLERS),
+        steps=st.integers(1, 8),
+        side=st.sampled_from((64, 96)),
+        guided=st.booleans(),
+        priority=st.integers(-2, 2),
+        copies=st.integers(1, 6),
+    )
+    def add(
+        self, caller: Caller, steps: int, side: int, guided: bool, priority: int, copies: int
+    ) -> None:
+        for _ in range(copies):
+            self.scheduler.add(row(caller, steps, side, guided=guided, priority=priority))
+
+    @precondition(lambda self: self.scheduler.live)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self.scheduler.abort(data.draw(st.sampled_from([r.row_id for r in self.scheduler.live])))
+
+    @rule()
+    def run_out_of_memory(self) -> None:
+        batch = self.schedule()
+        if batch is not None:
+            self.scheduler.advance(batch, OutOfMemory("full"))
+
+    @rule(times=st.integers(1, 20))
+    def steps(self, times: int) -> None:
+        for _ in range(times):
+            batch = self.schedule()
+            if batch is not None:
+                self.book(batch)
+                self.scheduler.advance(batch, Advanced({}))
+
+    def schedule(self) -> Batch | None:
+        for joining in self.scheduler.joining():
+            self.scheduler.joined(joining.row_id)
+        assert self.scheduler.running <= 2 * self.limits.max_running
+        can_run = [one for one in self.scheduler.live if one.status is Status.RUNNING]
+        batch = self.scheduler.schedule()
+        assert (batch is None) == (not self.scheduler.live), "something runs whenever it can"
+        if batch is None:
+            self.lead.clear()
+            return None
+        assert batch.unet_rows <= self.scheduler.limit_of(batch.key) or len(batch.rows) == 1
+        present = {one.caller for one in can_run}
+        if len(present) == 1:
+            room = self.scheduler.limit_of(batch.key) - batch.unet_rows
+            left = [r for r in can_run if r.key == batch.key and r not in batch.rows]
+            assert all(r.unet_rows > room for r in left), "a sole caller fills its calls"
+        pairs = {(a, b) for a in present for b in present if a != b}
+        self.lead = {pair: self.lead.get(pair, 0.0) for pair in pairs}
+        self.least = {pair: min(self.least.get(pair, 0.0), 0.0) for pair in pairs}
+        return batch
+
+    def book(self, batch: Batch) -> None:
+        """No caller is served more than another who could run all the while, but for a call's
+        work of each."""
+        work = Counter[Caller]()
+        for one in batch.rows:
+            work[one.caller] += one.step_pixels
+        call = max(2, self.limits.max_batch) * 12 * 12
+        for a, b in self.lead:
+            self.lead[a, b] += work[a] / a.weight - work[b] / b.weight
+            self.least[a, b] = min(self.least[a, b], self.lead[a, b])
+            assert self.lead[a, b] - self.least[a, b] <= call / a.weight + call / b.weight
+
+    def teardown(self) -> None:
+        for _ in range(20 * 8 * 40):
+            if (batch := self.schedule()) is None:
+                break
+            self.scheduler.advance(batch, Advanced({}))
+        assert self.scheduler.live == ()
+
+
+def test_any_order_of_calls_is_fair() -> None:
+    run_state_machine_as_test(FairMachine, settings=settings(max_examples=80))
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(3600)
+def test_any_order_of_calls_is_fair_for_long() -> None:
+    run_state_machine_as_test(
+        FairMachine, settings=settings(max_examples=3000, stateful_step_count=100)
+    )

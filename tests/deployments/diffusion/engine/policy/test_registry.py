@@ -1,0 +1,152 @@
+"""The queue is shared between callers, and whoever is refused is told when to come back."""
+
+import pytest
+
+from configs.app import Limits
+from deployments.contracts.errors import QueueFull
+from deployments.contracts.figures import CallerFigures
+from deployments.contracts.jobs import Caller, FailedImage, ImageJob
+from deployments.diffusion.engine.policy.batch import Batch
+from deployments.diffusion.engine.policy.estimate import Work
+from deployments.diffusion.engine.policy.registry import IDLE_CALLERS, Entry, Registry, Standing
+from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
+
+LIMITS = Limits(max_pending=16, max_batch=4)
+FLOOD, OTHER = Caller("flood"), Caller("other")
+PIXELS = 64  # of a latent of 64 x 64 pixels
+
+
+def entry(job_id: str, n: int = 1, caller: Caller = FLOOD, steps: int = 10) -> Entry:
+    job = ImageJob(job_id, "", tuple(range(n)), 64, 64, num_inference_steps=steps, caller=caller)
+    specs = [RowSpec(PromptIds(((),), 0), seed, 64, 64, steps) for seed in job.seeds]
+    return Entry(job, lambda _: None, specs)
+
+
+def measured(limits: Limits = LIMITS) -> Registry:
+    """A registry to which a row's step takes a second, and the VAE nothing to speak of."""
+    registry = Registry("engine")
+    registry.measure_step(1, PIXELS, 1.0)
+    registry.count_decode(PIXELS, 1e-6)
+    return registry
+
+
+def refused(registry: Registry, new: Entry) -> float:
+    """Seconds that it was told."""
+    with pytest.raises(QueueFull) as full:
+        registry.open(new, LIMITS)
+    return full.value.retry_after_ms / 1000
+
+
+def test_a_sole_caller_has_the_whole_queue_and_no_more() -> None:
+    registry = measured()
+    registry.open(entry("all", 16), LIMITS)
+    with pytest.raises(QueueFull, match="16 of 16 images are pending; room for 1 more"):
+        registry.open(entry("one"), LIMITS)
+
+
+def test_a_full_queue_takes_others_up_to_their_share() -> None:
+    registry = measured()
+    registry.open(entry("flood", 16), LIMITS)
+    registry.open(entry("ten", 8, OTHER), LIMITS)
+    refused(registry, entry("too many", 1, OTHER))
+    refused(registry, entry("more", 1))
+    registry.open(entry("third", 6, Caller("third")), LIMITS)
+    refused(registry, entry("fourth", 3, Caller("fourth")))
+    registry.open(entry("twice", 2, Caller("fourth")), LIMITS)
+    assert registry.figures().pending_images == 32
+    refused(registry, entry("full", 1, Caller("fifth")))
+
+
+def test_a_share_is_by_weight() -> None:
+    registry = measured()
+    registry.open(entry("flood", 16), LIMITS)
+    registry.open(entry("heavy", 12, Caller("heavy", 3.0)), LIMITS)
+    refused(registry, entry("more", 1, Caller("heavy", 3.0)))
+
+
+def test_whoever_has_its_share_waits_for_its_own_images() -> None:
+    registry = measured()
+    registry.open(entry("flood", 16, steps=50), LIMITS)
+    registry.open(entry("other", 8, OTHER, steps=4), LIMITS)
+    told = refused(registry, entry("more", 1, OTHER))
+    assert told == pytest.approx(2 * 4 * 4, rel=0.01), "four rows' four steps, at half the pace"
+    assert refused(registry, entry("flood's", 1)) > 100, "eight of its images must go"
+
+
+def test_those_refused_are_told_one_place_after_the_other() -> None:
+    registry = measured()
+    registry.open(entry("flood", 16), LIMITS)
+    told = [refused(registry, entry(str(n))) for n in range(40)]
+    assert told[0] == pytest.approx(40)
+    assert told[:17] == sorted(told[:17])
+    assert len(set(told[:13])) == 13, "not all at once"
+    assert max(told) == pytest.approx(160), "never later than all that is pending"
+
+
+def test_what_was_promised_is_forgotten_when_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("deployments.diffusion.engine.policy.registry.monotonic", lambda: now)
+    registry = measured()
+    registry.open(entry("flood", 16), LIMITS)
+    first = refused(registry, entry("a"))
+    assert refused(registry, entry("b")) > first
+    now = 1000.0
+    assert refused(registry, entry("c")) == first
+
+
+def test_one_callers_refusals_put_no_other_off() -> None:
+    registry = measured()
+    registry.open(entry("flood", 16, OTHER), LIMITS)
+    registry.open(entry("mine", 8), LIMITS)
+    first = refused(registry, entry("first"))
+    for n in range(20):
+        refused(registry, entry(str(n), 1, OTHER))
+    second = refused(registry, entry("second"))
+    assert first < second <= first + 2 * 20 + 1
+
+
+def test_images_that_wait_for_the_vae_alone_count() -> None:
+    """Also before its time was measured: 0.0 s pending with 128 images waiting is never true."""
+    registry = Registry("engine")
+    limits = Limits(max_pending=128)
+    full = entry("decoding", 128)
+    registry.open(full, limits)
+    registry.seen(full)
+    full.rows.clear()
+    registry.publish(Standing(Work(decoding=128, decode_pixels=128 * 4096), 0, 0, 8))
+    assert registry.figures().pending_seconds == pytest.approx(64)
+    with pytest.raises(QueueFull) as told:
+        registry.open(entry("more"), limits)
+    assert told.value.retry_after_ms == 500
+
+
+def test_a_callers_figures_are_what_it_has_and_had() -> None:
+    registry = Registry("engine")
+    mine, others = entry("mine", 2, OTHER), entry("others", 1)
+    registry.open(mine, LIMITS)
+    registry.open(others, LIMITS)
+    first = mine.rows[0]
+    first.slot = 0
+    registry.count_step(Batch(first.key, (first, others.rows[0])))
+    assert {figures.name: figures for figures in registry.figures().callers} == {
+        "other": CallerFigures("other", 1, 2, PIXELS),
+        "flood": CallerFigures("flood", 0, 1, PIXELS),
+    }
+    del mine.rows[0]
+    registry.answer(mine, FailedImage(0, ValueError("odd")))
+    registry.end(mine, ValueError("odd"))
+    assert CallerFigures("other", 0, 0, PIXELS) in registry.figures().callers
+
+
+def test_idle_callers_are_forgotten_one_day() -> None:
+    registry = Registry("engine")
+    stays = entry("stays", 1, OTHER)
+    registry.open(stays, LIMITS)
+    for n in range(3 * IDLE_CALLERS):
+        gone = entry(str(n), 1, Caller(str(n)))
+        registry.open(gone, LIMITS)
+        registry.end(gone, ValueError("odd"))
+    names = [figures.name for figures in registry.figures().callers]
+    assert len(names) <= IDLE_CALLERS + 2
+    assert "other" in names
+    assert str(3 * IDLE_CALLERS - 1) in names

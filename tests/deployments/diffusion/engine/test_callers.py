@@ -1,0 +1,37 @@
+"""One caller floods an engine: another's images come in their turns, and are the same."""
+
+from deployments.contracts.jobs import Caller
+from tests.conftest import MakeEngine
+from tests.deployments.diffusion.engine.conftest import Oracles
+from tests.deployments.diffusion.engine.harness import Gate, Listener, image_job
+from tests.deployments.diffusion.engine.oracle import assert_same
+
+FLOOD, OTHER = Caller("flood"), Caller("other")
+
+
+def test_a_flood_leaves_another_callers_image_its_turns_and_its_pixels(
+    make_engine: MakeEngine, oracle_of: Oracles
+) -> None:
+    engine = make_engine()
+    listener = Listener(engine)
+    single = image_job("single", num_inference_steps=4, caller=OTHER)
+    with Gate(engine) as gate:
+        for n in range(12):
+            seeds = tuple(range(10 * n, 10 * n + 10))
+            flood = image_job(
+                f"flood {n}", seeds=seeds, num_inference_steps=50, priority=10, caller=FLOOD
+            )
+            listener.submit(flood)
+        gate.let(20)
+        listener.submit(single)
+        gate.let(1 + 1 + 4)  # under way, while its prompt is read, its own
+        assert listener.steps("single") == 4
+        assert {len(call) for call in gate.calls[-6:-1]} <= {1, 2, 8}
+        for n in range(12):
+            engine.cancel(f"flood {n}")
+    listener.wait()
+    assert_same(listener.image("single"), oracle_of("sd15").image(single))
+    callers = {figures.name: figures for figures in engine.figures().callers}
+    assert callers["other"].work_total == 4 * 16 * 16
+    assert callers["flood"].work_total >= 20 * 8 * 16 * 16
+    assert (callers["flood"].pending_images, callers["other"].pending_images) == (0, 0)

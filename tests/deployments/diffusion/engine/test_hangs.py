@@ -1,0 +1,125 @@
+"""A thread of the engine that hangs is a fault like any other."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+from time import monotonic
+
+import pytest
+
+from configs.app import Limits
+from deployments.contracts.errors import EngineFault
+from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.pulse import Hang
+from tests.conftest import MakeEngine
+from tests.deployments.diffusion.engine.harness import (
+    Listener,
+    UnetCall,
+    eventually,
+    image_job,
+    tap_unet,
+)
+
+HANG_S = 1.0
+
+
+@contextmanager
+def hanging(engine: Engine, part: str, held: Event) -> Iterator[Event]:
+    """Has a part of an engine wait for `held`; yields an event of its having begun to."""
+    began = Event()
+    parts = engine.components
+
+    def wait() -> None:
+        began.set()
+        assert held.wait(60)
+
+    def tap(call: UnetCall) -> object:
+        wait()
+        return call.run()
+
+    if part == "loop":
+        tap_unet(engine, tap)  # type: ignore[arg-type]
+    else:
+        owner, name = (
+            (parts.vae.model, "decode")
+            if part == "decoder"
+            else (parts.text_encoders[0], "forward")
+        )
+        made = getattr(owner, name)
+
+        def slow(*given: object, **named: object) -> object:
+            wait()
+            return made(*given, **named)
+
+        setattr(owner, name, slow)
+    try:
+        yield began
+    finally:
+        held.set()
+
+
+@pytest.mark.parametrize("part", ["loop", "preparer", "decoder"])
+def test_a_thread_that_hangs_is_a_fault(
+    part: str, make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(limits=Limits(hang_s=HANG_S))
+    engine.generate(image_job("before", num_inference_steps=1))
+    with hanging(engine, part, Event()) as began:
+        listener = Listener(engine)
+        listener.submit(image_job("job", prompt="never seen", seeds=(1, 2)))
+        assert began.wait(60)
+        since = monotonic()
+        listener.wait()
+        assert monotonic() - since < HANG_S + 3
+        for index in (0, 1):
+            assert isinstance(listener.error("job", index), EngineFault)
+        assert isinstance(engine.fault, Hang)
+        assert part in str(engine.fault)
+        assert "held.wait" in caplog.text, "the log says where it hangs"
+        with pytest.raises(EngineFault):
+            engine.submit(image_job("later"), lambda _: None)
+    assert eventually(lambda: not engine._thread.is_alive() or part != "loop"), "it woke up"
+    caplog.clear()
+
+
+def test_an_engine_without_work_does_not_hang(make_engine: MakeEngine) -> None:
+    engine = make_engine(limits=Limits(hang_s=HANG_S))
+    engine.generate(image_job())
+    assert not Event().wait(2.5 * HANG_S)
+    assert engine.fault is None
+    assert len(engine.generate(image_job("later"))) == 1
+
+
+def test_an_engine_that_hangs_can_be_stopped(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("deployments.diffusion.engine.engine.LAST_PATIENCE_S", 0.2)
+    engine = make_engine(limits=Limits(hang_s=HANG_S))
+    with hanging(engine, "loop", Event()) as began:
+        listener = Listener(engine)
+        listener.submit(image_job("job"))
+        assert began.wait(60)
+        listener.wait()
+        since = monotonic()
+        engine.stop()
+        assert monotonic() - since < 3
+    caplog.clear()
+
+
+def test_whoever_started_an_engine_hears_of_its_fault_before_its_callers(
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine()
+    heard: list[tuple[Exception, int]] = []
+    listener = Listener(engine)
+    told = engine.figures
+    engine._on_fault = lambda fault: heard.append((fault, told().pending_images))
+
+    def refuse(call: UnetCall) -> object:
+        raise RuntimeError("the device is gone")
+
+    tap_unet(engine, refuse)  # type: ignore[arg-type]
+    listener.submit(image_job("job", seeds=(1, 2)))
+    listener.wait()
+    assert heard == [(engine.fault, 2)]
+    caplog.clear()

@@ -1,0 +1,171 @@
+"""The web application over a service that has no models: it draws, or fails, by the seed."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+
+from configs.app import ServiceArgs
+from deployments.contracts.api import PreprocessForm
+from deployments.contracts.cards import CardDefaults, CardLimits, ModelCard
+from deployments.contracts.errors import (
+    DeadlineExceeded,
+    EngineFault,
+    Forbidden,
+    GenerationFailed,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    QueueFull,
+    RateLimited,
+    StorageUnavailable,
+    TcdError,
+    TooLarge,
+)
+from deployments.contracts.figures import MapFigures
+from deployments.contracts.jobs import (
+    Caller,
+    Completed,
+    FinishedImage,
+    ImageRequest,
+    ImageResult,
+    PartialImage,
+    Pixels,
+    Progress,
+    StreamEvent,
+    Usage,
+    VideoRequest,
+    VideoResult,
+)
+from deployments.ingress.discovery.outlook import Outlook
+from deployments.ingress.http.app import make_app
+from deployments.ingress.request.service import NOBODY, OnProgress, Service
+from deployments.ingress.videos import Videos
+from tests.deployments.ingress.fakes import knowing
+
+SIDE = 8
+FAILURES: tuple[TcdError, ...] = (
+    InvalidRequest("prompt is refused", "prompt"),
+    NotFound("model 'x' does not exist", "model"),
+    DeadlineExceeded("the request was not done within 1 s"),
+    TooLarge("the picture is larger than 1 byte"),
+    QueueFull("128 images wait already", 1200),
+    RateLimited("the key has 4 images waiting already", 700),
+    Forbidden("the key does not allow model 'x'"),
+    NotReady("the model's replica went away; try again"),
+    EngineFault("the engine broke"),
+    StorageUnavailable("the storage did not take it"),
+    GenerationFailed("not a number"),
+)
+USAGE = Usage(prompt_tokens=3, image_tokens=4, denoising_steps=4)
+CARD = ModelCard(
+    id="none",
+    created=0,
+    family="sd15",
+    tasks=["text-to-image"],
+    checkpoint="nowhere",
+    dtype="float32",
+    tcd_lora=None,
+    loras={"ink": "nowhere/ink.safetensors"},
+    defaults=CardDefaults(width=64, height=64, num_inference_steps=4, eta=0.3, guidance_scale=0.0),
+    limits=CardLimits(
+        min_side=64,
+        max_side=64,
+        max_pixels=4096,
+        max_prompt_tokens=75,
+        max_loras=8,
+        max_frames=8,
+        max_pending=8,
+    ),
+)
+
+
+class NoModels(Service):
+    """Answers at once. Every fourth seed is refused, with each error of the tree in turn."""
+
+    def __init__(self) -> None:
+        handle: Any = SimpleNamespace(options=lambda **_: handle)
+        self.catalogue = knowing(Outlook("none", "RUNNING", "ready", CARD, handle))
+        self.assembler: Any = SimpleNamespace(
+            map_figures=_answering(MapFigures({}, {}, stored=0, stored_bytes=0))
+        )
+
+    async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
+        fail_by(request.seed)
+        seeds = tuple(range(request.n))
+        return ImageResult("none", (picture(),) * request.n, seeds, SIDE, SIDE, USAGE)
+
+    async def stream(
+        self, request: ImageRequest, caller: Caller = NOBODY
+    ) -> AsyncGenerator[StreamEvent]:
+        fail_by(request.seed)
+        for index in range(request.n):
+            yield Progress(index, 1, 4)
+            if request.partial_images:
+                yield PartialImage(index, 0, 1, picture())
+            yield FinishedImage(index, 7 + index, picture(), np.zeros((4, 1, 1), np.float32))
+        if request.num_inference_steps == 13:
+            raise GenerationFailed("not a number")
+        yield Completed("none", USAGE)
+
+    async def preprocess(
+        self, preprocessor: str, image: bytes, form: PreprocessForm, caller: Caller = NOBODY
+    ) -> tuple[str, Pixels]:
+        fail_by(len(image) + (form.low_threshold or 0))
+        return f"map-{preprocessor}-0", picture()
+
+    async def check_video(self, request: VideoRequest, caller: Caller = NOBODY) -> str:
+        fail_by(request.seed)
+        return "none"
+
+    async def animate(
+        self, request: VideoRequest, progress: OnProgress, caller: Caller = NOBODY
+    ) -> VideoResult:
+        progress(Progress(0, 1, 4))
+        frames = np.zeros((2, 16, 16, 3), np.uint8)
+        return VideoResult("none", frames, 7, request.fps, USAGE)
+
+
+class NoVideos(Videos):
+    """The deployment of videos over `NoModels`."""
+
+    def __init__(self, args: ServiceArgs) -> None:
+        self._args = args
+        self._service = NoModels()
+        self._videos = {}
+
+
+class Remote:
+    """A deployment in this process, called as a handle is."""
+
+    def __init__(self, deployment: object) -> None:
+        self._deployment = deployment
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=getattr(self._deployment, method))
+
+
+def picture() -> Pixels:
+    return np.zeros((SIDE, SIDE, 3), np.uint8)
+
+
+def fail_by(seed: int | None) -> None:
+    if seed is not None and seed % 4 == 3:
+        raise FAILURES[seed // 4 % len(FAILURES)]
+
+
+def application(args: ServiceArgs) -> FastAPI:
+    """The application as the ingress makes it."""
+    videos: Any = Remote(NoVideos(args))
+    return make_app(NoModels(), videos, args)
+
+
+def _answering(value: object) -> Callable[..., Coroutine[Any, Any, object]]:
+    async def answer(*_: object, **__: object) -> object:
+        await asyncio.sleep(0)
+        return value
+
+    return answer
