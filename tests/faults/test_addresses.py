@@ -168,10 +168,10 @@ def test_a_redirection_is_not_followed(tmp_path: Path, monkeypatch: pytest.Monke
     with (
         listening() as (port, seen),
         redirecting(tmp_path, f"http://127.0.0.1:{port}/") as url,
-        pytest.raises(InvalidRequest, match="302"),
     ):
         pictures = Pictures(ServiceArgs(allowed_url_hosts=("localhost",)))
-        asyncio.run(pictures.bring({"image": url}))
+        with pytest.raises(InvalidRequest, match="302"):
+            asyncio.run(pictures.bring({"image": url}))
     assert seen == []
 
 
