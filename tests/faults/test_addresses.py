@@ -165,13 +165,13 @@ def test_what_is_allowed_is_asked(looked_up: list[str]) -> None:
 def test_a_redirection_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An allowed host that sends us on to another address."""
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
-    pictures = Pictures(ServiceArgs(allowed_url_hosts=("localhost",)))
     with (
         listening() as (port, seen),
         redirecting(tmp_path, f"http://127.0.0.1:{port}/") as url,
-        pytest.raises(InvalidRequest, match="302"),
     ):
-        asyncio.run(pictures.bring({"image": url}))
+        pictures = Pictures(ServiceArgs(allowed_url_hosts=("localhost",)))
+        with pytest.raises(InvalidRequest, match="302"):
+            asyncio.run(pictures.bring({"image": url}))
     assert seen == []
 
 

@@ -22,7 +22,7 @@ WALL = {
 STAMPS = {
     "deployments/diffusion/deployment.py": 1,
     "deployments/ingress/http/images.py": 1,
-    "deployments/ingress/http/streams.py": 1,
+    "deployments/ingress/http/streams.py": 2,
     "deployments/ingress/videos.py": 3,
 }
 

@@ -68,7 +68,6 @@ def test_one_answer_at_most(served: Served, form: bytes) -> None:
     [
         b"GET /healthz HTTP/1.1 HTTP/1.1",
         b"GET /healthz\tHTTP/1.1",
-        b"GET /healthz HTTP/9.9",
         b"GET /healthz HTTP/1.1\rX: y",
         b"GET\x00 /healthz HTTP/1.1",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",

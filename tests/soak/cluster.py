@@ -18,7 +18,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from configs.app import StorageArgs
-from demo.service import Config, demo_config
+from demo.service import ENVIRONMENT, Config, demo_config
 from tests.serving import free_port
 from tests.soak.making import Target
 from tests.soak.processes import wait_until
@@ -117,7 +117,7 @@ def is_ready(url: str, models: Sequence[str]) -> bool:
 def _environment(outside: Outside, folder: Path) -> dict[str, str]:
     """Of all processes of the cluster."""
     return {
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **ENVIRONMENT,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, (CLOCK, os.environ.get("PYTHONPATH")))),
         "SOAK_CLOCK": str(outside.clock),

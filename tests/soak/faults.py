@@ -75,7 +75,7 @@ def kill(kind: str) -> Fault:
 
     async def do() -> str:
         victim = await _victim(kind)
-        processes.kill(victim)
+        await asyncio.to_thread(processes.kill, victim)
         return f"process {victim.pid}"
 
     return Fault(f"kill -9 {kind}", COSTS.get(kind, NOTHING), do)

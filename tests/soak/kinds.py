@@ -224,7 +224,8 @@ class Kinds:
             return
         name = answer.headers["x-map-id"]
         control = {"type": name.split("-")[1], "image": name}
-        body = self.making.full(draw) | {"controls": [control]}
+        width, height = size_of(answer.body)
+        body = self.making.full(draw) | {"controls": [control], "size": f"{width}x{height}"}
         await asker.ask(self.making.generation("named map", body, REFUSALS | {404}), leaving)
 
     async def video(self, asker: Asker, draw: random.Random, leaving: Leaving | None) -> None:

@@ -66,8 +66,9 @@ def use(process: Process) -> Use | None:
 
 
 def kill(process: Process) -> None:
-    """As the kernel does it when memory is short."""
+    """As the kernel does it when memory is short. Returns once it is gone."""
     os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: not _lives(process.pid))
 
 
 @contextmanager

@@ -39,7 +39,27 @@ def guards() -> list[Middleware]:
     """Called by the proxy before it listens. Serve lets nobody choose uvicorn's protocol, so the
     one that uvicorn chooses by itself is changed, in this process."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedHead.__name__}"
-    return [Middleware(OneShape), Middleware(ControlHeaders)]  # the last one is the outermost
+    # The last one is the outermost.
+    return [Middleware(OneShape), Middleware(ControlHeaders), Middleware(OneLength)]
+
+
+class OneLength:
+    """Refuses a request that says in two ways where it ends, and closes the connection: what comes
+    next may be a part of it. (h11 goes by the chunks, others by the length: RFC 9112, 6.3.)"""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        names = {name for name, _ in scope.get("headers", ())}
+        if names >= {b"content-length", b"transfer-encoding"}:
+            message = "content-length and transfer-encoding both say where the body ends; send one"
+            refusal = answer(http_failure(400, message))
+            refusal.headers["connection"] = "close"
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 class ControlHeaders:

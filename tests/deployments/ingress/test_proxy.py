@@ -198,3 +198,23 @@ def test_an_answer_of_the_service_passes_as_it_is() -> None:
         await send({"type": "http.response.body", "body": b"}"})
 
     assert TestClient(guarded(serve)).get("/readyz").text == "{}"
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n",
+        b"transfer-encoding:\r\n chunked\r\ncontent-length: 5\r\n\r\n",
+    ],
+)
+def test_a_request_of_two_lengths_is_the_last_of_its_connection(port: int, ends: bytes) -> None:
+    """What comes behind its chunks may be its body for whoever stands in front."""
+    hidden = b"GET / HTTP/1.1\r\nhost: service.test\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(HEAD + ends + b"0\r\n\r\n" + hidden)
+        said = b""
+        while part := connection.recv(65536):
+            said += part
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1 ") == 1
