@@ -22,11 +22,11 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.routes import Router
 from deployments.ingress.http.app import make_app
+from deployments.ingress.keys.keyring import make_keyring
+from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.assembly import Assembler
 from deployments.ingress.request.catalogue import Catalogue
-from deployments.ingress.request.keyring import make_keyring
 from deployments.ingress.request.pictures import Pictures
-from deployments.ingress.request.quota import Quota
 from deployments.ingress.request.service import NOBODY, Service
 
 

@@ -10,7 +10,7 @@ from deployments.contracts.usage import OtherReports, Report
 from deployments.ingress.discovery.applications import Applications
 from deployments.ingress.discovery.observer import Observer
 from deployments.ingress.discovery.outlook import Snapshot
-from deployments.ingress.request.ledger import Ledger
+from deployments.ingress.keys.ledger import Ledger
 
 
 class Directory:

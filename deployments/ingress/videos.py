@@ -19,11 +19,11 @@ from deployments.contracts.routes import Router
 from deployments.contracts.videos import VideoCard, VideoError, VideoFormat, VideosBody
 from deployments.ingress.answer.video_files import encode_video
 from deployments.ingress.http.failures import failure
+from deployments.ingress.keys.keyring import make_keyring
+from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.assembly import Assembler
 from deployments.ingress.request.catalogue import Catalogue
-from deployments.ingress.request.keyring import make_keyring
 from deployments.ingress.request.pictures import Pictures
-from deployments.ingress.request.quota import Quota
 from deployments.ingress.request.service import NOBODY, Service
 
 MIB = 2**20

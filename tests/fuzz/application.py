@@ -42,7 +42,7 @@ from deployments.contracts.jobs import (
 )
 from deployments.ingress.discovery.outlook import Outlook
 from deployments.ingress.http.app import make_app
-from deployments.ingress.request.quota import Quota
+from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.service import NOBODY, OnProgress, Service
 from deployments.ingress.videos import Videos
 from tests.deployments.ingress.fakes import knowing

@@ -35,8 +35,8 @@ from deployments.ingress.http.middleware import (
 )
 from deployments.ingress.http.openapi import describe
 from deployments.ingress.http.videos import video_routes
-from deployments.ingress.request.keyring import make_keyring
-from deployments.ingress.request.quota import Quota
+from deployments.ingress.keys.keyring import make_keyring
+from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers
 

@@ -9,7 +9,7 @@ from configs.keys import KeyEntry
 from deployments.contracts.jobs import Caller
 from deployments.contracts.usage import KeyUsagesBody
 from deployments.ingress.http.failures import ERRORS
-from deployments.ingress.request.quota import NO_KEY, Quota
+from deployments.ingress.keys.quota import NO_KEY, Quota
 
 STATE = "tcd_key"  # in a request's state
 

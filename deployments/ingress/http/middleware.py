@@ -27,7 +27,7 @@ from deployments.ingress.answer.storage import FILES_PATH
 from deployments.ingress.http.failures import failure
 from deployments.ingress.http.keys import key_of, noted_key
 from deployments.ingress.http.metrics import Metrics
-from deployments.ingress.request.keyring import Keyring
+from deployments.ingress.keys.keyring import Keyring
 
 UNKNOWN = "unknown"  # route
 MAX_LOGGED = 300  # characters of what may quote the client

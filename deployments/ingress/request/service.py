@@ -45,13 +45,13 @@ from deployments.contracts.jobs import (
     VideoResult,
 )
 from deployments.contracts.refusal import Refusal, accepted
+from deployments.ingress.keys.lease import Lease, work_of
+from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.assembly import Assembled, Assembler
 from deployments.ingress.request.budget import check
 from deployments.ingress.request.catalogue import Catalogue, Model
 from deployments.ingress.request.deaths import FAILURES, died, pause, translated, twice
 from deployments.ingress.request.filling import video_job
-from deployments.ingress.request.lease import Lease, work_of
-from deployments.ingress.request.quota import Quota
 
 OnProgress = Callable[[Progress], None]
 NOBODY = Caller()

@@ -23,10 +23,10 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.refusal import Refusal
 from deployments.ingress.discovery.outlook import Outlook
+from deployments.ingress.keys.keyring import Keyring
+from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.assembly import Assembler
-from deployments.ingress.request.keyring import Keyring
 from deployments.ingress.request.pictures import Pictures
-from deployments.ingress.request.quota import Quota
 from deployments.ingress.request.service import Service
 from tests.deployments.ingress.fakes import Handle, knowing
 

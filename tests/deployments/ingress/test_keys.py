@@ -20,9 +20,9 @@ from configs.keys import KeyEntry, digest
 from deployments.contracts.jobs import Caller
 from deployments.contracts.usage import KeyUsagesBody
 from deployments.ingress.http.app import make_app
-from deployments.ingress.request import keyring as keyring_module
-from deployments.ingress.request.keyring import Keyring, make_keyring
-from deployments.ingress.request.quota import Quota
+from deployments.ingress.keys import keyring as keyring_module
+from deployments.ingress.keys.keyring import Keyring, make_keyring
+from deployments.ingress.keys.quota import Quota
 from deployments.ingress.videos import Videos
 from tests.deployments.ingress.fakes import FakeDirectory
 from tests.deployments.ingress.keyed import LATENT, Keys, Local, Replica, entry, service

@@ -9,10 +9,10 @@ from configs.keys import KeyEntry
 from deployments.contracts.errors import QueueFull, RateLimited
 from deployments.contracts.jobs import Caller
 from deployments.contracts.usage import KeyReport, KeyTotals, OtherReports, Report
-from deployments.ingress.request.account import SILENT_S
-from deployments.ingress.request.ledger import FORGET_S, Ledger
-from deployments.ingress.request.ledger import SILENT_S as GONE_S
-from deployments.ingress.request.quota import Quota
+from deployments.ingress.keys.account import SILENT_S
+from deployments.ingress.keys.ledger import FORGET_S, Ledger
+from deployments.ingress.keys.ledger import SILENT_S as GONE_S
+from deployments.ingress.keys.quota import Quota
 from tests.deployments.ingress.keyed import Clock, Keys, entry
 
 ALICE = Caller("alice")

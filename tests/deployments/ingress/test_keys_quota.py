@@ -29,8 +29,8 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.refusal import Refusal
 from deployments.contracts.usage import KeyUsage
-from deployments.ingress.request.lease import work_of
-from deployments.ingress.request.quota import Quota
+from deployments.ingress.keys.lease import work_of
+from deployments.ingress.keys.quota import Quota
 from tests.deployments.ingress.keyed import LATENT, Clock, Keys, Replica, entry, service
 
 ALICE, BOB = Caller("alice"), Caller("bob", 2.5)

@@ -12,8 +12,8 @@ import pytest
 
 from configs.app import KeysArgs, ServiceArgs
 from configs.keys import KeysError, digest
-from deployments.ingress.request import keyring as keyring_module
-from deployments.ingress.request.keyring import LOOK_S, Keyring, make_keyring
+from deployments.ingress.keys import keyring as keyring_module
+from deployments.ingress.keys.keyring import LOOK_S, Keyring, make_keyring
 from tests.deployments.ingress.keyed import Clock
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from configs.keys import KeyEntry
 from deployments.contracts.errors import Forbidden, RateLimited
 from deployments.contracts.usage import KeyReport, KeyTotals
-from deployments.ingress.request.allowance import Allowance
+from deployments.ingress.keys.allowance import Allowance
 
 SLACK_S = 2.0  # by how much longer a request of another ingress must have waited to go first
 SILENT_S = 10.0  # what was heard of other ingresses counts so long

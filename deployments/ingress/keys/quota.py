@@ -16,9 +16,9 @@ from deployments.contracts.usage import (
     OtherReports,
     Report,
 )
-from deployments.ingress.request.account import Account, Elsewhere
-from deployments.ingress.request.keyring import Keyring
-from deployments.ingress.request.lease import Lease
+from deployments.ingress.keys.account import Account, Elsewhere
+from deployments.ingress.keys.keyring import Keyring
+from deployments.ingress.keys.lease import Lease
 
 NO_KEY = ""  # the account of whoever asks without a key
 PERIOD_S, PATIENCE_S = 1.0, 5.0

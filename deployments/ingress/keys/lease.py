@@ -14,7 +14,7 @@ from deployments.contracts.errors import (
     QueueFull,
 )
 from deployments.contracts.jobs import Caller, ImageJob, real_steps
-from deployments.ingress.request.account import Account, Place
+from deployments.ingress.keys.account import Account, Place
 
 LATENT_PIXEL = 8  # pixels a side
 REFUSALS = (Forbidden, InvalidRequest, QueueFull)
