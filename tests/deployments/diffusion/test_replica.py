@@ -61,7 +61,11 @@ class Breaking(Diffusion):
 def run(models: Path, user_config: dict[str, object]) -> Handle:
     """Deploys two replicas, or gives those that run another configuration."""
     deployment = DIFFUSION.options(
-        func_or_class=Breaking, name="Diffusion", num_replicas=2, user_config=user_config
+        func_or_class=Breaking,
+        name="Diffusion",
+        version="1",  # without one, `serve.run` replaces all replicas, as `serve deploy` does not
+        num_replicas=2,
+        user_config=user_config,
     )
     bound = deployment.bind(plain_model(models, "sd15", NAME))
     return serve.run(bound, name=NAME, route_prefix=None)
@@ -187,7 +191,6 @@ async def _load(handle: Handle, seconds: float, break_after_s: float) -> Counter
 def test_an_engine_fault_under_load_fails_no_request(replicas: Handle, served: Served) -> None:
     before = ids(replicas)
     seen = asyncio.run(_load(replicas, seconds=12, break_after_s=3))
-    print(seen)
     assert seen["broken"] == 1
     assert seen["made"] > 0
     assert set(seen) <= {"made", "broken", "died"}, seen
