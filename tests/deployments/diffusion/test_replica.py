@@ -66,6 +66,7 @@ def run(models: Path, user_config: dict[str, object]) -> Handle:
         version="1",  # without one, `serve.run` replaces all replicas, as `serve deploy` does not
         num_replicas=2,
         user_config=user_config,
+        _internal=True,
     )
     bound = deployment.bind(plain_model(models, "sd15", NAME))
     return serve.run(bound, name=NAME, route_prefix=None)
