@@ -204,10 +204,7 @@ def boundary_of(content_type: str) -> bytes:
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= MAX_BOUNDARY:
-        raise InvalidRequest(
-            "the content-type of a multipart body names its boundary, 1 to "
-            f"{MAX_BOUNDARY} characters"
-        )
+        raise _malformed(f"its content-type must name its boundary, 1 to {MAX_BOUNDARY} characters")
     return boundary
 
 

@@ -42,16 +42,14 @@ def check(request: ImageRequest | VideoRequest, args: ServiceArgs) -> None:
 def pictures_of(request: ImageRequest) -> dict[str, ImageInput]:
     """The pictures of a request by the names of their fields, maps that are known by id left
     out."""
-    given: dict[str, ImageInput | None] = {"image": request.image, "mask": request.mask}
-    for index, control in enumerate(request.controls):
-        given[f"controls.{index}.image"] = control.image
+    named = {f"controls.{i}.image": c.image for i, c in enumerate(request.controls)}
     seen = () if request.ip_adapter is None else request.ip_adapter.images
-    for index, image in enumerate(seen):
-        given[f"ip_adapter.image.{index}"] = image
-    return {
+    named |= {f"ip_adapter.image.{i}": image for i, image in enumerate(seen)}
+    given = {"image": request.image, "mask": request.mask}
+    return {param: image for param, image in given.items() if image is not None} | {
         param: image
-        for param, image in given.items()
-        if image is not None and not (is_map_id(image) and len(image) <= MAX_URL_CHARS)
+        for param, image in named.items()
+        if not (is_map_id(image) and len(image) <= MAX_URL_CHARS)
     }
 
 

@@ -237,7 +237,7 @@ def test_a_body_that_is_no_json(served: Served, body: bytes) -> None:
     headers = {"content-type": "application/json"}
     answer = httpx.post(f"{served.url}/v1/videos", content=body, headers=headers, timeout=60)
     assert answer.status_code == 400
-    assert "not JSON" in answer.json()["error"]["message"]
+    assert "not valid JSON" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("seconds", "frames", "fps"), [("4", 16, 4), ("8", 16, 2), ("12", 12, 1)])
