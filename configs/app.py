@@ -39,8 +39,10 @@ class Limits(Frozen):
         min_side, max_side: pixels a side; both multiples of 8.
         max_pixels: width x height of one image.
         max_batch: rows in one UNet call; a row with guidance above 1 counts twice.
-        max_running: rows that hold device memory (latents and embeddings) at once.
-        max_pending: images accepted and not yet answered; above it a request gets 429.
+        max_running: rows that hold device memory (latents and embeddings) at once. Beside a
+            caller who has them all, others get their share, up to twice as many in all.
+        max_pending: images accepted and not yet answered; above it a request gets 429. Shared
+            between callers in the same way.
         max_loras: style adapters in one request.
         max_frames: of one video.
         lora_budget_mb: MiB of style adapters kept on the device; the least recently used
