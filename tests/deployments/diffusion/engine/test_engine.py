@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from threading import Event
 from time import monotonic, sleep
 
@@ -21,6 +20,7 @@ from deployments.contracts.errors import (
     QueueFull,
 )
 from deployments.contracts.jobs import FinishedImage, PartialImage, Progress
+from deployments.diffusion.engine.adapters.files import LoraFile
 from deployments.diffusion.engine.adapters.reader import LoraWeights
 from deployments.diffusion.engine.pixels.decoder import IMAGES_A_CALL
 from deployments.diffusion.engine.policy.registry import Entry
@@ -146,13 +146,13 @@ def test_a_job_that_waits_for_its_adapters_has_its_deadline_kept(
 ) -> None:
     engine = make_engine()
     go_on = Event()
-    read = engine.components.lora_reader.read
+    make = engine.components.lora_reader.make
 
-    def slow_read(path: Path, unet: str) -> LoraWeights:
+    def slowly(file: LoraFile, unet: str) -> LoraWeights:
         go_on.wait(60)
-        return read(path, unet)
+        return make(file, unet)
 
-    monkeypatch.setattr(engine.components.lora_reader, "read", slow_read)
+    monkeypatch.setattr(engine.components.lora_reader, "make", slowly)
     listener = Listener(engine)
     started = monotonic()
     listener.submit(image_job("late", timeout_s=0.2, loras=styles(neon=1.0)))

@@ -133,7 +133,8 @@ class Walk:
         """One step of these rows, which must be of one key."""
         outcome = self._runner.run(Batch(rows[0].key, tuple(rows)))
         assert isinstance(outcome, Advanced)
-        assert outcome.failures == {}
+        for error in outcome.failures.values():
+            raise error
         for row in rows:
             row.cursor += 1
 
