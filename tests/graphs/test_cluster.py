@@ -50,7 +50,7 @@ def test_diffusion_runs_on_gpus_and_the_rest_does_not(seen: dict[str, Any]) -> N
         expected = "gpu" if replica["deployment"] == "Diffusion" else "cpu"
         assert nodes[replica["node"]] == expected, replica
     ran = {replica["deployment"] for replica in seen["after"]}
-    assert ran == {"Ingress", "MapStore", "Videos", "Canny", "Diffusion"}
+    assert ran == {"Ingress", "Directory", "MapStore", "Videos", "Canny", "Diffusion"}
 
 
 def test_no_two_replicas_share_a_gpu(seen: dict[str, Any]) -> None:

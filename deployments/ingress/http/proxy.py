@@ -100,7 +100,7 @@ class OneShape:
         async def shaped(message: Message) -> None:
             nonlocal started, replaced
             if message["type"] == "http.response.start":
-                started, replaced = True, _is_plain_refusal(message)
+                started, replaced = True, _is_of_serve(message)
                 if replaced:
                     await _refusal_of_serve(message["status"])(scope, receive, send)
             if not replaced:
@@ -116,14 +116,15 @@ class OneShape:
             await _refusal_of_serve(503)(scope, receive, send)
 
 
-def _is_plain_refusal(start: Message) -> bool:
-    kind = Headers(raw=start.get("headers", [])).get("content-type", "")
-    return start["status"] >= 400 and kind.startswith("text/plain")
+def _is_of_serve(start: Message) -> bool:
+    """Serve says no length of what it says itself; applications do."""
+    headers = Headers(raw=start.get("headers", []))
+    plain = headers.get("content-type", "").startswith("text/plain")
+    return start["status"] in SAID_BY_SERVE and plain and "content-length" not in headers
 
 
 def _refusal_of_serve(status: int) -> JSONResponse:
-    message = SAID_BY_SERVE.get(status, "the service failed unexpectedly")
-    return answer(http_failure(status if status in SAID_BY_SERVE else 500, message))
+    return answer(http_failure(status, SAID_BY_SERVE[status]))
 
 
 class BoundedHead(H11Protocol):

@@ -351,7 +351,7 @@ def test_in_the_background(caplog: pytest.LogCaptureFixture) -> None:
         assert one.running == 1
         broken = False
         await exchanged()
-        warnings = [record for record in caplog.records if record.name == "tcd.keys"]
+        warnings = [record for record in caplog.records if record.name == "ray.serve.tcd.keys"]
         assert len(warnings) == 2  # one of each, however long it lasts
         for front in (one, other):
             await front.finish(1)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import uvicorn
 import uvicorn.config
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -218,3 +219,9 @@ def test_a_request_of_two_lengths_is_the_last_of_its_connection(port: int, ends:
             said += part
     assert said.startswith(b"HTTP/1.1 400 ")
     assert said.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 503])
+def test_what_another_application_says_in_plain_text_passes_as_it_is(status: int) -> None:
+    told = TestClient(guarded(PlainTextResponse("not this one", status))).get("/sheet")
+    assert (told.status_code, told.text) == (status, "not this one")
