@@ -17,7 +17,13 @@ from tests.demo.test_run import RAY_NODE
 from tests.serving import free_port
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        signal.SIGTERM,
+        *(pytest.param(other, marks=pytest.mark.deep) for other in (signal.SIGINT, signal.SIGKILL)),
+    ],
+)
 def test_a_signal_to_the_group_stops_it(
     demo_models: Path, tmp_path: Path, ending: signal.Signals
 ) -> None:

@@ -121,18 +121,21 @@ def changing(served: Served, demo_models: Path) -> Iterator[Changing]:
 
 
 def test_adapters_limits_and_serves_options(changing: Changing, demo_models: Path) -> None:
+    scaled = {"min_replicas": 1, "max_replicas": 1, "upscale_delay_s": 600}
+    with Asking(changing) as asking:  # autoscaling has a policy: its begin replaces replicas
+        changing.deploy(autoscaling_config=scaled)
+        changing.settle()
+        asking.more()
     before = replica_pids(APPLICATION)
     user_config = ModelUserConfig(
         loras=demo_loras(demo_models, "sd21"), limits=Limits(max_side=256)
     )
     with Asking(changing) as asking:
         options = {"max_ongoing_requests": 500, "health_check_timeout_s": 9}
-        changing.deploy(None, user_config.model_dump(), **options)
+        changing.deploy(None, user_config.model_dump(), autoscaling_config=scaled, **options)
         wait_until(lambda: changing.card()["limits"]["max_side"] == 256)
         asking.more()
-        changing.deploy(
-            autoscaling_config={"min_replicas": 1, "max_replicas": 2, "upscale_delay_s": 600}
-        )
+        changing.deploy(autoscaling_config=scaled | {"max_replicas": 2})
         wait_until(lambda: changing.card()["limits"]["max_side"] == 512)
         asking.more()
         changing.settle()
@@ -168,6 +171,7 @@ def test_args_that_are_refused(changing: Changing) -> None:
     assert replica_pids(APPLICATION) == before
 
 
+@pytest.mark.deep  # three starts, one after the other
 def test_a_checkpoint_that_cannot_be_loaded(changing: Changing, demo_models: Path) -> None:
     changing.deploy()
     changing.settle()
