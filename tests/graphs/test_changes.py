@@ -206,6 +206,7 @@ def test_a_user_config_that_is_refused(changing: Changing, served: Served) -> No
     assert replica_pids(APPLICATION) == before
 
 
+@pytest.mark.deep  # two minutes
 def test_a_replica_goes_when_it_has_answered(changing: Changing) -> None:
     changing.deploy(num_replicas=2)
     changing.settle()
