@@ -5,9 +5,17 @@ with its name instead of being ignored. Ray's own options (replicas, autoscaling
 are not here: they stay under `deployments:` in the Serve config, where Ray reads them.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from configs.families import FamilyName
 
@@ -215,9 +223,29 @@ class KeysArgs(Frozen):
 
 Guarded = Literal["metrics", "readyz", "docs", "playground"]
 
+# What no request may have, whatever a configuration says: see `deployments/contracts/jobs.py`.
+PROMPT_CHARS = 100_000
+TIMEOUT_S = 3600.0
+
+# Limits that follow another key where they are left out: that key, and their least value.
+FOLLOWING: Final = {
+    "max_request_bytes": ("max_image_bytes", 40 * 2**20),
+    "max_request_pixels": ("max_image_pixels", 2 * 4096 * 4096),
+    "max_decoding_pixels": ("max_request_pixels", 4 * 4096 * 4096),
+    "max_timeout_s": ("request_timeout_s", 300.0),
+}
+
+
+def _at_most(most: float) -> AfterValidator:
+    """More than is possible counts as what is."""
+    return AfterValidator(lambda value: min(value, most))
+
 
 class ServiceArgs(Frozen):
     """`args` of the `tcd` application.
+
+    `max_request_bytes`, `max_request_pixels`, `max_decoding_pixels` and `max_timeout_s`, left out,
+    are 40 MiB, two and four times 4096 x 4096, and 300 s, or more if another key asks for it.
 
     Attributes:
         depth: the depth estimator; `None`: depth maps must come ready-made.
@@ -237,18 +265,20 @@ class ServiceArgs(Frozen):
         default_model: the model of a request that names none; `None`: naming one is required.
         max_images: highest `n` of one request.
         max_prompt_chars: characters of `prompt` and of `negative_prompt`; a longer one is refused
-            before tokenising.
+            before tokenising. 100,000 is the most; more counts as that.
         max_body_bytes: of one HTTP request.
         body_timeout_s: a request whose body is not all there by then is refused with 408.
         public_url: where clients reach the service, such as "https://pictures.example/tcd";
             `None`: the URLs in its answers begin as the client's request says (`Host`).
         cors_origins: origins of web pages that may call the service from a browser, such as
             "https://app.example"; "*": all. None by default: only the playground's own.
-        max_videos: unfinished at a time.
+        max_videos: unfinished at a time; shared between callers as `Limits.max_pending` is.
         video_ttl_s, video_cache_mb: how long, and in how many MiB, finished videos are kept.
-        request_timeout_s: a request without `timeout_s` of its own is given up after this.
-        max_timeout_s: longest `timeout_s` of a request. What carries requests must last longer
-            than this: see `graphs/limits.py`.
+        request_timeout_s: a request without `timeout_s` of its own is given up after this; 3600
+            is the most; more counts as that.
+        max_timeout_s: longest `timeout_s` of a request for images; a video, which is made in the
+            background, may have 3600. What carries requests must last longer than this: see
+            `graphs/limits.py`.
         discovery_period_s: how often the directory looks for model applications.
         keys: the named keys that are accepted below `/v1/`, each with its limits; `None`, and no
             `api_keys_env`: no authentication.
@@ -268,14 +298,14 @@ class ServiceArgs(Frozen):
     max_image_bytes: int = Field(20 * 2**20, ge=1024)
     max_image_pixels: int = Field(4096 * 4096, ge=64)
     max_request_pictures: int = Field(16, ge=1, le=64)
-    max_request_bytes: int = Field(40 * 2**20, ge=1024)
-    max_request_pixels: int = Field(2 * 4096 * 4096, ge=64)
+    max_request_bytes: int = Field(None, ge=1024, validate_default=True)
+    max_request_pixels: int = Field(None, ge=64, validate_default=True)
     max_request_entries: int = Field(16, ge=1, le=64)
-    max_decoding_pixels: int = Field(4 * 4096 * 4096, ge=64)
+    max_decoding_pixels: int = Field(None, ge=64, validate_default=True)
     max_fetches: int = Field(8, ge=1, le=256)
     fetch_timeout_s: float = Field(20.0, gt=0)
     max_images: int = Field(10, ge=1, le=64)
-    max_prompt_chars: int = Field(4000, ge=1, le=100_000)
+    max_prompt_chars: Annotated[int, _at_most(PROMPT_CHARS)] = Field(4000, ge=1)
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
     body_timeout_s: float = Field(60.0, gt=0)
     public_url: str | None = Field(None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")
@@ -283,12 +313,20 @@ class ServiceArgs(Frozen):
     max_videos: int = Field(32, ge=1)
     video_ttl_s: float = Field(3600.0, gt=0)
     video_cache_mb: int = Field(512, ge=1)
-    request_timeout_s: float = Field(300.0, gt=0)
-    max_timeout_s: float = Field(300.0, gt=0, le=3600)
+    request_timeout_s: Annotated[float, _at_most(TIMEOUT_S)] = Field(300.0, gt=0)
+    max_timeout_s: float = Field(None, gt=0, le=TIMEOUT_S, validate_default=True)
     discovery_period_s: float = Field(2.0, gt=0)
     keys: KeysArgs | None = None
     api_keys_env: str | None = None
     protect: tuple[Guarded, ...] = ()
+
+    @field_validator(*FOLLOWING, mode="before")
+    @classmethod
+    def _followed(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None or info.field_name is None:
+            return value
+        followed, least = FOLLOWING[info.field_name]
+        return max(least, info.data.get(followed, least))
 
     @model_validator(mode="after")
     def _a_picture_fits(self) -> "ServiceArgs":

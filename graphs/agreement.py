@@ -1,4 +1,4 @@
-"""What the parts of a Serve config say of each other, and whether they agree."""
+"""What the parts of a Serve config say of each other: whether they agree, what would do better."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,22 +36,41 @@ def disagreements(config: ServeDeploySchema) -> Iterator[str]:
     Parts that our own schemas refuse are passed over.
     """
     names = {application.name for application in config.applications}
-    models: list[_Model] = []
     for application in config.applications:
         if application.import_path == MODEL:
             yield from _model_application(application)
-            if (model := _read(application)) is not None:
-                models.append(model)
+    models = list(_models(config))
     for model in models:
         yield from _model(model)
+    for application, service in _services(config):
+        yield from _service(application, service, names)
+        yield from _proxy(config, service)
+        for model in models:
+            yield from _beside(model, service)
+
+
+def advice(config: ServeDeploySchema) -> Iterator[str]:
+    """What works as it is, and would do better otherwise: a line each, with its place."""
+    for model in _models(config):
+        yield from _queues(model)
+    for _, service in _services(config):
+        yield from _times(config, service)
+
+
+def _models(config: ServeDeploySchema) -> Iterator[_Model]:
+    for application in config.applications:
+        if application.import_path == MODEL and (model := _read(application)) is not None:
+            yield model
+
+
+def _services(
+    config: ServeDeploySchema,
+) -> Iterator[tuple[ServeApplicationSchema, ServiceArgs]]:
     for application in config.applications:
         if application.import_path == SERVICE:
-            service = _accepted(ServiceArgs, application.args)
-            if service is not None:
-                yield from _service(application, service, names)
-                yield from _times(config, service)
-                for model in models:
-                    yield from _beside(model, service)
+            args = _accepted(ServiceArgs, application.args)
+            if args is not None:
+                yield application, args
 
 
 def _service(
@@ -102,7 +121,7 @@ def _read(application: ServeApplicationSchema) -> _Model | None:
 
 
 def _model(model: _Model) -> Iterator[str]:
-    """A model's defaults and queues beside its limits."""
+    """A model's defaults beside its limits."""
     limits, defaults = model.limits, model.args.defaults
     at_limits = f"{model.place}.{DIFFUSION.name}.user_config.limits"
     side = FAMILIES[model.args.family].default_size
@@ -118,9 +137,15 @@ def _model(model: _Model) -> Iterator[str]:
             f"{at_limits}.max_pixels: {limits.max_pixels} is below the "
             f"{width}x{height} of a request that names no size"
         )
+
+
+def _queues(model: _Model) -> Iterator[str]:
+    """What a model never uses of its limits."""
+    limits = model.limits
     if limits.max_batch > 2 * limits.max_running:
         yield (
-            f"{at_limits}.max_batch: {limits.max_batch} is above two rows for each of "
+            f"{model.place}.{DIFFUSION.name}.user_config.limits.max_batch: "
+            f"{limits.max_batch} is above two rows for each of "
             f"max_running {limits.max_running}: no batch is so large"
         )
     for name, most in (
@@ -151,8 +176,18 @@ def _beside(model: _Model, service: ServiceArgs) -> Iterator[str]:
         )
 
 
+def _proxy(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
+    """Serve's proxy lasts longer than a request."""
+    proxy_s = config.http_options.request_timeout_s
+    if proxy_s is not None and proxy_s <= service.max_timeout_s:
+        yield (
+            f"http_options.request_timeout_s: {proxy_s:g} is not above max_timeout_s "
+            f"{service.max_timeout_s:g}: Serve would end requests before the service does"
+        )
+
+
 def _times(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
-    """Whatever carries a request lasts longer than the request; what hangs is found soon."""
+    """Whatever carries a request lasts until it is answered; what hangs is found soon."""
     needed_s = service.max_timeout_s + GRACE_S
     short = f"is below max_timeout_s {service.max_timeout_s:g} and {GRACE_S:g} for the answer"
     least_s, most_s = HEALTH_CHECK_TIMEOUT_S

@@ -1,7 +1,8 @@
 """How long the deployments last, which their graphs and `make check-config` share.
 
-A request is given up after at most `max_timeout_s` of the service. Whatever carries it must last
-longer: the proxy, which would answer in its own words, and a replica that was told to go.
+A request for images is given up after at most `max_timeout_s` of the service. Whatever carries it
+must last longer: the proxy, which would answer in its own words, and a replica that was told to go.
+A service whose `max_timeout_s` is above 300 s says longer times in its Serve config.
 """
 
 from typing import Final, TypedDict
@@ -32,5 +33,5 @@ LASTING: Final[Lasting] = {
 }
 MAX_ONGOING_REQUESTS = 1000  # of a replica; whatever refuses, refuses earlier and says when to ask
 
-# A replica may be busy for so long before it counts as silent, and must not for longer.
+# A replica may be busy for so long before it counts as silent, and should not for longer.
 HEALTH_CHECK_TIMEOUT_S = (5.0, 20.0)

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from configs.app import ServiceArgs
 from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull
 from deployments.contracts.jobs import Caller, Progress, VideoRequest
+from deployments.contracts.places import Places
 from deployments.contracts.refusal import refusing
 from deployments.contracts.routes import Router
 from deployments.contracts.videos import VideoCard, VideoError, VideoFormat, VideosBody
@@ -76,22 +77,19 @@ class Videos:
     ) -> VideoCard:
         """Takes a job; it starts at once, unless it has been asked with the same `key`.
 
-        Refused with `QueueFull` if too many are unfinished, and for what `Service.check_video`
-        raises.
+        Refused with `QueueFull` if too many are unfinished (a caller who has less than its share
+        of `max_videos` may go beyond them), and for what `Service.check_video` raises.
         """
+        asked = (request, output_format)
+        if (known := self._known(key, caller, asked)) is not None:
+            return known.card
         await self._quota.keys.renew()
         model = await self._service.check_video(request, caller)
-        self._forget_old()
-        for known in self._videos.values():
-            if key is not None and (known.key, known.caller.name) == (key, caller.name):
-                if known.asked != (request, output_format):
-                    raise InvalidRequest(
-                        "this Idempotency-Key came with another request before", "idempotency-key"
-                    )
-                return known.card
-        unfinished = sum(video.task is not None for video in self._videos.values())
-        if unfinished >= self._args.max_videos:
-            raise QueueFull(f"{unfinished} videos are unfinished already", FULL_RETRY_MS)
+        if (known := self._known(key, caller, asked)) is not None:  # asked twice at once
+            return known.card
+        unfinished = [(v.caller, 1) for v in self._videos.values() if v.task is not None]
+        if not Places(self._args.max_videos, unfinished).allow(caller):
+            raise QueueFull(f"{len(unfinished)} videos are unfinished already", FULL_RETRY_MS)
         sized = request.width is not None
         card = VideoCard(
             id=f"video_{uuid.uuid4().hex}",
@@ -105,7 +103,7 @@ class Videos:
             fps=request.fps,
             output_format=output_format,
         )
-        video = self._videos[card.id] = _Video(card, (request, output_format), key, caller)
+        video = self._videos[card.id] = _Video(card, asked, key, caller)
         video.task = asyncio.create_task(self._make(video, request))
         return video.card
 
@@ -156,6 +154,20 @@ class Videos:
                 "video_id",
             )
         return video.data, video.card.output_format
+
+    def _known(
+        self, key: str | None, caller: Caller, asked: tuple[VideoRequest, VideoFormat]
+    ) -> _Video | None:
+        """The video that a caller has asked for with this idempotency key before."""
+        self._forget_old()
+        for video in self._videos.values():
+            if key is not None and (video.key, video.caller.name) == (key, caller.name):
+                if video.asked != asked:
+                    raise InvalidRequest(
+                        "this Idempotency-Key came with another request before", "idempotency-key"
+                    )
+                return video
+        return None
 
     async def _make(self, video: _Video, request: VideoRequest) -> None:
         def progressed(event: Progress) -> None:

@@ -1,9 +1,13 @@
 """The configuration tree refuses what it does not know, names it, and does not change."""
 
+from typing import Any
+
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from configs.app import (
+    PROMPT_CHARS,
+    TIMEOUT_S,
     Defaults,
     IpAdapterArgs,
     Limits,
@@ -13,7 +17,7 @@ from configs.app import (
     ServiceArgs,
 )
 from configs.families import FAMILIES
-from deployments.contracts.jobs import MAX_ENTRIES, MAX_TEXT
+from deployments.contracts.jobs import MAX_ENTRIES, MAX_TEXT, VideoRequest
 
 MODEL = {"name": "sd15", "family": "sd15", "checkpoint": "a/b", "tcd_lora": None}
 VALID: dict[type[BaseModel], dict[str, object]] = {
@@ -110,12 +114,50 @@ def test_limits_of_a_request_fit_together() -> None:
     limits = ServiceArgs()
     assert limits.max_image_pixels <= limits.max_request_pixels <= limits.max_decoding_pixels
     for wrong in (
-        {"max_image_pixels": 10**8},
-        {"max_image_bytes": 10**8},
-        {"max_request_pixels": 10**8},
+        {"max_image_pixels": 10**8, "max_request_pixels": 10**7},
+        {"max_image_bytes": 10**8, "max_request_bytes": 10**7},
+        {"max_request_pixels": 10**8, "max_decoding_pixels": 10**7},
+        {"request_timeout_s": 301, "max_timeout_s": 300},
+        {"max_timeout_s": TIMEOUT_S + 1},
         {"max_request_entries": MAX_ENTRIES + 1},
-        {"max_prompt_chars": MAX_TEXT + 1},
     ):
         with pytest.raises(ValidationError, match=r"max_|less than or equal"):
             ServiceArgs.model_validate(wrong)
-    assert ServiceArgs(max_request_entries=MAX_ENTRIES, max_prompt_chars=MAX_TEXT)
+    assert ServiceArgs(max_request_entries=MAX_ENTRIES)
+
+
+@pytest.mark.parametrize(
+    ("said", "follows"),
+    [
+        ({}, (40 * 2**20, 2 * 4096**2, 4 * 4096**2, 300)),
+        ({"request_timeout_s": 600}, (40 * 2**20, 2 * 4096**2, 4 * 4096**2, 600)),
+        ({"max_image_bytes": 10**8}, (10**8, 2 * 4096**2, 4 * 4096**2, 300)),
+        ({"max_image_pixels": 36 * 10**6}, (40 * 2**20, 36 * 10**6, 4 * 4096**2, 300)),
+        ({"max_image_pixels": 10**8}, (40 * 2**20, 10**8, 10**8, 300)),
+        (
+            {"max_image_pixels": 64, "max_timeout_s": None},
+            (40 * 2**20, 2 * 4096**2, 4 * 4096**2, 300),
+        ),
+        (
+            {"max_timeout_s": 400, "request_timeout_s": 9},
+            (40 * 2**20, 2 * 4096**2, 4 * 4096**2, 400),
+        ),
+    ],
+)
+def test_limits_that_are_left_out_follow(said: dict[str, Any], follows: tuple[float, ...]) -> None:
+    limits = ServiceArgs.model_validate(said)
+    assert follows == (
+        limits.max_request_bytes,
+        limits.max_request_pixels,
+        limits.max_decoding_pixels,
+        limits.max_timeout_s,
+    )
+
+
+def test_more_than_any_request_may_have_counts_as_that() -> None:
+    limits = ServiceArgs(max_prompt_chars=2 * MAX_TEXT, request_timeout_s=7200)
+    assert limits.max_prompt_chars == MAX_TEXT == PROMPT_CHARS
+    assert limits.request_timeout_s == limits.max_timeout_s == TIMEOUT_S
+    assert VideoRequest("a", timeout_s=TIMEOUT_S)
+    with pytest.raises(ValidationError, match="timeout_s"):
+        VideoRequest("a", timeout_s=TIMEOUT_S + 1)

@@ -15,7 +15,7 @@ from ray.serve._private.build_app import build_app
 
 from configs.app import PreprocessorArgs, ServiceArgs
 from graphs.agreement import SINGLETONS, deployments_of
-from graphs.check import problems, problems_of
+from graphs.check import advice_of, main, problems, problems_of
 from graphs.limits import GRACE_S
 from graphs.service import build
 
@@ -28,7 +28,7 @@ Edit = Callable[[dict[str, Any]], None]
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_nothing_is_wrong_with_ours(path: Path, demo_models: Path) -> None:
-    assert list(problems_of(path)) == []
+    assert [*problems_of(path), *advice_of(path)] == []
 
 
 def rename(old: str, new: str) -> Callable[[dict[str, Any]], None]:
@@ -186,32 +186,53 @@ def limits(**changed: int) -> Edit:
             "model-sd15.Diffusion.user_config.limits.max_pixels: 4000 is below the 64x64",
         ),
         (
-            limits(max_batch=16, max_running=7),
-            "model-sd15.Diffusion.user_config.limits.max_batch: 16 is above two rows for each",
-        ),
-        (
             limits(max_pending=9),
             "model-sd15.Diffusion.user_config.limits.max_pending: 9 is below the service's max_im",
+        ),
+        # Of times.
+        (
+            lambda c: service(c)["args"].update(request_timeout_s=301, max_timeout_s=300),
+            "tcd.args: Value error, request_timeout_s 301 is above max_timeout_s 300",
+        ),
+        (
+            lambda c: c["http_options"].update(request_timeout_s=300),
+            "http_options.request_timeout_s: 300 is not above max_timeout_s 300: Serve would end",
+        ),
+    ],
+)
+def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
+    config = copy.deepcopy(DEMO)
+    edit(config)
+    found = list(problems(config))
+    assert [problem for problem in found if problem.startswith(says)], found
+    assert not [problem for problem in found if "\n" in problem]
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (
+            limits(max_batch=16, max_running=7),
+            "model-sd15.Diffusion.user_config.limits.max_batch: 16 is above two rows for each",
         ),
         (
             limits(max_pending=2000),
             "model-sd15.Diffusion.max_ongoing_requests: 1000 is below max_pending 2000",
         ),
         (
+            lambda c: diffusion(c).update(max_ongoing_requests=100),
+            "model-sd15.Diffusion.max_ongoing_requests: 100 is below max_pending 128",
+        ),
+        (
             lambda c: diffusion(c).update(max_queued_requests=100),
             "model-sd15.Diffusion.max_queued_requests: 100 is below max_pending 128",
         ),
-        # Of times.
         (
-            lambda c: service(c)["args"].update(request_timeout_s=301),
-            "tcd.args: Value error, request_timeout_s 301 is above max_timeout_s 300",
+            lambda c: c["http_options"].update(request_timeout_s=310),
+            "http_options.request_timeout_s: 310 is below max_timeout_s 300 and 30 for the answer",
         ),
         (
-            lambda c: c["http_options"].update(request_timeout_s=300),
-            "http_options.request_timeout_s: 300 is below max_timeout_s 300 and 30 for the answer",
-        ),
-        (
-            lambda c: service(c)["args"].update(max_timeout_s=600),
+            lambda c: service(c)["args"].update(request_timeout_s=600),
             "tcd.Videos.graceful_shutdown_timeout_s: 330 is below max_timeout_s 600",
         ),
         (
@@ -224,12 +245,24 @@ def limits(**changed: int) -> Edit:
         ),
     ],
 )
-def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
-    config = copy.deepcopy(DEMO)
+def test_what_works_is_advised(
+    edit: Edit,
+    says: str,
+    demo_models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, path = copy.deepcopy(DEMO), tmp_path / "works.yaml"
     edit(config)
-    found = list(problems(config))
-    assert [problem for problem in found if problem.startswith(says)], found
-    assert not [problem for problem in found if "\n" in problem]
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(sys, "argv", ["check", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().out
+    assert ended.value.code == 0, said
+    assert f"{path}: advice: {says}" in said
+    assert all(": advice: " in line for line in said.splitlines())
 
 
 def test_args_that_are_refused_hide_no_encoder(demo_models: Path) -> None:
@@ -239,12 +272,14 @@ def test_args_that_are_refused_hide_no_encoder(demo_models: Path) -> None:
     assert problem.startswith("tcd.args.max_images: ")
 
 
-def test_times_that_agree(demo_models: Path) -> None:
+def test_times_that_agree(demo_models: Path, tmp_path: Path) -> None:
     config = copy.deepcopy(DEMO)
     service(config)["args"].update(max_timeout_s=100, request_timeout_s=60)
     config["http_options"]["request_timeout_s"] = 100 + GRACE_S
     diffusion(config)["graceful_shutdown_timeout_s"] = 100 + GRACE_S
-    assert list(problems(config)) == []
+    path = tmp_path / "agrees.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert [*problems_of(path), *advice_of(path)] == []
 
 
 def test_the_names_of_the_services_deployments() -> None:

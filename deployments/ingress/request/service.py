@@ -289,13 +289,14 @@ class Service:
         return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=lease.caller))
 
     def _time_of(self, request: ImageRequest | VideoRequest) -> float:
-        """Seconds that a request has; raises `InvalidRequest` if it wants more than it may."""
-        most = self._args.max_timeout_s
-        if request.timeout_s is not None and request.timeout_s > most:
-            raise InvalidRequest(
-                f"timeout_s is {request.timeout_s:g}; {most:g} at most", "timeout_s"
-            )
-        return request.timeout_s or self._args.request_timeout_s
+        """Seconds that a request has; raises `InvalidRequest` if it wants more than it may. A
+        video, which no connection waits for, may have whatever it can say."""
+        wanted, most = request.timeout_s, self._args.max_timeout_s
+        if wanted is None:
+            return self._args.request_timeout_s
+        if wanted > most and not isinstance(request, VideoRequest):
+            raise InvalidRequest(f"timeout_s is {wanted:g}; {most:g} at most", "timeout_s")
+        return wanted
 
     async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
         name = request.model or self._args.default_model or await self.catalogue.only()

@@ -457,7 +457,7 @@ def video_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClient, 
         for e in (entry("alice", running=1, waiting=0), entry("bob"), entry("root", admin=True))
     ]
     monkeypatch.setenv("TCD_TEST_KEYS", json.dumps(listed))
-    args = ServiceArgs(default_model="sd15", keys=KeysArgs(env="TCD_TEST_KEYS"))
+    args = ServiceArgs(default_model="sd15", keys=KeysArgs(env="TCD_TEST_KEYS"), max_videos=2)
     replica = Replica()
 
     def videos() -> Videos:
@@ -470,6 +470,38 @@ def video_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClient, 
     quota = Quota(make_keyring(args))
     with TestClient(make_app(service(replica, quota, args), handle, args, quota)) as served:
         yield served, replica
+
+
+def test_a_video_that_is_asked_again_at_the_keys_limit(
+    video_client: tuple[TestClient, Replica],
+) -> None:
+    served, _ = video_client
+    body, headers = {**BALL, "num_frames": 2}, {**bearer("alice"), "idempotency-key": "same"}
+    first = served.post("/v1/videos", json=body, headers=headers).json()["id"]
+    assert served.post("/v1/videos", json=body, headers=bearer("alice")).status_code == 429
+    again = served.post("/v1/videos", json=body, headers=headers)
+    assert (again.status_code, again.json().get("id")) == (200, first)
+    served.delete(f"/v1/videos/{first}", headers=headers)
+
+
+def test_max_videos_are_shared_between_keys(video_client: tuple[TestClient, Replica]) -> None:
+    """Of two, bob may have both; whoever comes then finds a share of one, and bob none."""
+    served, _ = video_client
+    body = {**BALL, "num_frames": 2}
+
+    def ask(name: str) -> tuple[int, str]:
+        answer = served.post("/v1/videos", json=body, headers=bearer(name))
+        return answer.status_code, answer.json().get("id", "")
+
+    taken = [ask("bob"), ask("bob")]
+    assert ask("bob")[0] == 429
+    taken.append(ask("alice"))
+    assert ask("bob")[0] == 429
+    taken.append(ask("root"))
+    assert [status for status, _ in taken] == [200] * 4
+    assert ask("root")[0] == 429  # it has its share, and twice as many as there are is all
+    for _, video in taken:
+        served.delete(f"/v1/videos/{video}", headers=bearer("root"))
 
 
 def test_videos_are_of_who_asked_for_them(video_client: tuple[TestClient, Replica]) -> None:

@@ -210,23 +210,31 @@ def test_a_map_that_never_comes(timeout_s: float | None, use: str) -> None:
         run(FakeModel("sd15"), asked, stuck, request_timeout_s=TIMEOUT_S)
 
 
-@pytest.mark.parametrize("use", ["generate", "stream", "check_video", "animate"])
+@pytest.mark.parametrize("use", ["generate", "stream"])
 def test_more_time_than_a_request_may_have(use: str) -> None:
-    image, video = ImageRequest("a", timeout_s=301), VideoRequest("a", timeout_s=301)
+    image = ImageRequest("a", timeout_s=301)
 
     async def asked(service: Service) -> None:
         if use == "generate":
             await service.generate(image)
-        elif use == "check_video":
-            await service.check_video(video)
-        elif use == "animate":
-            await service.animate(video, lambda _: None)
         async for _ in service.stream(image):
             pass
 
     with pytest.raises(InvalidRequest, match="timeout_s is 301; 300 at most") as refused:
         run(Replicas(), asked)
     assert refused.value.param == "timeout_s"
+
+
+def test_a_video_may_have_an_hour() -> None:
+    video = VideoRequest("a", timeout_s=3600)
+
+    async def made(service: Service) -> None:
+        assert await service.check_video(video) == "sd15"
+        await service.animate(video, lambda _: None)
+
+    model = Replicas(None, [FINISHED, DONE])
+    run(model, made)
+    assert [job.timeout_s for job in model.jobs] == [3600, 3600]
 
 
 def test_a_preprocessor_that_never_comes() -> None:

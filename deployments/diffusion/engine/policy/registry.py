@@ -23,6 +23,7 @@ from deployments.contracts.jobs import (
     PartialImage,
     Progress,
 )
+from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.account import Account, Accounts
 from deployments.diffusion.engine.policy.batch import Batch
 from deployments.diffusion.engine.policy.estimate import (
@@ -33,7 +34,6 @@ from deployments.diffusion.engine.policy.estimate import (
     Pace,
     Work,
 )
-from deployments.diffusion.engine.policy.places import Places
 from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 

@@ -21,9 +21,9 @@ from itertools import count
 from math import inf
 
 from configs.app import Limits
+from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Outcome
 from deployments.diffusion.engine.policy.estimate import Work
-from deployments.diffusion.engine.policy.places import Places
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 from deployments.diffusion.engine.policy.turns import Turns
 
