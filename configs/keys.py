@@ -47,7 +47,7 @@ class KeyEntry(Frozen):
 
     name: str = Field(pattern=NAME, max_length=NAME_CHARS)
     sha256: str = Field(pattern=r"^[0-9a-fA-F]{64}$")
-    weight: float = Field(1.0, gt=0, le=1000)
+    weight: float = Field(1.0, ge=0.001, le=1000)
     running: int | None = Field(None, ge=1)
     waiting: int | None = Field(None, ge=0)
     work_per_minute: int | None = Field(None, ge=1)

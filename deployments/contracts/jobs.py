@@ -21,6 +21,7 @@ Latents = NDArray[np.float32]  # (channels, height / 8, width / 8)
 MAX_SEED = 2**63 - 1
 MAX_LORA_WEIGHT = 10.0
 MAX_STEPS = 50
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # of a caller
 MAX_SEEN = 8  # pictures of one IP-Adapter
 # What no configuration can raise: so much is read of a request before anything is known of it.
 MAX_TEXT = 100_000  # characters of a prompt
@@ -179,11 +180,20 @@ class Caller:
 
     Attributes:
         name: of the key that it was asked with; empty without keys.
-        weight: its share of a device for which several callers wait, beside theirs. Above 0.
+        weight: its share of a device for which several callers wait, beside theirs; 0.001 to
+            1000.
+
+    Raises `ValueError` for another weight.
     """
 
     name: str = ""
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not MIN_WEIGHT <= self.weight <= MAX_WEIGHT:
+            raise ValueError(
+                f"a caller's weight is from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, not {self.weight}"
+            )
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def test_allowed_models() -> None:
         (listed(sha256=HASH[:-1]), "key 1 ('alice'): sha256: "),
         (listed(name=f"{SECRET} it is"), "key 1: name: "),
         (listed(name=""), "key 1: name: "),
-        (listed(weight=0), "('alice'): weight: Input should be greater than 0"),
+        (listed(weight=0), "('alice'): weight: Input should be greater than or equal to 0.001"),
         (listed(weight=float("nan")), "('alice'): weight: "),
         (listed(running=0), "('alice'): running: "),
         (listed(running="many"), "('alice'): running: "),

@@ -57,7 +57,7 @@ from deployments.diffusion.engine.policy.scheduler import Scheduler
 from deployments.diffusion.engine.policy.spec import LoraSource
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 from deployments.diffusion.engine.prompts.tokens import Tokenizers
-from deployments.diffusion.engine.pulse import Pulse, Watch
+from deployments.diffusion.engine.pulse import LOOK_EVERY_S, Pulse, Watch
 from deployments.diffusion.engine.steps.preparation import (
     Forgotten,
     Order,
@@ -107,7 +107,8 @@ class Engine:
         self._scheduler = Scheduler(limits)
         self._registry = Registry(name)
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._runner = Runner(components)
+        self._pulse = Pulse()
+        self._runner = Runner(components, self._pulse.beat)
         self._preparation = Preparation(components, limits.prompt_cache_mb * MIB)
         self._preparer = Preparer(self._preparation, self._inbox.put, self._break)
         self._decoder = Decoder(
@@ -129,7 +130,6 @@ class Engine:
         self._rows: dict[str, tuple[Entry, int]] = {}
         self._idle = True
         self._publish()
-        self._pulse = Pulse()
         self._thread = Thread(target=self._loop, name="tcd-engine", daemon=True)
         self._thread.start()
         pulses = {
@@ -217,15 +217,17 @@ class Engine:
         that hangs is left to itself."""
         self._registry.close(NotReady("the engine is stopping"))
         self._inbox.put(Stop())
-        self._thread.join(self._patience_s)
-        self._preparer.close(self._patience_s)
+        self._wait_for(self._thread)
+        self._preparer.close(self._wait_for)
         self._shelf.close()
-        self._decoder.close(self._patience_s)
+        self._decoder.close(self._wait_for)
         self._watch.close()
 
-    @property
-    def _patience_s(self) -> float | None:
-        return None if self.fault is None else LAST_PATIENCE_S
+    def _wait_for(self, thread: Thread) -> None:
+        """Until it has ended; from when the engine is broken on, at most `LAST_PATIENCE_S`."""
+        while thread.is_alive() and self.fault is None:
+            thread.join(LOOK_EVERY_S)
+        thread.join(LAST_PATIENCE_S)
 
     def _break(self, error: Exception) -> None:
         self._inbox.put(Broken(error))

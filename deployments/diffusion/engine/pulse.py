@@ -24,11 +24,11 @@ class Pulse:
         """The thread waits for work: it may do so for ever."""
         self._since = None
 
-    @property
-    def at_it_s(self) -> float:
-        """Seconds for which it has been at one piece of work; 0 while it waits for some."""
+    def at_it_s(self, counted_from: float) -> float:
+        """Seconds for which it has been at one piece of work; 0 while it waits for some. What was
+        before `counted_from`, on the clock of `time.monotonic`, does not count."""
         since = self._since
-        return 0.0 if since is None else monotonic() - since
+        return 0.0 if since is None else monotonic() - max(since, counted_from)
 
     @property
     def place(self) -> str:
@@ -46,6 +46,7 @@ class Watch:
 
     It runs in the process that it watches: a thread that hangs and keeps the interpreter's lock
     stops it too. Against that helps only who asks from outside, as Serve's health check does.
+    Time for which the whole process stood still is nobody's: all are counted anew after it.
 
     Args:
         pulses: by what the thread is called.
@@ -72,9 +73,13 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
+        counted_from = looked = monotonic()
         while not self._closed.wait(min(LOOK_EVERY_S, self._patience_s() / 4)):
+            last, looked = looked, monotonic()
+            if looked - last > self._patience_s() / 2:
+                counted_from = looked
             for name, pulse in self._pulses.items():
-                at_it_s = pulse.at_it_s
+                at_it_s = pulse.at_it_s(counted_from)
                 if at_it_s > self._patience_s():
                     hang = Hang(f"the {name} has not turned for {at_it_s:.0f} s")
                     hang.add_note(pulse.place)

@@ -47,11 +47,15 @@ class Errands(Generic[Found]):
             future = self._under_way[source] = Future()
         timer = Timer(patience_s, _give_up, (future, patience_s))
         timer.daemon = True
-        timer.start()
         future.add_done_callback(lambda _: timer.cancel())
-        Thread(
+        errand = Thread(
             target=self._run, args=(source, work, future), name="tcd-errand", daemon=True
-        ).start()
+        )
+        try:
+            timer.start()
+            errand.start()
+        except RuntimeError as error:  # the system has no more threads
+            self._end(source, future, Silent(f"was not asked: {error}"))
         return future
 
     def run(self, source: str, work: Callable[[], Found], patience_s: float) -> Found:
@@ -66,6 +70,9 @@ class Errands(Generic[Found]):
             found = work()
         except Exception as error:
             found = error
+        self._end(source, future, found)
+
+    def _end(self, source: str, future: Future[Found], found: Found | Exception) -> None:
         with self._lock:
             del self._under_way[source]
         with suppress(InvalidStateError):  # it was given up

@@ -147,12 +147,12 @@ class Decoder:
         with self._wake:
             return self._wake.wait_for(lambda: not self._items and not self._busy, timeout_s)
 
-    def close(self, timeout_s: float | None = None) -> None:
-        """Answers what is queued, then ends the thread; waits for that, at most so long."""
+    def close(self, wait_for: Callable[[Thread], None] = Thread.join) -> None:
+        """Answers what is queued, then ends the thread, and waits for that."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
-        self._thread.join(timeout_s)
+        wait_for(self._thread)
 
     def _work(self) -> None:
         while items := self._take():

@@ -24,6 +24,7 @@ from configs.app import Limits
 from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Outcome
 from deployments.diffusion.engine.policy.estimate import Work
+from deployments.diffusion.engine.policy.line import Line
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 from deployments.diffusion.engine.policy.turns import Turns
 
@@ -119,13 +120,17 @@ class Scheduler:
         They are those of the next `BATCHES_AHEAD` batches as `schedule` would fill them.
         """
         left = self._candidates()
-        tags = self._tags(left)
         slots = self._slots(left)
+        waiting = {row.caller for row in left if row.status is Status.WAITING}
+        if not any(slots.allow(caller) for caller in waiting):
+            return ()
+        tags = self._tags(left)
         given: list[Trajectory] = []
         for _ in range(BATCHES_AHEAD):
             batch = self._filled(left, tags, slots)
             given += [row for row in batch if row.status is Status.WAITING]
-            left = [row for row in left if row not in batch]
+            filled = set(batch)
+            left = [row for row in left if row not in filled]
         used = self._used_slots()
         free = (slot for slot in count() if slot not in used)
         for row in given:
@@ -266,36 +271,32 @@ class Scheduler:
             slots: for rows that have none; charged, too.
             claim: lowest tag of the callers who have just come: nobody rides along from there on.
         """
-        left: dict[str, list[Trajectory]] = {}  # by caller
-        for row in rows:
-            left.setdefault(row.caller.name, []).append(row)
+        held: dict[str, list[Trajectory]] = {}  # by caller
+        for one in rows:
+            held.setdefault(one.caller.name, []).append(one)
+        left = {name: Line(line) for name, line in held.items()}
         taken: list[Trajectory] = []
-        room = 0
+        room = inf  # a guided row runs even where only one row fits: it cannot be split
         while left:
-            name = min(left, key=lambda name: (tags[name], left[name][0].arrival))
+            name = min(left, key=lambda name: (tags[name], left[name].first.arrival))
             if taken and tags[name] >= claim:
                 break
-            able = [r for r in left[name] if r.slot is not None or slots.allow(r.caller)]
-            # A guided row runs even where only one row fits: it cannot be split.
-            fitting = (r for r in able if not taken or r.unet_rows <= room)
-            first = next(fitting, None)
-            if first is None:
+            row = left[name].take(room, slots)
+            if row is None:
+                claim = min(claim, tags[name]) if left[name].able(slots) else claim
                 del left[name]
-                claim = min(claim, tags[name]) if able else claim
                 continue
-            key = first.key
             if not taken:
-                room = self.limit_of(key)
-                alike = {name: [r for r in held if r.key == key] for name, held in left.items()}
-                left = {name: held for name, held in alike.items() if held}
-            taken.append(first)
-            tags[name] += first.charge
-            room -= first.unet_rows
-            if first.slot is None:
-                slots.take(first.caller)
-            if room <= 0 or key.frames is not None:
+                room = self.limit_of(row.key)
+                alike = {name: line.of(row.key) for name, line in left.items()}
+                left = {other: line for other, line in alike.items() if line or other == name}
+            taken.append(row)
+            tags[name] += row.charge
+            room -= row.unet_rows
+            if row.slot is None:
+                slots.take(row.caller)
+            if room <= 0 or row.key.frames is not None:
                 break
-            left[name].remove(first)
             if not left[name]:
                 del left[name]
                 claim = min(claim, tags[name])

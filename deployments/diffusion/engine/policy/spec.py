@@ -1,6 +1,7 @@
 """What one image asks of the engine, fully resolved. No torch."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -117,7 +118,7 @@ class RowSpec:
         """UNet steps that it takes."""
         return real_steps(self.num_inference_steps, self.strength)
 
-    @property
+    @cached_property
     def key(self) -> BatchKey:
         """What must be equal for rows to share a UNet call."""
         return BatchKey(self.height // LATENT_SCALE, self.width // LATENT_SCALE, self.frames)

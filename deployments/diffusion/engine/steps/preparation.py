@@ -90,10 +90,10 @@ class Preparation:
     def rows(self, orders: Sequence[Order]) -> Iterator[Row]:
         """Rows in order, each as soon as it is ready; prompts are encoded in one batch before."""
         new = {order.job_key: order.spec for order in orders if order.job_key not in self._jobs}
-        embeds = self._embeds(list(new.values()))
-        for (job_key, spec), (cond, uncond) in zip(new.items(), embeds, strict=True):
-            self._jobs[job_key] = self._shared(spec, cond, uncond)
+        embeds = dict(zip(new, self._embeds(list(new.values())), strict=True))
         for order in orders:
+            if order.job_key not in self._jobs:
+                self._jobs[order.job_key] = self._shared(order.spec, *embeds[order.job_key])
             yield self._row(order.spec, self._jobs[order.job_key])
 
     def forget(self, job_key: str) -> None:
@@ -236,10 +236,10 @@ class Preparer:
         """Lets go of what rows of a job shared; says so when that is done."""
         self._inbox.put(_Forget(job_key))
 
-    def close(self, timeout_s: float | None = None) -> None:
-        """Ends the thread after the rows under way; waits for that, at most so long."""
+    def close(self, wait_for: Callable[[Thread], None] = Thread.join) -> None:
+        """Ends the thread after the rows under way, and waits for that."""
         self._inbox.put(None)
-        self._thread.join(timeout_s)
+        wait_for(self._thread)
 
     def _work(self) -> None:
         while True:

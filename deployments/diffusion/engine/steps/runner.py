@@ -12,7 +12,7 @@ or if a plain row, which no request made, cannot take a step either.
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -90,10 +90,15 @@ class _Call:
 
 
 class Runner:
-    """The device side of the engine. One thread calls it."""
+    """The device side of the engine. One thread calls it.
 
-    def __init__(self, components: Components) -> None:
+    Args:
+        beat: called before each UNet call: a batch that fails takes several.
+    """
+
+    def __init__(self, components: Components, beat: Callable[[], None] = lambda: None) -> None:
         self._parts = components
+        self._beat = beat
         self._plain_steps = components.schedule.steps(1, 0.0)
         self._rows: dict[int, Row] = {}
         self._in_flight: deque[InFlight] = deque()
@@ -112,7 +117,10 @@ class Runner:
         clock = clock_of(self._parts.device)
         stepped = self._tried(self._placed(batch.rows))
         if isinstance(stepped, Exception) and not is_out_of_memory(stepped):
-            failures = self._blamed(batch.rows, stepped)
+            blamed = self._blamed(batch.rows, stepped)
+            if isinstance(blamed, OutOfMemory):
+                return blamed
+            failures = blamed
             batch = Batch(batch.key, tuple(r for r in batch.rows if r.row_id not in failures))
             if not batch.rows:
                 return Advanced(failures)
@@ -133,6 +141,7 @@ class Runner:
     def _tried(self, placed: Sequence[_Placed]) -> Sequence[_Stepped] | Exception:
         """A step of these rows, which none of them has taken, or what kept it from being made.
         Raises what the device itself failed with."""
+        self._beat()
         try:
             with torch.inference_mode():
                 return self._step(self._plan(placed))
@@ -146,18 +155,25 @@ class Runner:
             torch.cuda.empty_cache()
         return failure
 
-    def _blamed(self, rows: Sequence[Trajectory], error: Exception) -> dict[str, Exception]:
-        """Those of the rows that cannot take a step even alone, by row id. Raises `error` if there
-        is none, or if a plain row cannot take one either."""
+    def _blamed(
+        self, rows: Sequence[Trajectory], error: Exception
+    ) -> dict[str, Exception] | OutOfMemory:
+        """Those of the rows that cannot take a step even alone, by row id; `OutOfMemory` if there
+        is none, but some found no memory. Raises `error` if all can, or if a plain row cannot."""
         failures: dict[str, Exception] = {}
+        short: OutOfMemory | None = None
         for row in rows:
             tried = self._tried(self._placed([row]))
-            if isinstance(tried, Exception) and not is_out_of_memory(tried):
+            if isinstance(tried, Exception) and is_out_of_memory(tried):
+                short = OutOfMemory(str(tried))
+            elif isinstance(tried, Exception):
                 failures[row.row_id] = tried
         plain = self._tried([_Placed(_plain(self._placed(rows)[0].row, self._plain_steps), 0)])
-        if not failures or (isinstance(plain, Exception) and not is_out_of_memory(plain)):
+        if isinstance(plain, Exception) and not is_out_of_memory(plain):
             raise error
-        return failures
+        if not failures and short is None:
+            raise error
+        return failures or short or {}
 
     def latents(self, slot: int) -> Tensor:
         """(C, H / 8, W / 8): where the row of a slot stands."""

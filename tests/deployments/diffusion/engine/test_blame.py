@@ -289,3 +289,23 @@ def test_more_steps_than_a_schedule_has_are_refused(demo_models: Path, tmp_path:
     too_many = args.model_copy(update={"defaults": Defaults(num_inference_steps=40)})
     with pytest.raises(ValueError, match=r"defaults\.num_inference_steps is 40; .* has 30"):
         load(too_many)
+
+
+def test_rows_that_find_no_memory_even_alone_are_not_the_engines_fault(
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine()
+    tries: list[int] = []
+
+    def refuse(call: UnetCall) -> Tensor:
+        tries.append(len(call.t))
+        if len(tries) == 1:
+            raise ValueError("not now")
+        if len(tries) == 2:
+            raise torch.OutOfMemoryError("full")
+        return call.run()
+
+    tap_unet(engine, refuse)
+    assert len(engine.generate(image_job("job"))) == 1
+    assert engine.fault is None
+    caplog.clear()

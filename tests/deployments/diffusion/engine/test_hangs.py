@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Event
+from threading import Event, Thread
 from time import monotonic
 
 import pytest
+import torch
 
 from configs.app import Limits
 from deployments.contracts.errors import EngineFault
+from deployments.diffusion.engine import pulse
 from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
 from deployments.diffusion.engine.pulse import Hang
+from deployments.diffusion.engine.steps.preparation import Order
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.harness import (
     Listener,
@@ -123,3 +127,85 @@ def test_whoever_started_an_engine_hears_of_its_fault_before_its_callers(
     listener.wait()
     assert heard == [(engine.fault, 2)]
     caplog.clear()
+
+
+def test_an_engine_can_be_stopped_while_nobody_knows_yet_that_it_hangs(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("deployments.diffusion.engine.engine.LAST_PATIENCE_S", 0.2)
+    engine = make_engine(limits=Limits(hang_s=HANG_S))
+    with hanging(engine, "loop", Event()) as began:
+        Listener(engine).submit(image_job("job"))
+        assert began.wait(60)
+        assert engine.fault is None
+        stopping = Thread(target=engine.stop)
+        stopping.start()
+        stopping.join(HANG_S + 5)
+        assert not stopping.is_alive()
+    caplog.clear()
+
+
+def test_each_try_of_a_failed_step_is_a_piece_of_work_of_its_own(
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(limits=Limits(hang_s=HANG_S))
+    beats: list[int] = []
+    tries: list[int] = []
+    beat = engine._pulse.beat
+
+    def counted() -> None:
+        beats.append(1)
+        beat()
+
+    engine._runner._beat = counted
+
+    def refuse(call: UnetCall) -> object:
+        tries.append(len(beats))
+        if call.sample.shape[-1] == 16:
+            raise ValueError("this row cannot be")
+        return call.run()
+
+    tap_unet(engine, refuse)  # type: ignore[arg-type]
+    listener = Listener(engine)
+    listener.submit(image_job("job", seeds=(1, 2, 3)))
+    listener.wait()
+    assert len(tries) > 2
+    assert tries == [n + 1 for n in range(len(tries))]
+    assert engine.fault is None
+    caplog.clear()
+
+
+def test_each_row_is_delivered_before_the_pictures_of_the_next_are_encoded(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that `hang_s` is what the preparation of one image may take."""
+    preparation = make_engine()._preparation
+    made: list[str] = []
+    shared = preparation._shared
+
+    def seen(*given: object) -> object:
+        made.append("shared")
+        return shared(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(preparation, "_shared", seen)
+    spec = RowSpec(PromptIds(((0,) * 77,), 0), 0, 64, 64, 1)
+    with torch.inference_mode():
+        for _ in preparation.rows([Order(f"{n}/0", str(n), spec) for n in range(3)]):
+            made.append("row")
+    assert made == ["shared", "row"] * 3
+
+
+def test_the_time_for_which_a_process_is_stopped_is_no_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asleep = 0.0
+    monkeypatch.setattr(pulse, "monotonic", lambda: monotonic() + asleep)
+    working, hangs = pulse.Pulse(), list[Hang]()
+    watch = pulse.Watch({"loop": working}, lambda: HANG_S, hangs.append)
+    try:
+        working.beat()
+        asleep = 1000.0
+        assert not eventually(lambda: bool(hangs), HANG_S / 2)
+        assert eventually(lambda: bool(hangs)), "from then on it counts"
+    finally:
+        watch.close()

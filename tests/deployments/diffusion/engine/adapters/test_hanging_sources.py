@@ -177,3 +177,18 @@ def test_a_process_ends_though_an_errand_hangs(tmp_path: Path) -> None:
         .replace(".read, 60", ".read(), 60")
     )
     subprocess.run([sys.executable, "-c", script], timeout=60, check=True)
+
+
+def test_a_source_can_be_asked_again_after_there_was_no_thread_to_ask_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class NoThread(Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    errands = Errands[int](1)
+    with monkeypatch.context() as patch:
+        patch.setattr("deployments.diffusion.engine.adapters.errands.Thread", NoThread)
+        with pytest.raises(Silent, match="can't start new thread"):
+            errands.run("far", lambda: 1, PATIENCE_S)
+    assert errands.run("far", lambda: 1, PATIENCE_S) == 1

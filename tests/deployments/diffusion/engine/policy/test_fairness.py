@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 
 from configs.app import Limits
 from deployments.contracts.jobs import Caller
+from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, OutOfMemory
 from deployments.diffusion.engine.policy.scheduler import CALLS_TO_GET_READY, Scheduler
 from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
@@ -349,3 +350,27 @@ def test_any_order_of_calls_is_fair_for_long() -> None:
     run_state_machine_as_test(
         FairMachine, settings=settings(max_examples=3000, stateful_step_count=100)
     )
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), 1000.5])
+def test_a_weight_that_cannot_share_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match=r"weight is from 0\.001 to 1000"):
+        Caller("x", weight)
+
+
+def test_the_rows_that_wait_do_not_make_a_turn_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may have a slot is asked once a row that is taken, not once a row that is held."""
+    asked: list[Caller] = []
+    allow = Places.allow
+
+    def counted(places: Places, caller: Caller) -> bool:
+        asked.append(caller)
+        return allow(places, caller)
+
+    monkeypatch.setattr(Places, "allow", counted)
+    scheduler = Scheduler(Limits())
+    kept_full(scheduler, lambda: row(FLOOD, 50), 256)
+    for _ in range(5):
+        asked.clear()
+        assert work_of(turn(scheduler)) == 8 * 64
+        assert len(asked) <= 3 * 8 + 2
