@@ -4,7 +4,8 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -23,12 +24,19 @@ from graphs.routing import route
 from preprocessors.canny import canny
 from preprocessors.resize import resize
 from tests.deployments.diffusion.engine.tasks import picture
-from tests.deployments.ingress.fakes import Method, heard
+from tests.deployments.ingress.fakes import Method, Response, heard
 from tests.deployments.ingress.images import png
 from tests.faults.front import CARD
 from tests.object_store import CREDENTIALS
 
 ASKED: dict[str, Any] = {"prompt": "a", "width": 64, "height": 64}
+
+
+class Lasting(Response):
+    """Ray's: whoever awaits it and leaves does not end it."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.shield(self._answer).__await__()
 
 
 class Store:
@@ -177,7 +185,7 @@ def test_a_call_to_the_store_ends_with_who_made_it(method: str, put: list[Pixels
     store = Store()
     store.silent = 1
     store.known = Method(lambda spec: store._find(spec.map_id))
-    setattr(store, method, Method(lambda *_: store._silence()))
+    setattr(store, method, SimpleNamespace(remote=lambda *_: Lasting(store._silence())))
     made_by = assembler(store)
     image = "map-canny-" + 32 * "0" if method == "find" else png(picture(14, 64, 64))
     request = ImageRequest(**ASKED, controls=(Control("canny", image),))
