@@ -1,4 +1,4 @@
-"""A handle call with a limit of its own."""
+"""A handle call that ends with whoever waits for it."""
 
 import asyncio
 from typing import TypeVar
@@ -8,8 +8,9 @@ from ray.serve.handle import DeploymentResponse
 Answer = TypeVar("Answer")
 
 
-async def asked(response: DeploymentResponse[Answer], patience_s: float) -> Answer:
-    """What a call comes to. Raises TimeoutError after `patience_s`; the call is cancelled then."""
+async def asked(response: DeploymentResponse[Answer], patience_s: float | None = None) -> Answer:
+    """What a call comes to. Raises TimeoutError after `patience_s`. The call is cancelled then, and
+    if its caller is."""
     try:
         async with asyncio.timeout(patience_s):
             return await response

@@ -68,8 +68,8 @@ def make_app(
     quota = quota or Quota(make_keyring(args))
     metrics = Metrics()
     storage = make_storage(args.storage, args.public_url)
-    workers = Workers("work on bodies and answers")
-    bodies = Bodies(args, workers)
+    bodies = Bodies(args, Workers("work on bodies"))
+    answers = Workers("work on answers", waiting=None)  # what is done already is not refused
     # The last one added is the outermost.
     app.add_middleware(Unexpected)
     app.add_middleware(Authentication, keys=quota.keys, protect=args.protect)
@@ -97,7 +97,7 @@ def make_app(
     async def refuse(_: Request, error: TcdError) -> Response:
         return answer(failure(error))
 
-    app.include_router(image_routes(service, storage, bodies, workers))
+    app.include_router(image_routes(service, storage, bodies, answers))
 
     @app.post("/v1/preprocess/{preprocessor}", responses=ERRORS, response_class=Response)
     async def preprocess(preprocessor: Literal["depth", "canny"], request: Request) -> Response:
@@ -108,7 +108,7 @@ def make_app(
             map_id, pixels = await service.preprocess(
                 preprocessor, form.file("image"), form.fields, caller_of(request)
             )
-            data = await workers.run(encode, pixels, "png")
+            data = await answers.run(encode, pixels, "png")
             return Response(data, media_type="image/png", headers={"x-map-id": map_id})
         except Exception as error:
             return answer(failure(error))

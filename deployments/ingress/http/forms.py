@@ -113,6 +113,8 @@ class FormReader(Generic[Fields]):
     def _step(self) -> bool:
         """One step on; `False`: more must come first."""
         if not self._begun:
+            while self._pending.startswith(b"\r\n\r\n"):
+                del self._pending[:2]  # empty lines in front: some clients send one
             if len(self._pending) < len(self._delimiter):
                 return False
             if not self._pending.startswith(self._delimiter):

@@ -105,9 +105,7 @@ class Answers:
             )
         asked = seeded(asked, idempotency_key(request))
         if body.stream:
-            return await stream_images(
-                self._service, body, asked, caller_of(request), self._workers
-            )
+            return await stream_images(self._service, request, body, asked, self._workers)
         result = await self._service.generate(asked, caller_of(request))
         base_url = str(request.base_url).rstrip("/")
         made = await together(

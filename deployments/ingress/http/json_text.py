@@ -8,6 +8,7 @@ from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import MAX_TEXT
 
 MAX_MARKS = 100_000  # commas or quotes of a JSON text: it has fewer values than these
+TOO_MANY = f"too many values, or texts of too many marks: over {MAX_MARKS} commas or quotes in all"
 
 
 class JsonWatch:
@@ -30,7 +31,7 @@ class JsonWatch:
         self._commas += chunk.count(b",")
         self._quotes += chunk.count(b'"')
         if max(self._commas, self._quotes) > MAX_MARKS:
-            raise InvalidRequest(f"the body has too many values: over {MAX_MARKS} commas or quotes")
+            raise InvalidRequest(f"the body has {TOO_MANY}")
         last = chunk.rfind(b'"')
         if last >= 0:
             self._check(chunk.find(b'"'))
@@ -43,15 +44,18 @@ class JsonWatch:
         most = self._longest if self._head == b"data:" else 6 * MAX_TEXT
         if self._run + more > most:
             raise InvalidRequest(
-                f"the body has a text of more than {most} bytes: a prompt has at most {MAX_TEXT} "
-                f"characters, a picture as a data URL at most {self._longest}"
+                f"the body has more than {most} bytes from one quote to the next, of a text or of "
+                f"white space: a prompt has at most {MAX_TEXT} characters, a picture as a data URL "
+                f"at most {self._longest}"
             )
 
 
 def parsed(text: bytes) -> object:
     """What JSON text says. Raises `ValueError` or `RecursionError`."""
     if max(text.count(b","), text.count(b'"')) > MAX_MARKS:
-        raise ValueError(f"it has too many values, over {MAX_MARKS} commas or quotes")
+        raise ValueError(f"it has {TOO_MANY}")
+    if json.detect_encoding(text) != "utf-8":  # a byte order mark in front, or UTF-16, or UTF-32
+        return json.loads(text)
     try:
         return from_json(text)  # twice as quick as json, while which no other thread runs
     except ValueError as error:

@@ -2,8 +2,6 @@
 check."""
 
 import asyncio
-import json
-import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,14 +23,10 @@ from deployments.contracts.errors import (
 )
 from deployments.ingress.answer.storage import FILES_PATH
 from deployments.ingress.http.failures import failure
-from deployments.ingress.http.keys import key_of, noted_key
+from deployments.ingress.http.keys import noted_key
 from deployments.ingress.http.metrics import Metrics
+from deployments.ingress.http.refusals import log_refusal, route_of
 from deployments.ingress.keys.keyring import Keyring
-
-UNKNOWN = "unknown"  # route
-MAX_LOGGED = 300  # characters of what may quote the client
-# Below Serve's own logger: its handlers write to the replica's log, with the request's id.
-log = logging.getLogger("ray.serve.tcd.http")
 
 
 class RequestCount:
@@ -59,14 +53,11 @@ class RequestCount:
         try:
             await self._app(scope, receive, noted)
         finally:
-            self._metrics.count(_route(scope), status, time.perf_counter() - started)
+            self._metrics.count(route_of(scope), status, time.perf_counter() - started)
 
 
 class RefusalLog:
-    """One line for every answer that is a refusal: route, status, code, field, key's name, reason.
-
-    Neither prompts nor keys are in a reason.
-    """
+    """One line for every answer that is a refusal."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -91,28 +82,10 @@ class RefusalLog:
             await self._app(scope, receive, read)
         finally:
             if refused is not None:
-                key = key_of(scope)
-                _log_refusal(scope, refused, body, None if key is None else key.name)
-
-
-def _log_refusal(scope: Scope, status: int, body: bytes, key: str | None) -> None:
-    # A name that the client made up may be anything, and must not break the line.
-    code, param, reason = None, None, ""
-    with suppress(ValidationError):
-        error = ErrorAnswer.model_validate_json(body).error
-        code, param, reason = error.code, error.param, error.message
-    route = _route(scope)
-    asked = scope["path"] if route == UNKNOWN else route
-    log.log(
-        logging.WARNING if status >= 500 else logging.INFO,
-        "refused: %s %s status=%d code=%s param=%s key=%s reason=%s",
-        *(scope["method"], _quoted(asked), status, code, _quoted(param), key, _quoted(reason)),
-        extra={"request_id": Headers(scope=scope).get("x-request-id", "")},
-    )
-
-
-def _quoted(text: str | None) -> str:
-    return json.dumps(text if text is None else text[:MAX_LOGGED])
+                error = None
+                with suppress(ValidationError):
+                    error = ErrorAnswer.model_validate_json(body).error
+                log_refusal(scope, refused, error)
 
 
 class HeadAsGet:
@@ -271,10 +244,6 @@ class Authentication:
         if guarded and not key.admin:
             return Forbidden(f"this page asks for the key of an admin; {key.name!r} is none")
         return None
-
-
-def _route(scope: Scope) -> str:
-    return getattr(scope.get("route"), "path", UNKNOWN)
 
 
 def _too_large(max_bytes: int) -> TooLarge:

@@ -128,20 +128,23 @@ def _refusal_of_serve(status: int) -> JSONResponse:
 
 
 class BoundedHead(H11Protocol):
-    """HTTP/1.1 that waits only so long for a request's head, and reads only so much of it.
+    """HTTP/1.1 that waits only so long for a request's head, and reads only so much of it. A
+    connection on which nothing was asked yet is closed without a word: some are opened ahead.
 
     (httptools, which uvicorn prefers, reads a header without end, and the longer the slower.)
     """
 
+    _unused: asyncio.TimerHandle
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The first head is awaited."""
+        """The first byte is awaited."""
         super().connection_made(transport)
-        self._wait()
+        self._unused = self.loop.call_later(HEAD_S, transport.close)
 
     def data_received(self, data: bytes) -> None:
         """A part of a head, or of a body."""
+        self._unused.cancel()
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop_waiting()
@@ -150,6 +153,7 @@ class BoundedHead(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is awaited any more."""
+        self._unused.cancel()
         self._stop_waiting()
         super().connection_lost(exc)
 

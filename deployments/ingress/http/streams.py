@@ -4,12 +4,12 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from deployments.contracts.api import ImagesRequestBody, InputTokens, UsageBody
 from deployments.contracts.jobs import (
-    Caller,
     Completed,
     FailedImage,
     FinishedImage,
@@ -20,21 +20,23 @@ from deployments.contracts.jobs import (
 )
 from deployments.ingress.answer.media import encode_base64
 from deployments.ingress.http.failures import failure
+from deployments.ingress.http.keys import caller_of
+from deployments.ingress.http.refusals import log_refusal
 from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers
 
 
 async def stream_images(
     service: Service,
+    request: Request,
     body: ImagesRequestBody,
-    request: ImageRequest,
-    caller: Caller,
+    asked: ImageRequest,
     workers: Workers,
 ) -> StreamingResponse:
     """Server-sent events. Waits for the first, so that a refusal still has its status."""
-    events = service.stream(request, caller)
+    events = service.stream(asked, caller_of(request))
     first = await anext(events)
-    return _EventStream(_server_sent(first, events, body, workers), events)
+    return _EventStream(_server_sent(request.scope, first, events, body, workers), events)
 
 
 class _EventStream(StreamingResponse):
@@ -56,6 +58,7 @@ class _EventStream(StreamingResponse):
 
 
 async def _server_sent(
+    scope: Scope,
     first: StreamEvent,
     rest: AsyncIterator[StreamEvent],
     body: ImagesRequestBody,
@@ -79,6 +82,7 @@ async def _server_sent(
                     yield await workers.run(_event, "completed", held, body, event.usage)
     except Exception as error:
         refusal = failure(error)
+        log_refusal(scope, refusal.status, refusal.body.error, "broken off")
         yield f"event: error\ndata: {refusal.body.model_dump_json()}\n\n"
 
 

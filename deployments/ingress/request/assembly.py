@@ -161,7 +161,7 @@ class Assembler:
     async def forget_failed(self, map_ids: tuple[str, ...]) -> None:
         """A call with these maps failed: whichever could not be made must be tried again."""
         if map_ids:
-            await self._maps.forget_failed.remote(map_ids)
+            await asked(cast(DeploymentResponse[None], self._maps.forget_failed.remote(map_ids)))
 
     async def map_figures(self) -> MapFigures:
         """What the map store made and reused; the last known if it is silent."""
@@ -233,27 +233,30 @@ class Assembler:
 
     async def _mapped(self, brought: Brought, spec_of: Callable[[Loaded], MapSpec]) -> MapRef:
         """The map of a picture: the one that the store has, or one that is made now."""
-        spec, found = await self._found_or_put(brought, spec_of)
-        return found if isinstance(found, MapRef) else await self._make(spec, found)
+        spec = await self._spec(brought, spec_of)
+        # Without the picture: a store that is silent keeps nobody else out of the room for pixels.
+        known = await asked(cast(DeploymentResponse[MapRef], self._maps.known.remote(spec)))
+        if known.ref is not None:
+            return known
+        return await self._make(spec, await self._put(brought, spec))
 
-    async def _found_or_put(
-        self, brought: Brought, spec_of: Callable[[Loaded], MapSpec]
-    ) -> tuple[MapSpec, object]:
-        """The map, if the store has it; else a reference to the picture of which to make it."""
+    async def _spec(self, brought: Brought, spec_of: Callable[[Loaded], MapSpec]) -> MapSpec:
         async with self._pictures.decoded(brought) as (loaded,):
-            spec = spec_of(loaded)
-            known: MapRef = await self._maps.known.remote(spec)
-            if known.ref is not None:
-                return spec, known
-            return spec, await self._pictures.workers.run(_put, spec, loaded.pixels)
+            return spec_of(loaded)
+
+    async def _put(self, brought: Brought, spec: MapSpec) -> object:
+        """A reference to the picture of which a map is made. It is decoded anew: its pixels were
+        not to be kept while the store was asked."""
+        async with self._pictures.decoded(brought) as (loaded,):
+            return await self._pictures.workers.run(_put, spec, loaded.pixels)
 
     async def _make(self, spec: MapSpec, picture: object) -> MapRef:
         """`picture`: a reference, in a list so that the store does not fetch it."""
-        made: MapRef | Refusal = await self._maps.make.remote(spec, [picture])
-        return accepted(made)
+        making = cast(DeploymentResponse[MapRef | Refusal], self._maps.make.remote(spec, [picture]))
+        return accepted(await asked(making))
 
     async def _named_map(self, map_id: str, param: str) -> MapRef:
-        found: MapRef = await self._maps.find.remote(map_id)
+        found = await asked(cast(DeploymentResponse[MapRef], self._maps.find.remote(map_id)))
         if found.ref is None:
             raise NotFound(
                 f"{param}: control map {map_id[:SHOWN]!r} is not (or no longer) known; send the "

@@ -59,7 +59,7 @@ class Fetcher:
                 return await fetched(text, param)
         except TimeoutError as error:
             raise InvalidRequest(
-                f"{param}: {text[:SHOWN]} did not come within {self._args.fetch_timeout_s:g} s",
+                f"{param}: {_shown(text)} did not come within {self._args.fetch_timeout_s:g} s",
                 param,
             ) from error
 
@@ -151,6 +151,12 @@ class Fetcher:
     def _too_long(self, param: str) -> InvalidRequest:
         most = self._args.max_image_bytes
         return InvalidRequest(f"{param}: the picture has more than {most} bytes", param)
+
+
+def _shown(url: str) -> str:
+    """Of a URL what is no secret: no password, and no query, which may be a signature."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{parts.path}"[:SHOWN]
 
 
 def _from_data_url(url: str, param: str) -> bytes:

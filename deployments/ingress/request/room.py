@@ -63,4 +63,5 @@ class Room:
         while self._waiting and self._waiting[0][1] <= self._free:
             turn, pixels = self._waiting.popleft()
             self._free -= pixels
-            turn.set_result(None)
+            if not turn.done():  # who was cancelled just now gives its room back
+                turn.set_result(None)

@@ -1,6 +1,7 @@
 """Threads of a kind of work, with a queue that ends; and work that is done side by side."""
 
 import asyncio
+import math
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable
@@ -25,12 +26,14 @@ class Workers:
     Args:
         kind: what the work is, as a refusal names it.
         threads: how much of it is done at a time.
-        waiting: how much may wait beside; more is refused.
+        waiting: how much may wait beside; more is refused. `None`: whatever comes.
     """
 
-    def __init__(self, kind: str, threads: int = CPU_THREADS, waiting: int = CPU_WAITING) -> None:
+    def __init__(
+        self, kind: str, threads: int = CPU_THREADS, waiting: int | None = CPU_WAITING
+    ) -> None:
         self._kind = kind
-        self._most = threads + waiting
+        self._most = math.inf if waiting is None else threads + waiting
         self._threads = ThreadPoolExecutor(threads, f"tcd-{kind.replace(' ', '-')}")
         self._lock = threading.Lock()
         self._unfinished = 0

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,16 +18,25 @@ from deployments.contracts.jobs import Control, ImageRequest, IpAdapter, Pixels
 from deployments.contracts.maps import MapRef, MapSpec
 from deployments.contracts.refusal import Refusal
 from deployments.ingress.request.assembly import Assembled, Assembler
+from deployments.ingress.request.fetching import Fetcher
 from deployments.ingress.request.pictures import Pictures
 from graphs.routing import route
 from preprocessors.canny import canny
 from preprocessors.resize import resize
 from tests.deployments.diffusion.engine.tasks import picture
+from tests.deployments.ingress.fakes import Method, Response, heard
 from tests.deployments.ingress.images import png
 from tests.faults.front import CARD
 from tests.object_store import CREDENTIALS
 
 ASKED: dict[str, Any] = {"prompt": "a", "width": 64, "height": 64}
+
+
+class Lasting(Response):
+    """Ray's: whoever awaits it and leaves does not end it."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.shield(self._answer).__await__()
 
 
 class Store:
@@ -37,12 +46,22 @@ class Store:
         self.maps: dict[str, str] = {}
         self.given: list[Pixels] = []
         self.full = False
-        self.known = SimpleNamespace(remote=self._known)
-        self.find = SimpleNamespace(remote=self._find)
-        self.make = SimpleNamespace(remote=self._make)
+        self.silent = self.let_go = 0  # calls that are not answered, and those given up
+        self.known = Method(self._known)
+        self.find = Method(self._find)
+        self.make = Method(self._make)
 
     async def _known(self, spec: MapSpec) -> MapRef:
+        await self._silence()
         return await self._find(spec.map_id)
+
+    async def _silence(self) -> None:
+        if self.silent:
+            self.silent -= 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.let_go += 1
 
     async def _find(self, map_id: str) -> MapRef:
         return MapRef(map_id, self.maps.get(map_id))
@@ -133,6 +152,64 @@ def test_a_full_queue_is_said(put: list[Pixels]) -> None:
     with pytest.raises(QueueFull, match="canny"):
         assemble(assembler(store), controls=(Control("canny", png(picture(9, 64, 64))),))
     assert len(put) == 1
+
+
+def test_a_silent_store_keeps_nobody_else_out(put: list[Pixels]) -> None:
+    store = Store()
+    store.silent = 2
+    limits = ("max_image_pixels", "max_request_pixels", "max_decoding_pixels")
+    made_by = assembler(store, **dict.fromkeys(limits, 64 * 64))
+
+    def one(number: int, kind: str) -> asyncio.Task[Assembled]:
+        control = Control(kind, png(picture(number, 64, 64)))
+        request = ImageRequest(**ASKED, controls=(control,))
+        return asyncio.create_task(made_by.assemble(request, CARD))
+
+    async def scene() -> None:
+        stuck = [one(11, "canny"), one(12, "depth")]
+        while store.silent:
+            await asyncio.sleep(0.001)
+        assert made_by._pictures.room.taken == 0
+        await asyncio.wait_for(one(13, "canny"), 5)
+        for task in stuck:
+            task.cancel()
+        await asyncio.wait(stuck)
+        await heard()
+        assert store.let_go == 2, "whoever gives up gives up the call"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("method", ["known", "find", "make"])
+def test_a_call_to_the_store_ends_with_who_made_it(method: str, put: list[Pixels]) -> None:
+    store = Store()
+    store.silent = 1
+    store.known = Method(lambda spec: store._find(spec.map_id))
+    setattr(store, method, SimpleNamespace(remote=lambda *_: Lasting(store._silence())))
+    made_by = assembler(store)
+    image = "map-canny-" + 32 * "0" if method == "find" else png(picture(14, 64, 64))
+    request = ImageRequest(**ASKED, controls=(Control("canny", image),))
+
+    async def scene() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await made_by.assemble(request, CARD)
+        await heard()
+        assert (store.silent, store.let_go) == (0, 1)
+
+    asyncio.run(scene())
+
+
+def test_what_a_url_hides_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: object) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    monkeypatch.setattr(Fetcher, "_from_https", never)
+    url = "https://me:word@pictures.test:8443/a/b.png?X-Amz-Signature=secret#also"
+    with pytest.raises(InvalidRequest) as caught:
+        assemble(assembler(Store(), fetch_timeout_s=0.01), image=url, mask=None)
+    assert str(caught.value) == "image: https://pictures.test/a/b.png did not come within 0.01 s"
 
 
 def test_a_map_that_is_gone() -> None:

@@ -6,7 +6,7 @@ from deployments.contracts.api import EditsForm
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import MAX_TEXT
 from deployments.ingress.http.forms import Form, FormReader, boundary_of
-from deployments.ingress.http.json_text import MAX_MARKS, JsonWatch
+from deployments.ingress.http.json_text import MAX_MARKS, JsonWatch, parsed
 from tests.faults.hostile import BOUNDARY, field, file, form, part
 
 PICTURE = b"\r\n--" + BOUNDARY[:-1] + b"\r\n\0--\r\n"  # bytes that look like a boundary
@@ -37,6 +37,12 @@ def test_a_form_in_pieces(size: int, after: bytes) -> None:
     assert got.optional_file("mask") == b""
 
 
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize("before", [b"\r\n", 3 * b"\r\n"])
+def test_empty_lines_before_the_first_boundary(before: bytes, size: int) -> None:
+    assert read(before + WHOLE, size).file("image") == PICTURE
+
+
 @pytest.mark.parametrize("size", [1, 50, 10_000])
 @pytest.mark.parametrize(
     ("body", "says", "param"),
@@ -44,6 +50,7 @@ def test_a_form_in_pieces(size: int, after: bytes) -> None:
         (b"", "last boundary is missing", None),
         (WHOLE[1:], "does not begin", None),
         (b"a preamble\r\n" + WHOLE, "does not begin", None),
+        (b"\r\n\r\r\n" + WHOLE, "does not begin", None),
         (WHOLE[:-4], "last boundary is missing", None),
         (form(lambda: part(b"a: b", b""))(), "no content-disposition", None),
         (form(lambda: part(b"content-disposition: form-data", b""))(), "with a name", None),
@@ -98,10 +105,22 @@ def watch(text: bytes, size: int, longest: int = 10**6) -> None:
         (b'"' + b"a" * (6 * MAX_TEXT + 1), "600000 bytes"),
         (b'"a", "data:' + b"a" * 10**6, "1000000 bytes"),
         (b'"datum:' + b"a" * (6 * MAX_TEXT), "600000 bytes"),
-        (b"," * (MAX_MARKS + 1), "too many values"),
-        (b'"' * (MAX_MARKS + 1), "too many values"),
+        (b"," * (MAX_MARKS + 1), "too many values, or texts of too many marks: over 100000 commas"),
+        (b'"' * (MAX_MARKS + 1), "too many values, or texts of too many marks: over 100000 commas"),
+        (b'"a":' + b" " * (6 * MAX_TEXT + 1), "one quote to the next, of a text or of white space"),
     ],
 )
 def test_json_that_cannot_be_right(text: bytes, says: str, size: int) -> None:
     with pytest.raises(InvalidRequest, match=says):
         watch(text, size)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_in_each_of_its_encodings(encoding: str) -> None:
+    assert parsed('{"prompt": "schön, \u732b"}'.encode(encoding)) == {"prompt": "schön, \u732b"}
+
+
+@pytest.mark.parametrize("text", [b"\xef\xbb\xbf{", b"\xff\xfe\x00", b"\xef\xbb\xbf\xff"])
+def test_json_in_no_encoding(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parsed(text)

@@ -259,6 +259,19 @@ def test_a_refusal_of_what_the_client_made_up_is_one_line(
         assert len(text) < 1000
 
 
+def test_a_stream_that_ends_with_an_error_is_one_line(lines: list[logging.LogRecord]) -> None:
+    asked = {**BODY, "stream": True, "num_inference_steps": 13}
+    answer = client().post(GENERATIONS, json=asked, headers={"x-request-id": "abc"})
+    assert answer.status_code == 200
+    (line,) = lines
+    assert line.levelno == logging.WARNING
+    assert vars(line)["request_id"] == "abc"
+    assert line.getMessage() == (
+        f'broken off: POST "{GENERATIONS}" status=500 code=generation_failed param=null key=None '
+        'reason="not a number"'
+    )
+
+
 @pytest.mark.parametrize("index", range(len(FAILURES)))
 def test_every_refusal_is_logged_by_its_code(index: int, lines: list[logging.LogRecord]) -> None:
     answer = client().post(GENERATIONS, json={**BODY, "seed": 4 * index + 3})

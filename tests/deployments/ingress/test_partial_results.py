@@ -74,6 +74,19 @@ def test_the_others_come_and_the_failed_are_named(failing: tuple[int, ...]) -> N
     assert body["usage"]["total_tokens"] == 5
 
 
+def test_what_is_made_is_not_refused_for_want_of_threads() -> None:
+    class Many(SomeFail):
+        async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
+            return ImageResult("none", (PICTURE,) * 300, tuple(range(300)), 8, 8, USAGE)
+
+    videos: Any = None
+    answer = TestClient(make_app(Many(), videos, ServiceArgs())).post(
+        GENERATIONS, json={"prompt": "a"}
+    )
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["data"]) == 300
+
+
 @pytest.mark.parametrize("failing", [(0,), (1,), (2,)])
 def test_a_stream_names_them_and_ends_with_the_usage(failing: tuple[int, ...]) -> None:
     asked = {"prompt": "a", "n": 3, "seed": 7, "stream": True}

@@ -101,6 +101,25 @@ def test_room_is_given_in_turn_and_given_back() -> None:
     asyncio.run(scene())
 
 
+def test_who_is_cancelled_as_its_turn_comes_breaks_nobody_elses_end() -> None:
+    async def scene() -> None:
+        room = Room(10)
+
+        async def take() -> None:
+            async with room.taking(9):
+                pass
+
+        async with room.taking(10):
+            leaving, staying = asyncio.create_task(take()), asyncio.create_task(take())
+            await asyncio.sleep(0)
+            leaving.cancel()  # it has not run since when the room is free
+        await asyncio.wait_for(staying, 5)
+        assert leaving.cancelled()
+        assert room.taken == 0
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize("turn_has_come", [False, True])
 def test_who_leaves_the_queue_takes_no_room(turn_has_come: bool) -> None:
     async def scene() -> None:
