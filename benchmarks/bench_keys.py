@@ -70,7 +70,12 @@ class Client:
 
         def ask() -> None:
             while not over.is_set():
-                answer = self.ask(**more, timeout_s=240)
+                try:
+                    answer = self.ask(**more, timeout_s=240)
+                except httpx.TransportError:
+                    if not over.is_set():  # else the service ends, and this with it
+                        raise
+                    return
                 if answer.status_code == 200:
                     images.append(len(answer.json()["data"]))
                 else:
