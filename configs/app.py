@@ -349,3 +349,9 @@ class ServiceArgs(Frozen):
                 f"max_timeout_s {self.max_timeout_s:g}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _an_admin_can_be_named(self) -> "ServiceArgs":
+        if self.protect and self.keys is None:
+            raise ValueError("protect asks for the key of an admin, which only keys can name")
+        return self

@@ -161,3 +161,8 @@ def test_more_than_any_request_may_have_counts_as_that() -> None:
     assert VideoRequest("a", timeout_s=TIMEOUT_S)
     with pytest.raises(ValidationError, match="timeout_s"):
         VideoRequest("a", timeout_s=TIMEOUT_S + 1)
+
+
+def test_protected_pages_need_keys_that_name_an_admin() -> None:
+    with pytest.raises(ValidationError, match="which only keys can name"):
+        ServiceArgs(protect=("metrics",), api_keys_env="SOME_KEYS")

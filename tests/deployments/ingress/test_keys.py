@@ -48,7 +48,8 @@ def app(
     if replica is None:
         replica = Replica()
         replica.go.set()
-    known = ServiceArgs(default_model="sd15", **args)
+    named = KeysArgs(env="TCD_TEST_KEYS")  # not read: `keys` and `entries` are what it holds
+    known = ServiceArgs(default_model="sd15", keys=named, **args)
     quota = Quota(keys or Keys(*entries))
     videos: Any = None
     return make_app(service(replica, quota, known), videos, known, quota)
