@@ -4,7 +4,6 @@ tcd = serve.get_app_handle("tcd")
 result = await tcd.generate.remote(ImageRequest("a red ball"))
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -21,13 +20,9 @@ from deployments.contracts.jobs import (
     VideoResult,
 )
 from deployments.contracts.routes import Router
+from deployments.ingress.front import Front
 from deployments.ingress.http.app import make_app
-from deployments.ingress.keys.keyring import make_keyring
-from deployments.ingress.keys.quota import Quota
-from deployments.ingress.request.assembly import Assembler
-from deployments.ingress.request.catalogue import Catalogue
-from deployments.ingress.request.pictures import Pictures
-from deployments.ingress.request.service import NOBODY, Service
+from deployments.ingress.request.service import NOBODY
 
 
 @serve.ingress()
@@ -44,13 +39,8 @@ class Ingress:
     ) -> None:
         self._args = args
         self._videos = videos
-        self._quota = Quota(make_keyring(args))
-        catalogue = Catalogue(directory)
-        loop = asyncio.get_running_loop()
-        self._following = loop.create_task(catalogue.follow())
-        self._in_step = loop.create_task(self._quota.keep_in_step(directory.exchange.remote))
-        assembler = Assembler(Pictures(args), maps, route)
-        self._service = Service(args, catalogue, assembler, self._quota)
+        self._front = Front(args, maps, directory, route)
+        self._service, self._quota = self._front.service, self._front.quota
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""

@@ -19,13 +19,9 @@ from deployments.contracts.refusal import refusing
 from deployments.contracts.routes import Router
 from deployments.contracts.videos import VideoCard, VideoError, VideoFormat, VideosBody
 from deployments.ingress.answer.video_files import encode_video
+from deployments.ingress.front import Front
 from deployments.ingress.http.failures import failure
-from deployments.ingress.keys.keyring import make_keyring
-from deployments.ingress.keys.quota import Quota
-from deployments.ingress.request.assembly import Assembler
-from deployments.ingress.request.catalogue import Catalogue
-from deployments.ingress.request.pictures import Pictures
-from deployments.ingress.request.service import NOBODY, Service
+from deployments.ingress.request.service import NOBODY
 
 MIB = 2**20
 SAMPLED = 95  # per cent: sampling is done; the rest is decoding and encoding
@@ -58,13 +54,8 @@ class Videos:
         route: Router,
     ) -> None:
         self._args = args
-        self._quota = Quota(make_keyring(args))
-        catalogue = Catalogue(directory)
-        loop = asyncio.get_running_loop()
-        self._following = loop.create_task(catalogue.follow())
-        self._in_step = loop.create_task(self._quota.keep_in_step(directory.exchange.remote))
-        assembler = Assembler(Pictures(args), maps, route)
-        self._service = Service(args, catalogue, assembler, self._quota)
+        self._front = Front(args, maps, directory, route)
+        self._service, self._quota = self._front.service, self._front.quota
         self._videos: dict[str, _Video] = {}
 
     @refusing

@@ -1,0 +1,39 @@
+"""The service with all that it reads from the processes beside it."""
+
+import asyncio
+
+from ray.serve.handle import DeploymentHandle
+
+from configs.app import ServiceArgs
+from deployments.contracts.routes import Router
+from deployments.ingress.keys.keyring import make_keyring
+from deployments.ingress.keys.quota import Quota
+from deployments.ingress.request.assembly import Assembler
+from deployments.ingress.request.catalogue import Catalogue
+from deployments.ingress.request.pictures import Pictures
+from deployments.ingress.request.service import Service
+
+
+class Front:
+    """What a process needs to answer requests. To be made on its event loop, where it follows the
+    directory from then on.
+
+    Args:
+        maps, directory: handles of the map store and of the directory.
+        route: which preprocessors a request needs (`graphs.routing`).
+    """
+
+    def __init__(
+        self,
+        args: ServiceArgs,
+        maps: DeploymentHandle[object],
+        directory: DeploymentHandle[object],
+        route: Router,
+    ) -> None:
+        self.quota = Quota(make_keyring(args))
+        catalogue = Catalogue(directory)
+        loop = asyncio.get_running_loop()
+        self._following = loop.create_task(catalogue.follow())
+        self._in_step = loop.create_task(self.quota.keep_in_step(directory.exchange.remote))
+        assembler = Assembler(Pictures(args), maps, route)
+        self.service = Service(args, catalogue, assembler, self.quota)
