@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from deployments.diffusion.engine.engine import Engine
 
 # The tests of the engine run without Ray as well: see tests/gpu.
-pytest_plugins = ["tests.serving", "tests.object_store"] if find_spec("ray") else []
+SERVED = ["tests.serving", "tests.object_store"]
+pytest_plugins = ["tests.black_hole", *(SERVED if find_spec("ray") else [])]
 STYLES = ("papercut", "ink", "neon")
 
 # Tensors this small are slower on two threads, and very slow on two busy cores. torch reads

@@ -1,9 +1,6 @@
 """Servers that accept and never answer are given up: by S3's client and by the hub's."""
 
-import socket
-from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 from time import monotonic
 
 import pytest
@@ -11,28 +8,6 @@ from huggingface_hub import constants
 
 from configs import s3, sources
 from configs.sources import SourceUnavailable, fetch
-
-
-@pytest.fixture
-def black_hole() -> Iterator[str]:
-    """The address of a server that accepts and never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
-        held: list[socket.socket] = []
-
-        def accept() -> None:
-            try:
-                while True:
-                    held.append(server.accept()[0])
-            except OSError:
-                return  # closed
-
-        thread = Thread(target=accept, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for connection in held:
-            connection.close()
 
 
 def test_an_s3_that_does_not_answer_is_given_up(

@@ -1,10 +1,9 @@
 """How pictures reach a job, with a map store and preprocessors that are stand-ins."""
 
 import asyncio
-import socket
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -219,20 +218,11 @@ def test_a_map_that_is_gone() -> None:
             assemble(assembler(Store()), **fields)
 
 
-@pytest.fixture
-def black_hole(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An S3 that accepts and says nothing."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(64)
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": url}.items():
-            monkeypatch.setenv(name, value)
-        yield
-
-
-@pytest.mark.usefixtures("black_hole")
-def test_an_s3_that_hangs_costs_only_who_asked_it(put: list[Pixels]) -> None:
+def test_an_s3_that_hangs_costs_only_who_asked_it(
+    put: list[Pixels], black_hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": black_hole}.items():
+        monkeypatch.setenv(name, value)
     patience_s = 3.0
     made_by = assembler(
         Store(), max_fetches=2, fetch_timeout_s=patience_s, allowed_s3_buckets=("pictures",)

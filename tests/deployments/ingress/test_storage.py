@@ -2,10 +2,7 @@
 
 import asyncio
 import io
-import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -24,7 +21,6 @@ from deployments.ingress.answer.storage import THREADS
 from deployments.ingress.http.app import make_app
 from deployments.ingress.request.service import NOBODY, Service
 from tests.object_store import BUCKET, ObjectStore
-from tests.serving import free_port
 
 GENERATIONS = "/v1/images/generations"
 BODY = {"prompt": "a red ball", "seed": 3, "n": 2, "response_format": "url"}
@@ -258,18 +254,8 @@ def test_a_bucket_that_does_not_exist(object_store: ObjectStore) -> None:
     refused(served.post(GENERATIONS, json=BODY), "S3")
 
 
-@contextmanager
-def black_hole() -> Iterator[str]:
-    """The URL of a server that accepts and never says anything."""
-    with socket.socket() as listening:
-        port = free_port()
-        listening.bind(("127.0.0.1", port))
-        listening.listen(64)
-        yield f"http://127.0.0.1:{port}"
-
-
 def test_a_storage_that_hangs_holds_nobody_else_up(
-    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    object_store: ObjectStore, black_hole: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage_module, "PATIENCE_S", 4.0)
 
@@ -285,5 +271,4 @@ def test_a_storage_that_hangs_holds_nobody_else_up(
             for answer in await asyncio.gather(*stuck):
                 refused(answer, "no answer")
 
-    with black_hole() as url:
-        asyncio.run(ask(url))
+    asyncio.run(ask(black_hole))

@@ -1,10 +1,8 @@
 """A source that hangs costs only those who ask for it, and them not for ever."""
 
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
@@ -23,29 +21,9 @@ NORMAL_S = 10.0  # far more than it takes on busy cores; far less than eight pat
 
 
 @pytest.fixture
-def black_hole() -> Iterator[int]:
-    """The port of a server that accepts and never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
-        held: list[socket.socket] = []
-
-        def accept() -> None:
-            try:
-                while True:
-                    held.append(server.accept()[0])
-            except OSError:
-                return  # closed
-
-        Thread(target=accept, daemon=True).start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        for connection in held:
-            connection.close()
-
-
-@pytest.fixture
-def hanging(black_hole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def hanging(black_hole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Eight adapters that never come: of an S3 that does not answer, and of a disk."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{black_hole}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", black_hole)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
