@@ -4,6 +4,9 @@ Positional arguments equal `self.args`, or an error would fail to unpickle on th
 side of a handle.
 """
 
+MAX_QUOTED = 100  # characters of what a client made up that an error repeats
+UNMEASURED_RETRY_MS = 1000
+
 
 class TcdError(Exception):
     """Base of everything that this service raises on purpose."""
@@ -26,9 +29,10 @@ class NotFound(InvalidRequest):
 
 
 class QueueFull(TcdError):
-    """No place is free. `retry_after_ms`: when one should be, from the measured step time."""
+    """No place is free. `retry_after_ms`: when one should be, from the measured step time where
+    there is one."""
 
-    def __init__(self, message: str, retry_after_ms: int) -> None:
+    def __init__(self, message: str, retry_after_ms: int = UNMEASURED_RETRY_MS) -> None:
         super().__init__(message, retry_after_ms)
         self.message = message
         self.retry_after_ms = retry_after_ms

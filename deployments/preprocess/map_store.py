@@ -22,7 +22,6 @@ from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapRef, MapSpec
 from deployments.contracts.refusal import refusing
 
-FULL_RETRY_MS = 1000
 FETCH_TIMEOUT_S = 5.0  # of a map from another node
 EMBEDS_BYTES = 2 * 257 * 1664 * 4  # the largest pair in use: hidden states of a ViT-bigG
 Handle = DeploymentHandle[object]
@@ -137,7 +136,7 @@ class MapStore:
             started.cancel()
             raise
         except BackPressureError as error:
-            raise QueueFull(f"the queue of {spec.preprocessor} is full", FULL_RETRY_MS) from error
+            raise QueueFull(f"the queue of {spec.preprocessor} is full") from error
         self._computed[spec.preprocessor] += 1
         self._remember(spec.map_id, ref, spec.width * spec.height * 3 or EMBEDS_BYTES)
         return ref

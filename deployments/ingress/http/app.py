@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,14 +14,14 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from configs.app import ServiceArgs
-from deployments.contracts.api import ErrorAnswer, PreprocessForm
+from deployments.contracts.api import PreprocessForm
 from deployments.contracts.cards import ModelCard, ModelsBody, ReadyBody
 from deployments.contracts.errors import NotFound, TcdError
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
 from deployments.ingress.answer.storage import FILES_PATH, FolderStore, make_storage
 from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.cors import METHODS, Cors
-from deployments.ingress.http.failures import ERRORS, answer, failure, from_faults, http_failure
+from deployments.ingress.http.failures import answer, failure, from_faults, http_failure
 from deployments.ingress.http.images import image_routes
 from deployments.ingress.http.keys import caller_of, key_routes, may_see
 from deployments.ingress.http.metrics import CONTENT_TYPE, Metrics
@@ -43,11 +43,6 @@ from deployments.ingress.request.workers import Workers
 DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the sampler's own
 fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
 
-READINESS: dict[int | str, dict[str, Any]] = {
-    200: {"model": ReadyBody},
-    503: {"model": ReadyBody},
-    404: {"model": ErrorAnswer},
-}
 PLAYGROUND = Path(__file__).with_name("playground") / "index.html"
 # A name is never given to another file, and what is shown is a picture, whatever it holds.
 FILE_HEADERS = {
@@ -99,28 +94,25 @@ def make_app(
 
     app.include_router(image_routes(service, storage, bodies, answers))
 
-    @app.post("/v1/preprocess/{preprocessor}", responses=ERRORS, response_class=Response)
+    @app.post("/v1/preprocess/{preprocessor}", response_class=Response)
     async def preprocess(preprocessor: Literal["depth", "canny"], request: Request) -> Response:
         """A control map of a picture's own size, as PNG; `x-map-id` names it in later requests.
         Multipart: `image`, and canny's `low_threshold` and `high_threshold`."""
-        try:
-            form = await bodies.form(request, PreprocessForm, "image")
-            map_id, pixels = await service.preprocess(
-                preprocessor, form.file("image"), form.fields, caller_of(request)
-            )
-            data = await answers.run(encode, pixels, "png")
-            return Response(data, media_type="image/png", headers={"x-map-id": map_id})
-        except Exception as error:
-            return answer(failure(error))
+        form = await bodies.form(request, PreprocessForm, "image")
+        map_id, pixels = await service.preprocess(
+            preprocessor, form.file("image"), form.fields, caller_of(request)
+        )
+        data = await answers.run(encode, pixels, "png")
+        return Response(data, media_type="image/png", headers={"x-map-id": map_id})
 
     if isinstance(storage, FolderStore):
 
-        @app.get(FILES_PATH + "{name}", response_class=FileResponse, responses=ERRORS)
+        @app.get(FILES_PATH + "{name}", response_class=FileResponse)
         async def file(name: str) -> Response:
             """A stored file, by the URL that an answer gave."""
             path = await asyncio.to_thread(storage.find, name)
             if path is None:
-                return answer(failure(NotFound("this file does not exist", "name")))
+                raise NotFound("this file does not exist", "name")
             media_type = next(t for f, t in MEDIA_TYPES.items() if path.suffix == f".{f}")
             return FileResponse(path, media_type=media_type, headers=FILE_HEADERS)
 
@@ -130,13 +122,13 @@ def make_app(
         cards = await service.catalogue.cards()
         return ModelsBody(data=[card for card in cards if may_see(request, card.id)])
 
-    @app.get("/v1/models/{model_id}", response_model=ModelCard, responses=ERRORS)
+    @app.get("/v1/models/{model_id}", response_model=ModelCard)
     async def model(model_id: str, request: Request) -> Response:
         """One model, with all that is needed to repeat its images with diffusers alone."""
         for card in await service.catalogue.cards():
             if card.id == model_id and may_see(request, model_id):
                 return JSONResponse(card.model_dump())
-        return answer(failure(NotFound(f"model {model_id!r} does not exist", "model")))
+        raise NotFound(f"model {model_id!r} does not exist", "model")
 
     @app.get("/", response_class=FileResponse, include_in_schema=False)
     async def playground() -> FileResponse:
@@ -148,7 +140,7 @@ def make_app(
         """Whether this process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", responses=READINESS)
+    @app.get("/readyz", response_model=ReadyBody)
     async def readyz(models: Annotated[str | None, Query()] = None) -> Response:
         """Whether this ingress can serve: 200, or 503; with what each model is doing. With
         `models`, names separated by commas: whether all of these can answer."""
@@ -156,7 +148,7 @@ def make_app(
         known = catalogue.outlooks()
         unknown = [name for name in wanted if name not in known]
         if unknown:
-            return answer(failure(NotFound(f"no such model: {', '.join(unknown)}", "models")))
+            raise NotFound(f"no such model: {', '.join(unknown)}", "models")
         ready = catalogue.ready(args.default_model, wanted)
         body = ReadyBody(
             status="ready" if ready else "not ready",
@@ -176,7 +168,7 @@ def make_app(
         return Response(text, media_type=CONTENT_TYPE)
 
     app.include_router(key_routes(quota))
-    app.include_router(video_routes(videos, bodies), responses=ERRORS)
+    app.include_router(video_routes(videos, bodies))
     describe(app, keyed=quota.keys.closed)
     return app
 

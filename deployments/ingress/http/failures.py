@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from deployments.contracts.api import ErrorAnswer, ErrorBody
 from deployments.contracts.errors import (
+    MAX_QUOTED,
     Cancelled,
     DeadlineExceeded,
     EngineFault,
@@ -26,10 +26,6 @@ from deployments.contracts.errors import (
     Unauthorized,
 )
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorAnswer} for code in (400, 401, 403, 404, 408, 413, 429, 500, 503)
-}
-MAX_SHOWN = 100  # characters of a name that a client made up
 # Below Serve's own logger, whose handlers write to the replica's log, with the request's id.
 log = logging.getLogger("ray.serve.tcd.ingress")
 
@@ -118,7 +114,7 @@ def from_faults(
     place, message, kind = faults[0]
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not valid JSON: {message} at character {place[-1]}")
-    param = ".".join(str(part)[:MAX_SHOWN] for part in place) or None
+    param = ".".join(str(part)[:MAX_QUOTED] for part in place) or None
     message = message.removeprefix("Value error, ")
     if kind == "extra_forbidden":
         known = f"; fields: {', '.join(allowed)}" if allowed and len(place) == 1 else ""

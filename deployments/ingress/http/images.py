@@ -19,7 +19,7 @@ from deployments.contracts.jobs import ImageRequest, ImageResult, Pixels
 from deployments.ingress.answer.media import encode, encode_base64
 from deployments.ingress.answer.storage import Storage
 from deployments.ingress.http.bodies import JSON, Bodies
-from deployments.ingress.http.failures import ERRORS, answer, failure
+from deployments.ingress.http.failures import failure
 from deployments.ingress.http.idempotency import idempotency_key, seeded
 from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.streams import stream_images, usage_body
@@ -35,27 +35,21 @@ def image_routes(
     router = APIRouter()
     answers = Answers(service, storage, workers)
 
-    @router.post("/v1/images/generations", response_model=ImagesBody, responses=ERRORS)
+    @router.post("/v1/images/generations", response_model=ImagesBody)
     async def generations(request: Request) -> Response:
         """Text to image."""
-        try:
-            body = await bodies.json(request, GenerationsBody)
-            return await answers.images(request, body, body.to_request())
-        except Exception as error:
-            return answer(failure(error))
+        body = await bodies.json(request, GenerationsBody)
+        return await answers.images(request, body, body.to_request())
 
-    @router.post("/v1/images/edits", response_model=ImagesBody, responses=ERRORS)
+    @router.post("/v1/images/edits", response_model=ImagesBody)
     async def edits(request: Request) -> Response:
         """A picture made anew: inside a mask, or as a whole. Multipart: `image`, optional
         `mask`, and the fields of `EditsForm`."""
-        try:
-            form = await bodies.form(request, EditsForm, "image", "mask")
-            asked = form.fields.to_request(form.file("image"), form.optional_file("mask"))
-            return await answers.images(request, form.fields, asked)
-        except Exception as error:
-            return answer(failure(error))
+        form = await bodies.form(request, EditsForm, "image", "mask")
+        asked = form.fields.to_request(form.file("image"), form.optional_file("mask"))
+        return await answers.images(request, form.fields, asked)
 
-    @router.post("/v1/images/variations", response_model=ImagesBody, responses=ERRORS)
+    @router.post("/v1/images/variations", response_model=ImagesBody)
     async def variations(request: Request) -> Response:
         """Pictures that resemble one: by IP-Adapter. Multipart: `image`, and the fields of
         `VariationsForm`."""
@@ -64,9 +58,7 @@ def image_routes(
             asked = form.fields.to_request(form.file("image"))
             return await answers.images(request, form.fields, asked)
         except InvalidRequest as error:
-            return answer(failure(named_as_sent(error)))
-        except Exception as error:
-            return answer(failure(error))
+            raise named_as_sent(error) from error
 
     return router
 

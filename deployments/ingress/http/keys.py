@@ -8,7 +8,6 @@ from starlette.types import Scope
 from configs.keys import KeyEntry
 from deployments.contracts.jobs import Caller
 from deployments.contracts.usage import KeyUsagesBody
-from deployments.ingress.http.failures import ERRORS
 from deployments.ingress.keys.quota import NO_KEY, Quota
 
 STATE = "tcd_key"  # in a request's state
@@ -46,7 +45,7 @@ def key_routes(quota: Quota) -> APIRouter:
     """The route of usage."""
     router = APIRouter()
 
-    @router.get("/v1/usage", response_model=KeyUsagesBody, responses=ERRORS)
+    @router.get("/v1/usage", response_model=KeyUsagesBody)
     async def usage(request: Request) -> KeyUsagesBody:
         """What was done with the caller's key since the start, what is under way, and its limits;
         of every key, for one that is `admin`."""

@@ -8,7 +8,6 @@ from contextlib import suppress
 
 from pydantic import ValidationError
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.app import Guarded
@@ -22,7 +21,7 @@ from deployments.contracts.errors import (
     Unauthorized,
 )
 from deployments.ingress.answer.storage import FILES_PATH
-from deployments.ingress.http.failures import failure
+from deployments.ingress.http.failures import answer, failure
 from deployments.ingress.http.keys import noted_key
 from deployments.ingress.http.metrics import Metrics
 from deployments.ingress.http.refusals import log_refusal, route_of
@@ -251,6 +250,4 @@ def _too_large(max_bytes: int) -> TooLarge:
 
 
 async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    refusal = failure(error)
-    response = JSONResponse(refusal.body.model_dump(), refusal.status, refusal.headers)
-    await response(scope, receive, send)
+    await answer(failure(error))(scope, receive, send)

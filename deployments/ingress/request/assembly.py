@@ -10,7 +10,7 @@ import ray
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.contracts.cards import ModelCard
-from deployments.contracts.errors import InvalidRequest, NotFound
+from deployments.contracts.errors import MAX_QUOTED, InvalidRequest, NotFound
 from deployments.contracts.figures import MapFigures
 from deployments.contracts.jobs import (
     Control,
@@ -37,7 +37,6 @@ FIGURES_S = 0.5
 log = logging.getLogger("ray.serve.tcd.assembly")
 
 HALF = 128  # of 255: from here on a mask counts as "make anew"
-SHOWN = 100  # characters of a map's id that an error repeats
 
 
 @dataclass(frozen=True)
@@ -259,8 +258,8 @@ class Assembler:
         found = await asked(cast(DeploymentResponse[MapRef], self._maps.find.remote(map_id)))
         if found.ref is None:
             raise NotFound(
-                f"{param}: control map {map_id[:SHOWN]!r} is not (or no longer) known; send the "
-                "picture itself, or have the map made again",
+                f"{param}: control map {map_id[:MAX_QUOTED]!r} is not (or no longer) known; send "
+                "the picture itself, or have the map made again",
                 param,
             )
         return found

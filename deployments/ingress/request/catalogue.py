@@ -89,11 +89,8 @@ class Catalogue:
         if known.card is not None:
             return Model(known.card, known.handle)
         response = cast(DeploymentResponse[ModelCard], known.handle.describe.remote())
-        try:
-            async with self.waiting(name, None):
-                card = await response
-        finally:
-            response.cancel()
+        async with self.waiting(name, None):
+            card = await asked(response)
         if name in self._models:
             self._models[name] = replace(self._models[name], card=card)
         return Model(card, known.handle)

@@ -17,7 +17,6 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from deployments.contracts.errors import EngineFault, NotReady, QueueFull, TcdError
 
-BACK_PRESSURE_RETRY_MS = 1000
 FAULT_PAUSE_S = 0.5  # for a replica whose engine broke to be out of Serve's rotation
 WENT_AWAY = "the model's replica, or what it needed, went away; try again"
 FAILURES = (RayError, RayServeException, EngineFault)  # what a handle call raises of itself
@@ -39,7 +38,7 @@ def translated() -> Iterator[None]:
             raise
         raise NotReady(WENT_AWAY) from error
     except BackPressureError as error:
-        raise QueueFull("the model's queue is full", BACK_PRESSURE_RETRY_MS) from error
+        raise QueueFull("the model's queue is full") from error
     except (RayError, RayServeException) as error:
         raise NotReady(WENT_AWAY) from error
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import httpx
 
 from configs.app import ServiceArgs
-from deployments.contracts.errors import InvalidRequest, NotReady, QueueFull
+from deployments.contracts.errors import MAX_QUOTED, InvalidRequest, NotReady, QueueFull
 from deployments.ingress.request.budget import DATA_URL_HEADER
 from deployments.ingress.request.workers import Workers
 from preprocessors.image_file import ImageError, check_format
@@ -22,7 +22,6 @@ from preprocessors.image_file import ImageError, check_format
 MAX_PERCENT_CHARS = 2**20  # decoding them is slow; base64 is what clients send
 CHUNK = 2**18  # a multiple of 4: base64's groups
 HEAD = 1024  # bytes that tell the format of a file
-SHOWN = 100  # characters of a URL that an error repeats
 
 
 class Fetcher:
@@ -71,8 +70,8 @@ class Fetcher:
             raise InvalidRequest(f"{param}: the URL is malformed ({error})", param) from error
         if host not in allowed:
             raise InvalidRequest(
-                f"{param}: pictures are not fetched from {(host or '')[:SHOWN]!r}; allowed hosts: "
-                f"{', '.join(allowed) or 'none'} (allowed_url_hosts)",
+                f"{param}: pictures are not fetched from {(host or '')[:MAX_QUOTED]!r}; allowed "
+                f"hosts: {', '.join(allowed) or 'none'} (allowed_url_hosts)",
                 param,
             )
         data = bytearray()
@@ -102,7 +101,7 @@ class Fetcher:
         allowed = self._args.allowed_s3_buckets
         if bucket not in allowed or not key:
             raise InvalidRequest(
-                f"{param}: pictures are not fetched from bucket {bucket[:SHOWN]!r}; allowed "
+                f"{param}: pictures are not fetched from bucket {bucket[:MAX_QUOTED]!r}; allowed "
                 f"buckets: {', '.join(allowed) or 'none'} (allowed_s3_buckets)",
                 param,
             )
@@ -129,7 +128,7 @@ class Fetcher:
                     if time.monotonic() > until:
                         raise TimeoutError
         except (BotoCoreError, ClientError) as error:
-            place = f"s3://{bucket}/{key[:SHOWN]}"
+            place = f"s3://{bucket}/{key[:MAX_QUOTED]}"
             raise InvalidRequest(f"{param}: {place} could not be read ({error})", param) from error
         return bytes(data)
 
@@ -156,7 +155,7 @@ class Fetcher:
 def _shown(url: str) -> str:
     """Of a URL what is no secret: no password, and no query, which may be a signature."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{parts.path}"[:SHOWN]
+    return f"{parts.scheme}://{parts.hostname}{parts.path}"[:MAX_QUOTED]
 
 
 def _from_data_url(url: str, param: str) -> bytes:

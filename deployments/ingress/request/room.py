@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from deployments.contracts.errors import QueueFull
 
 MAX_WAITING = 256
-RETRY_MS = 1000
 
 
 class Room:
@@ -45,7 +44,7 @@ class Room:
             self._free -= pixels
             return
         if len(self._waiting) >= MAX_WAITING:
-            raise QueueFull("too many pictures are waiting to be decoded", RETRY_MS)
+            raise QueueFull("too many pictures are waiting to be decoded")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = (turn, pixels)
         self._waiting.append(waiting)

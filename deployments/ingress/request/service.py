@@ -45,6 +45,7 @@ from deployments.contracts.jobs import (
     VideoResult,
 )
 from deployments.contracts.refusal import Refusal, accepted
+from deployments.ingress.discovery.asking import asked
 from deployments.ingress.keys.lease import Lease, work_of
 from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.assembly import Assembled, Assembler
@@ -168,11 +169,8 @@ class Service:
                 if not self.catalogue.up(name):
                     return name  # it is checked when it is made, by the replica that is started
                 job = video_job(request, model.card, timeout_s, caller)
-                asked = cast(DeploymentResponse[Refusal | None], model.handle.check.remote(job))
-                try:
-                    answer = await asked
-                finally:
-                    asked.cancel()
+                response = model.handle.check.remote(job)
+                answer = await asked(cast(DeploymentResponse[Refusal | None], response))
         accepted(answer)
         return name
 
@@ -236,13 +234,10 @@ class Service:
         )
         try:
             async with self.catalogue.waiting(model.card.id, self._patience(model, ready.job)):
-                result = await response
+                return accepted(await asked(response))
         except (RayError, RayServeException):
             await self._forget_failed(ready)
             raise
-        finally:
-            response.cancel()  # does nothing to a call that has ended
-        return accepted(result)
 
     async def _events(self, model: Model, ready: Assembled) -> AsyncGenerator[StreamEvent]:
         """A job's events from its replica; leaving the iterator cancels the job."""
@@ -311,12 +306,12 @@ class Service:
         return asyncio.get_running_loop().time() + job.timeout_s + grace_s
 
     @contextmanager
-    def _within(self, timeout_s: float, asked: str | None) -> Iterator[None]:
+    def _within(self, timeout_s: float, model: str | None) -> Iterator[None]:
         """Whoever finds that a request is too late, it is said with the time that it had."""
         try:
             yield
         except (TimeoutError, DeadlineExceeded) as error:
-            absence = self.catalogue.absence(asked or self._args.default_model, timeout_s)
+            absence = self.catalogue.absence(model or self._args.default_model, timeout_s)
             raise absence or _late(timeout_s) from error
 
 

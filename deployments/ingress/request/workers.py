@@ -15,7 +15,6 @@ Made = TypeVar("Made")
 
 CPU_THREADS = min(4, os.cpu_count() or 1)
 CPU_WAITING = 256
-RETRY_MS = 1000
 
 
 class Workers:
@@ -52,7 +51,7 @@ class Workers:
         """
         with self._lock:
             if self._unfinished >= self._most:
-                raise QueueFull(f"too much {self._kind} is waiting already", RETRY_MS)
+                raise QueueFull(f"too much {self._kind} is waiting already")
             self._unfinished += 1
         future = self._threads.submit(work, *args, **kwargs)
         future.add_done_callback(self._ended)
