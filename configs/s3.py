@@ -53,8 +53,10 @@ def list_objects(uri: str) -> Listing:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     folder = cache_root() / "s3" / hashlib.sha256(uri.encode()).hexdigest()[:16]
     with _errors(uri):
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
-        found = [item for page in pages for item in page.get("Contents", ())]
+        pages = [*_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)]
+    if not all("Name" in page for page in pages):  # boto reads an answer that was cut as empty
+        raise SourceUnavailable(f"{uri} could not be looked up: the answer did not come whole")
+    found = [item for page in pages for item in page.get("Contents", ())]
     prefix = key.rstrip("/") + "/"
     # A console marks a folder with an empty object whose key ends in "/".
     is_file = not key.endswith("/") and any(item["Key"] == key for item in found)

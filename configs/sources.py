@@ -23,6 +23,7 @@ PIPELINE_PARTS = (
     "unet",
     "vae",
 )
+HTTP_LATER = (408, 425, 429)  # of the statuses that blame the request, those that pass
 HUB_PATIENCE_S = 30  # for an answer of the hub, and between any two pieces of it
 # Other weights beside the plain ones, as hub repositories name them.
 VARIANTS = ("fp16", "bf16", "non_ema")
@@ -206,7 +207,7 @@ def hub_errors(source: Source) -> Iterator[None]:
     """What the hub client raises, as a `SourceError` that names the source. It is given
     `HUB_PATIENCE_S`."""
     from huggingface_hub import get_session
-    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     hooks = get_session().event_hooks["request"]
     if _be_patient not in hooks:
@@ -214,8 +215,10 @@ def hub_errors(source: Source) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the hub client raises some twenty unrelated classes
-        offline = isinstance(error, IncompleteSnapshotError | LocalEntryNotFoundError)
-        raise (SourceUnavailable if offline else SourceError)(
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        refused = status is not None and 400 <= status < 500 and status not in HTTP_LATER
+        lasts = refused or isinstance(error, HFValidationError)
+        raise (SourceError if lasts else SourceUnavailable)(
             f"hub {source} could not be fetched ({type(error).__name__}: {error}); "
             "for a local path, check that it exists"
         ) from error
