@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from hypothesis import reject
+from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from schemathesis import Case, CheckContext, GenerationMode, Response
 from schemathesis.schemas import BaseSchema
@@ -48,4 +50,16 @@ def operations(schema: BaseSchema) -> Iterator[tuple[str, SearchStrategy[AnyCase
         operation = found.ok()  # type: ignore[union-attr]  # an error raises
         right = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
         wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
-        yield operation.label, right | wrong
+        yield operation.label, right | _known_to_be_wrong(wrong)
+
+
+@st.composite
+def _known_to_be_wrong(draw: st.DrawFn, cases: SearchStrategy[AnyCase]) -> AnyCase:
+    """Schemathesis 4.32 asks its validator of some file parts whether they are valid, which that
+    cannot say (their #4520): a case of which nobody knows whether it is wrong is none."""
+    try:
+        return draw(cases)
+    except ValueError as error:
+        if str(error) != "Unsupported type: 'Binary'":
+            raise
+        reject()
