@@ -1,6 +1,6 @@
 """Keys that share one replica: a flood of one beside single requests of another, and ten by weight.
 
-    python -m benchmarks.bench_keys [--quick]
+    python -m benchmarks.bench_keys [--quick] [--max-step-ms 100]
 
 Over HTTP, on the demo's sd15. Single requests are 64 x 64 pixels in 4 steps, one after another; the
 flood is of the largest requests allowed: ten images each, 50 steps, the highest priority.
@@ -23,10 +23,20 @@ from benchmarks.report import machine, print_table
 from benchmarks.service import LOGICAL_CPUS, silent
 from demo.service import Config, demo_config, running
 
-FLOODS = ("64x64", "512x512")
+FLOODS = ("64x64", "128x128", "512x512")
 FLOODERS = 24  # requests that a flood keeps under way
 CLIENTS = 4  # of each of the ten keys
 TEN = {f"key-{weight}": float(weight) for weight in range(1, 11)}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line."""
+
+    quick: bool
+    max_step_ms: float | None
+    sizes: Sequence[str]
+    no_weights: bool
 
 
 @dataclass(frozen=True)
@@ -53,12 +63,13 @@ class Client:
         body = {"model": "sd15", "prompt": "a big red ball, at night", "size": "64x64", **more}
         return self._http.post("/v1/images/generations", json=body)
 
-    def singles(self, count: int) -> Times:
-        """One image after another, in four steps."""
-        times = []
-        for seed in range(count):
+    def singles(self, seconds: float) -> Times:
+        """One image after another for so long, in four steps."""
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
             started = time.perf_counter()
-            self.ask(seed=seed, num_inference_steps=4).raise_for_status()
+            self.ask(seed=len(times), num_inference_steps=4).raise_for_status()
             times.append(time.perf_counter() - started)
         return Times(times)
 
@@ -91,7 +102,9 @@ class Client:
 
 
 @contextmanager
-def keyed_service(weights: dict[str, float]) -> Iterator[dict[str, Client]]:
+def keyed_service(
+    weights: dict[str, float], max_step_ms: float | None = None
+) -> Iterator[dict[str, Client]]:
     """The service with a key for each name, and a client for each."""
     made = {name: secrets.token_urlsafe(32) for name in weights}
     listed = [
@@ -99,41 +112,43 @@ def keyed_service(weights: dict[str, float]) -> Iterator[dict[str, Client]]:
         for (name, weight), secret in zip(weights.items(), made.values(), strict=True)
     ]
     os.environ.update(LOGICAL_CPUS, TCD_BENCH_KEYS=json.dumps(listed))
-    with running(_config(), "bench-keys", tell=silent) as url:
+    with running(_config(max_step_ms), "bench-keys", tell=silent) as url:
         yield {name: Client(url, secret) for name, secret in made.items()}
 
 
-def _config() -> Config:
+def _config(max_step_ms: float | None) -> Config:
     config = demo_config(["sd15"])
     applications = config["applications"]
     assert isinstance(applications, list)
-    applications[0]["args"]["keys"] = {"env": "TCD_BENCH_KEYS"}
+    for application in applications:
+        if application["name"] == "tcd":
+            application["args"]["keys"] = {"env": "TCD_BENCH_KEYS"}
+        elif max_step_ms is not None:
+            user_config = application["deployments"][0]["user_config"]
+            user_config.setdefault("limits", {})["max_step_ms"] = max_step_ms
     return config
 
 
-def beside_a_flood(count: int) -> None:
-    """Single requests alone, beside a flood of each size, and alone again."""
-    rows: list[list[str]] = []
-    for size in FLOODS:
-        with keyed_service({"one": 1.0, "flood": 1.0}) as clients:
+def beside_a_flood(asked: Asked) -> None:
+    """Single requests alone, and beside a flood of each size."""
+    seconds = 20 if asked.quick else 60
+    print(f"One key's single requests for {seconds:.0f} s, beside {FLOODERS} of another\n")
+    header = ["the flood's size", "alone: requests, p50, p95, s", "beside it", "p95 ratio"]
+    for size in asked.sizes:
+        with keyed_service({"one": 1.0, "flood": 1.0}, asked.max_step_ms) as clients:
             one = clients["one"]
-            one.singles(10)
-            before = one.singles(count)
+            one.singles(5)
+            before = one.singles(seconds)
             more = {"n": 10, "num_inference_steps": 50, "priority": 10, "size": size}
             with clients["flood"].flooding(FLOODERS, **more):
-                time.sleep(5)
-                beside = one.singles(count)
-        alone, crowded = before.at(0.95), beside.at(0.95)
-        rows.append(
-            [
-                size,
-                f"{before.at(0.5):.2f}, {alone:.2f}",
-                f"{beside.at(0.5):.2f}, {crowded:.2f}",
-                f"{crowded / alone:.2f}",
-            ]
-        )
-    print(f"{count} single requests of one key beside {FLOODERS} of another\n")
-    print_table(["the flood's size", "p50, p95 alone, s", "p50, p95 beside, s", "p95 ratio"], rows)
+                time.sleep(10)
+                beside = one.singles(seconds)
+        ratio = f"{beside.at(0.95) / before.at(0.95):.2f}"
+        print_table(header, [[size, _shown(before), _shown(beside), ratio]])
+
+
+def _shown(times: Times) -> str:
+    return f"{len(times.seconds)}, {times.at(0.5):.2f}, {times.at(0.95):.2f}"
 
 
 def by_weight(seconds: float) -> None:
@@ -160,10 +175,14 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_keys")
     parser.add_argument("--quick", action="store_true")
-    quick: bool = parser.parse_args().quick
+    parser.add_argument("--max-step-ms", type=float, help="of UNet calls (the configured one)")
+    parser.add_argument("--sizes", nargs="*", default=FLOODS, help="of the flood's pictures")
+    parser.add_argument("--no-weights", action="store_true", help="not the ten keys")
+    asked = Asked(**vars(parser.parse_args()))
     print(f"## Keys\n\n{machine()}\n")
-    beside_a_flood(60 if quick else 200)
-    by_weight(60 if quick else 240)
+    beside_a_flood(asked)
+    if not asked.no_weights:
+        by_weight(60 if asked.quick else 240)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ ENGINE_HELP = {
     "lora_bytes": "bytes of style adapters on the device",
     "lora_loads_total": "style adapters loaded",
     "lora_evictions_total": "style adapters evicted",
-    "batch_limit": "rows that a UNet call may have now",
+    "batch_limit": "rows that memory allows a UNet call now",
     "config_error": "1 while the newest user_config is refused and the last good one is in force",
 }
 

@@ -379,7 +379,7 @@ class Engine:
             failures = outcome.failures
             self._registry.count_step(batch)
             if outcome.measured is not None:
-                self._registry.measure_step(*outcome.measured)
+                self._registry.measure_step(outcome.measured)
             for row in batch.rows:
                 if row.row_id not in failures:
                     self._report(row)

@@ -43,11 +43,16 @@ class Batch:
 
 
 class Measured(NamedTuple):
-    """What a step took: UNet rows, latent pixels in them, and seconds on the device."""
+    """What a step took: the size of its UNet rows, how many, and seconds on the device."""
 
+    key: BatchKey
     unet_rows: int
-    pixels: int
     seconds: float
+
+    @property
+    def pixels(self) -> int:
+        """Latent pixels of all these rows."""
+        return self.unet_rows * self.key.pixels
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.account import Account, Accounts
-from deployments.diffusion.engine.policy.batch import Batch
+from deployments.diffusion.engine.policy.batch import Batch, Measured
 from deployments.diffusion.engine.policy.estimate import (
     SMOOTHING,
     UNMEASURED_DECODE_S,
@@ -78,7 +78,7 @@ class Standing:
     Attributes:
         running_rows: rows with a slot.
         pending_unet_rows: UNet rows still to be computed, twins counted.
-        batch_limit: rows that a UNet call may have.
+        batch_limit: rows that memory allows a UNet call.
     """
 
     work: Work
@@ -227,11 +227,11 @@ class Registry:
                 rows_total=figures.rows_total + batch.unet_rows,
             )
 
-    def measure_step(self, unet_rows: int, pixels: int, seconds: float) -> None:
-        """A UNet call of so many rows, and latent pixels in them, took so long."""
-        per_row = seconds / unet_rows
+    def measure_step(self, call: Measured) -> None:
+        """A UNet call was timed."""
+        per_row = call.seconds / call.unet_rows
         with self._lock:
-            self._unet_pace.measure(pixels, seconds)
+            self._unet_pace.measure(call.pixels, call.seconds)
             figures = self._figures
             known = figures.seconds_per_row_step or per_row
             self._figures = replace(

@@ -25,6 +25,7 @@ from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Outcome
 from deployments.diffusion.engine.policy.estimate import Work
 from deployments.diffusion.engine.policy.line import Line
+from deployments.diffusion.engine.policy.tempo import Tempo
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 from deployments.diffusion.engine.policy.turns import Turns
 
@@ -45,7 +46,8 @@ class Scheduler:
     """Holds every trajectory from `add` until it is finished, failed or aborted.
 
     `limits.max_batch` bounds the UNet rows of a batch, `limits.max_running` the slots (between
-    callers as `Places` has it).
+    callers as `Places` has it), `limits.max_step_ms` the time of a UNet call: one who comes waits
+    for at most one. A row alone runs however long it takes.
     Running out of memory halves the latent pixels that a batch of that image size may have; every
     `RECOVERY_STEPS` steps of that size without it give one row back.
     """
@@ -55,11 +57,12 @@ class Scheduler:
         self._live: dict[str, Trajectory] = {}
         self._arrivals = 0
         self._turns = Turns()
+        self._tempo = Tempo()
         self._bounds: dict[BatchKey, _Bound] = {}  # of sizes that ran out of memory
 
     @property
     def batch_limit(self) -> int:
-        """UNet rows that a batch may have, of the size that may have fewest."""
+        """UNet rows that memory allows a batch, of the size that may have fewest."""
         learnt = (bound.pixels // key.pixels for key, bound in self._bounds.items())
         return min([self._limits.max_batch, *learnt])
 
@@ -91,9 +94,11 @@ class Scheduler:
 
     def limit_of(self, key: BatchKey) -> int:
         """UNet rows that a batch of this size may have."""
-        bound = self._bounds.get(key)
         most = self._limits.max_batch
-        return most if bound is None else min(most, bound.pixels // key.pixels)
+        if (bound := self._bounds.get(key)) is not None:
+            most = min(most, bound.pixels // key.pixels)
+        in_time = self._tempo.rows_within(key, self._limits.max_step_ms / 1e3)
+        return most if in_time is None else min(most, max(1, in_time))
 
     def reconfigure(self, limits: Limits) -> None:
         """Takes new bounds. Fewer slots take effect as running rows leave theirs."""
@@ -201,6 +206,8 @@ class Scheduler:
             return self._out_of_memory(batch)
         self._turns.charge(batch)
         self._recover(batch.key)
+        if outcome.measured is not None:
+            self._tempo.measure(outcome.measured)
         left: list[Trajectory] = []
         for row in batch.rows:
             row.short_of_memory = False

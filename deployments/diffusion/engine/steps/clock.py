@@ -6,7 +6,7 @@ from time import perf_counter
 
 import torch
 
-from deployments.diffusion.engine.policy.batch import Measured
+from deployments.diffusion.engine.policy.batch import BatchKey, Measured
 
 
 class _HostClock:
@@ -49,10 +49,10 @@ def clock_of(device: torch.device) -> _HostClock | _DeviceClock:
 class InFlight:
     """A step that has been launched. `seconds` waits for its end, and says what it took."""
 
+    key: BatchKey
     unet_rows: int
-    pixels: int
     seconds: Callable[[], float]
 
     def wait(self) -> Measured:
         """Returns when it is done."""
-        return Measured(self.unet_rows, self.pixels, self.seconds())
+        return Measured(self.key, self.unet_rows, self.seconds())

@@ -132,7 +132,7 @@ class Runner:
             return OutOfMemory(str(stepped))
         for row, latents, estimate in stepped:
             row.latents, row.x_0 = latents, estimate
-        self._in_flight.append(InFlight(batch.unet_rows, batch.pixels, clock.stop()))
+        self._in_flight.append(InFlight(batch.key, batch.unet_rows, clock.stop()))
         return Advanced(failures, self._wait_for_older_steps())
 
     def _placed(self, rows: Sequence[Trajectory]) -> list[_Placed]:

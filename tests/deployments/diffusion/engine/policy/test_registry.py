@@ -6,7 +6,7 @@ from configs.app import Limits
 from deployments.contracts.errors import QueueFull
 from deployments.contracts.figures import CallerFigures
 from deployments.contracts.jobs import Caller, FailedImage, ImageJob
-from deployments.diffusion.engine.policy.batch import Batch
+from deployments.diffusion.engine.policy.batch import Batch, BatchKey, Measured
 from deployments.diffusion.engine.policy.estimate import Work
 from deployments.diffusion.engine.policy.registry import IDLE_CALLERS, Entry, Registry, Standing
 from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
@@ -25,7 +25,7 @@ def entry(job_id: str, n: int = 1, caller: Caller = FLOOD, steps: int = 10) -> E
 def measured(limits: Limits = LIMITS) -> Registry:
     """A registry to which a row's step takes a second, and the VAE nothing to speak of."""
     registry = Registry("engine")
-    registry.measure_step(1, PIXELS, 1.0)
+    registry.measure_step(Measured(BatchKey(8, 8), 1, 1.0))
     registry.count_decode(PIXELS, 1e-6)
     return registry
 
