@@ -128,9 +128,9 @@ def clock_jump(clock: Path, jump_s: float, seconds: float) -> Fault:
     """The wall clock of all processes is off, and then right again. `clock`: the file that says by
     how much (`tests/soak/clock`).
 
-    Serve's controller asks for health when the wall clock says so: set back by an hour, it would ask
-    nobody for an hour, and replace nothing that dies. What docs/operations.md says against that is
-    done here: it is killed, and starts anew.
+    Serve's controller asks for health when the wall clock says so: set back by an hour, it would
+    ask nobody for an hour, and replace nothing that dies. What docs/operations.md says against
+    that is done here: it is killed, and starts anew.
     """
 
     async def do() -> str:
