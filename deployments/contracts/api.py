@@ -1,9 +1,17 @@
 """What the HTTP API says and hears: OpenAI's images API plus this service's own fields."""
 
 import re
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from deployments.contracts.jobs import (
     MAX_ENTRIES,
@@ -149,13 +157,20 @@ class ImagesRequestBody(RequestBody):
     def _size_is_readable(cls, size: str | None) -> str | None:
         return readable_size(size)
 
-    @model_validator(mode="after")
-    def _fields_fit_together(self) -> Self:
-        if self.output_compression is not None and self.output_format not in ("jpeg", "webp"):
-            raise ValueError("output_compression needs output_format jpeg or webp")
-        if self.partial_images and not self.stream:
-            raise ValueError("partial_images needs stream: true")
-        return self
+    # Of a field that is wrong itself there is nothing to look up.
+    @field_validator("output_compression")
+    @classmethod
+    def _has_a_quality(cls, quality: int | None, fields: ValidationInfo) -> int | None:
+        if quality is not None and fields.data.get("output_format") == "png":
+            raise ValueError("needs output_format jpeg or webp")
+        return quality
+
+    @field_validator("partial_images")
+    @classmethod
+    def _has_a_stream(cls, partial_images: int | None, fields: ValidationInfo) -> int | None:
+        if partial_images and not fields.data.get("stream", True):
+            raise ValueError("needs stream: true")
+        return partial_images
 
     def _request(
         self,

@@ -85,10 +85,15 @@ def read_json(body: bytes, model: type[Body]) -> Body:
 
 
 async def _received(request: Request, see: Callable[[bytes], None]) -> int:
-    """Shows a body to `see` as it comes; its size. Once `see` has refused it, the rest is read and
-    thrown away: most clients never see an answer that comes while they send."""
+    """Shows a body to `see` as it comes; its size. A packed one is refused. Once it is refused, the
+    rest is read and thrown away: most clients never see an answer that comes while they send."""
     size = 0
     refused: InvalidRequest | None = None
+    packed = request.headers.get("content-encoding", "identity").strip().lower()
+    if packed != "identity":
+        refused = InvalidRequest(
+            f"the body must be sent as it is, not as content-encoding {packed}"
+        )
     try:
         async for chunk in request.stream():
             size += len(chunk)

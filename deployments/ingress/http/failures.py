@@ -116,6 +116,8 @@ def from_faults(
         return InvalidRequest(f"the body is not valid JSON: {message} at character {place[-1]}")
     param = ".".join(str(part)[:MAX_QUOTED] for part in place) or None
     message = message.removeprefix("Value error, ")
+    if kind == "model_type":
+        message = "must be an object" if place else "the body must be an object"
     if kind == "extra_forbidden":
         known = f"; fields: {', '.join(allowed)}" if allowed and len(place) == 1 else ""
         message = "unknown field" + known

@@ -355,7 +355,7 @@ def generation_cases() -> dict[str, Case]:
         "ip_adapter of nine": seen({"image": 9 * ["x"]}, "ip_adapter.image", "at most 8"),
         "ip_adapter of text": seen({"image": "x"}, "ip_adapter.image.0", "data URL"),
         "ip_adapter of a number": seen({"image": 7}, "ip_adapter.image", "list"),
-        "ip_adapter that is a text": seen("x", "ip_adapter", "valid dictionary"),
+        "ip_adapter that is a text": seen("x", "ip_adapter", "must be an object"),
     }
 
 

@@ -1,6 +1,7 @@
 """What surrounds the routes: bodies that are too much or too late, methods, origins, the log."""
 
 import asyncio
+import gzip
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
@@ -54,6 +55,18 @@ def lines() -> Iterator[list[logging.LogRecord]]:
     logger.addHandler(handler)
     yield heard
     logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("path", [GENERATIONS, "/v1/images/edits"])
+def test_a_packed_body_is_refused_by_its_name(path: str) -> None:
+    kind = JSON if path == GENERATIONS else FORM
+    packed = gzip.compress(json.dumps(BODY).encode())
+    headers = {**kind, "content-encoding": "gzip"}
+    answer = client().post(path, content=packed, headers=headers)
+    assert "content-encoding gzip" in refused(answer, 400, "invalid_value")["message"]
+    plain = {**kind, "content-encoding": "identity"}
+    if path == GENERATIONS:
+        assert client().post(path, json=BODY, headers=plain).status_code == 200
 
 
 @pytest.mark.parametrize("announced", [True, False])
