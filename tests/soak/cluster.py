@@ -23,7 +23,7 @@ from tests.serving import free_port
 from tests.soak.making import Target
 from tests.soak.processes import wait_until
 
-CLOCK = str(Path(__file__).with_name("clock"))  # what moves the clock of each Python
+INSIDE = str(Path(__file__).with_name("inside"))  # what each Python of the cluster runs first
 BUCKET = "pictures"
 MODELS = ("sd15", "sdxl")
 STYLES = ("papercut", "ink", "neon")
@@ -43,6 +43,7 @@ class Outside:
         storage: of pictures by URL.
         keys: the file of named keys.
         clock: the file that says how far off the wall clock is.
+        broken: the folder of those whose engine is to break.
         s3, hub: endpoints.
         s3_styles, hub_styles: further style adapters of `sd15`, by name: sources.
         s3_pictures: URIs.
@@ -51,6 +52,7 @@ class Outside:
     storage: StorageArgs
     keys: Path
     clock: Path
+    broken: Path
     s3: str
     hub: str
     s3_styles: dict[str, str]
@@ -119,8 +121,9 @@ def _environment(outside: Outside, folder: Path) -> dict[str, str]:
     return {
         **ENVIRONMENT,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, (CLOCK, os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (INSIDE, os.environ.get("PYTHONPATH")))),
         "SOAK_CLOCK": str(outside.clock),
+        "SOAK_BREAK": str(outside.broken),
         "AWS_ENDPOINT_URL": outside.s3,
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",

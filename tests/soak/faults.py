@@ -94,6 +94,19 @@ def stop(kind: str, seconds: float) -> Fault:
     return Fault(f"SIGSTOP {kind} for {seconds:g} s", COSTS.get(kind, NOTHING), do)
 
 
+def engine_fault(kind: str, broken: Path) -> Fault:
+    """The engine of one replica breaks within (`tests/soak/inside`): its process ends by itself.
+    `broken`: the folder of those whose engine is to break."""
+
+    async def do() -> str:
+        victim = await _victim(kind)
+        (broken / str(victim.pid)).touch()
+        await asyncio.to_thread(processes.wait_until, lambda: victim not in processes.processes())
+        return f"process {victim.pid}"
+
+    return Fault(f"engine fault in {kind}", NOTHING, do)
+
+
 def outage(of: str, gate: Gate, mode: Mode, seconds: float, crowd: Crowd, kind: str) -> Fault:
     """S3 or the hub answers in another way. `kind`: requests that need it, of which a few are sent
     meanwhile and one when it is over."""
@@ -126,7 +139,7 @@ def full_disk(disk: SmallDisk, seconds: float) -> Fault:
 
 def clock_jump(clock: Path, jump_s: float, seconds: float) -> Fault:
     """The wall clock of all processes is off, and then right again. `clock`: the file that says by
-    how much (`tests/soak/clock`).
+    how much (`tests/soak/inside`).
 
     Serve's controller asks for health when the wall clock says so: set back by an hour, it would
     ask nobody for an hour, and replace nothing that dies. What docs/operations.md says against

@@ -19,6 +19,7 @@ KINDS = (
     *("tcd/Directory", "tcd/Depth", "tcd/Canny", "tcd/ImageEncoder-sd15", "tcd/Videos"),
     *("controller", "proxy"),
 )
+ENGINE = "/Diffusion"
 LONG_STOPS = ("model-sdxl/Diffusion", "tcd/MapStore", "tcd/Depth")
 
 
@@ -33,6 +34,7 @@ def plan(servers: Servers, crowd: Crowd, kinds: Collection[str], seed: int) -> l
         *(faults.outage("S3", servers.s3, mode, OUTAGE_S, crowd, S3_STYLE) for mode in MODES),
         *(faults.outage("hub", servers.hub, mode, OUTAGE_S, crowd, HUB_STYLE) for mode in MODES),
         *(faults.clock_jump(servers.clock, jump, SHORT_S) for jump in JUMPS_S),
+        *(faults.engine_fault(kind, servers.broken) for kind in known if kind.endswith(ENGINE)),
         faults.full_disk(servers.disk, OUTAGE_S),
         faults.cancelled_burst(crowd, BURST),
     ]

@@ -35,13 +35,14 @@ class Servers:
 
     Attributes:
         keys: its two keys, as their holders say them.
-        keys_file, clock: as `cluster.Outside` has them.
+        keys_file, clock, broken: as `cluster.Outside` has them.
     """
 
     s3: Gate
     hub: Gate
     disk: SmallDisk
     clock: Path
+    broken: Path
     keys: tuple[str, ...]
     keys_file: Path
 
@@ -54,6 +55,7 @@ class Servers:
             else S3Storage(kind="s3", bucket=cluster.BUCKET, endpoint_url=self.s3.url),
             keys=self.keys_file,
             clock=self.clock,
+            broken=self.broken,
             s3=self.s3.url,
             hub=self.hub.url,
             s3_styles={f"s3-{i}": f"{bucket}/styles/{i}.safetensors" for i in _distant()},
@@ -69,6 +71,8 @@ async def running_servers(folder: Path) -> AsyncIterator[Servers]:
     files = {f"{i}.safetensors": style for i in _distant()}
     port, clock = free_port(), folder / "clock"
     clock.write_bytes(bytes(8))
+    broken = folder / "broken"
+    broken.mkdir()
     keys, entries = zip(*(fresh_key(name) for name in KEYS), strict=True)
     keys_file = folder / "keys.json"
     limited = [entry.model_copy(update=LIMITS).model_dump(mode="json") for entry in entries]
@@ -80,7 +84,7 @@ async def running_servers(folder: Path) -> AsyncIterator[Servers]:
     ):
         hub_port = int(hub.url.rpartition(":")[2])
         async with Gate(port).listening() as s3_gate, Gate(hub_port).listening() as hub_gate:
-            yield Servers(s3_gate, hub_gate, disk, clock, keys, keys_file)
+            yield Servers(s3_gate, hub_gate, disk, clock, broken, keys, keys_file)
 
 
 @contextmanager
