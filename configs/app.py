@@ -59,7 +59,8 @@ class Limits(Frozen):
         lora_budget_mb: MiB of style adapters kept on the device; the least recently used
             go first, those in use never.
         prompt_cache_mb: MiB of prompt embeddings kept on the device.
-        aging_steps: steps a waiting row must be passed over to gain one priority level.
+        aging_steps: an image gains one priority level whenever, for each step of its own, so many
+            steps as large were taken for others: little work ages fast.
         hang_s: seconds for which one step, one VAE call or the preparation of one image may
             last; longer, and the replica ends and is replaced. The first steps on a GPU may
             compile for minutes; a CPU may need longer than this for a full-size image.

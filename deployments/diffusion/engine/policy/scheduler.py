@@ -2,8 +2,10 @@
 
 Between callers the device is shared by work (`turns.py`), so that a flood of one delays another by
 its share and no more. Among the rows of one caller the order is: effective priority, then arrival.
-A row that a schedule passes over gains one level of effective priority every `aging_steps`
-schedules, so none waits for ever: not behind higher priorities, and not behind another image size.
+A row gains one level of effective priority whenever the work done for others since it came is
+`aging_steps` times its own, and keeps it. So none waits for ever, not behind higher priorities and
+not behind another image size; and what is soon done waits for less of what takes long, as in
+scheduling by the highest response ratio (Brinch Hansen 1971).
 
 The next batch is led by the first row of the caller whose turn it is, and filled with rows of the
 same key, always of the caller who stands lowest. Nobody rides along who would get ahead of
@@ -190,11 +192,13 @@ class Scheduler:
             and row.passed_over < CALLS_TO_GET_READY
         ]
         chosen = self._filled(running, tags, self._slots(running), min(claims, default=inf))
-        for row in candidates:
+        batch = Batch(chosen[0].key, tuple(chosen))
+        for row in set(candidates) - set(chosen):
             row.passed_over += 1
+            row.work_before += batch.pixels
         for row in chosen:
             row.passed_over = 0
-        return Batch(chosen[0].key, tuple(chosen))
+        return batch
 
     def advance(self, batch: Batch, outcome: Outcome) -> tuple[Trajectory, ...]:
         """Books how a batch ended; returns the rows that left: finished or failed.
@@ -313,7 +317,7 @@ class Scheduler:
         return {row.slot for row in self._live.values() if row.slot is not None}
 
     def _order(self, row: Trajectory) -> tuple[int, int]:
-        return (-(row.priority + row.passed_over // self._limits.aging_steps), row.arrival)
+        return (-row.level(self._limits.aging_steps), row.arrival)
 
     def _leave(self, row: Trajectory, status: Status) -> None:
         del self._live[row.row_id]

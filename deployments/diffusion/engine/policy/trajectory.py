@@ -37,6 +37,7 @@ class Trajectory:
         caller: for whom it is made.
         slot: index of its device memory in the runner; `None` while it has none.
         passed_over: schedules in a row that left it out.
+        work_before: latent pixels computed for others since it could have been.
         short_of_memory: its last step ran out of memory though it was alone.
     """
 
@@ -48,6 +49,7 @@ class Trajectory:
     cursor: int = 0
     slot: int | None = None
     passed_over: int = 0
+    work_before: int = 0
     arrival: int = 0
     short_of_memory: bool = False
     caller: Caller = field(default_factory=Caller)
@@ -71,6 +73,16 @@ class Trajectory:
     def step_pixels(self) -> int:
         """The work of one step: latent pixels of its UNet rows."""
         return self.unet_rows * self.key.pixels
+
+    @property
+    def work(self) -> int:
+        """All of its work: latent pixels of its UNet rows in all its steps."""
+        return self.steps * self.step_pixels
+
+    def level(self, aging_steps: int) -> int:
+        """Its effective priority: one more whenever, for each step of its own, `aging_steps` steps
+        as large were taken for others."""
+        return self.priority + self.work_before // (aging_steps * self.work)
 
     @property
     def charge(self) -> float:

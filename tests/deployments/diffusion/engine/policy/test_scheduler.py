@@ -1,6 +1,8 @@
 """The scheduler loses, doubles and starves no row, and leaks no slot."""
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
+from itertools import count
 
 import pytest
 from hypothesis import settings
@@ -62,22 +64,18 @@ def step(scheduler: Scheduler) -> list[str]:
     return ids(batch)
 
 
-def longest_wait(live: int, aging: int, slots: int, *, begun: bool, oom: int) -> int:
-    """Schedules in a row that can leave a row out.
+def longest_wait(own: int, aging: int, slots: int, oom: int) -> int:
+    """Work done for others, in latent pixels, before a row of so much `own` takes a step.
 
-    After (spread + 1) x aging of them its effective priority is above that of every row
-    chosen since, and stays there: both age alike. Only rows that were ahead of it by then
-    can still be, at most `live - 1`, and each schedule led by one of them sends that one
-    behind it. If the row has begun, every schedule that it does not lead is led by one
-    of them. If it has not, it may lack a slot: others also lead while all slots are taken,
-    until one is free, which they reach in their steps; then the first in order takes it, again
-    one of the `live - 1` or the row itself. Steps undone by memory running out come on top.
+    (spread + 1) x aging times its own lifts it above whatever has the highest priority and comes
+    anew; each of the others there may have aged meanwhile, by what was done for those before it;
+    and rows that hold all slots are finished first. Adversaries of 3,000 kinds came to 0.7 of it.
+    Steps undone by memory running out come on top.
     """
     spread = PRIORITIES[-1] - PRIORITIES[0]
-    aged = (spread + 1) * aging
-    if begun:
-        return aged + live
-    return aged + live * (slots * MAX_STEPS + 1) + oom
+    largest = MAX_STEPS * row("", side=max(SIDES), guided=True).step_pixels
+    undone = oom * MAX_BATCH * largest // MAX_STEPS
+    return ((spread + 1) * aging + MAX_LIVE) * own + slots * largest + undone
 
 
 @dataclass
@@ -86,6 +84,7 @@ class Known:
 
     row: Trajectory
     taken: int = 0
+    passed: int = 0  # latent pixels computed for others since its last step
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -267,10 +266,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_waits_longer_than_the_bound(self) -> None:
         for known in self.live.values():
-            bound = longest_wait(
-                MAX_LIVE, MAX_AGING, MAX_RUNNING, begun=known.taken > 0, oom=self.out_of_memory
-            )
-            assert known.row.passed_over <= bound
+            bound = longest_wait(known.row.work, MAX_AGING, MAX_RUNNING, self.out_of_memory)
+            assert known.passed <= bound
 
     def teardown(self) -> None:
         """Whatever is left can be run to its end, and then nothing is left."""
@@ -296,7 +293,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.slots_before_shrinking = min(self.slots_before_shrinking, self.scheduler.running)
 
     def schedule(self) -> Batch | None:
-        waited = {row_id: known.row.passed_over for row_id, known in self.live.items()}
+        before = {row_id: replace(known.row) for row_id, known in self.live.items()}
         could_run = {k.row.row_id for k in self.live.values() if k.row.status != Status.PREPARING}
         for joining in self.scheduler.joining():
             assert joining.status is Status.JOINING
@@ -315,21 +312,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert batch.unet_rows <= self.scheduler.limit_of(batch.key) or len(chosen) == 1
         assert all(r.slot is not None and r.slot < MAX_RUNNING for r in batch.rows)
         for row_id in could_run:
-            expected = 0 if row_id in chosen else waited[row_id] + 1
-            assert self.live[row_id].row.passed_over == expected
-        self.check_priorities(batch, waited, had_slot, could_run)
+            known, was = self.live[row_id], before[row_id]
+            if row_id in chosen:
+                known.passed = 0
+                assert (known.row.passed_over, known.row.work_before) == (0, was.work_before)
+            else:
+                known.passed += batch.pixels
+                assert known.row.passed_over == was.passed_over + 1
+                assert known.row.work_before == was.work_before + batch.pixels
+        levels = {row_id: was.level(self.limits.aging_steps) for row_id, was in before.items()}
+        self.check_priorities(batch, levels, had_slot, could_run)
         return batch
 
     def check_priorities(
-        self, batch: Batch, waited: dict[str, int], had_slot: set[str], could_run: set[str]
+        self, batch: Batch, levels: dict[str, int], had_slot: set[str], could_run: set[str]
     ) -> None:
-        """A row is left out in favour of a lower one that waited as long only for a reason:
-        no slot for it, another size than the leader's, or twins that do not fit."""
+        """A row is left out in favour of a lower one only for a reason: no slot for it, another
+        size than the leader's, or twins that do not fit."""
         leader = batch.rows[0].row_id
         for row_id in could_run - set(ids(batch)):
             out = self.live[row_id].row
             for member in batch.rows:
-                if waited[member.row_id] != waited[row_id] or member.priority >= out.priority:
+                if levels[member.row_id] >= levels[row_id]:
                     continue
                 slotless = row_id not in had_slot
                 twins = out.unet_rows > member.unet_rows
@@ -395,10 +399,35 @@ def test_only_rows_of_one_size_share_a_batch() -> None:
     assert step(scheduler) == ["a", "c"]
 
 
-def test_two_sizes_take_turns() -> None:
-    scheduler = scheduler_of(row("a", 50), row("b", 50, side=128), aging_steps=2)
-    taken = [step(scheduler)[0] for _ in range(30)]
-    assert 8 <= taken.count("b") <= 15
+def test_little_work_of_another_size_waits_for_as_much_of_the_large_as_is_said() -> None:
+    """Four small steps, of 64 pixels each, beside endless steps of 8 x 256."""
+    aging = 16
+    large = [row(f"large {n}", 50, side=128) for n in range(8)]
+    scheduler = scheduler_of(*large, aging_steps=aging)
+    step(scheduler)
+    scheduler.add(row("small", 4))
+    taken = [step(scheduler) for _ in range(8)]
+    waited = taken.index(["small"])
+    assert waited == -(-aging * 4 * 64 // (8 * 256))
+    assert taken[waited : waited + 4] == [["small"]] * 4, "from then on it goes on to its end"
+
+
+def test_much_work_of_another_size_waits_for_much() -> None:
+    """Endless single steps of 64 pixels, of new rows each time, beside one row of 50 x 256."""
+    aging = 2
+    scheduler = scheduler_of(row("large", 50, side=128), row("small 0", 1, priority=1))
+    scheduler.reconfigure(Limits(aging_steps=aging))
+    waited = 0
+    while step(scheduler) != ["large"]:
+        waited += 1
+        scheduler.add(row(f"small {waited}", 1, priority=1))
+    assert waited == aging * 50 * 256 // 64
+
+
+def test_sizes_alike_do_not_cut_one_another_up() -> None:
+    """Taking turns, both would end as late as the last."""
+    scheduler = scheduler_of(row("a", 50), row("b", 50, side=72))
+    assert [step(scheduler)[0] for _ in range(100)] == ["a"] * 50 + ["b"] * 50
 
 
 def test_a_guided_row_counts_twice() -> None:
@@ -427,18 +456,37 @@ def test_equal_priorities_go_by_arrival() -> None:
     assert step(scheduler) == ["third"]
 
 
-@pytest.mark.parametrize("side", [64, 128])
-def test_a_stream_of_favourites_does_not_starve_the_least(side: int) -> None:
-    aging, spread = 4, 20
-    scheduler = scheduler_of(
-        row("least", 1, side, priority=-10), max_batch=2, max_running=2, aging_steps=aging
+@pytest.mark.parametrize("seed", range(60))
+def test_no_stream_of_others_starves_a_row(seed: int) -> None:
+    """Whatever comes all the time, of any size, steps and priority."""
+    chance = random.Random(seed)
+    aging, slots = chance.randint(1, MAX_AGING), chance.randint(1, MAX_RUNNING)
+    victim = row(
+        "victim",
+        chance.randint(1, MAX_STEPS),
+        chance.choice(SIDES),
+        guided=chance.random() < 0.5,
+        priority=PRIORITIES[0],
     )
-    for waited in range((spread + 1) * aging + 4):
-        scheduler.add(row(f"favourite {waited}", 1, priority=10))
-        scheduler.add(row(f"other favourite {waited}", 1, priority=10))
-        if "least" in step(scheduler):
-            return
-    pytest.fail("it was passed over more often than its age allows")
+    scheduler = scheduler_of(
+        victim, max_batch=chance.randint(2, MAX_BATCH), max_running=slots, aging_steps=aging
+    )
+    kinds = [
+        (chance.randint(1, MAX_STEPS), chance.choice(SIDES), chance.random() < 0.5)
+        for _ in range(chance.randint(1, 3))
+    ]
+    bound = longest_wait(victim.work, aging, slots, oom=0)
+    names, passed = count(), 0
+    while victim.status is not Status.FINISHED:
+        while len(scheduler.live) < MAX_LIVE:
+            steps, side, guided = chance.choice(kinds)
+            priority = chance.choice((PRIORITIES[-1], PRIORITIES[-1], PRIORITIES[0]))
+            scheduler.add(row(str(next(names)), steps, side, guided=guided, priority=priority))
+        batch = next_batch(scheduler)
+        assert batch is not None
+        scheduler.advance(batch, Advanced({}))
+        passed = 0 if victim in batch.rows else passed + batch.pixels
+        assert passed <= bound
 
 
 def test_a_preparing_row_waits_until_it_is_ready() -> None:
