@@ -48,8 +48,9 @@ class Limits(Frozen):
         max_pixels: width x height of one image.
         max_batch: rows in one UNet call; a row with guidance above 1 counts twice.
         max_step_ms: milliseconds that one UNet call may last, by those that were timed: fewer rows
-            share it where they are large. Who comes anew waits for at most one call. A single
-            row, and a video, may take longer.
+            share it where they are large. Who comes anew waits for at most one call, and on a
+            GPU for the two that are launched ahead. The first calls of a size, a single row and a
+            video may take longer. `.inf`: as long as they like.
         max_running: rows that hold device memory (latents and embeddings) at once. Beside a
             caller who has them all, others get their share, up to twice as many in all.
         max_pending: images accepted and not yet answered; above it a request gets 429. Shared

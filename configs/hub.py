@@ -26,6 +26,7 @@ from configs.sources import (
     hub_errors,
     hub_patterns,
     no_weights,
+    refused,
     tried_variants,
 )
 
@@ -125,7 +126,7 @@ def _receive_all(listing: Listing, file: RepoFile, out: BinaryIO, progress: Prog
         try:
             _receive(listing, file, out, progress)
         except httpx.HTTPStatusError as error:
-            if error.response.status_code < 500:
+            if refused(error.response.status_code):
                 raise SourceError(f"hub {listing.source}: {file.path}: {error}") from error
             failed: httpx.HTTPError = error
         except httpx.TransportError as error:

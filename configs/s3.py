@@ -9,12 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.sources import CONFIG_SUFFIXES, SourceError, SourceUnavailable
+from configs.sources import CONFIG_SUFFIXES, SourceError, SourceUnavailable, refused
 
 # A server that accepts and says nothing is given up after half a minute, all attempts together.
 CONNECT_S = 5
 READ_S = 10
 ATTEMPTS = 3
+# Of the answers that blame the request, those that pass.
+LATER = (
+    "ExpiredToken",
+    "OperationAborted",
+    "RequestTimeout",
+    "RequestTimeTooSkewed",
+    "SlowDown",
+    "TooManyRequests",
+)
 WANTED_SUFFIXES = (*CONFIG_SUFFIXES, ".safetensors")
 
 
@@ -54,7 +63,8 @@ def list_objects(uri: str) -> Listing:
     folder = cache_root() / "s3" / hashlib.sha256(uri.encode()).hexdigest()[:16]
     with _errors(uri):
         pages = [*_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)]
-    if not all("Name" in page for page in pages):  # boto reads an answer that was cut as empty
+    # boto reads an answer that was cut as an empty one.
+    if not all(page.keys() & {"Name", "IsTruncated", "KeyCount", "Contents"} for page in pages):
         raise SourceUnavailable(f"{uri} could not be looked up: the answer did not come whole")
     found = [item for page in pages for item in page.get("Contents", ())]
     prefix = key.rstrip("/") + "/"
@@ -69,7 +79,7 @@ def list_objects(uri: str) -> Listing:
         path = folder / (Path(key).name if is_file else name.removeprefix(prefix))
         if not path.resolve().is_relative_to(folder.resolve()):
             raise SourceError(f"{uri}: the key {name!r} leads out of its folder")
-        objects.append(StoredObject(name, path, item["Size"], item["ETag"]))
+        objects.append(StoredObject(name, path, item["Size"], item.get("ETag", "")))
     if not objects:
         raise SourceError(f"{uri}: nothing is stored there")
     return Listing(uri, bucket, folder / Path(key).name if is_file else folder, tuple(objects))
@@ -83,7 +93,7 @@ def bring(uri: str) -> Path:
         client = _client()
         for item in listing.objects:
             stamp = _stamp(item)
-            if item.path.exists() and stamp.exists() and stamp.read_text() == item.tag:
+            if item.path.exists() and stamp.exists() and stamp.read_text() == item.tag != "":
                 continue
             item.path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=item.path.parent, delete=False) as partial:
@@ -143,14 +153,35 @@ def _client() -> Any:  # boto3 makes its clients' methods as it runs
 
 @contextmanager
 def _errors(uri: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError
-    from s3transfer.exceptions import RetriesExceededError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        InvalidRegionError,
+        ParamValidationError,
+        PartialCredentialsError,
+        ProfileNotFound,
+    )
+    from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 
     try:
         yield
     except ClientError as error:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        kind = SourceUnavailable if status >= 500 else SourceError
+        code = error.response.get("Error", {}).get("Code")
+        kind = SourceError if refused(status) and code not in LATER else SourceUnavailable
         raise kind(f"{uri} could not be fetched: {error}") from error
-    except (BotoCoreError, RetriesExceededError) as error:
+    except (
+        InvalidRegionError,
+        ParamValidationError,
+        PartialCredentialsError,
+        ProfileNotFound,
+        ValueError,  # an endpoint that is no URL
+    ) as error:
+        raise SourceError(f"{uri} could not be fetched: {error}") from error
+    except (
+        BotoCoreError,
+        RetriesExceededError,
+        S3DownloadFailedError,
+        S3ValidationError,
+    ) as error:
         raise SourceUnavailable(f"{uri} could not be fetched: {error}") from error

@@ -202,6 +202,11 @@ def no_weights(source: Source, variant: str | None) -> SourceError:
     )
 
 
+def refused(status: int) -> bool:
+    """Whether an answer of this status says no, and would say so again."""
+    return 400 <= status < 500 and status not in HTTP_LATER
+
+
 @contextmanager
 def hub_errors(source: Source) -> Iterator[None]:
     """What the hub client raises, as a `SourceError` that names the source. It is given
@@ -215,9 +220,13 @@ def hub_errors(source: Source) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the hub client raises some twenty unrelated classes
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        refused = status is not None and 400 <= status < 500 and status not in HTTP_LATER
-        lasts = refused or isinstance(error, HFValidationError)
+        # Of most refusals the client says that nothing is in its cache; its cause is the answer.
+        answered = next(
+            (e for e in (error, error.__cause__) if isinstance(e, HfHubHTTPError)), None
+        )
+        lasts = isinstance(error, HFValidationError) or (
+            answered is not None and refused(answered.response.status_code)
+        )
         raise (SourceError if lasts else SourceUnavailable)(
             f"hub {source} could not be fetched ({type(error).__name__}: {error}); "
             "for a local path, check that it exists"

@@ -100,8 +100,14 @@ def engine_fault(kind: str, broken: Path) -> Fault:
 
     async def do() -> str:
         victim = await _victim(kind)
-        (broken / str(victim.pid)).touch()
-        await asyncio.to_thread(processes.wait_until, lambda: victim not in processes.processes())
+        asked = broken / str(victim.pid)
+        asked.touch()
+        ended = await asyncio.to_thread(
+            processes.wait_until, lambda: victim not in processes.processes()
+        )
+        asked.unlink()
+        if not ended:
+            raise RuntimeError(f"the engine of process {victim.pid} did not break")
         return f"process {victim.pid}"
 
     return Fault(f"engine fault in {kind}", NOTHING, do)

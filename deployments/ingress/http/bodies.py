@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from configs.app import ServiceArgs
-from deployments.contracts.errors import Cancelled, InvalidRequest
+from deployments.contracts.errors import MAX_QUOTED, Cancelled, InvalidRequest
 from deployments.ingress.http.failures import invalid
 from deployments.ingress.http.forms import Form, FormReader, boundary_of
 from deployments.ingress.http.json_text import JsonWatch, parsed
@@ -19,6 +19,7 @@ from deployments.ingress.request.budget import longest_data_url
 from deployments.ingress.request.workers import Workers
 
 SMALL = 64 * 2**10  # bytes that are read in less than a millisecond
+UNPACKED = ("", "identity")  # content-encodings
 FORM, JSON = "multipart/form-data", "application/json"
 
 Read = TypeVar("Read")
@@ -89,11 +90,11 @@ async def _received(request: Request, see: Callable[[bytes], None]) -> int:
     rest is read and thrown away: most clients never see an answer that comes while they send."""
     size = 0
     refused: InvalidRequest | None = None
-    packed = request.headers.get("content-encoding", "identity").strip().lower()
-    if packed != "identity":
-        refused = InvalidRequest(
-            f"the body must be sent as it is, not as content-encoding {packed}"
-        )
+    codings = ",".join(request.headers.getlist("content-encoding")).split(",")
+    packed = [coding.strip() for coding in codings if coding.strip().lower() not in UNPACKED]
+    if packed:
+        how = packed[0][:MAX_QUOTED]
+        refused = InvalidRequest(f"the body must be sent as it is, not as content-encoding {how}")
     try:
         async for chunk in request.stream():
             size += len(chunk)

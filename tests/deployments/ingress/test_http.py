@@ -64,9 +64,19 @@ def test_a_packed_body_is_refused_by_its_name(path: str) -> None:
     headers = {**kind, "content-encoding": "gzip"}
     answer = client().post(path, content=packed, headers=headers)
     assert "content-encoding gzip" in refused(answer, 400, "invalid_value")["message"]
-    plain = {**kind, "content-encoding": "identity"}
-    if path == GENERATIONS:
-        assert client().post(path, json=BODY, headers=plain).status_code == 200
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "identity, Identity"])
+def test_a_body_that_says_it_is_not_packed(coding: str) -> None:
+    answer = client().post(GENERATIONS, json=BODY, headers={"content-encoding": coding})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("codings", [["identity", "gzip"], ["x" * 9000], ["identity, br"]])
+def test_every_coding_is_looked_at_and_quoted_shortly(codings: list[str]) -> None:
+    headers = [("content-encoding", coding) for coding in codings]
+    answer = client().post(GENERATIONS, json=BODY, headers=headers)
+    assert len(refused(answer, 400, "invalid_value")["message"]) < 200
 
 
 @pytest.mark.parametrize("announced", [True, False])

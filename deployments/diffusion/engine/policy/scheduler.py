@@ -100,7 +100,7 @@ class Scheduler:
         if (bound := self._bounds.get(key)) is not None:
             most = min(most, bound.pixels // key.pixels)
         in_time = self._tempo.rows_within(key, self._limits.max_step_ms / 1e3)
-        return most if in_time is None else min(most, max(1, in_time))
+        return int(min(most, max(1, in_time)))
 
     def reconfigure(self, limits: Limits) -> None:
         """Takes new bounds. Fewer slots take effect as running rows leave theirs."""
@@ -250,9 +250,9 @@ class Scheduler:
         """Latent pixels to compute before the first of the rows held has left."""
         tags = self._tags(self.live)
         order = sorted(self.live, key=lambda row: (tags[row.caller.name], *self._order(row)))
-        batch = order[: self._limits.max_batch]
-        if not batch:
+        if not order:
             return 0
+        batch = [row for row in order if row.key == order[0].key][: self.limit_of(order[0].key)]
         steps = min(row.steps - row.cursor for row in batch)
         return steps * sum(row.unet_rows * row.key.pixels for row in batch)
 

@@ -1,9 +1,12 @@
 """How long a UNet call will take, by those that were timed. No torch."""
 
+from collections import deque
+from math import inf
+
 from deployments.diffusion.engine.policy.batch import BatchKey, Measured
 
-NEWEST = 1 / 16  # weight of the newest call in the averages of its size
-PRIOR = 0.5  # rows squared: how firmly time is held to be in proportion to rows, until seen
+TIMES = 9  # of calls with as many rows, of which the median counts
+FORGOTTEN_AFTER = 256  # calls of a size: what had not been timed since then may be tried again
 SIZES = 256  # most sizes that are kept, those timed last
 
 
@@ -21,49 +24,61 @@ class Tempo:
         if len(self._sizes) > SIZES:
             del self._sizes[next(iter(self._sizes))]
 
-    def rows_within(self, key: BatchKey, seconds: float) -> int | None:
-        """UNet rows of the largest call of a size that takes at most so long, 0 if none does.
-        Before any of the size was timed: by the size timed last, as if time were in proportion
-        to pixels; `None` before any was."""
-        if (size := self._sizes.get(key)) is not None:
+    def rows_within(self, key: BatchKey, seconds: float) -> float:
+        """UNet rows, 0 or more, of the largest call of a size that is thought to take at most so
+        long. Of a size that is not known, by the one timed last, as if time were in proportion to
+        pixels; infinite while none is."""
+        if seconds == inf:
+            return inf
+        size = self._sizes.get(key)
+        if size is not None and size.known:
             return size.rows_within(seconds)
-        if not self._sizes:
-            return None
-        other, size = next(reversed(self._sizes.items()))
-        return size.rows_within(seconds * other.pixels / key.pixels)
+        for other, size in reversed(self._sizes.items()):
+            if size.known:
+                return size.rows_within(seconds * other.pixels / key.pixels)
+        return inf
 
 
 class _Size:
-    """Seconds of a call over its rows: a straight line through moving averages.
+    """What calls of one size took, by their rows.
 
-    The first call with so many rows is not counted: on a GPU it compiles, tunes and allocates.
-    The very first is, until there is another.
+    Only counts of rows that were timed twice are known: a first call may compile, tune and allocate
+    on a GPU. Of two times the shorter counts, of several the median: one that was held up is
+    no measure.
     """
 
     def __init__(self) -> None:
-        self._counts: set[int] = set()  # of rows, that were timed
-        self._known = False  # whether by more than first calls
-        self._rows = self._seconds = self._variance = self._covariance = 0.0
+        self._calls = 0
+        self._times: dict[int, deque[float]] = {}
+        self._last: dict[int, int] = {}  # call with so many rows
+        self.known: list[tuple[int, float]] = []  # rows and seconds, fewest first
 
     def measure(self, rows: int, seconds: float) -> None:
         """A call of so many rows took so long."""
-        first = rows not in self._counts
-        self._counts.add(rows)
-        if not self._known:
-            self._rows, self._seconds = rows, seconds
-            self._known = not first
-        elif not first:
-            more_rows, more_seconds = rows - self._rows, seconds - self._seconds
-            self._rows += NEWEST * more_rows
-            self._seconds += NEWEST * more_seconds
-            self._variance += NEWEST * ((1 - NEWEST) * more_rows**2 - self._variance)
-            self._covariance += NEWEST * (
-                (1 - NEWEST) * more_rows * more_seconds - self._covariance
-            )
+        self._calls += 1
+        self._times.setdefault(rows, deque(maxlen=TIMES)).append(seconds)
+        self._last[rows] = self._calls
+        for count, last in list(self._last.items()):
+            if last < self._calls - FORGOTTEN_AFTER:
+                del self._times[count], self._last[count]
+        medians = (
+            (count, sorted(t)[(len(t) - 1) // 2], len(t)) for count, t in self._times.items()
+        )
+        self.known = sorted((count, median) for count, median, times in medians if times > 1)
 
-    def rows_within(self, seconds: float) -> int:
-        """Rows of the largest call that takes at most so long."""
-        each = self._seconds / self._rows
-        slope = (self._covariance + PRIOR * each) / (self._variance + PRIOR)
-        slope = min(max(slope, each / 8), each)  # what a row more takes: something, at most `each`
-        return max(0, int(self._rows + (seconds - self._seconds) / slope))
+    def rows_within(self, seconds: float) -> float:
+        """Rows of the largest call that is thought to take at most so long. A size is known."""
+        within = [at for at in self.known if at[1] <= seconds]
+        above = [at for at in self.known if at[1] > seconds]
+        if not within:
+            rows, took = above[0]
+            return rows * seconds // took  # a call costs something itself: if anything, too many
+        rows, took = within[-1]
+        # What a row more takes: what it took before, else a quarter of an average row. Too little
+        # is seen in two calls, too much never. At most twice as many are tried at once.
+        more = took / rows / 4
+        if len(within) > 1:
+            fewer, less = within[-2]
+            more = max((took - less) / (rows - fewer), more)
+        tried = min(rows + (seconds - took) // more, 2 * rows) if more else 2 * rows
+        return min([tried, *(count - 1 for count, _ in above if count > rows)])
