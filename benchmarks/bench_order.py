@@ -1,0 +1,113 @@
+"""What the scheduler's order is worth to small requests beside large ones, and what it costs.
+
+    python -m benchmarks.bench_order
+
+The scheduler itself, on a device whose calls take a known time (as sdxl's on an H100: 28 ms at
+least, 8 ms a call and 19 ms a row of 1024 x 1024), with requests that come at random. Seconds, and
+how many times as long as alone. Nothing is timed, so one run is enough. `by arrival`: no aging.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from benchmarks.report import print_table
+from configs.app import Limits
+from deployments.diffusion.engine.policy.batch import Advanced, BatchKey, Measured
+from deployments.diffusion.engine.policy.scheduler import Scheduler
+from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
+from deployments.diffusion.engine.policy.trajectory import Trajectory
+
+REQUESTS = 1500
+LOADS = (0.5, 0.8, 0.95)  # of what the device could do with full calls
+AGINGS = {"by arrival": 10**9, "aging 64": 64, "aging 16": 16, "aging 4": 4}
+FULL = BatchKey(128, 128).pixels
+ROW_S = 0.019  # a row of 1024 x 1024
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Requests that are alike. `often`: how many of them come for one of weight 1."""
+
+    side: int
+    steps: int
+    often: float = 1.0
+
+    @property
+    def key(self) -> BatchKey:
+        """Of its rows."""
+        return BatchKey(self.side // 8, self.side // 8)
+
+    @property
+    def alone_s(self) -> float:
+        """How long one takes if nobody else is there."""
+        return self.steps * call_s(self.key, 1)
+
+
+MIXES = {
+    "512 in 4 steps, 1024 in 50": (Kind(512, 4, 4.0), Kind(1024, 50)),
+    "512, 768, 1024, 1536 in 4": (Kind(512, 4), Kind(768, 4), Kind(1024, 4), Kind(1536, 4, 0.3)),
+    "896, 1024, 1152 in 4": (Kind(896, 4), Kind(1024, 4), Kind(1152, 4)),
+}
+
+
+def call_s(key: BatchKey, rows: int) -> float:
+    """Seconds of a UNet call."""
+    return max(0.028, 0.008 + ROW_S * rows * key.pixels / FULL)
+
+
+def times(mix: Sequence[Kind], load: float, aging: int) -> dict[Kind, list[float]]:
+    """Seconds that each request took, by its kind."""
+    chance = random.Random(1)
+    scheduler = Scheduler(Limits(max_pending=REQUESTS, aging_steps=aging))
+    often = [kind.often for kind in mix]
+    work_s = sum(k.often * k.steps * ROW_S * k.key.pixels / FULL for k in mix) / sum(often)
+    arrivals: list[tuple[float, Kind]] = []
+    for _ in range(REQUESTS):
+        before = arrivals[-1][0] if arrivals else 0.0
+        arrivals.append((before + chance.expovariate(load / work_s), chance.choices(mix, often)[0]))
+    took: dict[Kind, list[float]] = {kind: [] for kind in mix}
+    now, come = 0.0, 0
+    while come < len(arrivals) or scheduler.live:
+        while come < len(arrivals) and arrivals[come][0] <= now:
+            kind = arrivals[come][1]
+            spec = RowSpec(PromptIds(((),), 0), 0, kind.side, kind.side, kind.steps)
+            scheduler.add(Trajectory(str(come), spec))
+            come += 1
+        for joining in scheduler.joining():
+            scheduler.joined(joining.row_id)
+        batch = scheduler.schedule()
+        if batch is None:
+            now = arrivals[come][0]
+            continue
+        seconds = call_s(batch.key, batch.unet_rows)
+        now += seconds
+        measured = Measured(batch.key, batch.unet_rows, seconds)
+        for done in scheduler.advance(batch, Advanced({}, measured)):
+            at, kind = arrivals[int(done.row_id)]
+            took[kind].append(now - at)
+    return took
+
+
+def main() -> None:
+    """Prints a table for each mix of requests."""
+    for name, mix in MIXES.items():
+        print(f"{name}: mean and p95 in seconds\n")
+        sides = [f"{kind.side}" for kind in mix]
+        rows = []
+        for load in LOADS:
+            for order, aging in AGINGS.items():
+                took = times(mix, load, aging)
+                shown = [f"{mean(of):.2f}, {_p95(of):.2f}" for of in took.values()]
+                slower = [t / kind.alone_s for kind, of in took.items() for t in of]
+                rows.append([f"{load}", order, *shown, f"{mean(slower):.1f}, {_p95(slower):.1f}"])
+        print_table(["load", "order", *sides, "times as long as alone"], rows)
+
+
+def _p95(values: Sequence[float]) -> float:
+    return sorted(values)[int(0.95 * len(values))]
+
+
+if __name__ == "__main__":
+    main()
