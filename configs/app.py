@@ -40,6 +40,12 @@ class Defaults(Frozen):
     guidance_scale: float = Field(0.0, ge=0, le=30)
 
 
+# Of the devices of torch, those that models run on; "auto" takes what Ray assigned.
+Device = Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|hpu|meta|mps|npu|xpu)(:\d+)?)$")]
+# Without scheme, port and path.
+Host = Annotated[str, Field(pattern=r"^[^\s/:?#@]+$")]
+
+
 class Limits(Frozen):
     """What one diffusion replica accepts and how much it works on at once.
 
@@ -144,7 +150,7 @@ class ModelArgs(Frozen):
     preview_vae: str | None = None
     dtype: Dtype = "float16"
     variant: str | None = None
-    device: str = "auto"
+    device: Device = "auto"
     defaults: Defaults = Defaults()
 
 
@@ -169,7 +175,7 @@ class PreprocessorArgs(Frozen):
     """
 
     checkpoint: str
-    device: str = "auto"
+    device: Device = "auto"
     dtype: Dtype = "float32"
 
 
@@ -257,7 +263,7 @@ class ServiceArgs(Frozen):
         depth: the depth estimator; `None`: depth maps must come ready-made.
         image_encoders: encoders for IP-Adapters, by the name that models use.
         map_cache_mb: MiB of control maps and embeddings remembered across requests.
-        allowed_url_hosts: hosts from which `https://` pictures may be fetched.
+        allowed_url_hosts: hosts from which `https://` pictures may be fetched, by name alone.
         allowed_s3_buckets: buckets from which `s3://` pictures may be fetched.
         storage: where files go that requests want by URL (`response_format: "url"`);
             `None`: such requests are refused.
@@ -298,7 +304,7 @@ class ServiceArgs(Frozen):
     depth: PreprocessorArgs | None = None
     image_encoders: dict[ModelName, PreprocessorArgs] = {}
     map_cache_mb: int = Field(512, ge=0)
-    allowed_url_hosts: tuple[str, ...] = ()
+    allowed_url_hosts: tuple[Host, ...] = ()
     allowed_s3_buckets: tuple[str, ...] = ()
     storage: StorageArgs | None = None
     max_image_bytes: int = Field(20 * 2**20, ge=1024)

@@ -1,5 +1,6 @@
 """What the parts of a Serve config say of each other: whether they agree, what would do better."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -9,6 +10,7 @@ from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDepl
 
 from configs.app import Limits, ModelArgs, ModelUserConfig, ServiceArgs
 from configs.families import FAMILIES
+from configs.sources import PROJECT_ROOT
 from graphs.limits import GRACE_S, HEALTH_CHECK_TIMEOUT_S, LASTING
 from graphs.model import DIFFUSION
 
@@ -26,8 +28,13 @@ class _Model:
 
     place: str
     args: ModelArgs
-    limits: Limits
+    config: ModelUserConfig
     diffusion: DeploymentSchema
+
+    @property
+    def limits(self) -> Limits:
+        """Of its `user_config`."""
+        return self.config.limits
 
 
 def disagreements(config: ServeDeploySchema) -> Iterator[str]:
@@ -53,8 +60,9 @@ def advice(config: ServeDeploySchema) -> Iterator[str]:
     """What works as it is, and would do better otherwise: a line each, with its place."""
     for model in _models(config):
         yield from _queues(model)
-    for _, service in _services(config):
+    for application, service in _services(config):
         yield from _times(config, service)
+        yield from _keys(application.name, service)
 
 
 def _models(config: ServeDeploySchema) -> Iterator[_Model]:
@@ -117,7 +125,7 @@ def _read(application: ServeApplicationSchema) -> _Model | None:
     user_config = _accepted(ModelUserConfig, _option(diffusion, "user_config", None) or {})
     if args is None or user_config is None:
         return None
-    return _Model(application.name, args, user_config.limits, diffusion)
+    return _Model(application.name, args, user_config, diffusion)
 
 
 def _model(model: _Model) -> Iterator[str]:
@@ -136,6 +144,11 @@ def _model(model: _Model) -> Iterator[str]:
         yield (
             f"{at_limits}.max_pixels: {limits.max_pixels} is below the "
             f"{width}x{height} of a request that names no size"
+        )
+    if model.config.motion_loras and model.args.motion_adapter is None:
+        yield (
+            f"{model.place}.{DIFFUSION.name}.user_config.motion_loras: the model makes no videos: "
+            "it has no motion_adapter"
         )
 
 
@@ -211,6 +224,17 @@ def _times(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
                     f"{place}.{key}: {silent_s:g} is not from {least_s:g} to {most_s:g}; "
                     "a replica that is silent three times as long is replaced"
                 )
+
+
+def _keys(place: str, service: ServiceArgs) -> Iterator[str]:
+    """What the nodes must have; here it need not be."""
+    file, variable = (None, None) if service.keys is None else (service.keys.file, service.keys.env)
+    if file is not None and not (PROJECT_ROOT / file).is_file():
+        yield f"{place}.args.keys.file: {file!r} is not on this machine; nodes must have it"
+    named = {"api_keys_env": service.api_keys_env, "keys.env": variable}
+    for key, name in named.items():
+        if name is not None and not os.environ.get(name):
+            yield f"{place}.args.{key}: {name} is not set here; nodes must have it"
 
 
 def _option(deployment: DeploymentSchema, name: str, default: Value) -> Value:

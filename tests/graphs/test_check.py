@@ -27,7 +27,10 @@ Edit = Callable[[dict[str, Any]], None]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_nothing_is_wrong_with_ours(path: Path, demo_models: Path) -> None:
+def test_nothing_is_wrong_with_ours(
+    path: Path, demo_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TCD_API_KEYS", "as on the nodes")
     assert [*problems_of(path), *advice_of(path)] == []
 
 
@@ -97,6 +100,18 @@ def limits(**changed: int) -> Edit:
         (
             lambda c: service(c)["args"]["depth"].update(checkpoint="demo/nope/x"),
             "tcd.args.depth.checkpoint: 'demo/nope/x' does not exist",
+        ),
+        (
+            lambda c: model(c)["args"].update(device="gpu"),
+            "model-sd15.args.device: String should match pattern '^(auto|(cpu|cuda|",
+        ),
+        (
+            lambda c: model(c)["args"].update(motion_adapter=None),
+            "model-sd15.Diffusion.user_config.motion_loras: the model makes no videos",
+        ),
+        (
+            lambda c: service(c)["args"].update(allowed_url_hosts=["https://pictures.example/"]),
+            "tcd.args.allowed_url_hosts.0: String should match pattern",
         ),
         # Of what lists and mappings should hold.
         (lambda c: c.update(applications=None), "applications: it is a list of applications"),
@@ -242,6 +257,18 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
         (
             lambda c: diffusion(c).update(health_check_timeout_s=30),
             "model-sd15.Diffusion.health_check_timeout_s: 30 is not from 5 to 20",
+        ),
+        (
+            lambda c: service(c)["args"].update(keys={"file": "/nowhere/keys.yaml"}),
+            "tcd.args.keys.file: '/nowhere/keys.yaml' is not on this machine",
+        ),
+        (
+            lambda c: service(c)["args"].update(keys={"env": "TCD_NOT_SET"}),
+            "tcd.args.keys.env: TCD_NOT_SET is not set here",
+        ),
+        (
+            lambda c: service(c)["args"].update(api_keys_env="TCD_NOT_SET"),
+            "tcd.args.api_keys_env: TCD_NOT_SET is not set here",
         ),
     ],
 )
