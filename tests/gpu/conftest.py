@@ -22,7 +22,7 @@ from deployments.diffusion.engine.models.components import load
 from tests.deployments.diffusion.engine.pipelines import Pipelines, Place
 from tests.deployments.diffusion.engine.tasks import Checkpoint
 
-ROOMY = Limits(max_batch=64, max_running=64)
+ROOMY = Limits(max_batch=64, max_running=64, max_step_ms=float("inf"))
 PREDATE_THE_KEY = ("sd15", "sd21", "sd15-inpainting")  # their real configs have no `force_upcast`
 
 

@@ -7,6 +7,7 @@ from deployments.diffusion.engine.policy.batch import BatchKey, Measured
 
 TIMES = 9  # of calls with as many rows, of which the median counts
 FORGOTTEN_AFTER = 256  # calls of a size: what had not been timed since then may be tried again
+SHORTEST_S = 1e-6  # that a call can have taken
 SIZES = 256  # most sizes that are kept, those timed last
 
 
@@ -56,7 +57,7 @@ class _Size:
     def measure(self, rows: int, seconds: float) -> None:
         """A call of so many rows took so long."""
         self._calls += 1
-        self._times.setdefault(rows, deque(maxlen=TIMES)).append(seconds)
+        self._times.setdefault(rows, deque(maxlen=TIMES)).append(max(seconds, SHORTEST_S))
         self._last[rows] = self._calls
         for count, last in list(self._last.items()):
             if last < self._calls - FORGOTTEN_AFTER:
@@ -75,10 +76,11 @@ class _Size:
             return rows * seconds // took  # a call costs something itself: if anything, too many
         rows, took = within[-1]
         # What a row more takes: what it took before, else a quarter of an average row. Too little
-        # is seen in two calls, too much never. At most twice as many are tried at once.
+        # is seen in two calls, too much never. Beyond what would be in time even if all rows took
+        # as long, at most twice as many are tried at once.
         more = took / rows / 4
         if len(within) > 1:
             fewer, less = within[-2]
             more = max((took - less) / (rows - fewer), more)
-        tried = min(rows + (seconds - took) // more, 2 * rows) if more else 2 * rows
+        tried = max(rows * seconds // took, min(rows + (seconds - took) // more, 2 * rows))
         return min([tried, *(count - 1 for count, _ in above if count > rows)])

@@ -48,9 +48,19 @@ def test_one_more_row_is_taken_to_cost_what_it_did_before() -> None:
     timed(tempo, LARGE, 4)
     for rows in (4, 5, 7, 8):
         assert tempo.rows_within(LARGE, device_s(LARGE, rows) + 0.01) == rows
-    assert tempo.rows_within(LARGE, 60.0) == 8, "at most twice as many are tried at once"
     timed(tempo, LARGE, 6)
     assert tempo.rows_within(LARGE, device_s(LARGE, 5) + 0.01) == 5, "six are known to be too many"
+
+
+def test_what_is_in_time_in_any_case_is_taken_at_once() -> None:
+    tempo = Tempo()
+    timed(tempo, LARGE, 1)
+    assert tempo.rows_within(LARGE, 32.1 * device_s(LARGE, 1)) == 32, "a burst is not held up"
+    near = 1.9 * device_s(LARGE, 1)
+    assert tempo.rows_within(LARGE, near) == 2, "else at most twice as many are tried"
+    timed(tempo, SMALL, 1)
+    tempo.measure(Measured(SMALL, 1, 0.0))
+    assert tempo.rows_within(SMALL, 1.0) > 8
 
 
 def test_an_untimed_size_goes_by_the_one_timed_last() -> None:
