@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from benchmarks.report import machine, print_table
+from benchmarks.report import machine, percentile, print_table
 from benchmarks.service import LOGICAL_CPUS, silent
 from demo.service import Config, demo_config, running
 
@@ -47,7 +47,7 @@ class Times:
 
     def at(self, part: float) -> float:
         """The time that this part of them stays below."""
-        return sorted(self.seconds)[min(len(self.seconds) - 1, int(part * len(self.seconds)))]
+        return percentile(self.seconds, part)
 
 
 class Client:

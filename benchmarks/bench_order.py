@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from benchmarks.report import print_table
+from benchmarks.report import percentile, print_table
 from configs.app import Limits
 from deployments.diffusion.engine.policy.batch import Advanced, BatchKey, Measured
 from deployments.diffusion.engine.policy.scheduler import Scheduler
@@ -99,14 +99,17 @@ def main() -> None:
         for load in LOADS:
             for order, aging in AGINGS.items():
                 took = times(mix, load, aging)
-                shown = [f"{mean(of):.2f}, {_p95(of):.2f}" for of in took.values()]
+                shown = [f"{mean(of):.2f}, {percentile(of, 0.95):.2f}" for of in took.values()]
                 slower = [t / kind.alone_s for kind, of in took.items() for t in of]
-                rows.append([f"{load}", order, *shown, f"{mean(slower):.1f}, {_p95(slower):.1f}"])
+                rows.append(
+                    [
+                        f"{load}",
+                        order,
+                        *shown,
+                        f"{mean(slower):.1f}, {percentile(slower, 0.95):.1f}",
+                    ]
+                )
         print_table(["load", "order", *sides, "times as long as alone"], rows)
-
-
-def _p95(values: Sequence[float]) -> float:
-    return sorted(values)[int(0.95 * len(values))]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,11 @@ def quartiles(values: Sequence[float], digits: int = 2) -> str:
     return f"{second:.{digits}f} ({first:.{digits}f} to {third:.{digits}f})"
 
 
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that this share of them stays below."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     """Quotients of measurements that were taken side by side."""
     return [a / b for a, b in zip(over, under, strict=True)]

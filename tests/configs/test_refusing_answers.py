@@ -1,15 +1,15 @@
 """What a server says no to lasts, unless it says that it does not."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from configs.sources import SourceError, SourceUnavailable, fetch
+from tests.http_server import serving
 from tests.object_store import CREDENTIALS
 
 
@@ -32,13 +32,8 @@ def answering(status: int, body: bytes = b"", **headers: str) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url
 
 
 @pytest.mark.parametrize("source", ["some/styles/a.safetensors", "some/styles"])

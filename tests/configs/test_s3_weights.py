@@ -1,9 +1,8 @@
 """A whole model from S3 (moto's server, over HTTP): the same image, and what an outage does."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import httpx
@@ -16,6 +15,7 @@ from configs.sources import SourceError, SourceUnavailable, fetch
 from deployments.contracts.errors import NotReady
 from deployments.contracts.jobs import ImageJob, LoraWeight, Pixels
 from tests.conftest import model_args
+from tests.http_server import serving
 from tests.object_store import BUCKET, ObjectStore
 
 JOB = ImageJob(
@@ -157,10 +157,5 @@ def cutting(target: str) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Proxy) as url:
+        yield url

@@ -5,15 +5,15 @@ import queue
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from deployments.contracts.cards import ModelCard, ModelsBody
 from deployments.ingress.http.app import PLAYGROUND
+from tests.http_server import serving
 
 CHROMIUM = shutil.which("chromium")
 QUIET = (
@@ -117,24 +117,13 @@ def play(cards: Sequence[ModelCard], script: str) -> Seen:
         def log_message(self, *_: object) -> None:
             pass
 
-    with _serving(Handler) as url, _browsing(url) as output:
+    with serving(Handler) as url, _browsing(f"{url}/") as output:
         try:
             answer = told.get(timeout=TIMEOUT_S)
         except queue.Empty:
             answer = {"error": f"the page tells nothing; Chromium: {output.read_text()}"}
     assert "error" not in answer, answer["error"]
     return Seen(answer, calls)
-
-
-@contextmanager
-def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @contextmanager
