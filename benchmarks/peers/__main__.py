@@ -12,13 +12,12 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.models import Model, write_model
-from benchmarks.peers.limits import alone
+from benchmarks.peers.contestants import contestant
 from benchmarks.peers.pictures import compare
 from benchmarks.peers.report import (
     TITLES,
@@ -29,7 +28,7 @@ from benchmarks.peers.report import (
     print_settings,
     print_starts,
 )
-from benchmarks.peers.running import Server, our_service, peer_server, with_churn
+from benchmarks.peers.running import Server, our_service, with_churn
 from benchmarks.peers.settings import LIMITS, OURS, PEERS, Name, Settings, changed
 from benchmarks.peers.traffic import KINDS, Kind
 from benchmarks.peers.turns import Contestant, Match, Pace, Rest, at_rest, play
@@ -89,7 +88,7 @@ def measure(
     with our_service(model, asked.settings[OURS], churn=churn) as ours:
         results.starts.append((model.scale, OURS, ours.first_image_s))
         for name in asked.others:
-            with other(name, model, asked.settings[name], churn=churn) as opponent:
+            with contestant(name, model, asked.settings[name], churn=churn) as opponent:
                 if isinstance(opponent, Server):
                     results.starts.append((model.scale, name, opponent.first_image_s))
                     levels = max(compare(ours, opponent, kind) for kind in kinds)
@@ -119,17 +118,6 @@ def matches(
         if asked.out is not None:
             write(asked.out, asked, results)
     print(flush=True)
-
-
-def other(
-    name: Name, model: Model, settings: Settings, *, churn: bool
-) -> AbstractContextManager[Contestant]:
-    """A peer's server, or a limit."""
-    for peer in PEERS:
-        if peer == name:
-            return peer_server(peer, model, settings, churn=churn)
-    (limit,) = (limit for limit in LIMITS if limit == name)
-    return alone(limit, model, settings, churn=churn)
 
 
 def report(results: Results) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from benchmarks.peers.settings import OURS, Name, Settings
-from benchmarks.peers.turns import Match, Rest, Turn
+from benchmarks.peers.turns import Match, Rest
 from benchmarks.report import print_table, ratios, spread
 
 TITLES: Mapping[Name, str] = {
@@ -105,8 +105,3 @@ def busiest(matches: Sequence[Match]) -> list[Match]:
     for match in sorted(matches, key=lambda match: match.clients):
         found[match.scale, match.kind, match.other] = match
     return list(found.values())
-
-
-def median_ratio(ours: Sequence[Turn], theirs: Sequence[Turn]) -> float:
-    """Images a second of ours for one of theirs."""
-    return median(ratios([t.images_s for t in ours], [t.images_s for t in theirs]))
