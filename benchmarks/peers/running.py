@@ -32,6 +32,9 @@ MODULES: Mapping[Peer, str] = {
     "ray-batch": "ray_batch",
     "litserve": "lit",
 }
+# Ray's workers are nice (15) by default: beside whatever else runs here, they would stand back
+# where other servers do not.
+EVEN = {"RAY_worker_niceness": "0"}
 ROOM = 1024  # requests that our service takes at a time: all clients
 STOP_TIMEOUT_S = 30
 FIRST = Request("a red fox in the snow", 7)
@@ -85,6 +88,7 @@ class Server:
 def our_service(model: Model, settings: Settings, *, churn: bool) -> Iterator[Server]:
     """Ours; with `churn` it has room for `KEPT` adapters."""
     tuning = Tuning(our_limits(model, settings, churn=churn), settings.workers, settings.threads)
+    os.environ.update(EVEN)
     began = time.perf_counter()
     with tuned_service([model], tuning) as service:
         port = urlsplit(service.url).port
@@ -141,7 +145,7 @@ def _process(module: str, options: Options, output: int) -> Iterator[subprocess.
         cwd=ROOT,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **LOGICAL_CPUS, **threads, **quiet},
+        env={**os.environ, **LOGICAL_CPUS, **EVEN, **threads, **quiet},
         start_new_session=True,
         preexec_fn=hear_of_the_end,
     )
