@@ -9,15 +9,16 @@
 
 import argparse
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from benchmarks.models import write_model
 from benchmarks.peers.contestants import contestant
 from benchmarks.peers.load import Load
 from benchmarks.peers.running import with_churn
-from benchmarks.peers.settings import BEST, Name
+from benchmarks.peers.settings import BEST, Name, Settings
 from benchmarks.peers.traffic import KINDS
 from benchmarks.peers.turns import WARM_UP_S, turn
 from benchmarks.report import machine
@@ -36,16 +37,13 @@ def main() -> None:
     asked = parser.parse_args()
     server: Name = asked.server
     best = BEST[server]
-    values = {
-        key: [kind(word) for word in text.split(",")] if (text := getattr(asked, key)) else [old]
-        for key, kind, old in (
-            ("batch", int, best.batch),
-            ("wait_ms", float, best.wait_ms),
-            ("threads", int, best.threads),
-            ("workers", int, best.workers),
-            ("ongoing", int, best.ongoing),
-        )
-    }
+    values = [
+        _several(asked.batch, int, best.batch),
+        _several(asked.wait_ms, float, best.wait_ms),
+        _several(asked.threads, int, best.threads),
+        _several(asked.workers, int, best.workers),
+        _several(asked.ongoing, int, best.ongoing),
+    ]
     churn = asked.traffic == "churn"
     print(f"{machine()}; {server}, {asked.traffic}, {asked.clients} clients, x{asked.scale}\n")
     print("| settings | images/s | p50, s | p95, s | CPU s an image |\n|---|---|---|---|---|")
@@ -53,14 +51,18 @@ def main() -> None:
         model = write_model(Path(folder), asked.scale)
         if churn:
             model = with_churn(model, Path(folder))
-        for combination in product(*values.values()):
-            settings = replace(best, **dict(zip(values, combination, strict=True)))
+        for combination in product(*values):
+            settings = Settings(*combination)
             with contestant(server, model, settings, churn=churn) as one:
                 one.taken(Load(asked.traffic, asked.clients, WARM_UP_S, 0, seed=-2))
                 load = Load(asked.traffic, asked.clients, asked.seconds, asked.clients, seed=0)
                 done = turn(one, load)
             told = f"{done.images_s:.2f} | {done.p50_s:.2f} | {done.p95_s:.2f}"
             print(f"| {settings.shown(server)} | {told} | {done.all_cpu_s:.3f} |", flush=True)
+
+
+def _several(text: str | None, kind: Callable[[str], Any], old: object) -> list[Any]:
+    return [old] if text is None else [kind(word) for word in text.split(",")]
 
 
 if __name__ == "__main__":
