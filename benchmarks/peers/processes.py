@@ -13,6 +13,7 @@ REPLICA = re.compile(r"ray::ServeReplica:[^:]*:(?P<deployment>[\w-]+)")
 ROLES = (
     ("ray::ServeController", "controller"),
     ("ray::ProxyActor", "proxy"),
+    ("ray::HAProxyManager", "HAProxy's manager"),
     ("ray::IDLE", "idle worker"),
     ("ray::", "other actors"),
     ("runtime_env/agent", "runtime env agent"),

@@ -89,6 +89,7 @@ def our_service(model: Model, settings: Settings, *, churn: bool) -> Iterator[Se
     """Ours; with `churn` it has room for `KEPT` adapters."""
     tuning = Tuning(our_limits(model, settings, churn=churn), settings.workers, settings.threads)
     os.environ.update(EVEN)
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(settings.haproxy)
     began = time.perf_counter()
     with tuned_service([model], tuning) as service:
         port = urlsplit(service.url).port

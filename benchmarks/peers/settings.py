@@ -1,12 +1,4 @@
-"""The settings each server is measured with, and how they were found.
-
-Batches of 16: by CPU seconds an image of `python -m benchmarks.peers.sweep bare`, uniform traffic,
-one thread, on a busy machine: 0.157, 0.119, 0.101, 0.073, 0.058, 0.051 at batches of 1, 2, 4, 8, 16
-and 32 (UNet x1); 0.38, 0.19, 0.17, 0.20, 0.13 at 1 to 16 (x4). 32 saves little more and doubles the
-wait; LitServe came to 0.071 at 8 and 0.055 at 16. Ours did not gain (0.124 at 8, 0.141 at 16), and
-keeps its default of 8. A replica of Ray Serve must take more than a
-batch, or none is full. Two threads or two workers were not compared: that needs two idle cores.
-"""
+"""The settings each server is measured with; how they were found stands in docs/performance.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,14 +22,19 @@ class Settings:
         wait_ms: that a batch waits for further rows; ours has none.
         threads: of torch, in each worker.
         workers: processes with a model each; of ours replicas.
-        ongoing: requests that one replica of Ray Serve's peers takes at a time.
+        ongoing: requests that one replica of Ray Serve's peers takes at a time; it must be more
+            than a batch, or none is full.
+        haproxy: 1: ours behind Serve's own HAProxy.
+        compiled: 1: ours with `compile: blocks`.
     """
 
-    batch: int = 8
+    batch: int = 16
     wait_ms: float = 5.0
     threads: int = 1
     workers: int = 1
     ongoing: int = 5
+    haproxy: int = 0
+    compiled: int = 0
 
     def shown(self, name: Name) -> str:
         """Those that this server heeds."""
@@ -48,6 +45,8 @@ class Settings:
             told.append(f"wait of {self.wait_ms:g} ms")
         if name in ("ray-tutorial", "ray-batch"):
             told.append(f"{self.ongoing} ongoing")
+        if name == OURS:
+            told += ["HAProxy"] * self.haproxy + ["compiled blocks"] * self.compiled
         return ", ".join(told)
 
 
@@ -55,10 +54,10 @@ BEST: dict[Name, Settings] = {
     "ours": Settings(),
     "fastapi": Settings(),
     "ray-tutorial": Settings(),
-    "ray-batch": Settings(batch=16, ongoing=64),
-    "litserve": Settings(batch=16),
+    "ray-batch": Settings(ongoing=64),
+    "litserve": Settings(),
     "engine": Settings(),
-    "bare": Settings(batch=16),
+    "bare": Settings(),
 }
 
 
@@ -78,7 +77,8 @@ def changed(given: Sequence[str]) -> dict[Name, Settings]:
 
 
 def _values(text: str, pairs: str) -> dict[str, Any]:
-    kinds = {"wait_ms": float, "batch": int, "threads": int, "workers": int, "ongoing": int}
+    whole = ("batch", "threads", "workers", "ongoing", "haproxy", "compiled")
+    kinds = {"wait_ms": float} | dict.fromkeys(whole, int)
     values: dict[str, float] = {}
     for pair in pairs.split(","):
         key, _, value = pair.partition("=")

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
-    DeploymentStatus,
     DeploymentStatusOverview,
-    DeploymentStatusTrigger,
 )
 
 APP_PREFIX = "model-"
@@ -82,7 +81,8 @@ class Applications:
         `serve.status()` says the same, but makes objects of all of the configuration first: the
         largest part of what an idle service costs.
         """
-        applications: dict[str, Any] = _get_global_client().get_serve_details()["applications"]
+        client = _get_global_client()
+        applications = {} if client is None else client.get_serve_details()["applications"]
         if self._own not in applications:
             raise LookupError("Serve does not list this application: it knows of none yet")
         return {
@@ -113,7 +113,7 @@ def seen(overview: ApplicationStatusOverview) -> Seen:
     )
 
 
-def _overview(details: Mapping[str, Any]) -> ApplicationStatusOverview:
+def _overview(details: Any) -> ApplicationStatusOverview:
     """What `serve.status()` makes of an application's details."""
     return ApplicationStatusOverview(
         status=ApplicationStatus(details["status"]),
@@ -123,7 +123,7 @@ def _overview(details: Mapping[str, Any]) -> ApplicationStatusOverview:
             name: DeploymentStatusOverview(
                 status=DeploymentStatus(deployment["status"]),
                 status_trigger=DeploymentStatusTrigger(deployment["status_trigger"]),
-                replica_states=dict(Counter(str(r["state"].value) for r in deployment["replicas"])),
+                replica_states=dict(Counter(r["state"].value for r in deployment["replicas"])),
                 message=deployment["message"],
             )
             for name, deployment in details["deployments"].items()
