@@ -58,7 +58,7 @@ class Table:
         self.channels = shaped(rows, ranks, 1, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Adapters:
     """What acts on one layer. `down`, `up`: as in `LowRank`, ranks of all adapters one after the
     other; of a convolution, `up` is (out, ranks, 1, 1)."""

@@ -30,11 +30,18 @@ from deployments.diffusion.engine.policy.batch import (
     Outcome,
     OutOfMemory,
 )
+from deployments.diffusion.engine.policy.compiling import EAGER, Compiling
 from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 from deployments.diffusion.engine.prompts.encoder import PromptEmbeds
 from deployments.diffusion.engine.steps.clock import InFlight, clock_of
-from deployments.diffusion.engine.steps.conditioning import ControlPlan, RowControl, UNetInput
+from deployments.diffusion.engine.steps.compiled import CudaCapture, Graphs
+from deployments.diffusion.engine.steps.conditioning import (
+    ControlPlan,
+    Residuals,
+    RowControl,
+    UNetInput,
+)
 from deployments.diffusion.engine.steps.row import Row
 from deployments.diffusion.engine.steps.staging import Numbers
 from deployments.diffusion.engine.steps.tcd import coefficients, tcd_step
@@ -94,6 +101,9 @@ class Runner:
 
     Args:
         beat: called before each UNet call: a batch that fails takes several.
+
+    Attributes:
+        graphs: of UNet calls, if the model is to have any.
     """
 
     def __init__(self, components: Components, beat: Callable[[], None] = lambda: None) -> None:
@@ -102,6 +112,21 @@ class Runner:
         self._plain_steps = components.schedule.steps(1, 0.0)
         self._rows: dict[int, Row] = {}
         self._in_flight: deque[InFlight] = deque()
+        self.graphs: Graphs | None = None
+        if components.compile == "graphs":
+            self.graphs = Graphs(self.call_unet, CudaCapture(components.device))
+
+    @property
+    def compiling(self) -> Compiling:
+        """What became of `ModelArgs.compile`."""
+        compiler, graphs = self._parts.compiler, self.graphs
+        told = EAGER
+        if compiler is not None:
+            told = Compiling(int(compiler.works), compiler.compiles, compiler.failures)
+        if graphs is None:
+            return told
+        level = 2 if graphs else told.level
+        return Compiling(level, told.compiles, told.failures + graphs.failures, graphs.replays)
 
     def adopt(self, slot: int, row: Row) -> None:
         """Gives a row its slot."""
@@ -134,6 +159,11 @@ class Runner:
             row.latents, row.x_0 = latents, estimate
         self._in_flight.append(InFlight(batch.key, batch.unet_rows, clock.stop()))
         return Advanced(failures, self._wait_for_older_steps())
+
+    def settle(self) -> None:
+        """Waits for the steps under way, and forgets how long they took."""
+        while self._in_flight:
+            self._in_flight.popleft().wait()
 
     def _placed(self, rows: Sequence[Trajectory]) -> list[_Placed]:
         return [_Placed(self._rows[r.slot], r.cursor) for r in rows if r.slot is not None]
@@ -269,14 +299,24 @@ class Runner:
         frames = call.rows[0].spec.frames
         if frames is not None:
             return self._predict_video(given, frames)
+        pictures = False
         if parts.ip_adapter is not None:
             counts, scales = (numbers[place] for place in call.seen)
             seen = [row.seen for row in call.rows]
             seen += [row.seen_by_twin for row in call.rows[: call.guided]]
             parts.ip_adapter.prompts.set_rows(seen, counts, scales)
+            pictures = parts.ip_adapter.prompts.seen is not None
         residuals = call.controls.residuals(given, numbers)
-        output: Tensor = parts.unet(
-            self._unet_sample(given.sample, call.with_twins),
+        given = replace(given, sample=self._unet_sample(given.sample, call.with_twins))
+        output: Tensor | None = None
+        if self.graphs is not None and not (pictures or residuals or parts.banks["unet"].in_use):
+            output = self.graphs.run(given)
+        return self.call_unet(given, residuals) if output is None else output
+
+    def call_unet(self, given: UNetInput, residuals: Residuals | None = None) -> Tensor:
+        """What the UNet says of `given`, with adapters and pictures as they are on it now."""
+        output: Tensor = self._parts.unet(
+            given.sample,
             given.timesteps,
             encoder_hidden_states=given.hidden,
             added_cond_kwargs=given.added,

@@ -1,0 +1,187 @@
+"""Compiled blocks: the same images, few compilations, and eager calls where compiling fails."""
+
+import logging
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.exc import Unsupported
+
+from configs.app import WarmSize
+from deployments.diffusion.engine.engine import Engine
+from deployments.diffusion.engine.models import compiler as compiler_module
+from deployments.diffusion.engine.models.compiler import inductor
+from tests.conftest import demo_loras, model_args
+from tests.deployments.diffusion.engine.compiling import compiled_engine
+from tests.deployments.diffusion.engine.conftest import Oracles
+from tests.deployments.diffusion.engine.harness import image_job, styles
+from tests.deployments.diffusion.engine.oracle import assert_same
+from tests.deployments.diffusion.engine.pipelines import Pipelines
+from tests.deployments.diffusion.engine.tasks import ADAPTERS, Checkpoint, Net, Task, make_all, task
+from tests.deployments.diffusion.engine.test_tasks import (
+    assert_all_same,
+    make_together,
+    mixed,
+)
+
+WIDTHS = 2  # of the stand-ins' blocks
+
+
+@pytest.fixture(scope="module")
+def checkpoint(demo_models: Path) -> Checkpoint:
+    return Checkpoint(demo_models, "sd15", "sd15", ADAPTERS["sd15"])
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Checkpoint) -> Iterator[Engine]:
+    """Traced, not compiled, and warm: shared by the tests, as what is traced is."""
+    torch.set_num_threads(1)
+    loras = demo_loras(checkpoint.models, "sd15")
+    sizes = (WarmSize(width=128, height=128),)
+    with compiled_engine(checkpoint.args(), loras, warmup=sizes) as made:
+        yield made
+
+
+def test_a_crowd_is_what_diffusers_makes_alone(engine: Engine, checkpoint: Checkpoint) -> None:
+    tasks = [
+        task("plain", seeds=(1, 2)),
+        task("guided", seeds=(3,), guidance_scale=3.0, negative_prompt="blue"),
+        task("styles", seeds=(4,), loras=styles(papercut=0.8, ink=-0.5)),
+        task("style", seeds=(5,), loras=styles(neon=1.0), num_inference_steps=6),
+        task("depth", seeds=(6,), nets=[Net("depth")], loras=styles(ink=1.0)),
+        task("picture", seeds=(7,), sees=(checkpoint, 2, 0.5)),
+    ]
+    made = make_together(engine, tasks)
+    assert_all_same(made, tasks, Pipelines(checkpoint))
+    assert engine.figures().compiled == 1
+
+
+def test_after_the_warm_up_nothing_is_compiled_whatever_is_asked_for(
+    engine: Engine, checkpoint: Checkpoint
+) -> None:
+    numbers = count()
+
+    def one(**fields: Any) -> Task:
+        number = next(numbers)
+        return task(str(number), **{"seeds": (number,), "num_inference_steps": 2, **fields})
+
+    compiled = engine.figures().compiles_total
+    # One row and several, with and without adapters, with and without pictures; ControlNets'.
+    assert compiled <= (2 * 2 * 2 + 2) * WIDTHS
+    ink, two, three = (
+        styles(ink=1.0),
+        styles(papercut=0.5, neon=-1.0),
+        styles(papercut=1, ink=1, neon=1),
+    )
+    pictures = checkpoint, 2, 0.5
+    make_all(engine, [one()])
+    make_all(engine, [one(loras=two)])
+    make_all(engine, [one(loras=ink), one(loras=two), one(guidance_scale=2.0), one()])
+    make_all(engine, [one(loras=three) for _ in range(5)])
+    tall = {"width": 64, "height": 200}
+    make_all(engine, [one(**tall, loras=ink), one(**tall)])
+    make_all(engine, [one(width=200, height=72, sees=(checkpoint, 1, 0.5))])
+    make_all(engine, [one(nets=[Net("canny")], sees=pictures, loras=two), one(loras=ink)])
+    make_all(engine, [one(nets=[Net("canny"), Net("depth")]), one(nets=[Net("depth")])])
+    assert engine.figures().compiles_total == compiled
+    assert engine.figures().compile_failures_total == 0
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What the engine's log says."""
+    return [record for record in caplog.records if record.name == "tcd.engine"]
+
+
+def broken(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+    """A machine without a C++ compiler."""
+    raise RuntimeError("there is no working C++ compiler")
+
+
+def test_what_cannot_be_compiled_runs_eager_and_says_so_once(
+    demo_models: Path, oracle_of: Oracles, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = image_job(loras=styles(ink=1.0))
+    with (
+        caplog.at_level(logging.WARNING, "tcd.engine"),
+        compiled_engine(
+            model_args(demo_models, "sd15"), demo_loras(demo_models, "sd15"), broken
+        ) as engine,
+    ):
+        (image,) = engine.generate(job)
+        figures = engine.figures()
+    assert_same(image, oracle_of("sd15").image(job))
+    assert (figures.compiled, figures.compiles_total) == (0, 0)
+    assert figures.compile_failures_total >= WIDTHS
+    (record,) = said(caplog)
+    assert record.exc_text is not None
+    assert "no working C++ compiler" in record.exc_text
+
+
+def test_what_cannot_be_traced_runs_eager_from_then_on(
+    demo_models: Path,
+    oracle_of: Oracles,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = 0
+
+    def refuse(*_: object, **__: object) -> Tensor:
+        nonlocal tried
+        tried += 1
+        raise Unsupported("this is too new")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
+    with (
+        caplog.at_level(logging.WARNING, "tcd.engine"),
+        compiled_engine(model_args(demo_models, "sd15"), {}) as engine,
+    ):
+        (image,) = engine.generate(image_job())
+        figures = engine.figures()
+    assert_same(image, oracle_of("sd15").image(image_job()))
+    assert tried == 1
+    assert (figures.compiled, figures.compile_failures_total) == (0, 1)
+    assert len(said(caplog)) == 1
+
+
+def test_more_kinds_than_are_kept_run_eager_and_are_counted(
+    demo_models: Path, oracle_of: Oracles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler_module, "MOST_KINDS", 1)
+    with compiled_engine(model_args(demo_models, "sd15"), {}) as engine:
+        (image,) = engine.generate(image_job())
+        figures = engine.figures()
+    assert_same(image, oracle_of("sd15").image(image_job()))
+    assert (figures.compiled, figures.compiles_total) == (1, 1)
+    assert figures.compile_failures_total > 0
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(3600)
+def test_every_task_by_inductor(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled indeed, with an empty cache; what follows is what was compiled."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    tasks = mixed(checkpoint)
+    with compiled_engine(
+        checkpoint.args(), demo_loras(checkpoint.models, "sd15"), inductor
+    ) as engine:
+        pipelines = Pipelines(checkpoint)
+        assert_all_same(make_together(engine, tasks), tasks, pipelines)
+        for one in tasks:
+            assert_all_same(make_all(engine, [one]), [one], pipelines)
+        first = engine.figures()
+        assert first.compiled == 1
+        assert first.compile_failures_total == 0
+        make_all(engine, tasks)
+        remixed = [
+            task("remixed", loras=styles(neon=0.3, ink=1.0)),
+            task("other", seeds=(5,), width=64, height=64, loras=styles(papercut=1.0)),
+        ]
+        assert_all_same(make_all(engine, remixed), remixed, pipelines)
+        assert engine.figures().compiles_total == first.compiles_total
+    assert any(tmp_path.iterdir())
