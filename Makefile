@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check bench bench-gpu soak quality train clean
+.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check bench bench-peers bench-gpu soak quality train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,21 @@ bench: $(READY) ## the benchmarks; results go to standard output
 	$(BIN)/python -m benchmarks.bench_engine
 	$(BIN)/python -m benchmarks.bench_http
 	$(BIN)/python -m benchmarks.bench_tasks
+
+PEERS := .venv-peers
+
+# The peers' servers have an environment of their own. LitServe asks for nothing that clashes with
+# the project's packages, so that it shares them by a .pth, torch above all, and adds its own.
+$(PEERS)/.ready: $(READY) benchmarks/peers/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-r benchmarks/peers/requirements.txt
+	touch $@
+
+bench-peers: $(PEERS)/.ready ## the service beside FastAPI, Ray's tutorial and LitServe; takes long; QUICK=1 less so
+	$(BIN)/python -m benchmarks.peers --out out/bench-peers.json $(if $(QUICK),--quick)
 
 DEVICE ?= cuda
 bench-gpu: $(READY) ## the engine on a GPU, at most nine minutes; DEVICE=cpu QUICK=1 tries it here

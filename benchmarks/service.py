@@ -4,20 +4,45 @@ import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from benchmarks.models import SIDE, Model
-from demo.service import Config, demo_config, running
+from demo.service import Config, Running, demo_config, running_processes
 
 # Ray's book-keeping only: idle models take no time, and few cores must do for all replicas.
 LOGICAL_CPUS = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 8}'}
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """What the models' deployments have beyond the demo's.
+
+    Attributes:
+        limits: of their `user_config`.
+        threads: of torch, in each replica; `None`: as many as Ray gives it CPUs, here one.
+    """
+
+    limits: dict[str, float] = field(default_factory=dict)
+    replicas: int = 1
+    threads: int | None = None
+
+
+AS_IN_THE_DEMO = Tuning()
+
+
 @contextmanager
 def running_service(models: Sequence[Model]) -> Iterator[str]:
     """Starts the application with these models, and yields its URL."""
+    with tuned_service(models, AS_IN_THE_DEMO) as service:
+        yield service.url
+
+
+@contextmanager
+def tuned_service(models: Sequence[Model], tuning: Tuning) -> Iterator[Running]:
+    """Starts the application with these models, tuned so."""
     os.environ.update(LOGICAL_CPUS)
-    with running(_config(models), "bench", tell=silent) as url:
-        yield url
+    with running_processes(_config(models, tuning), "bench", tell=silent) as service:
+        yield service
 
 
 def silent(text: str) -> None:
@@ -25,7 +50,7 @@ def silent(text: str) -> None:
     del text
 
 
-def _config(models: Sequence[Model]) -> Config:
+def _config(models: Sequence[Model], tuning: Tuning) -> Config:
     config = demo_config(["sd15"])
     applications = config["applications"]
     assert isinstance(applications, list)
@@ -38,5 +63,10 @@ def _config(models: Sequence[Model]) -> Config:
         application["args"] = model.args.model_dump(mode="json") | {"defaults": defaults}
         (deployment,) = application["deployments"]
         deployment["user_config"]["loras"] = model.loras
+        deployment["user_config"]["limits"].update(tuning.limits)
+        deployment["num_replicas"] = tuning.replicas
+        if tuning.threads is not None:
+            variables = {"OMP_NUM_THREADS": str(tuning.threads)}
+            deployment["ray_actor_options"]["runtime_env"] = {"env_vars": variables}
         applications.append(application)
     return config | {"applications": applications}

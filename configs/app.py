@@ -52,13 +52,15 @@ class Limits(Frozen):
     Attributes:
         min_side, max_side: pixels a side; both multiples of 8.
         max_pixels: width x height of one image.
-        max_batch: rows in one UNet call; a row with guidance above 1 counts twice.
+        max_batch: most rows in one UNet call; a row with guidance above 1 counts twice. More than
+            8 share a call only where that is measured to do more a second.
         max_step_ms: milliseconds that one UNet call may last, by those that were timed: fewer rows
             share it where they are large. Who comes anew waits for at most one call, and on a
             GPU for the two that are launched ahead. The first calls of a size, a single row and a
             video may take longer. `.inf`: as long as they like.
-        max_running: rows that hold device memory (latents and embeddings) at once. Beside a
-            caller who has them all, others get their share, up to twice as many in all.
+        max_running: rows that hold device memory (latents and embeddings) at once: two full
+            batches, so that one is made ready while the other runs. Beside a caller who has them
+            all, others get their share, up to twice as many in all.
         max_pending: images accepted and not yet answered; above it a request gets 429. Shared
             between callers in the same way.
         max_loras: style adapters in one request.
@@ -76,7 +78,7 @@ class Limits(Frozen):
     min_side: int = Field(64, ge=8, multiple_of=8)
     max_side: int = Field(2048, ge=8, multiple_of=8)
     max_pixels: int = Field(2048 * 2048, ge=64)
-    max_batch: int = Field(8, ge=2, le=256)
+    max_batch: int = Field(16, ge=2, le=256)
     max_step_ms: float = Field(500.0, gt=0)
     max_running: int = Field(32, ge=1, le=1024)
     max_pending: int = Field(128, ge=1)

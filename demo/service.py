@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError
@@ -41,6 +42,19 @@ def demo_config(models: Collection[str]) -> Config:
     return config | {"applications": [a for a in applications if a["name"] in wanted]}
 
 
+@dataclass(frozen=True)
+class Running:
+    """The application at work.
+
+    Attributes:
+        pid: of the process from which all of its processes descend.
+    """
+
+    url: str
+    pid: int
+    log: Path
+
+
 @contextmanager
 def running(config: Config, name: str, *, tell: Callable[[str], None] = print) -> Iterator[str]:
     """Start the application, wait until its models are ready, and yield its URL.
@@ -48,8 +62,17 @@ def running(config: Config, name: str, *, tell: Callable[[str], None] = print) -
     A free port is taken. `name` names the config and the log in `out`. Raises SystemExit with
     the log's end if the application does not come up.
     """
+    with running_processes(config, name, tell=tell) as application:
+        yield application.url
+
+
+@contextmanager
+def running_processes(
+    config: Config, name: str, *, tell: Callable[[str], None] = print
+) -> Iterator[Running]:
+    """`running`, for those who look at its processes too."""
     OUT.mkdir(exist_ok=True)
-    port = _free_port()
+    port = free_port()
     file, log = OUT / f"{name}_config.yaml", OUT / f"{name}.log"
     http = {"host": "127.0.0.1", "port": port}
     file.write_text(yaml.safe_dump(config | {"http_options": http}, sort_keys=False))
@@ -58,7 +81,7 @@ def running(config: Config, name: str, *, tell: Callable[[str], None] = print) -
     ready = f"{url}/readyz?models={','.join(_models(config))}"
     with log.open("wb") as output, process(file, output) as started:
         _wait_until_ready(ready, started, log, tell)
-        yield url
+        yield Running(url, started.pid, log)
 
 
 @contextmanager
@@ -77,7 +100,7 @@ def process(config: Path, output: IO[bytes] | None = None) -> Iterator[subproces
         stderr=None if output is None else subprocess.STDOUT,
         env={**os.environ, **ENVIRONMENT},
         start_new_session=True,
-        preexec_fn=_hear_of_the_end,
+        preexec_fn=hear_of_the_end,
     )
     try:
         yield started
@@ -97,7 +120,8 @@ def _models(config: Config) -> list[str]:
     return [name.removeprefix("model-") for name in names if name.startswith("model-")]
 
 
-def _hear_of_the_end() -> None:
+def hear_of_the_end() -> None:
+    """Called in a child that is to be interrupted when its parent ends."""
     # A shell's background job ignores SIGINT, and its children would.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
@@ -111,7 +135,7 @@ def _wait_until_ready(
     told = ""
     while time.monotonic() < deadline:
         if started.poll() is not None:
-            raise SystemExit(_failed(f"the application ended with {started.returncode}", log))
+            raise SystemExit(failed(f"the application ended with {started.returncode}", log))
         try:
             with urlopen(url, timeout=5):
                 return
@@ -124,15 +148,17 @@ def _wait_until_ready(
             tell(f"  {state}")
             told = state
         time.sleep(0.5)
-    raise SystemExit(_failed(f"not ready within {START_TIMEOUT_S} s", log))
+    raise SystemExit(failed(f"not ready within {START_TIMEOUT_S} s", log))
 
 
-def _failed(what: str, log: Path) -> str:
+def failed(what: str, log: Path) -> str:
+    """What went wrong, after the log's end."""
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
     return f"{tail}\n{what}; the whole log: {shown(log)}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

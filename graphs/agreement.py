@@ -155,7 +155,7 @@ def _model(model: _Model) -> Iterator[str]:
 def _queues(model: _Model) -> Iterator[str]:
     """What a model never uses of its limits."""
     limits = model.limits
-    if limits.max_batch > 2 * limits.max_running:
+    if "max_batch" in limits.model_fields_set and limits.max_batch > 2 * limits.max_running:
         yield (
             f"{model.place}.{DIFFUSION.name}.user_config.limits.max_batch: "
             f"{limits.max_batch} is above two rows for each of "

@@ -1,11 +1,19 @@
 """What Serve says of the model applications, and handles to them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ray import serve
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatusOverview,
+)
 
 APP_PREFIX = "model-"
 # States of replicas. Serve itself sends requests to the first two; the others are such replicas
@@ -68,13 +76,18 @@ class Applications:
         self._own = own
 
     def look(self) -> Mapping[str, Seen]:
-        """The applications named `model-<name>`, by the model's name."""
-        applications = serve.status().applications
+        """The applications named `model-<name>`, by the model's name.
+
+        `serve.status()` says the same, but makes objects of all of the configuration first: the
+        largest part of what an idle service costs.
+        """
+        client = _get_global_client()
+        applications = {} if client is None else client.get_serve_details()["applications"]
         if self._own not in applications:
             raise LookupError("Serve does not list this application: it knows of none yet")
         return {
-            name.removeprefix(APP_PREFIX): seen(overview)
-            for name, overview in applications.items()
+            name.removeprefix(APP_PREFIX): seen(_overview(details))
+            for name, details in applications.items()
             if name.startswith(APP_PREFIX)
         }
 
@@ -97,4 +110,22 @@ def seen(overview: ApplicationStatusOverview) -> Seen:
             none=not states,
             asleep=resting and overview.status == ApplicationStatus.RUNNING and not states - ENDING,
         ),
+    )
+
+
+def _overview(details: Any) -> ApplicationStatusOverview:
+    """What `serve.status()` makes of an application's details."""
+    return ApplicationStatusOverview(
+        status=ApplicationStatus(details["status"]),
+        message=details["message"],
+        last_deployed_time_s=details["last_deployed_time_s"],
+        deployments={
+            name: DeploymentStatusOverview(
+                status=DeploymentStatus(deployment["status"]),
+                status_trigger=DeploymentStatusTrigger(deployment["status_trigger"]),
+                replica_states=dict(Counter(r["state"].value for r in deployment["replicas"])),
+                message=deployment["message"],
+            )
+            for name, deployment in details["deployments"].items()
+        },
     )

@@ -23,6 +23,7 @@ COUNT_S = 0.5  # for which figures are waited for; what comes later is shown the
 LEAST_S = 1.0  # between two looks, however often they are asked for
 WATCH_S = 20.0
 MISSES = 2  # looks in a row without an application: it is gone
+COUNTED_EVERY = 5  # looks: figures that nobody asks for
 log = logging.getLogger("ray.serve.tcd.directory")
 Answer = TypeVar("Answer")
 
@@ -80,7 +81,8 @@ class Observer:
 
     async def figures(self) -> dict[str, ModelFigures]:
         """What the engines of all replicas say of themselves now, by model; those of a model that
-        does not answer at once are as old as the last look that it answered."""
+        does not answer at once are as old as the last count that it answered, of which there is one
+        in `COUNTED_EVERY` looks."""
         up = [model for model in self._models.values() if model.up and model.handle is not None]
         if up:
             counting = [asyncio.create_task(_count_anew(model)) for model in up]
@@ -112,7 +114,8 @@ class Observer:
                     task.cancel()
         for model in self._models.values():
             model.begin("describe", self._describe)
-            if model.up and model.handle is not None:
+            fresh = model.figures and self._looks % COUNTED_EVERY
+            if model.up and model.handle is not None and not fresh:
                 model.begin("count", _count)
         self._looks += 1
         self._publish()

@@ -46,6 +46,7 @@ class Work:
         row_pixels: what the VAE will have to decode of them.
         decoding: images that wait for the VAE or are in it.
         decode_pixels: of those.
+        at_once: how many images are denoised together.
     """
 
     rows: int = 0
@@ -54,9 +55,10 @@ class Work:
     row_pixels: int = 0
     decoding: int = 0
     decode_pixels: int = 0
+    at_once: int = 1
 
-    def and_(self, rows: int, unet_pixels: int, row_pixels: int, at_once: int) -> "Work":
-        """This, and rows that nobody has begun. `at_once`: how many are denoised together."""
+    def and_(self, rows: int, unet_pixels: int, row_pixels: int) -> "Work":
+        """This, and rows that nobody has begun."""
         total = replace(
             self,
             rows=self.rows + rows,
@@ -65,7 +67,7 @@ class Work:
         )
         if self.rows or not rows:
             return total
-        return replace(total, until_first=unet_pixels * min(rows, at_once) // rows)
+        return replace(total, until_first=unet_pixels * min(rows, self.at_once) // rows)
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class Registry:
             )
             pending = self._figures.pending_images
             if not queue.allow(job.caller, images):
-                wait_s = self._wait_s(account, queue, images, limits.max_batch)
+                wait_s = self._wait_s(account, queue, images)
                 raise QueueFull(
                     f"{pending} of {limits.max_pending} images are pending; room for {images} more "
                     f"is expected in {wait_s:.1f} s",
@@ -143,7 +143,7 @@ class Registry:
         with self._lock:
             self._unseen.discard(entry)
 
-    def _wait_s(self, account: Account, queue: Places, images: int, max_batch: int) -> float:
+    def _wait_s(self, account: Account, queue: Places, images: int) -> float:
         """Seconds until a caller may have so many more: until enough of all images, or of its own,
         are answered, those not counted that it was already told to come back for. Never longer
         than everything accepted takes."""
@@ -151,17 +151,17 @@ class Registry:
         promised = account.promised(now)
         by_anybody, by_itself = queue.lacking(caller, images)
         unseen = [row for entry in self._unseen for row in list(entry.rows.values())]
-        outlook = self._outlook(_with(self._work, unseen, max_batch))
+        outlook = self._outlook(_with(self._work, unseen))
         wait_s = outlook.room_s(by_anybody + promised)
         if by_itself < by_anybody and by_itself + promised <= account.pending:
-            alone = self._outlook(self._work_of(account, max_batch))
+            alone = self._outlook(self._work_of(account))
             wait_s = min(wait_s, alone.room_s(by_itself + promised) / queue.part(caller))
         wait_s = min(wait_s, outlook.pending_s)
         if promised < queue.limit:
             account.promise(now + wait_s, images)
         return wait_s
 
-    def _work_of(self, account: Account, max_batch: int) -> Work:
+    def _work_of(self, account: Account) -> Work:
         """What is to be done of a caller's images."""
         rows = [
             row
@@ -171,7 +171,8 @@ class Registry:
         ]
         decoding = account.pending - len(rows)
         pixels = decoding * self._work.decode_pixels // max(1, self._work.decoding)
-        return _with(Work(decoding=decoding, decode_pixels=pixels), rows, max_batch)
+        work = Work(decoding=decoding, decode_pixels=pixels, at_once=self._work.at_once)
+        return _with(work, rows)
 
     def _outlook(self, work: Work) -> Outlook:
         return Outlook.of(work, self._unet_pace, self._vae_pace)
@@ -283,13 +284,12 @@ class Registry:
             return replace(self._figures, callers=tuple(callers))
 
 
-def _with(work: Work, rows: Sequence[Trajectory], max_batch: int) -> Work:
+def _with(work: Work, rows: Sequence[Trajectory]) -> Work:
     """`work`, and rows that nobody has begun."""
     return work.and_(
         len(rows),
         sum(row.pending_pixels for row in rows),
         sum(row.decode_pixels for row in rows),
-        max_batch,
     )
 
 

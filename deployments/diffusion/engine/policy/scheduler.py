@@ -49,7 +49,9 @@ class Scheduler:
 
     `limits.max_batch` bounds the UNet rows of a batch, `limits.max_running` the slots (between
     callers as `Places` has it), `limits.max_step_ms` the time of a UNet call: one who comes waits
-    for at most one. A row alone runs however long it takes.
+    for at most one. A row alone runs however long it takes. Below these bounds a batch is no
+    larger than pays: what a larger one would not do faster is done one after the other, so that
+    the first are done sooner.
     Running out of memory halves the latent pixels that a batch of that image size may have; every
     `RECOVERY_STEPS` steps of that size without it give one row back.
     """
@@ -61,6 +63,7 @@ class Scheduler:
         self._turns = Turns()
         self._tempo = Tempo()
         self._bounds: dict[BatchKey, _Bound] = {}  # of sizes that ran out of memory
+        self._at_once = 1  # rows of the size that was last in turn
 
     @property
     def batch_limit(self) -> int:
@@ -87,11 +90,16 @@ class Scheduler:
     def work(self) -> Work:
         """What the rows held still need, for an estimate of the time."""
         rows = self._live.values()
+        tags = self._tags(self.live)
+        order = sorted(rows, key=lambda row: (tags[row.caller.name], *self._order(row)))
+        if order:
+            self._at_once = self.limit_of(order[0].key)
         return Work(
             rows=len(rows),
             unet_pixels=sum(row.pending_pixels for row in rows),
-            until_first=self._pixels_until_first(),
+            until_first=_pixels_until_first(order, self._at_once),
             row_pixels=sum(row.decode_pixels for row in rows),
+            at_once=self._at_once,
         )
 
     def limit_of(self, key: BatchKey) -> int:
@@ -100,7 +108,7 @@ class Scheduler:
         if (bound := self._bounds.get(key)) is not None:
             most = min(most, bound.pixels // key.pixels)
         in_time = self._tempo.rows_within(key, self._limits.max_step_ms / 1e3)
-        return int(min(most, max(1, in_time)))
+        return int(min(most, self._tempo.rows_worth(key), max(1, in_time)))
 
     def reconfigure(self, limits: Limits) -> None:
         """Takes new bounds. Fewer slots take effect as running rows leave theirs."""
@@ -246,16 +254,6 @@ class Scheduler:
         if bound.pixels >= self._limits.max_batch * key.pixels:
             del self._bounds[key]
 
-    def _pixels_until_first(self) -> int:
-        """Latent pixels to compute before the first of the rows held has left."""
-        tags = self._tags(self.live)
-        order = sorted(self.live, key=lambda row: (tags[row.caller.name], *self._order(row)))
-        if not order:
-            return 0
-        batch = [row for row in order if row.key == order[0].key][: self.limit_of(order[0].key)]
-        steps = min(row.steps - row.cursor for row in batch)
-        return steps * sum(row.unet_rows * row.key.pixels for row in batch)
-
     def _candidates(self) -> list[Trajectory]:
         """All rows that may run now or soon, in the order that holds within a caller."""
         rows = (row for row in self._live.values() if row.status is not Status.PREPARING)
@@ -324,3 +322,12 @@ class Scheduler:
         row.status = status
         if not self._live:
             self._turns.reset()
+
+
+def _pixels_until_first(order: Sequence[Trajectory], at_once: int) -> int:
+    """Latent pixels to compute before the first of these rows has left."""
+    if not order:
+        return 0
+    batch = [row for row in order if row.key == order[0].key][:at_once]
+    steps = min(row.steps - row.cursor for row in batch)
+    return steps * sum(row.unet_rows * row.key.pixels for row in batch)

@@ -9,10 +9,12 @@ TIMES = 9  # of calls with as many rows, of which the median counts
 FORGOTTEN_AFTER = 256  # calls of a size: what had not been timed since then may be tried again
 SHORTEST_S = 1e-6  # that a call can have taken
 SIZES = 256  # most sizes that are kept, those timed last
+SMALL = 8  # rows that share a call whatever it takes; twice as many have to pay
+GAIN = 0.95  # of the time for a row, at most, is what pays
 
 
 class Tempo:
-    """What calls of each size take. `limits.max_step_ms` is kept by it."""
+    """What calls of each size take: how many rows are in time, and how many are worth it."""
 
     def __init__(self) -> None:
         self._sizes: dict[BatchKey, _Size] = {}  # the one timed last at the end
@@ -38,6 +40,12 @@ class Tempo:
             if size.known:
                 return size.rows_within(seconds * other.pixels / key.pixels)
         return inf
+
+    def rows_worth(self, key: BatchKey) -> int:
+        """UNet rows beyond which a call of a size does not do more a second: further rows would
+        only keep each other waiting. Twice as many are tried as have been seen to pay."""
+        size = self._sizes.get(key)
+        return SMALL if size is None else size.rows_worth()
 
 
 class _Size:
@@ -84,3 +92,15 @@ class _Size:
             more = max((took - less) / (rows - fewer), more)
         tried = max(rows * seconds // took, min(rows + (seconds - took) // more, 2 * rows))
         return min([tried, *(count - 1 for count, _ in above if count > rows)])
+
+    def rows_worth(self) -> int:
+        """Rows of the best call among those that were timed, or of a larger one to be tried."""
+        best: tuple[float, int] | None = None  # seconds a row, rows
+        least = SMALL
+        while True:
+            timed = [(took / n, n) for n, took in self.known if least <= n < 2 * least]
+            if not timed:
+                return least
+            if best is not None and min(timed)[0] > GAIN * best[0]:
+                return best[1]
+            best, least = min(timed), 2 * least

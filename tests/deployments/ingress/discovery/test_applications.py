@@ -1,6 +1,7 @@
 """What one look at Serve says of an application."""
 
 import pytest
+from ray import serve
 from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
 from ray.serve.schema import (
     ApplicationStatus,
@@ -8,7 +9,14 @@ from ray.serve.schema import (
     DeploymentStatusOverview,
 )
 
-from deployments.ingress.discovery.applications import Replicas, Seen, seen
+from deployments.ingress.discovery.applications import (
+    APP_PREFIX,
+    Applications,
+    Replicas,
+    Seen,
+    seen,
+)
+from tests.serving import Served
 
 
 def overview(status: str, deployment: str | None, **replicas: int) -> ApplicationStatusOverview:
@@ -70,3 +78,17 @@ def test_replicas(application: ApplicationStatusOverview, replicas: str) -> None
 )
 def test_failed(application: ApplicationStatusOverview, failed: bool) -> None:
     assert seen(application).failed == failed
+
+
+def test_a_look_sees_what_serve_says(served: Served) -> None:
+    served.wait_until_ready("sd15", "sdxl")
+    said = serve.status().applications
+    looked = Applications("tcd").look()
+    assert looked == {
+        name.removeprefix(APP_PREFIX): seen(overview)
+        for name, overview in said.items()
+        if name.startswith(APP_PREFIX)
+    }
+    assert looked["sd15"].replicas == Replicas(up=True, none=False, asleep=False)
+    with pytest.raises(LookupError):
+        Applications("unknown").look()

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 from configs.app import Limits
 from deployments.contracts.jobs import Caller
 from deployments.contracts.places import Places
-from deployments.diffusion.engine.policy.batch import Advanced, Batch, OutOfMemory
+from deployments.diffusion.engine.policy.batch import Advanced, Batch, Measured, OutOfMemory
 from deployments.diffusion.engine.policy.scheduler import CALLS_TO_GET_READY, Scheduler
 from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
@@ -28,6 +28,7 @@ from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 NO_TEXT = PromptIds(((),), 0)
 FLOOD, OTHER = Caller("flood"), Caller("other")
 CALLERS = (Caller("a"), Caller("b", 2.0), Caller("c", 0.5))
+PIXEL_S = 1e-6  # that a call takes
 names = count()
 
 
@@ -46,14 +47,16 @@ def row(
 
 
 def turn(scheduler: Scheduler, *, slowly: bool = False) -> Batch | None:
-    """A turn of the engine. `slowly`: rows that get a slot are ready only for the next one."""
+    """A turn of the engine. `slowly`: rows that get a slot are ready only for the next one. Calls
+    take as long with many rows as with few: there are as many in them as may be."""
     joining = scheduler.joining()
     if not slowly:
         for one in joining:
             scheduler.joined(one.row_id)
     batch = scheduler.schedule()
     if batch is not None:
-        scheduler.advance(batch, Advanced({}))
+        took = PIXEL_S * batch.key.pixels
+        scheduler.advance(batch, Advanced({}, Measured(batch.key, batch.unet_rows, took)))
     if slowly:
         for one in joining:
             scheduler.joined(one.row_id)
@@ -89,9 +92,9 @@ LIMITS = [
     Limits(),
     Limits(max_running=1),
     Limits(max_batch=2, max_running=4),
-    Limits(max_batch=16, max_running=32),
+    Limits(max_batch=8),
 ]
-NAMES = ["default", "one slot", "batch of 2", "batch of 16"]
+NAMES = ["default", "one slot", "batch of 2", "batch of 8"]
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=NAMES)
@@ -138,7 +141,7 @@ def test_a_job_of_ten_beside_a_flood_takes_twice_its_work(limits: Limits) -> Non
 
 def test_one_after_the_other_never_waits_for_two_calls_of_a_flood_of_large_images() -> None:
     """A caller whose images come one by one is idle between them, and is a newcomer each time."""
-    scheduler = Scheduler(Limits())
+    scheduler = Scheduler(Limits(max_batch=8))
     large = 8 * row(FLOOD, side=256).step_pixels
     for _ in range(10):
         kept_full(scheduler, lambda: row(FLOOD, 50, 256))
@@ -372,7 +375,7 @@ def test_the_rows_that_wait_do_not_make_a_turn_longer(monkeypatch: pytest.Monkey
         return allow(places, caller)
 
     monkeypatch.setattr(Places, "allow", counted)
-    scheduler = Scheduler(Limits())
+    scheduler = Scheduler(Limits(max_batch=8))
     kept_full(scheduler, lambda: row(FLOOD, 50), 256)
     for _ in range(5):
         asked.clear()

@@ -11,7 +11,7 @@ from deployments.diffusion.engine.policy.estimate import Work
 from deployments.diffusion.engine.policy.registry import IDLE_CALLERS, Entry, Registry, Standing
 from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
 
-LIMITS = Limits(max_pending=16, max_batch=4)
+LIMITS = Limits(max_pending=16)
 FLOOD, OTHER = Caller("flood"), Caller("other")
 PIXELS = 64  # of a latent of 64 x 64 pixels
 
@@ -23,10 +23,12 @@ def entry(job_id: str, n: int = 1, caller: Caller = FLOOD, steps: int = 10) -> E
 
 
 def measured(limits: Limits = LIMITS) -> Registry:
-    """A registry to which a row's step takes a second, and the VAE nothing to speak of."""
+    """A registry to which a row's step takes a second, of four at once, and the VAE nothing to
+    speak of."""
     registry = Registry("engine")
     registry.measure_step(Measured(BatchKey(8, 8), 1, 1.0))
     registry.count_decode(PIXELS, 1e-6)
+    registry.publish(Standing(Work(at_once=4), 0, 0, 4))
     return registry
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -11,10 +12,10 @@ from configs.app import Limits
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Measured
 from deployments.diffusion.engine.policy.scheduler import Scheduler
 from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
-from deployments.diffusion.engine.policy.tempo import SIZES, Tempo
+from deployments.diffusion.engine.policy.tempo import FORGOTTEN_AFTER, SIZES, SMALL, Tempo
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 
-SMALL, LARGE = BatchKey(8, 8), BatchKey(64, 64)
+THUMB, LARGE = BatchKey(8, 8), BatchKey(64, 64)
 
 
 def device_s(call: BatchKey, rows: int) -> float:
@@ -58,9 +59,46 @@ def test_what_is_in_time_in_any_case_is_taken_at_once() -> None:
     assert tempo.rows_within(LARGE, 32.1 * device_s(LARGE, 1)) == 32, "a burst is not held up"
     near = 1.9 * device_s(LARGE, 1)
     assert tempo.rows_within(LARGE, near) == 2, "else at most twice as many are tried"
-    timed(tempo, SMALL, 1)
-    tempo.measure(Measured(SMALL, 1, 0.0))
-    assert tempo.rows_within(SMALL, 1.0) > 8
+    timed(tempo, THUMB, 1)
+    tempo.measure(Measured(THUMB, 1, 0.0))
+    assert tempo.rows_within(THUMB, 1.0) > 8
+
+
+def grown(seconds_of: Callable[[int], float]) -> list[int]:
+    """Rows of calls one after the other, on a device that has as many to do as it may."""
+    tempo, called = Tempo(), []
+    for _ in range(20):
+        rows = tempo.rows_worth(LARGE)
+        tempo.measure(Measured(LARGE, rows, seconds_of(rows)))
+        called.append(rows)
+    return called
+
+
+def test_more_rows_share_a_call_only_while_that_pays() -> None:
+    assert grown(lambda rows: 0.02 * rows)[-1] == SMALL, "a full device does no more at once"
+    assert grown(lambda rows: 0.02 * rows).count(2 * SMALL) == 2, "known by two calls"
+    assert grown(lambda _: 0.2)[:6] == [8, 8, 16, 16, 32, 32], "one that is not full does"
+    assert grown(lambda rows: max(0.4, 0.02 * rows))[-1] == 32, "20 rows fill it; 64 do not pay"
+    assert grown(lambda rows: 0.2 + 0.001 * rows * rows)[-1] == 16
+
+
+def test_what_was_found_not_to_pay_is_tried_again_one_day() -> None:
+    tempo, called = Tempo(), []
+    for call in range(3 * FORGOTTEN_AFTER):
+        rows = tempo.rows_worth(LARGE)
+        held_up = 5.0 if call < 20 and rows > SMALL else 0.0  # by something else
+        tempo.measure(Measured(LARGE, rows, 0.2 + held_up))
+        called.append(rows)
+    assert set(called[4:FORGOTTEN_AFTER]) == {SMALL}
+    assert called[-1] > SMALL
+
+
+def test_calls_of_any_number_of_rows_tell_what_pays() -> None:
+    tempo, chance = Tempo(), random.Random(1)
+    for _ in range(100):
+        rows = chance.randint(1, tempo.rows_worth(LARGE))
+        tempo.measure(Measured(LARGE, rows, 0.1))
+    assert tempo.rows_worth(LARGE) >= 4 * SMALL
 
 
 def test_an_untimed_size_goes_by_the_one_timed_last() -> None:

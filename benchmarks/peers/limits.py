@@ -1,0 +1,231 @@
+"""What no server can be faster than: our engine without HTTP, and a loop around a pipeline.
+
+    python -m benchmarks.peers.limits engine|bare
+
+Each is a process that reads one `Load` a line from standard input, after a line with its `Start`,
+and writes one `Taken` for each.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count, islice
+from time import perf_counter, sleep
+from typing import Self
+
+from benchmarks.models import Model
+from benchmarks.peers.load import PAUSE_S, Load, Taken
+from benchmarks.peers.running import our_limits
+from benchmarks.peers.settings import KEPT, Limit, Settings
+from benchmarks.peers.traffic import ETA, SIDE, Request, requests
+from demo.service import OUT, ROOT, failed
+
+Drive = Callable[[Load], Taken]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What such a process is started with."""
+
+    args: dict[str, object]  # ModelArgs
+    loras: dict[str, str]
+    limits: dict[str, float]
+    keep: int
+    batch: int
+    threads: int
+
+
+class Alone:
+    """One such process, at work."""
+
+    def __init__(self, name: Limit, process: subprocess.Popen[str]) -> None:
+        self.name = name
+        self.pid = process.pid
+        self._process = process
+
+    def taken(self, load: Load) -> Taken:
+        """What comes of a load. Raises SystemExit with the log's end for a failure."""
+        line = self._exchange(json.dumps(asdict(load)))
+        return Taken(**json.loads(line))
+
+    def wait(self, start: Start) -> Self:
+        """Returns when it is ready."""
+        self._exchange(json.dumps(asdict(start)))
+        return self
+
+    def _exchange(self, line: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(failed(f"{self.name} ended", OUT / f"bench-{self.name}.log"))
+        return answer
+
+
+@contextmanager
+def alone(name: Limit, model: Model, settings: Settings, *, churn: bool) -> Iterator[Alone]:
+    """Starts one; with `churn` it keeps `KEPT` adapters."""
+    start = Start(
+        model.args.model_dump(mode="json"),
+        model.loras,
+        our_limits(model, settings, churn=churn),
+        KEPT if churn else 0,
+        settings.batch,
+        settings.threads,
+    )
+    OUT.mkdir(exist_ok=True)
+    with (OUT / f"bench-{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.peers.limits", name],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(settings.threads)},
+        )
+        try:
+            yield Alone(name, process).wait(start)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def engine(start: Start) -> Drive:
+    """Our engine, with as many callers as there are clients."""
+    import torch
+
+    from configs.app import ModelArgs, ModelUserConfig
+    from deployments.contracts.jobs import ImageJob, LoraWeight
+    from deployments.diffusion.engine.engine import Engine
+    from deployments.diffusion.engine.models.components import load as load_components
+
+    torch.set_num_threads(start.threads)
+    config = ModelUserConfig.model_validate({"loras": start.loras, "limits": start.limits})
+    made = Engine(load_components(ModelArgs.model_validate(start.args)), config)
+    numbers = count()
+
+    def generate(request: Request) -> None:
+        job = ImageJob(
+            f"bench-{next(numbers)}",
+            request.prompt,
+            (request.seed,),
+            SIDE,
+            SIDE,
+            negative_prompt=request.negative_prompt,
+            num_inference_steps=request.steps,
+            eta=ETA,
+            guidance_scale=request.guidance,
+            loras=tuple(LoraWeight(name, weight) for name, weight in request.loras),
+        )
+        made.generate(job)
+
+    def drive(load: Load) -> Taken:
+        asked = requests(load.kind, load.seed)
+        return (
+            _bursts(load, asked, generate)
+            if load.kind == "bursts"
+            else _loop(load, asked, generate)
+        )
+
+    return drive
+
+
+def bare(start: Start) -> Drive:
+    """A pipeline, batch after batch; there are no clients."""
+    from benchmarks.peers.servers.drawer import Drawer
+    from benchmarks.peers.servers.options import Options
+    from benchmarks.peers.servers.wire import Body
+
+    checkpoint, tcd_lora = str(start.args["checkpoint"]), str(start.args["tcd_lora"])
+    options = Options(0, checkpoint, tcd_lora, start.loras, keep=start.keep, threads=start.threads)
+    drawer = Drawer(options)
+
+    def drive(load: Load) -> Taken:
+        asked = (
+            Body.model_validate_json(request.body("")) for request in requests(load.kind, load.seed)
+        )
+        taken = Taken()
+        started = perf_counter()
+        while taken.window_s < load.seconds or taken.window_images < load.least:
+            began = perf_counter()
+            left = load.clients if load.kind == "bursts" else start.batch
+            while left > 0:
+                rows = list(islice(asked, min(left, start.batch)))
+                drawer.draw(rows)
+                left -= len(rows)
+                taken.latencies_s += [perf_counter() - began] * len(rows)
+            taken.window_s = perf_counter() - started
+            taken.window_images = len(taken.latencies_s)
+            if load.kind == "bursts":
+                taken.bursts_s.append(perf_counter() - began)
+        return taken
+
+    return drive
+
+
+def _loop(load: Load, asked: Iterator[Request], generate: Callable[[Request], None]) -> Taken:
+    taken = Taken()
+    lock = threading.Lock()
+    started = perf_counter()
+
+    def client(_: int) -> None:
+        while True:
+            with lock:
+                if taken.window_s:
+                    return
+                request = next(asked)
+            began = perf_counter()
+            generate(request)
+            now = perf_counter()
+            with lock:
+                taken.latencies_s.append(now - began)
+                if taken.window_s:
+                    return
+                taken.window_images += 1
+                if now - started >= load.seconds and taken.window_images >= load.least:
+                    taken.window_s = now - started
+
+    with ThreadPoolExecutor(load.clients) as clients:
+        list(clients.map(client, range(load.clients)))
+    return taken
+
+
+def _bursts(load: Load, asked: Iterator[Request], generate: Callable[[Request], None]) -> Taken:
+    taken = Taken()
+
+    def timed(request: Request) -> float:
+        began = perf_counter()
+        generate(request)
+        return perf_counter() - began
+
+    with ThreadPoolExecutor(load.clients) as clients:
+        while taken.window_s < load.seconds or taken.window_images < load.least:
+            started = perf_counter()
+            taken.latencies_s += clients.map(timed, list(islice(asked, load.clients)))
+            taken.bursts_s.append(perf_counter() - started)
+            taken.window_s += taken.bursts_s[-1]
+            taken.window_images += load.clients
+            sleep(PAUSE_S)
+    return taken
+
+
+def main() -> None:
+    """Serves loads until standard input ends."""
+    start = Start(**json.loads(sys.stdin.readline()))
+    drive = {"engine": engine, "bare": bare}[sys.argv[1]](start)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(asdict(drive(Load(**json.loads(line))))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
