@@ -386,7 +386,7 @@ class Engine:
             if outcome.measured is not None:
                 self._registry.measure_step(outcome.measured)
             for row in batch.rows:
-                if row.row_id not in failures:
+                if row.row_id not in failures and not row.half_taken:
                     self._report(row)
         else:
             log.warning(

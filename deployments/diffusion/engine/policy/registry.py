@@ -222,7 +222,7 @@ class Registry:
         """A UNet call was made."""
         with self._lock:
             for row in batch.rows:
-                self._accounts.of(row.caller).work += row.step_pixels
+                self._accounts.of(row.caller).work += row.call_pixels
             figures = self._figures
             self._figures = replace(
                 figures,
