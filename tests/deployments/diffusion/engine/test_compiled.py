@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.exc import Unsupported
+from torch._dynamo.exc import SpeculationRestartAnalysis, Unsupported
 
 from configs.app import WarmSize
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models import compiler as compiler_module
 from deployments.diffusion.engine.models.compiler import inductor
 from tests.conftest import demo_loras, model_args
-from tests.deployments.diffusion.engine.compiling import compiled_engine
+from tests.deployments.diffusion.engine.compiling import compiled_engine, traced
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import image_job, styles
 from tests.deployments.diffusion.engine.oracle import assert_same
@@ -119,6 +119,23 @@ def test_what_cannot_be_compiled_runs_eager_and_says_so_once(
     (record,) = said(caplog)
     assert record.exc_text is not None
     assert "no working C++ compiler" in record.exc_text
+
+
+def test_another_look_at_the_code_is_no_failure(demo_models: Path) -> None:
+    """Torch asks for one by an exception that passes through the compiler."""
+    asked = 0
+
+    def asking(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise SpeculationRestartAnalysis(restart_reason="the first look")
+        return traced(graph, inputs)
+
+    with compiled_engine(model_args(demo_models, "sd15"), {}, asking) as engine:
+        engine.generate(image_job(num_inference_steps=1))
+        figures = engine.figures()
+    assert (figures.compiles_total, figures.compile_failures_total) == (asked - 1, 0)
 
 
 def test_what_cannot_be_traced_runs_eager_from_then_on(
