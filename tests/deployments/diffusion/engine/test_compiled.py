@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.exc import SpeculationRestartAnalysis, Unsupported
+from torch._dynamo.exc import TensorifyScalarRestartAnalysis, Unsupported
 
 from configs.app import WarmSize
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models import compiler as compiler_module
 from deployments.diffusion.engine.models.compiler import inductor
 from tests.conftest import demo_loras, model_args
-from tests.deployments.diffusion.engine.compiling import compiled_engine, traced
+from tests.deployments.diffusion.engine.compiling import TORCHS_OWN, compiled_engine, traced
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import image_job, styles
 from tests.deployments.diffusion.engine.oracle import assert_same
@@ -129,7 +129,7 @@ def test_another_look_at_the_code_is_no_failure(demo_models: Path) -> None:
         nonlocal asked
         asked += 1
         if asked == 1:
-            raise SpeculationRestartAnalysis(restart_reason="the first look")
+            raise TensorifyScalarRestartAnalysis
         return traced(graph, inputs)
 
     with compiled_engine(model_args(demo_models, "sd15"), {}, asking) as engine:
@@ -178,6 +178,7 @@ def test_more_kinds_than_are_kept_run_eager_and_are_counted(
 
 @pytest.mark.deep
 @pytest.mark.timeout(3600)
+@pytest.mark.filterwarnings(TORCHS_OWN)
 def test_every_task_by_inductor(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
