@@ -13,6 +13,7 @@ from configs.families import FamilyName
 from deployments.contracts.figures import EngineFigures
 from deployments.contracts.jobs import ImageJob, Latents, LoraWeight
 from tests.conftest import demo_loras, model_args
+from tests.deployments.diffusion.engine.compiling import TORCHS_OWN
 from tests.deployments.diffusion.engine.harness import image_job, styles
 from tests.deployments.diffusion.engine.oracle import distance
 from tests.deployments.diffusion.engine.pipelines import Pipelines, Place, Tape
@@ -129,6 +130,7 @@ def test_every_task(
 
 
 @pytest.mark.timeout(900)  # it compiles
+@pytest.mark.filterwarnings(TORCHS_OWN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("family", ADAPTERS)
 def test_every_task_by_compiled_blocks(
@@ -146,6 +148,7 @@ def test_every_task_by_compiled_blocks(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings(TORCHS_OWN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("family", ADAPTERS)
 def test_every_task_where_plain_rows_are_replayed_as_graphs(

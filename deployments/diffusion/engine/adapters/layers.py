@@ -73,14 +73,14 @@ class AdaptedLinear(nn.Linear):
 
     adapters: Adapters | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As `nn.Linear`; rows stand in the first dimension of `x`."""
+    def forward(self, input: Tensor) -> Tensor:
+        """As `nn.Linear`; rows stand in the first dimension."""
         adapters = self.adapters
-        y = F.linear(x, self.weight, self.bias)
+        y = F.linear(input, self.weight, self.bias)
         if adapters is None:
             return y
         ranks, width = adapters.up.shape
-        inner = adapters.table.last[x.ndim].weigh(F.linear(x, adapters.down))
+        inner = adapters.table.last[input.ndim].weigh(F.linear(input, adapters.down))
         y.view(-1, width).addmm_(inner.view(-1, ranks), adapters.up)
         return y
 
@@ -90,15 +90,15 @@ class AdaptedConv2d(nn.Conv2d):
 
     adapters: Adapters | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """As `nn.Conv2d`."""
         adapters = self.adapters
-        y = super().forward(x)
+        y = super().forward(input)
         if adapters is None:
             return y
         weights = adapters.table.channels
         assert weights is not None
-        inner = F.conv2d(x, adapters.down, None, self.stride, self.padding, self.dilation)
+        inner = F.conv2d(input, adapters.down, None, self.stride, self.padding, self.dilation)
         return y.add_(F.conv2d(weights.weigh(inner), adapters.up))
 
 

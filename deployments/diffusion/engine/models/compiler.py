@@ -21,8 +21,8 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, RestartAnalysis, TorchDyn
 Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., object]]
 
 CACHE = Path("~/.cache/tcd/inductor")
-# Of one process. sd15 has three widths; times two each for rows, adapters and pictures, and its
-# ControlNets' blocks: 36.
+# Of one process. sd15 has three widths, times two each for rows, adapters and pictures, and two
+# more for its ControlNets' blocks: 30.
 MOST_KINDS = 64
 log = logging.getLogger("tcd.engine")
 

@@ -43,19 +43,20 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, call: Callable[[], Tensor]) -> Captured:
-        """Runs a call, then captures it."""
+        """Runs a call, then captures it. Whatever happens, the current stream is the same after."""
         current = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            for _ in range(CALLS_BEFORE):
-                call()
-        current.wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
-        # Of this thread alone: others may allocate and launch meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            output = call()
+        with torch.cuda.stream(current):
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                for _ in range(CALLS_BEFORE):
+                    call()
+            current.wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            # Of this thread alone: others may allocate and launch meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                output = call()
         return Captured(graph.replay, output)
 
 

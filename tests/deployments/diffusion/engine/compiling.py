@@ -13,6 +13,9 @@ from deployments.diffusion.engine.models import components
 from deployments.diffusion.engine.models.compiler import Backend
 from deployments.diffusion.engine.models.components import load
 
+# Inductor's, when it is imported, of torch's own code: the images come out right with it, and any
+# other warning would be counted as a compilation that failed.
+TORCHS_OWN = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 ROOMY = Limits(max_batch=64, max_running=64, max_step_ms=float("inf"))
 
 
