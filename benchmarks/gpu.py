@@ -26,7 +26,7 @@ from benchmarks.device.record import Record
 from benchmarks.device.timetable import Section
 from benchmarks.device.timing import FULL, QUICK, DeviceMemory
 from benchmarks.report import machine
-from configs.app import Dtype, ModelArgs
+from configs.app import CompileMode, Dtype
 from configs.families import FamilyName
 
 FAMILIES: tuple[FamilyName, ...] = ("sdxl", "sd15")
@@ -79,7 +79,7 @@ def sections(lab: Lab, families: tuple[FamilyName, ...]) -> Iterator[Section]:
 
 
 def _sections(lab: Lab, family: FamilyName, scale: float) -> Iterator[Section]:
-    off, *modes = compile_modes()
+    off, *modes = compile_modes(lab.device)
     for name, title, seconds, rows in (
         ("unet", "the bare UNet", 20, partial(unet.bare, lab, family)),
         ("vae", "decoding", 30, partial(vae.decoding, lab, family)),
@@ -95,15 +95,16 @@ def _sections(lab: Lab, family: FamilyName, scale: float) -> Iterator[Section]:
         yield Section(name, f"{family}: {title}", seconds * scale, rows)
     for mode in modes:
         for name, title, seconds, rows in (
-            ("steps", "steps of the engine", 50, partial(unet.steps, lab, family, mode)),
+            ("ready", "until it is ready", 90, partial(setup.ready, lab, family, mode)),
+            ("steps", "steps of the engine", 25, partial(unet.steps, lab, family, mode)),
             ("images", "whole images", 20, partial(images.images, lab, family, mode)),
         ):
             yield Section(name, f"{family}: {title}, compile {mode}", seconds * scale, rows)
 
 
-def compile_modes() -> tuple[str, ...]:
-    """What a model's `compile` may be."""
-    return ("off", "blocks", "graphs") if "compile" in ModelArgs.model_fields else ("off",)
+def compile_modes(device: torch.device) -> tuple[CompileMode, ...]:
+    """What a model's `compile` may be there."""
+    return ("off", "blocks", "graphs") if device.type == "cuda" else ("off", "blocks")
 
 
 def roomy_place() -> Path | None:

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from configs.families import FamilyName
+from configs.families import FAMILIES, FamilyName
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#]+)$")]
@@ -56,8 +56,8 @@ class Limits(Frozen):
             8 share a call only where that is measured to do more a second.
         max_step_ms: milliseconds that one UNet call may last, by those that were timed: fewer rows
             share it where they are large. Who comes anew waits for at most one call, and on a
-            GPU for the two that are launched ahead. The first calls of a size, a single row and a
-            video may take longer. `.inf`: as long as they like.
+            GPU for the two that are launched ahead. The first calls of a size, a single row and
+            the frames of a video may take longer. `.inf`: as long as they like.
         max_running: rows that hold device memory (latents and embeddings) at once: two full
             batches, so that one is made ready while the other runs. Beside a caller who has them
             all, others get their share, up to twice as many in all.
@@ -88,6 +88,13 @@ class Limits(Frozen):
     prompt_cache_mb: int = Field(256, ge=0)
     aging_steps: int = Field(16, ge=1)
     hang_s: float = Field(300.0, ge=1)
+
+    def allow(self, width: int, height: int) -> bool:
+        """Whether an image may be so large. That sides are multiples of 8 is for others to see."""
+        least, most = sorted((width, height))
+        return (
+            self.min_side <= least and most <= self.max_side and width * height <= self.max_pixels
+        )
 
     @model_validator(mode="after")
     def _sides_in_order(self) -> "Limits":
@@ -123,6 +130,23 @@ class VaeArgs(Frozen):
     dtype: Dtype | None = None
 
 
+CompileMode = Literal["off", "blocks", "graphs"]
+
+
+class WarmSize(Frozen):
+    """A size that is drawn before a replica is ready.
+
+    Attributes:
+        width, height: pixels.
+        rows: with `compile: graphs`, most UNet rows of a call for which there is a graph; as many
+            as `limits.max_batch` allows is what makes sense.
+    """
+
+    width: int = Field(ge=8, multiple_of=8)
+    height: int = Field(ge=8, multiple_of=8)
+    rows: int = Field(8, ge=1, le=64)
+
+
 class ModelArgs(Frozen):
     """`args` of one `model-<name>` application: what cannot change without a restart.
 
@@ -138,6 +162,15 @@ class ModelArgs(Frozen):
             partial images at a fraction of the VAE's cost; `None`: the VAE decodes them.
         variant: which weights of a diffusers folder, as in `from_pretrained` ("fp16").
         device: a torch device; "auto" takes the GPU that Ray assigned, else the CPU.
+        compile: "off"; "blocks": the repeated blocks of UNet and ControlNets are compiled by
+            inductor, for any size and mix of adapters, each kind of call when it first comes;
+            "graphs": the same, and on a CUDA device calls of a `warmup` size, up to its `rows`,
+            are replayed as CUDA graphs where no row has adapters, controls or pictures to
+            resemble. What cannot be compiled or captured runs as without, and says so in the log
+            and the figures. Videos are not compiled.
+        warmup: sizes that are drawn before a replica is ready, so that no request waits for what
+            is compiled, captured or tuned at first use. `None`: the default size of requests
+            where something is compiled, else none.
     """
 
     name: ModelName
@@ -154,6 +187,32 @@ class ModelArgs(Frozen):
     variant: str | None = None
     device: Device = "auto"
     defaults: Defaults = Defaults()
+    compile: CompileMode = "off"
+    warmup: tuple[WarmSize, ...] | None = None
+
+    @model_validator(mode="after")
+    def _graphs_have_a_device(self) -> "ModelArgs":
+        if self.compile == "graphs" and self.device.partition(":")[0] not in ("auto", "cuda"):
+            raise ValueError(f"compile: graphs needs a CUDA device; device is {self.device}")
+        return self
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Width and height of a request that names none."""
+        side = FAMILIES[self.family].default_size
+        return self.defaults.width or side, self.defaults.height or side
+
+    @property
+    def warm_sizes(self) -> tuple[WarmSize, ...]:
+        """The sizes of `warmup`, or what it is where it is left out."""
+        if self.warmup is not None:
+            return self.warmup
+        width, height = self.default_size
+        return () if self.compile == "off" else (WarmSize(width=width, height=height),)
+
+    def never_asked_for(self, limits: Limits) -> tuple[WarmSize, ...]:
+        """Sizes of `warmup` that these limits allow no request."""
+        return tuple(s for s in self.warmup or () if not limits.allow(s.width, s.height))
 
 
 class ModelUserConfig(Frozen):

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
 from configs.app import Limits, ModelArgs, ModelUserConfig, ServiceArgs
-from configs.families import FAMILIES
 from configs.sources import PROJECT_ROOT
 from graphs.limits import GRACE_S, HEALTH_CHECK_TIMEOUT_S, LASTING
 from graphs.model import DIFFUSION
@@ -130,10 +129,9 @@ def _read(application: ServeApplicationSchema) -> _Model | None:
 
 def _model(model: _Model) -> Iterator[str]:
     """A model's defaults beside its limits."""
-    limits, defaults = model.limits, model.args.defaults
+    limits = model.limits
     at_limits = f"{model.place}.{DIFFUSION.name}.user_config.limits"
-    side = FAMILIES[model.args.family].default_size
-    width, height = defaults.width or side, defaults.height or side
+    width, height = model.args.default_size
     for name, pixels in (("width", width), ("height", height)):
         if not limits.min_side <= pixels <= limits.max_side:
             yield (
@@ -145,6 +143,8 @@ def _model(model: _Model) -> Iterator[str]:
             f"{at_limits}.max_pixels: {limits.max_pixels} is below the "
             f"{width}x{height} of a request that names no size"
         )
+    for size in model.args.never_asked_for(limits):
+        yield f"{model.place}.args.warmup: {size.width}x{size.height} is not within {at_limits}"
     if model.config.motion_loras and model.args.motion_adapter is None:
         yield (
             f"{model.place}.{DIFFUSION.name}.user_config.motion_loras: the model makes no videos: "

@@ -10,6 +10,7 @@ from benchmarks.device.crowd import Crowd
 from benchmarks.device.lab import BATCH, Lab
 from benchmarks.device.record import Row, number
 from benchmarks.device.timetable import Rows
+from configs.app import CompileMode
 from configs.families import FamilyName
 from deployments.contracts.jobs import ImageJob
 
@@ -56,7 +57,7 @@ class ImageRow(Row):
         )
 
 
-def images(lab: Lab, family: FamilyName, mode: str) -> Rows:
+def images(lab: Lab, family: FamilyName, mode: CompileMode) -> Rows:
     """One image after the other, then many at once."""
     engine = lab.engine(family, mode)
 

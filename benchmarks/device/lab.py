@@ -9,7 +9,7 @@ import torch
 from benchmarks.device.timing import Effort, Stopwatch
 from benchmarks.full_size import write_adapter, write_full_size
 from benchmarks.published import Geometry, geometry
-from configs.app import Dtype, Limits, ModelArgs, ModelUserConfig
+from configs.app import CompileMode, Dtype, Limits, ModelArgs, ModelUserConfig
 from configs.families import FamilyName
 from deployments.contracts.jobs import ImageJob, LoraWeight
 from deployments.diffusion.engine.engine import Engine
@@ -52,7 +52,7 @@ class Lab:
         self._folder = folder
         self.tiny = tiny
         self._jobs = 0
-        self._loaded: tuple[FamilyName, str, Engine] | None = None
+        self._loaded: tuple[FamilyName, CompileMode, Engine] | None = None
 
     def geometry(self, family: FamilyName) -> Geometry:
         """The shapes of a model."""
@@ -90,12 +90,14 @@ class Lab:
         """Names of the adapters that nobody asks for before they are measured."""
         return tuple(f"cold-{i}" for i in range(self.effort.cold_adapters))
 
-    def engine(self, family: FamilyName, mode: str = "off") -> Engine:
+    def engine(self, family: FamilyName, mode: CompileMode = "off") -> Engine:
         """An engine on a model: the one that runs, or a new one in its place."""
         if self._loaded is not None:
             if self._loaded[:2] == (family, mode):
                 return self._loaded[2]
             self.close()
+        side = self.geometry(family).side
+        size = {"width": side, "height": side, "rows": BATCH}
         args = {
             "name": family,
             "family": family,
@@ -103,9 +105,9 @@ class Lab:
             "tcd_lora": None,
             "dtype": self._dtype_name,
             "device": str(self.device),
+            "compile": mode,
+            "warmup": [] if mode == "off" else [size],
         }
-        if mode != "off":
-            args["compile"] = mode
         limits = Limits(max_batch=BATCH, max_pending=256, lora_budget_mb=2**15)
         config = ModelUserConfig(loras=self._adapter_files(family), limits=limits)
         engine = Engine(load(ModelArgs.model_validate(args)), config, family)
@@ -139,6 +141,7 @@ class Lab:
         if self._loaded is not None:
             self._loaded[2].stop()
             self._loaded = None
+            torch._dynamo.reset()  # what it may compile is counted by the process
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

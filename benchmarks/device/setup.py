@@ -8,6 +8,7 @@ from typing import ClassVar
 from benchmarks.device.lab import Lab
 from benchmarks.device.record import GIB, Row, number
 from benchmarks.device.timetable import Rows
+from configs.app import CompileMode
 from configs.families import FamilyName
 
 
@@ -36,6 +37,17 @@ def setup(lab: Lab, family: FamilyName) -> Rows:
     started = perf_counter()
     lab.engine(family)
     yield SetupRow(family, "loaded into an engine", perf_counter() - started, _gib(model))
+
+
+def ready(lab: Lab, family: FamilyName, mode: CompileMode) -> Rows:
+    """Loads a model, compiles it and warms it up, then again with what was kept on disk."""
+    for what in ("first", "again"):
+        lab.close()
+        started = perf_counter()
+        counted = lab.engine(family, mode).figures()
+        told = f"ready, compile {mode}, {what}: level {counted.compiled}, "
+        told += f"{counted.compiles_total} kinds, {counted.compile_failures_total} failures"
+        yield SetupRow(family, told, perf_counter() - started, _gib([]))
 
 
 def _gib(files: list[Path]) -> float:

@@ -14,6 +14,7 @@ from benchmarks.device.record import Row, number, rate
 from benchmarks.device.steady import WARM_UP_STEPS, steady
 from benchmarks.device.timetable import Rows
 from benchmarks.full_size import random_model
+from configs.app import CompileMode
 from configs.families import FamilyName
 
 LAYOUTS = {"": torch.contiguous_format, ", channels-last": torch.channels_last}
@@ -77,7 +78,7 @@ def compiled(lab: Lab, family: FamilyName) -> Rows:
         yield _row(lab, family, "bare, blocks compiled", batch, seconds)
 
 
-def steps(lab: Lab, family: FamilyName, mode: str) -> Rows:
+def steps(lab: Lab, family: FamilyName, mode: CompileMode) -> Rows:
     """Steps of the engine while all rows of a batch run."""
     engine = lab.engine(family, mode)
     for batch in lab.effort.batches if mode == "off" else lab.effort.compiled:

@@ -20,6 +20,10 @@ ENGINE_HELP = {
     "lora_loads_total": "style adapters loaded",
     "lora_evictions_total": "style adapters evicted",
     "batch_limit": "rows that memory allows a UNet call now",
+    "compiled": "0: nothing; 1: the blocks run compiled; 2: and CUDA graphs are replayed",
+    "compiles_total": "kinds of calls for which a block was compiled",
+    "compile_failures_total": "compilations and captures that failed: such calls run as without",
+    "graph_steps_total": "UNet calls that replayed a CUDA graph",
     "config_error": "1 while the newest user_config is refused and the last good one is in force",
 }
 
@@ -65,6 +69,10 @@ class EngineFigures:
     lora_loads_total: int = 0
     lora_evictions_total: int = 0
     batch_limit: int = 0
+    compiled: int = 0
+    compiles_total: int = 0
+    compile_failures_total: int = 0
+    graph_steps_total: int = 0
     config_error: int = 0
     callers: tuple[CallerFigures, ...] = ()
 

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from ray import serve
 
 from configs.app import ModelArgs, ModelUserConfig
-from configs.families import FAMILIES
 from deployments.contracts.cards import CardDefaults, CardLimits, ModelCard
 from deployments.contracts.errors import EngineFault, TcdError
 from deployments.contracts.figures import EngineFigures
@@ -67,6 +66,9 @@ class Diffusion:
             self._config_error = "; ".join(faults)
             log.error("the new user_config is refused, the last stays: %s", self._config_error)
             return
+        if not self._serving and (unused := self._args.never_asked_for(self._config.limits)):
+            size = unused[0]
+            raise ValueError(f"warmup: {size.width}x{size.height} is not within the limits")
         self._config_error = None
         self._engine.reconfigure(self._config)
 
@@ -120,8 +122,7 @@ class Diffusion:
     async def describe(self) -> ModelCard:
         """This model's entry in the catalogue."""
         args, config = self._args, self._config
-        side = FAMILIES[args.family].default_size
-        defaults = args.defaults
+        defaults, (width, height) = args.defaults, args.default_size
         adapter, loaded = args.ip_adapter, self._engine.components.ip_adapter
         tokens = self._engine.components.max_prompt_tokens
         return ModelCard(
@@ -140,8 +141,8 @@ class Diffusion:
             image_encoder=None if adapter is None else adapter.image_encoder,
             image_encoder_hidden=loaded is not None and loaded.reads.hidden,
             defaults=CardDefaults(
-                width=defaults.width or side,
-                height=defaults.height or side,
+                width=width,
+                height=height,
                 num_inference_steps=defaults.num_inference_steps,
                 eta=defaults.eta,
                 guidance_scale=defaults.guidance_scale,

@@ -166,3 +166,37 @@ def test_more_than_any_request_may_have_counts_as_that() -> None:
 def test_protected_pages_need_keys_that_name_an_admin() -> None:
     with pytest.raises(ValidationError, match="which only keys can name"):
         ServiceArgs(protect=("metrics",), api_keys_env="SOME_KEYS")
+
+
+def test_what_is_warm_by_default() -> None:
+    def sizes(**args: object) -> list[tuple[int, int, int]]:
+        model = ModelArgs.model_validate({**MODEL, **args})
+        return [(size.width, size.height, size.rows) for size in model.warm_sizes]
+
+    assert sizes() == []
+    assert sizes(compile="blocks") == [(512, 512, 8)]
+    assert sizes(compile="blocks", family="sdxl", defaults={"height": 64}) == [(1024, 64, 8)]
+    assert sizes(compile="graphs", warmup=[]) == []
+    assert sizes(warmup=[{"width": 64, "height": 72, "rows": 16}]) == [(64, 72, 16)]
+
+
+@pytest.mark.parametrize("size", [{"width": 65, "height": 64}, {"width": 64}, {"rows": 0}, "64x64"])
+def test_a_warm_size_is_one(size: object) -> None:
+    with pytest.raises(ValidationError, match="warmup"):
+        ModelArgs.model_validate({**MODEL, "warmup": [size]})
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "xpu:1"])
+def test_graphs_are_refused_where_there_can_be_none(device: str) -> None:
+    assert ModelArgs.model_validate({**MODEL, "compile": "graphs", "device": "cuda:1"})
+    with pytest.raises(ValidationError, match=f"graphs needs a CUDA device; device is {device}"):
+        ModelArgs.model_validate({**MODEL, "compile": "graphs", "device": device})
+
+
+def test_a_warm_size_that_nobody_may_ask_for_is_found() -> None:
+    sizes = [{"width": w, "height": h} for w, h in ((64, 64), (512, 256), (56, 64), (64, 520))]
+    args = ModelArgs.model_validate({**MODEL, "warmup": sizes})
+    limits = Limits(min_side=64, max_side=512, max_pixels=512 * 255)
+    outside = [(size.width, size.height) for size in args.never_asked_for(limits)]
+    assert outside == [(512, 256), (56, 64), (64, 520)]
+    assert args.model_copy(update={"warmup": None}).never_asked_for(limits) == ()

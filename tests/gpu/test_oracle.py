@@ -8,16 +8,20 @@ import pytest
 import torch
 from diffusers import AnimateDiffPipeline, MotionAdapter, TCDScheduler
 
-from configs.app import ModelArgs, VaeArgs
+from configs.app import CompileMode, ModelArgs, VaeArgs, WarmSize
 from configs.families import FamilyName
+from deployments.contracts.figures import EngineFigures
 from deployments.contracts.jobs import ImageJob, Latents, LoraWeight
 from tests.conftest import demo_loras, model_args
+from tests.deployments.diffusion.engine.compiling import TORCHS_OWN
 from tests.deployments.diffusion.engine.harness import image_job, styles
 from tests.deployments.diffusion.engine.oracle import distance
 from tests.deployments.diffusion.engine.pipelines import Pipelines, Place, Tape
 from tests.deployments.diffusion.engine.tasks import (
     ADAPTERS,
+    HEIGHT,
     PLUS_ADAPTERS,
+    WIDTH,
     Checkpoint,
     Net,
     Task,
@@ -78,10 +82,14 @@ def judge(
     tasks: list[Task],
     engine_on: EngineOn,
     pipelines_of: PipelinesOf,
-) -> None:
-    """All tasks in one batch, then each alone."""
+    *,
+    how_called: CompileMode = "off",
+) -> EngineFigures:
+    """All tasks in one batch, then each alone. Returns what the engine counted."""
     loras = demo_loras(checkpoint.models, checkpoint.family)
-    engine = engine_on(args_of(checkpoint, dtype), dtype, loras=loras)
+    sizes = () if how_called == "off" else (WarmSize(width=WIDTH, height=HEIGHT),)
+    args = args_of(checkpoint, dtype).model_copy(update={"compile": how_called, "warmup": sizes})
+    engine = engine_on(args, dtype, loras=loras)
     together = make_together(engine, tasks)
     alone = {key: image for one in tasks for key, image in make_all(engine, [one]).items()}
     here = pipelines_of(checkpoint, torch.float32)
@@ -89,7 +97,7 @@ def judge(
         on_the_cpu = Pipelines(checkpoint, Place(torch.device("cpu"), torch.float32))
         assert_equal(alone, tasks, here, on_the_cpu)
         assert_equal(together, tasks, here, on_the_cpu)
-        return
+        return engine.figures()
     half = pipelines_of(checkpoint, dtype)
     judged: dict[str, list[Errors]] = {"alone": [], "together": []}
     for one in tasks:
@@ -102,6 +110,7 @@ def judge(
     for how, results in judged.items():
         print(f"{checkpoint.folder}, {dtype}, {how}")
         assert_as_good(results)
+    return engine.figures()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +127,48 @@ def test_every_task(
 ) -> None:
     checkpoint = Checkpoint(demo_models, family, family, ADAPTERS.get(family))
     judge(checkpoint, dtype, mixed(checkpoint), engine_on, pipelines_of)
+
+
+@pytest.mark.timeout(900)  # it compiles
+@pytest.mark.filterwarnings(TORCHS_OWN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("family", ADAPTERS)
+def test_every_task_by_compiled_blocks(
+    family: FamilyName,
+    dtype: torch.dtype,
+    demo_models: Path,
+    engine_on: EngineOn,
+    pipelines_of: PipelinesOf,
+) -> None:
+    checkpoint = Checkpoint(demo_models, family, family, ADAPTERS[family])
+    counted = judge(
+        checkpoint, dtype, mixed(checkpoint), engine_on, pipelines_of, how_called="blocks"
+    )
+    assert (counted.compiled, counted.compile_failures_total) == (1, 0)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings(TORCHS_OWN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("family", ADAPTERS)
+def test_every_task_where_plain_rows_are_replayed_as_graphs(
+    family: FamilyName,
+    dtype: torch.dtype,
+    cuda: torch.device,
+    demo_models: Path,
+    engine_on: EngineOn,
+    pipelines_of: PipelinesOf,
+) -> None:
+    checkpoint = Checkpoint(demo_models, family, family, ADAPTERS[family])
+    plain = [
+        task("one", seeds=(1,), num_inference_steps=6),
+        task("guided", seeds=(2, 3), guidance_scale=3.0),
+        task("seven", seeds=tuple(range(4, 11))),
+    ]
+    counted = judge(checkpoint, dtype, plain, engine_on, pipelines_of, how_called="graphs")
+    assert (counted.compiled, counted.compile_failures_total) == (2, 0)
+    assert counted.graph_steps_total > 0
+    judge(checkpoint, dtype, mixed(checkpoint), engine_on, pipelines_of, how_called="graphs")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

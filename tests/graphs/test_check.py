@@ -201,6 +201,14 @@ def limits(**changed: int) -> Edit:
             "model-sd15.Diffusion.user_config.limits.max_pixels: 4000 is below the 64x64",
         ),
         (
+            lambda c: model(c)["args"].update(warmup=[{"width": 64, "height": 1024}]),
+            "model-sd15.args.warmup: 64x1024 is not within model-sd15.Diffusion.user_config.limits",
+        ),
+        (
+            lambda c: model(c)["args"].update(compile="graphs"),
+            "model-sd15.args: Value error, compile: graphs needs a CUDA device; device is cpu",
+        ),
+        (
             limits(max_pending=9),
             "model-sd15.Diffusion.user_config.limits.max_pending: 9 is below the service's max_im",
         ),

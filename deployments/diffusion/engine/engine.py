@@ -67,6 +67,7 @@ from deployments.diffusion.engine.steps.preparation import (
 )
 from deployments.diffusion.engine.steps.row import Row
 from deployments.diffusion.engine.steps.runner import Runner
+from deployments.diffusion.engine.steps.warm_up import WarmUp
 
 MIB = 2**20
 DECODER_PATIENCE_S = 30.0  # how long a row that found no memory waits for the decoder's
@@ -75,7 +76,8 @@ log = logging.getLogger("tcd.engine")
 
 
 class Engine:
-    """Continuous batching for one checkpoint on one device.
+    """Continuous batching for one checkpoint on one device. Making one takes as long as the
+    model's `warmup` does.
 
     Args:
         components: the loaded models; the engine is their only user from now on.
@@ -110,6 +112,8 @@ class Engine:
         self._pulse = Pulse()
         self._runner = Runner(components, self._pulse.beat)
         self._preparation = Preparation(components, limits.prompt_cache_mb * MIB)
+        WarmUp(components, self._preparation, self._runner).run()
+        self._pulse.rest()
         self._preparer = Preparer(self._preparation, self._inbox.put, self._break)
         self._decoder = Decoder(
             components.vae,
@@ -312,6 +316,7 @@ class Engine:
                 lora_bytes=shelf.resident_bytes,
                 lora_loads=shelf.loads,
                 lora_evictions=shelf.evictions,
+                compiling=self._runner.compiling,
             )
         )
 
@@ -381,7 +386,7 @@ class Engine:
             if outcome.measured is not None:
                 self._registry.measure_step(outcome.measured)
             for row in batch.rows:
-                if row.row_id not in failures:
+                if row.row_id not in failures and not row.half_taken:
                     self._report(row)
         else:
             log.warning(

@@ -6,18 +6,22 @@ which. That is two products a layer, however many adapters there are; a layer th
 adapters touch is the plain layer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deployments.diffusion.engine.adapters.layers import Adapted, Table, adapted, put_on
+from deployments.diffusion.engine.adapters.names import adaptable
 from deployments.diffusion.engine.adapters.reader import LowRank
 
 RowWeights = Mapping[str, float]  # weight by adapter key, of one row
+RANKS = 8  # of which those of uniform adapters are multiples
 SLACK = 2  # ranks multiplied for those in use, before the others are taken out
+
+_OnLayer = list[tuple[str, LowRank]]  # adapters by key
 
 # Which adapters stand one after the other on a layer, and the rank of each.
 Ranks = tuple[tuple[str, int], ...]
@@ -50,43 +54,6 @@ class _Part(NamedTuple):
     arrival: Arrival | None
 
 
-@dataclass
-class _Table:
-    """The weights of the current call for layers with the same ranks.
-
-    Attributes:
-        weights: (rows, ranks), or (1, ranks) where all rows weigh alike.
-        unused: where `weights` is 0, if it is anywhere: there a row gets exactly nothing, even
-            from an adapter whose numbers overflow (0 x inf would be NaN).
-    """
-
-    weights: Tensor | None = None
-    unused: Tensor | None = None
-    _views: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-
-    def set(self, weights: Tensor, unused: Tensor | None) -> None:
-        """Takes the table of the next call."""
-        self.weights, self.unused = weights, unused
-        self._views.clear()
-
-    def weigh(self, inner: Tensor, channels: int) -> Tensor:
-        """Weighs activations between the two products, in place.
-
-        Args:
-            channels: the dimension of `inner` in which the ranks stand; rows stand in the first.
-        """
-        view = self._views.get(inner.ndim)
-        if view is None:
-            assert self.weights is not None
-            shape = [1] * inner.ndim
-            shape[0], shape[channels] = self.weights.shape
-            unused = None if self.unused is None else self.unused.view(shape)
-            view = self._views[inner.ndim] = self.weights.view(shape), unused
-        weights, unused = view
-        inner.mul_(weights)
-        return inner if unused is None else inner.masked_fill_(unused, 0)
-
-
 class Bank:
     """The adapters on one model.
 
@@ -94,22 +61,32 @@ class Bank:
     called by another, for adapters that no call under way uses.
 
     Args:
-        model: the live model; the `forward` of layers in use is replaced, and put back.
+        model: the live model; its layers become ones that adapters can act on.
         dtype: what it computes in.
+        compiled: its blocks that are compiled. So that they need not be compiled anew for every
+            mix, a block's layers have adapters all together or not at all, all with the same
+            ranks, `RANKS` and multiples of it; zeros fill up what is lacking.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self._modules = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d)
-        }
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, compiled: Collection[nn.Module] = ()
+    ) -> None:
+        self._layers = {name: adapted(layer) for name, layer in adaptable(model)}
+        self._uniform = bool(compiled)
+        names = {layer: name for name, layer in self._layers.items()}
+        blocks = ([names[m] for m in block.modules() if m in names] for block in compiled)
+        self._together = {name: block for block in blocks for name in block}
         self._dtype = dtype
         self._held: dict[str, _Part] = {}
         self._mixed: dict[str, _Part] = {}  # those whose ranks stand together now
         self._in_place: set[str] = set()  # layers that are not the plain ones
-        self._tables: dict[Ranks, _Table] = {}
+        self._tables: dict[Ranks, Table] = {}
         self._unused = False  # whether a row of the next call does without an adapter
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the next call multiplies any adapter."""
+        return bool(self._mixed)
 
     @property
     def keys(self) -> frozenset[str]:
@@ -125,6 +102,10 @@ class Bank:
         """Forgets an adapter. A model whose calls multiply it does so until the next `mix`."""
         self._held.pop(key, None)
 
+    def nothing(self) -> Mapping[str, LowRank]:
+        """An adapter on every layer that changes nothing: to try what adapters take."""
+        return {name: _filled_up(None, RANKS, layer) for name, layer in self._layers.items()}
+
     def mix(self, rows: Sequence[RowWeights]) -> list[list[float]]:
         """Has the adapters multiplied that these rows use, one mapping per row of the next call.
 
@@ -139,7 +120,7 @@ class Bank:
             self._remix({key: self._held[key] for key in sorted(used)})
         table = [[row.get(key, 0.0) for key in self._mixed] for row in rows]
         self._unused = any(0.0 in row for row in table)
-        alike = all(row == table[0] for row in table)
+        alike = all(row == table[0] for row in table) and not self._uniform
         return table[:1] if alike else table
 
     def weigh(self, table: Tensor) -> None:
@@ -151,12 +132,12 @@ class Bank:
         rows = len(table)
         for ranks, known in self._tables.items():
             weights = torch.cat([columns[key].expand(rows, rank) for key, rank in ranks], dim=1)
-            known.set(weights, weights == 0 if self._unused else None)
+            known.set(weights, weights == 0 if self._unused or self._uniform else None)
 
     def clear(self) -> None:
         """Makes every layer the plain one, and lets go of what was multiplied."""
         for name in self._in_place:
-            del self._modules[name].__dict__["forward"]
+            self._layers[name].adapters = None
         self._mixed, self._tables, self._in_place = {}, {}, set()
 
     def _covers(self, used: Sequence[str]) -> bool:
@@ -169,24 +150,56 @@ class Bank:
         for part in parts.values():
             if part.arrival is not None:
                 part.arrival.wait()
-        touched: dict[str, list[tuple[str, LowRank]]] = {}
-        for key, part in parts.items():
-            for name, layer in part.layers.items():
-                touched.setdefault(name, []).append((key, layer))
         self.clear()
         try:
-            for name, layers in touched.items():
+            for name, layers in self._uniform_layers(parts) if self._uniform else _touched(parts):
                 ranks = tuple((key, len(layer.down)) for key, layer in layers)
-                table = self._tables.setdefault(ranks, _Table())
-                module = self._modules[name]
+                table = self._tables.setdefault(ranks, Table())
                 joined = _joined([layer for _, layer in layers])
-                # Beside the class's own, which `del` brings back.
-                module.__dict__["forward"] = _with_adapters(module, joined, table)
+                put_on(self._layers[name], joined, table)
                 self._in_place.add(name)
         except BaseException:  # memory may run out, and the call will be made again
             self.clear()
             raise
         self._mixed = parts
+
+    def _uniform_layers(self, parts: Mapping[str, _Part]) -> Iterator[tuple[str, _OnLayer]]:
+        """The same for compiled blocks: ranks do not depend on the layer, only on the mix."""
+        ranks = {
+            key: -(-max(len(layer.down) for layer in part.layers.values()) // RANKS) * RANKS
+            for key, part in parts.items()
+        }
+        touched = {name for part in parts.values() for name in part.layers}
+        touched |= {other for name in touched for other in self._together.get(name, ())}
+        for name in sorted(touched):
+            layer = self._layers[name]
+            yield (
+                name,
+                [
+                    (key, _filled_up(part.layers.get(name), ranks[key], layer))
+                    for key, part in parts.items()
+                ],
+            )
+
+
+def _touched(parts: Mapping[str, _Part]) -> Iterable[tuple[str, _OnLayer]]:
+    """The layers that adapters act on, each with its adapters."""
+    touched: dict[str, _OnLayer] = {}
+    for key, part in parts.items():
+        for name, layer in part.layers.items():
+            touched.setdefault(name, []).append((key, layer))
+    return touched.items()
+
+
+def _filled_up(given: LowRank | None, ranks: int, layer: Adapted) -> LowRank:
+    """An adapter's matrices of a layer, copied, with zeros for the ranks that it lacks."""
+    weight = layer.weight
+    down = weight.new_zeros(ranks, *weight.shape[1:])
+    up = weight.new_zeros(ranks, len(weight))
+    if given is not None:
+        down[: len(given.down)] = given.down
+        up[: len(given.up)] = given.up
+    return LowRank(down, up)
 
 
 def _joined(layers: Sequence[LowRank]) -> LowRank:
@@ -196,41 +209,3 @@ def _joined(layers: Sequence[LowRank]) -> LowRank:
     return LowRank(
         torch.cat([layer.down for layer in layers]), torch.cat([layer.up for layer in layers])
     )
-
-
-def _with_adapters(
-    module: nn.Linear | nn.Conv2d, adapters: LowRank, table: _Table
-) -> Callable[[Tensor], Tensor]:
-    """A layer's forward with adapters."""
-    if isinstance(module, nn.Conv2d):
-        return _convolution(module, adapters.down, adapters.up, table)
-    return _linear(module, adapters.down, adapters.up, table)
-
-
-def _linear(
-    module: nn.Linear, down: Tensor, up: Tensor, table: _Table
-) -> Callable[[Tensor], Tensor]:
-    ranks, width = up.shape
-    weight, bias = module.weight, module.bias
-
-    def forward(x: Tensor) -> Tensor:
-        y = F.linear(x, weight, bias)
-        inner = table.weigh(F.linear(x, down), -1)
-        y.view(-1, width).addmm_(inner.view(-1, ranks), up)
-        return y
-
-    return forward
-
-
-def _convolution(
-    module: nn.Conv2d, down: Tensor, up: Tensor, table: _Table
-) -> Callable[[Tensor], Tensor]:
-    base = nn.Conv2d.forward
-    raised = up.t()[:, :, None, None].contiguous()
-    stride, padding, dilation = module.stride, module.padding, module.dilation
-
-    def forward(x: Tensor) -> Tensor:
-        inner = F.conv2d(x, down, None, stride, padding, dilation)
-        return base(module, x).add_(F.conv2d(table.weigh(inner, 1), raised))
-
-    return forward

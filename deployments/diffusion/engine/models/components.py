@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from configs.app import ModelArgs
+from configs.app import CompileMode, ModelArgs, WarmSize
 from configs.families import FAMILIES, Family
 from configs.sources import fetch
 from deployments.diffusion.engine.adapters.bank import Bank
@@ -22,6 +22,7 @@ from deployments.diffusion.engine.adapters.fuse import fuse
 from deployments.diffusion.engine.adapters.reader import LoraReader
 from deployments.diffusion.engine.models.attention import call_processors_directly
 from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS, read_checkpoint
+from deployments.diffusion.engine.models.compiler import Compiler, inductor
 from deployments.diffusion.engine.models.ip_adapter import IpAdapter
 from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae, read_preview_vae
@@ -45,6 +46,9 @@ class Components:
         motion_unet: the UNet with AnimateDiff's motion layers, a copy of its own.
         banks: style adapters by model name.
         lora_reader: reads style adapters for these models.
+        compile: how calls of the UNet are to be made (see `ModelArgs.compile`).
+        compiler: of its blocks; `None`: they run eager.
+        warm_sizes: what is drawn before requests come.
     """
 
     family: Family
@@ -62,6 +66,9 @@ class Components:
     motion_unet: UNetMotionModel | None
     banks: dict[str, Bank]
     lora_reader: LoraReader
+    compile: CompileMode
+    compiler: Compiler | None
+    warm_sizes: tuple[WarmSize, ...]
 
     @property
     def latent_channels(self) -> int:
@@ -101,11 +108,13 @@ def load(args: ModelArgs) -> Components:
 
     Raises `configs.sources.SourceError` if weights cannot be fetched, `LoraError` if the
     TCD-LoRA does not fit, `OSError` or `ValueError` from the libraries if other weights are not
-    what the family needs.
+    what the family needs, `ValueError` if graphs are asked for where there is no CUDA device.
     """
     disable_progress_bar()
     family = FAMILIES[args.family]
     device, dtype = _device(args.device), TORCH_DTYPES[args.dtype]
+    if args.compile == "graphs" and device.type != "cuda":
+        raise ValueError(f"compile: graphs needs a CUDA device; the model runs on {device}")
     base = read_checkpoint(args, family, dtype, device)
     usual_steps, most = args.defaults.num_inference_steps, base.schedule.max_steps
     if usual_steps > most:
@@ -134,6 +143,12 @@ def load(args: ModelArgs) -> Components:
     }
     for model in (*models.values(), *nets.values()):
         call_processors_directly(_settle(model, device))
+    compiler = None if args.compile == "off" else Compiler(inductor)
+    compiled: dict[str, list[nn.Module]] = {}
+    if compiler is not None:
+        compiled["unet"] = compiler.blocks(unet)
+        for net in nets.values():
+            compiler.blocks(net)
     vae = Vae(_settle(base.vae, device))
     preview_vae = vae
     if args.preview_vae is not None:
@@ -152,8 +167,11 @@ def load(args: ModelArgs) -> Components:
         controlnets=nets,
         ip_adapter=None if ip_adapter is None else ip_adapter.to(device),
         motion_unet=motion_unet,
-        banks={name: Bank(model, dtype) for name, model in models.items()},
+        banks={name: Bank(model, dtype, compiled.get(name, ())) for name, model in models.items()},
         lora_reader=LoraReader(models, dtype, pin=device.type == "cuda"),
+        compile=args.compile,
+        compiler=compiler,
+        warm_sizes=args.warm_sizes,
     )
 
 

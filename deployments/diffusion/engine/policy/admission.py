@@ -241,10 +241,7 @@ def _check_size(job: ImageJob, limits: Limits) -> None:
         f"{limits.max_side} pixels, and the area at most {limits.max_pixels} pixels"
     )
     sides = (job.width, job.height)
-    if (
-        any(s % LATENT_SCALE or not limits.min_side <= s <= limits.max_side for s in sides)
-        or job.width * job.height > limits.max_pixels
-    ):
+    if any(side % LATENT_SCALE for side in sides) or not limits.allow(*sides):
         raise InvalidRequest(f"size {job.width}x{job.height} is not allowed: {allowed}", "size")
 
 

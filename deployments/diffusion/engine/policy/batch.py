@@ -26,7 +26,8 @@ class BatchKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that take their next step in one UNet call; all of one key, each in its slot."""
+    """Rows that share one UNet call, for their next step or half of it; all of one key, each in its
+    slot."""
 
     key: BatchKey
     rows: tuple["Trajectory", ...]

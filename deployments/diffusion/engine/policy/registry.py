@@ -26,6 +26,7 @@ from deployments.contracts.jobs import (
 from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.account import Account, Accounts
 from deployments.diffusion.engine.policy.batch import Batch, Measured
+from deployments.diffusion.engine.policy.compiling import EAGER, Compiling
 from deployments.diffusion.engine.policy.estimate import (
     SMOOTHING,
     UNMEASURED_DECODE_S,
@@ -89,6 +90,7 @@ class Standing:
     lora_bytes: int = 0
     lora_loads: int = 0
     lora_evictions: int = 0
+    compiling: Compiling = EAGER
 
 
 class Registry:
@@ -220,7 +222,7 @@ class Registry:
         """A UNet call was made."""
         with self._lock:
             for row in batch.rows:
-                self._accounts.of(row.caller).work += row.step_pixels
+                self._accounts.of(row.caller).work += row.call_pixels
             figures = self._figures
             self._figures = replace(
                 figures,
@@ -261,6 +263,10 @@ class Registry:
                 lora_loads_total=standing.lora_loads,
                 lora_evictions_total=standing.lora_evictions,
                 batch_limit=standing.batch_limit,
+                compiled=standing.compiling.level,
+                compiles_total=standing.compiling.compiles,
+                compile_failures_total=standing.compiling.failures,
+                graph_steps_total=standing.compiling.replays,
             )
 
     def figures(self) -> EngineFigures:

@@ -227,7 +227,7 @@ class Scheduler:
                 self._leave(row, Status.FAILED)
                 left.append(row)
                 continue
-            row.cursor += 1
+            row.advance()
             if row.cursor == row.steps:
                 self._leave(row, Status.FINISHED)
                 left.append(row)
@@ -329,5 +329,4 @@ def _pixels_until_first(order: Sequence[Trajectory], at_once: int) -> int:
     if not order:
         return 0
     batch = [row for row in order if row.key == order[0].key][:at_once]
-    steps = min(row.steps - row.cursor for row in batch)
-    return steps * sum(row.unet_rows * row.key.pixels for row in batch)
+    return min(row.pending_calls for row in batch) * sum(row.call_pixels for row in batch)

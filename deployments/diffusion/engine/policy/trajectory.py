@@ -32,6 +32,7 @@ class Trajectory:
     Attributes:
         row_id: unique.
         cursor: steps taken so far.
+        half_taken: of a step that takes two calls the first was made.
         priority: higher goes first; waiting raises it (see `Scheduler`).
         deadline: on the clock of `time.monotonic`; `None`: never.
         caller: for whom it is made.
@@ -47,6 +48,7 @@ class Trajectory:
     deadline: float | None = None
     status: Status = Status.WAITING
     cursor: int = 0
+    half_taken: bool = False
     slot: int | None = None
     passed_over: int = 0
     work_before: int = 0
@@ -65,19 +67,27 @@ class Trajectory:
         return self.spec.steps
 
     @property
-    def unet_rows(self) -> int:
-        """Rows that it takes in a UNet call: one a frame, twice if guidance is in force."""
-        return (self.spec.frames or 1) * (2 if self.spec.guided else 1)
+    def calls_a_step(self) -> int:
+        """UNet calls that one of its steps takes: two of a video with guidance, whose rows without
+        the prompt have a call of their own, so that others wait half as long for each."""
+        return 2 if self.spec.guided and self.spec.frames is not None else 1
 
     @property
-    def step_pixels(self) -> int:
-        """The work of one step: latent pixels of its UNet rows."""
+    def unet_rows(self) -> int:
+        """Rows that it takes in a UNet call: one a frame, or twice one if guidance is in force."""
+        if self.spec.frames is not None:
+            return self.spec.frames
+        return 2 if self.spec.guided else 1
+
+    @property
+    def call_pixels(self) -> int:
+        """The work of one call: latent pixels of its UNet rows."""
         return self.unet_rows * self.key.pixels
 
     @property
     def work(self) -> int:
-        """All of its work: latent pixels of its UNet rows in all its steps."""
-        return self.steps * self.step_pixels
+        """All of its work: latent pixels of its UNet rows in all its calls."""
+        return self.steps * self.calls_a_step * self.call_pixels
 
     def level(self, aging_steps: int) -> int:
         """Its effective priority: one more whenever, for each step of its own, `aging_steps` steps
@@ -86,13 +96,23 @@ class Trajectory:
 
     @property
     def charge(self) -> float:
-        """What a step costs its caller: work by the caller's weight."""
-        return self.step_pixels / self.caller.weight
+        """What a call costs its caller: work by the caller's weight."""
+        return self.call_pixels / self.caller.weight
+
+    @property
+    def pending_calls(self) -> int:
+        """UNet calls that it still needs."""
+        return (self.steps - self.cursor) * self.calls_a_step - self.half_taken
 
     @property
     def pending_unet_rows(self) -> int:
         """UNet rows that it still needs."""
-        return (self.steps - self.cursor) * self.unet_rows
+        return self.pending_calls * self.unet_rows
+
+    def advance(self) -> None:
+        """A call was made: it has taken a step, or half of one."""
+        self.half_taken = self.calls_a_step == 2 and not self.half_taken
+        self.cursor += not self.half_taken
 
     @property
     def decode_pixels(self) -> int:

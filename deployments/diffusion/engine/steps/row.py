@@ -19,6 +19,8 @@ class Row:
     Attributes:
         latents: (C, h, w), of a video (C, frames, h, w): where it stands.
         x_0: the same: the final latents as the last step estimated them.
+        half: the same: of a video with guidance, what the UNet said to the prompt, until it has
+            been called without.
         uncond: what its unconditional twin attends to, where guidance is in force.
         maps: of the row's controls, in order, (3, height, width) in [0, 1].
         seen, seen_by_twin: (tokens, width) image tokens of the IP-Adapter.
@@ -42,6 +44,17 @@ class Row:
     generator: torch.Generator
     noise: list[Tensor | None]
     ready: torch.cuda.Event | None = None
+    half: Tensor | None = None
+
+    @property
+    def awaits_twin(self) -> bool:
+        """Whether its step takes another call after the next one, for its unconditional twin."""
+        return self.spec.frames is not None and self.uncond is not None and self.half is None
+
+    @property
+    def attended(self) -> PromptEmbeds:
+        """What it attends to in its next call."""
+        return self.cond if self.half is None or self.uncond is None else self.uncond
 
     def wait(self) -> None:
         """Lets the current stream go on when the row is there, and keeps its memory until that

@@ -30,11 +30,18 @@ from deployments.diffusion.engine.policy.batch import (
     Outcome,
     OutOfMemory,
 )
+from deployments.diffusion.engine.policy.compiling import EAGER, Compiling
 from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 from deployments.diffusion.engine.prompts.encoder import PromptEmbeds
 from deployments.diffusion.engine.steps.clock import InFlight, clock_of
-from deployments.diffusion.engine.steps.conditioning import ControlPlan, RowControl, UNetInput
+from deployments.diffusion.engine.steps.compiled import CudaCapture, Graphs
+from deployments.diffusion.engine.steps.conditioning import (
+    ControlPlan,
+    Residuals,
+    RowControl,
+    UNetInput,
+)
 from deployments.diffusion.engine.steps.row import Row
 from deployments.diffusion.engine.steps.staging import Numbers
 from deployments.diffusion.engine.steps.tcd import coefficients, tcd_step
@@ -52,11 +59,12 @@ class _Placed(NamedTuple):
 
 
 class _Stepped(NamedTuple):
-    """A row, and where a step takes it."""
+    """A row, and where a step takes it; `half`: what it has of a step that takes two calls."""
 
     row: Row
     latents: Tensor
     x_0: Tensor
+    half: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class _Call:
     Attributes:
         rows: those with guidance first.
         cursors: steps that each has taken.
-        guided: how many of them have guidance; their twins stand behind all rows.
+        guided: how many of them have twins in this call, which stand behind all rows. A video's is
+            called for afterwards.
         noise: of each row; `None` where its step draws none.
     """
 
@@ -94,6 +103,9 @@ class Runner:
 
     Args:
         beat: called before each UNet call: a batch that fails takes several.
+
+    Attributes:
+        graphs: of UNet calls, if the model is to have any.
     """
 
     def __init__(self, components: Components, beat: Callable[[], None] = lambda: None) -> None:
@@ -102,6 +114,21 @@ class Runner:
         self._plain_steps = components.schedule.steps(1, 0.0)
         self._rows: dict[int, Row] = {}
         self._in_flight: deque[InFlight] = deque()
+        self.graphs: Graphs | None = None
+        if components.compile == "graphs":
+            self.graphs = Graphs(self.call_unet, CudaCapture(components.device))
+
+    @property
+    def compiling(self) -> Compiling:
+        """What became of `ModelArgs.compile`."""
+        compiler, graphs = self._parts.compiler, self.graphs
+        told = EAGER
+        if compiler is not None:
+            told = Compiling(int(compiler.works), compiler.compiles, compiler.failures)
+        if graphs is None:
+            return told
+        level = 2 if graphs else told.level
+        return Compiling(level, told.compiles, told.failures + graphs.failures, graphs.replays)
 
     def adopt(self, slot: int, row: Row) -> None:
         """Gives a row its slot."""
@@ -109,7 +136,7 @@ class Runner:
         self._rows[slot] = row
 
     def run(self, batch: Batch) -> Outcome:
-        """Takes one step with every row of a batch; every row holds a slot.
+        """Takes one step with every row of a batch, or half of one; every row holds a slot.
 
         Raises what no row is to blame for; no row has taken the step then.
         """
@@ -130,10 +157,15 @@ class Runner:
                 raise stepped
         if isinstance(stepped, Exception):
             return OutOfMemory(str(stepped))
-        for row, latents, estimate in stepped:
-            row.latents, row.x_0 = latents, estimate
+        for row, latents, estimate, half in stepped:
+            row.latents, row.x_0, row.half = latents, estimate, half
         self._in_flight.append(InFlight(batch.key, batch.unet_rows, clock.stop()))
         return Advanced(failures, self._wait_for_older_steps())
+
+    def settle(self) -> None:
+        """Waits for the steps under way, and forgets how long they took."""
+        while self._in_flight:
+            self._in_flight.popleft().wait()
 
     def _placed(self, rows: Sequence[Trajectory]) -> list[_Placed]:
         return [_Placed(self._rows[r.slot], r.cursor) for r in rows if r.slot is not None]
@@ -192,7 +224,7 @@ class Runner:
         placed = sorted(rows_of_step, key=lambda one: one.row.uncond is None)
         rows, cursors = zip(*placed, strict=True)
         steps = [row.steps[cursor] for row, cursor in placed]
-        guided = sum(row.uncond is not None for row in rows)
+        guided = sum(row.uncond is not None for row in rows if row.spec.frames is None)
         twice = [*range(len(rows)), *range(guided)]
         specs = [rows[index].spec for index in twice]
         numbers = Numbers(self._parts.device)
@@ -203,7 +235,7 @@ class Runner:
             numbers=numbers,
             timesteps=numbers.put([steps[index].t for index in twice]),
             coefficients=numbers.put(coefficients(steps)),
-            guidance=numbers.put([spec.guidance_scale for spec in specs[:guided]]),
+            guidance=numbers.put([row.spec.guidance_scale for row in rows]),
             adapters=numbers.put(self._bank(specs).mix([dict(spec.loras) for spec in specs])),
             size_ids=numbers.put([_size_ids(spec) for spec in specs]),
             seen=self._image_prompts(rows, guided, numbers),
@@ -234,7 +266,11 @@ class Runner:
     def _step(self, call: _Call) -> Sequence[_Stepped]:
         """Where the step takes each row of the call."""
         latents = torch.stack([row.latents for row in call.rows])
-        output = self._guided(call, self._predict(call, latents))
+        output = self._predict(call, latents)
+        if call.rows[0].awaits_twin:
+            (row,) = call.rows
+            return [_Stepped(row, row.latents, row.x_0, output[0])]
+        output = self._guided(call, output)
         x_prev, x_0 = tcd_step(
             latents,
             output,
@@ -257,8 +293,8 @@ class Runner:
     def _predict(self, call: _Call, latents: Tensor) -> Tensor:
         """What the UNet says for each row of the call: (B, C, H / 8, W / 8)."""
         parts, numbers = self._parts, call.numbers
-        embeds = [row.cond for row in call.rows]
-        embeds += [row.uncond for row in call.rows if row.uncond is not None]
+        embeds = [row.attended for row in call.rows]
+        embeds += [row.uncond for row in call.rows[: call.guided] if row.uncond is not None]
         given = UNetInput(
             sample=torch.cat([latents, latents[: call.guided]]) if call.guided else latents,
             timesteps=numbers[call.timesteps],
@@ -269,14 +305,24 @@ class Runner:
         frames = call.rows[0].spec.frames
         if frames is not None:
             return self._predict_video(given, frames)
+        pictures = False
         if parts.ip_adapter is not None:
             counts, scales = (numbers[place] for place in call.seen)
             seen = [row.seen for row in call.rows]
             seen += [row.seen_by_twin for row in call.rows[: call.guided]]
             parts.ip_adapter.prompts.set_rows(seen, counts, scales)
+            pictures = parts.ip_adapter.prompts.seen is not None
         residuals = call.controls.residuals(given, numbers)
-        output: Tensor = parts.unet(
-            self._unet_sample(given.sample, call.with_twins),
+        given = replace(given, sample=self._unet_sample(given.sample, call.with_twins))
+        output: Tensor | None = None
+        if self.graphs is not None and not (pictures or residuals or parts.banks["unet"].in_use):
+            output = self.graphs.run(given)
+        return self.call_unet(given, residuals) if output is None else output
+
+    def call_unet(self, given: UNetInput, residuals: Residuals | None = None) -> Tensor:
+        """What the UNet says of `given`, with adapters and pictures as they are on it now."""
+        output: Tensor = self._parts.unet(
+            given.sample,
             given.timesteps,
             encoder_hidden_states=given.hidden,
             added_cond_kwargs=given.added,
@@ -287,7 +333,7 @@ class Runner:
         return output
 
     def _predict_video(self, given: UNetInput, frames: int) -> Tensor:
-        """What the motion UNet says: (1 or 2, C, frames, H / 8, W / 8)."""
+        """What the motion UNet says: (1, C, frames, H / 8, W / 8)."""
         motion_unet = self._parts.motion_unet
         assert motion_unet is not None
         output: Tensor = motion_unet(
@@ -300,11 +346,14 @@ class Runner:
 
     def _guided(self, call: _Call, output: Tensor) -> Tensor:
         """Guidance, where it is in force, in float32: of each row, no longer of its twin."""
+        scale = call.numbers[call.guidance].view(-1, *[1] * (output.ndim - 1))
+        half = call.rows[0].half
+        if half is not None:
+            return output + scale * (half - output)
         if not call.guided:
             return output
         cond, plain, uncond = output.split([call.guided, len(call.rows) - call.guided, call.guided])
-        scale = call.numbers[call.guidance].view(-1, *[1] * (output.ndim - 1))
-        return torch.cat([uncond + scale * (cond - uncond), plain])
+        return torch.cat([uncond + scale[: call.guided] * (cond - uncond), plain])
 
     def _unet_sample(self, sample: Tensor, rows: Sequence[Row]) -> Tensor:
         """The latents, with mask and masked picture beside them for a 9-channel UNet."""
@@ -354,6 +403,7 @@ def _plain(like: Row, steps: tuple[Step, ...]) -> Row:
         beside=None if like.beside is None else like.beside.new_zeros(5, *spec.latent_size),
         noise=[],
         ready=None,
+        half=None,
     )
 
 

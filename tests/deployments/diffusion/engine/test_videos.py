@@ -12,6 +12,8 @@ from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import FinishedImage, ImageJob, LoraWeight, Progress
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
+from deployments.diffusion.engine.policy.batch import Batch, Outcome
+from deployments.diffusion.engine.steps.runner import Runner
 from tests.conftest import demo_loras, model_args
 
 TOLERANCE = 1e-3
@@ -135,3 +137,28 @@ def test_what_videos_cannot_do(engine: Engine) -> None:
     still = ImageJob("m", "a", (0,), 64, 64, motion_loras=(LoraWeight("zoom-in"),))
     with pytest.raises(InvalidRequest, match="num_frames"):
         engine.generate(still)
+
+
+def test_a_guided_videos_step_is_two_calls_that_an_image_can_go_between(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is larger than the call of a video without guidance."""
+    called: list[int] = []
+    run = Runner.run
+
+    def seen(runner: Runner, batch: Batch) -> Outcome:
+        called.append(0 if batch.key.frames is None else batch.unet_rows)
+        if called.count(6) % 2 == 0:  # it is made ready during the next call, a first half
+            name = f"beside {len(called)}"
+            image = ImageJob(name, "a ball", (1,), 64, 64, num_inference_steps=1)
+            engine.submit(image, lambda _: None)
+        return run(runner, batch)
+
+    monkeypatch.setattr(Runner, "run", seen)
+    guided = video("g", guidance_scale=3.0, num_inference_steps=9, priority=-1)
+    steps = [event.step for event in engine.events(guided) if isinstance(event, Progress)]
+    assert steps == list(range(1, 10))
+    assert called.count(6) == 18
+    assert set(called) == {0, 6}
+    before_image = [called[:at].count(6) for at, rows in enumerate(called) if rows == 0]
+    assert any(calls % 2 for calls in before_image), "none went between two halves"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deployments.diffusion.engine.adapters import bank as bank_module
 from deployments.diffusion.engine.adapters.bank import Bank, RowWeights
+from deployments.diffusion.engine.adapters.layers import Adapted, Adapters
 from deployments.diffusion.engine.adapters.reader import LowRank
 
 Layers = Mapping[str, LowRank]
@@ -64,12 +65,21 @@ def model() -> Model:
     return Model().eval().requires_grad_(False)
 
 
+def holding(bank: Bank) -> Bank:
+    for key, layers in PARTS.items():
+        bank.hold(key, layers)
+    return bank
+
+
 @pytest.fixture
 def bank(model: Model) -> Bank:
-    made = Bank(model, torch.float32)
-    for key, layers in PARTS.items():
-        made.hold(key, layers)
-    return made
+    return holding(Bank(model, torch.float32))
+
+
+@pytest.fixture(params=["eager", "compiled"])
+def any_bank(model: Model, request: pytest.FixtureRequest) -> Bank:
+    """One whose model is eager, or one compiled block."""
+    return holding(Bank(model, torch.float32, [model] if request.param == "compiled" else ()))
 
 
 def run(model: Model, bank: Bank, rows: Sequence[RowWeights]) -> dict[str, Tensor]:
@@ -77,6 +87,15 @@ def run(model: Model, bank: Bank, rows: Sequence[RowWeights]) -> dict[str, Tenso
     with torch.inference_mode():
         outputs: dict[str, Tensor] = model(len(rows))
     return outputs
+
+
+def on_layers(model: Model) -> dict[str, Adapters]:
+    layers = {n: m for n, m in model.named_children() if isinstance(m, Adapted)}
+    return {name: layer.adapters for name, layer in layers.items() if layer.adapters is not None}
+
+
+def adapted_layers(model: Model) -> list[str]:
+    return list(on_layers(model))
 
 
 def by_hand(model: Model, rows: Sequence[RowWeights]) -> dict[str, Tensor]:
@@ -112,23 +131,23 @@ MIXES: dict[str, Sequence[RowWeights]] = {
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_every_row_gets_its_own_mix(mix: str, model: Model, bank: Bank) -> None:
+def test_every_row_gets_its_own_mix(mix: str, model: Model, any_bank: Bank) -> None:
     rows = MIXES[mix]
-    outputs = run(model, bank, rows)
+    outputs = run(model, any_bank, rows)
     for name, expected in by_hand(model, rows).items():
         assert_close(outputs[name], expected)
 
 
-def test_one_mix_after_the_other(model: Model, bank: Bank) -> None:
+def test_one_mix_after_the_other(model: Model, any_bank: Bank) -> None:
     for rows in [*MIXES.values(), *reversed(MIXES.values())]:
-        outputs = run(model, bank, rows)
+        outputs = run(model, any_bank, rows)
         for name, expected in by_hand(model, rows).items():
             assert_close(outputs[name], expected)
 
 
 def test_layers_that_nobody_adapts_are_the_plain_layers(model: Model, bank: Bank) -> None:
     def adapted() -> set[str]:
-        return {name for name, module in model.named_modules() if "forward" in vars(module)}
+        return set(adapted_layers(model))
 
     assert adapted() == set()
     run(model, bank, [{"attention": 1.0}])
@@ -139,15 +158,36 @@ def test_layers_that_nobody_adapts_are_the_plain_layers(model: Model, bank: Bank
     assert adapted() == set()
 
 
-def test_a_row_of_weight_zero_gets_exactly_nothing(model: Model, bank: Bank) -> None:
+def test_a_row_of_weight_zero_gets_exactly_nothing(model: Model, any_bank: Bank) -> None:
     """Not even from numbers that overflow: 0 x inf would be NaN."""
-    bank.hold("huge", {"attend": LowRank(torch.full((2, 6), 1e38), torch.full((2, 8), 1e38))})
-    outputs = run(model, bank, [{}, {"huge": 10.0}, {"attention": 1.0}])
+    any_bank.hold("huge", {"attend": LowRank(torch.full((2, 6), 1e38), torch.full((2, 8), 1e38))})
+    outputs = run(model, any_bank, [{}, {"huge": 10.0}, {"attention": 1.0}])
     assert not outputs["attend"][1].isfinite().any()
     for name, expected in by_hand(model, [{}, {}, {"attention": 1.0}]).items():
         assert_close(outputs[name][[0, 2]], expected[[0, 2]])
     plain = model.attend.weight
     assert torch.equal(outputs["attend"][0], F.linear(inputs(3)["attend"], plain)[0])
+
+
+def test_a_compiled_block_sees_the_same_for_every_mix(model: Model) -> None:
+    """Its layers have adapters together, with one table and as many ranks: others are compiled
+    anew."""
+    block = nn.Sequential(model.attend, model.conv)
+    bank = holding(Bank(model, torch.float32, [block]))
+    for rows, ranks in (
+        ([{"attention": 1.0}], 8),
+        ([{"odd": 1.0}, {}], 8),
+        ([{"everywhere": 1.0}, {"odd": 1.0}, {"attention": 1.0}], 24),
+    ):
+        run(model, bank, rows)
+        on = list(on_layers(model).values())
+        assert {"attend", "conv"} <= set(adapted_layers(model))
+        assert {len(one.down) for one in on} == {ranks}
+        assert len({id(one.table) for one in on}) == 1
+        assert tuple(on[0].table.last[2].used.shape) == (len(rows), ranks)
+        assert on[0].table.last[2].unused is not None
+    run(model, bank, [{}])
+    assert adapted_layers(model) == []
 
 
 def test_rows_that_weigh_alike_may_be_folded_into_one_dimension(model: Model, bank: Bank) -> None:
@@ -167,14 +207,14 @@ def test_rows_that_weigh_alike_may_be_folded_into_one_dimension(model: Model, ba
         assert_close(output[index], folded[index] @ weight.t())
 
 
-def test_an_adapter_that_was_replaced_is_multiplied_anew(model: Model, bank: Bank) -> None:
-    run(model, bank, [{"attention": 1.0}])
-    bank.drop("attention")
-    assert "attention" not in bank.keys
-    outputs = run(model, bank, [{"attention": 1.0}])
+def test_an_adapter_that_was_replaced_is_multiplied_anew(model: Model, any_bank: Bank) -> None:
+    run(model, any_bank, [{"attention": 1.0}])
+    any_bank.drop("attention")
+    assert "attention" not in any_bank.keys
+    outputs = run(model, any_bank, [{"attention": 1.0}])
     assert_close(outputs["attend"], by_hand(model, [{}])["attend"])
-    bank.hold("attention", PARTS["odd"])
-    outputs = run(model, bank, [{"attention": 1.0}])
+    any_bank.hold("attention", PARTS["odd"])
+    outputs = run(model, any_bank, [{"attention": 1.0}])
     assert_close(outputs["time"], by_hand(model, [{"odd": 1.0}])["time"])
 
 
@@ -204,7 +244,7 @@ def test_a_mix_that_found_no_memory_leaves_the_plain_model(
     monkeypatch.setattr(bank_module, "_joined", refuse)
     with pytest.raises(torch.OutOfMemoryError):
         bank.mix(rows)
-    assert not any("forward" in vars(module) for module in model.modules())
+    assert adapted_layers(model) == []
     monkeypatch.undo()
     for again in (rows, [{}, {}], rows):
         outputs = run(model, bank, again)

@@ -7,12 +7,12 @@ from threading import Event
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import GenerationFailed, InvalidRequest
 from deployments.diffusion.engine.adapters import shelf
 from deployments.diffusion.engine.adapters.files import LoraFile
+from deployments.diffusion.engine.adapters.layers import AdaptedLinear
 from deployments.diffusion.engine.adapters.reader import LoraWeights
 from tests.conftest import MakeEngine, demo_loras
 from tests.deployments.diffusion.engine.conftest import Oracles
@@ -305,4 +305,6 @@ def test_no_adapter_stays_on_a_text_encoder_after_its_prompts(make_engine: MakeE
     engine = make_engine()
     engine.generate(image_job(loras=styles(ink=1.0)))
     (encoder,) = engine.components.text_encoders
-    assert not any("forward" in vars(m) for m in encoder.modules() if isinstance(m, nn.Linear))
+    layers = [m for m in encoder.modules() if isinstance(m, AdaptedLinear)]
+    assert layers
+    assert all(layer.adapters is None for layer in layers)

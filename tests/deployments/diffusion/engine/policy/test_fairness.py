@@ -119,7 +119,7 @@ def test_a_flood_at_most_doubles_the_work_before_another_is_done(
         for _ in range(pause % 3):
             turn(scheduler)
         calls, pixels = cost(scheduler, [row(OTHER)], lambda: kept_full(scheduler, flood))
-        one_row = flood().step_pixels
+        one_row = flood().call_pixels
         assert calls <= 2 * alone_calls
         assert pixels <= 2 * alone + one_row
 
@@ -136,13 +136,13 @@ def test_a_job_of_ten_beside_a_flood_takes_twice_its_work(limits: Limits) -> Non
         turn(scheduler)
     ten = [row(OTHER) for _ in range(10)]
     _, pixels = cost(scheduler, ten, lambda: kept_full(scheduler, flood))
-    assert pixels <= 2 * alone + limits.max_batch * flood().step_pixels
+    assert pixels <= 2 * alone + limits.max_batch * flood().call_pixels
 
 
 def test_one_after_the_other_never_waits_for_two_calls_of_a_flood_of_large_images() -> None:
     """A caller whose images come one by one is idle between them, and is a newcomer each time."""
     scheduler = Scheduler(Limits(max_batch=8))
-    large = 8 * row(FLOOD, side=256).step_pixels
+    large = 8 * row(FLOOD, side=256).call_pixels
     for _ in range(10):
         kept_full(scheduler, lambda: row(FLOOD, 50, 256))
         assert work_of(turn(scheduler)) == large, "nobody else is there: the call is full"
@@ -181,7 +181,7 @@ def flooded(
         assert batch is not None
         rows += batch.unet_rows
         for one in batch.rows:
-            work[one.caller] += one.step_pixels
+            work[one.caller] += one.call_pixels
     whole = sum(work.values()) / sum(caller.weight for caller in callers)
     return {caller: work[caller] / caller.weight / whole for caller in callers}, rows / calls
 
@@ -332,7 +332,7 @@ class FairMachine(RuleBasedStateMachine):
         work of each."""
         work = Counter[Caller]()
         for one in batch.rows:
-            work[one.caller] += one.step_pixels
+            work[one.caller] += one.call_pixels
         call = max(2, self.limits.max_batch) * 12 * 12
         for a, b in self.lead:
             self.lead[a, b] += work[a] / a.weight - work[b] / b.weight

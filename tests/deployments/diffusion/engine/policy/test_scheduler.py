@@ -73,7 +73,7 @@ def longest_wait(own: int, aging: int, slots: int, oom: int) -> int:
     Steps undone by memory running out come on top.
     """
     spread = PRIORITIES[-1] - PRIORITIES[0]
-    largest = MAX_STEPS * row("", side=max(SIDES), guided=True).step_pixels
+    largest = MAX_STEPS * row("", side=max(SIDES), guided=True).call_pixels
     undone = oom * MAX_BATCH * largest // MAX_STEPS
     return ((spread + 1) * aging + MAX_LIVE) * own + slots * largest + undone
 

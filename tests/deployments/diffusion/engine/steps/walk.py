@@ -136,7 +136,7 @@ class Walk:
         for error in outcome.failures.values():
             raise error
         for row in rows:
-            row.cursor += 1
+            row.advance()
 
     @torch.inference_mode()
     def finish(self, rows: Sequence[Trajectory]) -> None:

@@ -1,0 +1,120 @@
+"""The blocks that a UNet repeats, compiled by inductor. What cannot be compiled runs eager.
+
+All blocks of a kind (width; with or without adapters, with or without a picture to resemble) share
+their code. Rows, tokens and adapters' ranks are dynamic, so it is compiled once for one row, once
+for several; what else it sees is the same for every mix (see `Bank`). What was compiled is kept on
+disk, in `TORCHINDUCTOR_CACHE_DIR` or else `CACHE`.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from threading import get_ident
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from torch import Tensor, nn
+from torch._dynamo.backends.registry import lookup_backend
+from torch._dynamo.exc import FailOnRecompileLimitHit, RestartAnalysis, TorchDynamoException
+
+Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., object]]
+
+CACHE = Path("~/.cache/tcd/inductor")
+# Of one process. sd15 has three widths, times two each for rows, adapters and pictures, and two
+# more for its ControlNets' blocks: 30.
+MOST_KINDS = 64
+log = logging.getLogger("tcd.engine")
+
+
+def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+    """PyTorch's own compiler: C++ on a CPU, Triton on a GPU."""
+    compiled: Callable[..., object] = lookup_backend("inductor")(graph, inputs)
+    return compiled
+
+
+class Compiler:
+    """Compiles blocks, each kind when it is first called. One thread at a time calls them.
+
+    Args:
+        backend: what compiles a graph; if it raises, the graph runs as it is.
+
+    Attributes:
+        compiles: kinds that were compiled.
+        failures: of them and of others, those that run eager.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.compiles = 0
+        self.failures = 0
+        self._backend = backend
+        self._given_up = False
+        self._thread: int | None = None  # that called last
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE.expanduser()))
+        self._compiled: Callable[..., Tensor] = torch.compile(
+            BasicTransformerBlock.forward, backend=self._compile, fullgraph=True, dynamic=True
+        )
+
+    @property
+    def works(self) -> bool:
+        """Whether anything runs compiled."""
+        return self.compiles > 0 and not self._given_up
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Has a model's repeated blocks compiled, in place, and returns them."""
+        found = [module for module in model.modules() if type(module) is BasicTransformerBlock]
+        for block in found:
+            block.__class__ = CompiledBlock
+            assert isinstance(block, CompiledBlock)
+            block.compiler = self
+        return list(found)
+
+    def run(self, block: BasicTransformerBlock, *args: object, **more: object) -> Tensor:
+        """What the block makes of its arguments."""
+        if not self._given_up:
+            self._configure()
+            try:
+                return self._compiled(block, *args, **more)
+            except FailOnRecompileLimitHit:
+                self._failed("there are too many kinds of blocks; this one runs eager", None)
+            except TorchDynamoException as error:
+                self._given_up = True
+                self._failed("blocks cannot be compiled; all run eager", error)
+        output: Tensor = BasicTransformerBlock.forward(block, *args, **more)
+        return output
+
+    def _configure(self) -> None:
+        """Torch keeps its configuration by thread."""
+        if self._thread == get_ident():
+            return
+        self._thread = get_ident()
+        torch._dynamo.config.recompile_limit = MOST_KINDS
+        # Else floats of layers (scales, epsilons) are first traced as inputs, in vain.
+        torch._dynamo.config.specialize_float = True
+
+    def _compile(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        try:
+            compiled = self._backend(graph, inputs)
+        except RestartAnalysis:  # no failure: torch asks for another look at the code
+            raise
+        except Exception as error:
+            self._failed("a block cannot be compiled; it runs eager", error)
+            return graph.forward
+        self.compiles += 1
+        return compiled
+
+    def _failed(self, what: str, error: Exception | None) -> None:
+        """Said once; counted always."""
+        if self.failures == 0:
+            log.warning("%s", what, exc_info=error)
+        self.failures += 1
+
+
+class CompiledBlock(BasicTransformerBlock):
+    """A block that its compiler runs."""
+
+    compiler: Compiler
+
+    def forward(self, *args: object, **more: object) -> Tensor:
+        """As `BasicTransformerBlock`."""
+        return self.compiler.run(self, *args, **more)

@@ -1,0 +1,124 @@
+"""Calls made before requests come, for what is compiled, captured or tuned at first use."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from configs.app import WarmSize
+from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.policy.batch import Advanced, Batch
+from deployments.diffusion.engine.policy.spec import Control, ImagePrompt, RowSpec, Source
+from deployments.diffusion.engine.policy.trajectory import Trajectory
+from deployments.diffusion.engine.prompts.tokens import Tokenizers
+from deployments.diffusion.engine.steps.compiled import buckets_up_to
+from deployments.diffusion.engine.steps.preparation import Order, Preparation
+from deployments.diffusion.engine.steps.runner import Runner
+
+NAME = "warm-up"  # of its job, and of the adapter that changes nothing
+STATES = 257  # that a CLIP vision encoder has of a picture
+log = logging.getLogger("tcd.engine")
+
+
+class WarmUp:
+    """Draws the model's `warm_sizes`: one step each of one row and of several.
+
+    Of the first size also with what changes how blocks are compiled: adapters, pictures to
+    resemble, ControlNets. Guidance changes nothing: a twin is a row. What fails is said in the
+    log, and a request that asks for it will be told.
+    """
+
+    def __init__(self, components: Components, preparation: Preparation, runner: Runner) -> None:
+        self._parts = components
+        self._preparation = preparation
+        self._runner = runner
+
+    def run(self) -> None:
+        """To be called before anyone else uses the models."""
+        first = True
+        for size in self._parts.warm_sizes:
+            started = perf_counter()
+            plain = self._plain(size)
+            graphs = self._runner.graphs
+            if graphs is not None:
+                graphs.learning = True
+                # The largest first: the others find room in its memory.
+                for rows in reversed(buckets_up_to(size.rows)):
+                    self._step([plain] * rows)
+                graphs.learning = False
+            for spec in [plain, *(self._others(plain) if first else ())]:
+                for rows in (1, 2):
+                    self._step([spec] * rows)
+            self._decode(plain)
+            first = False
+            log.info(
+                "%dx%d is warm after %.1f s; compiled so far: %s",
+                *(size.width, size.height, perf_counter() - started),
+                self._runner.compiling,
+            )
+
+    def _plain(self, size: WarmSize) -> RowSpec:
+        source = None
+        if self._parts.takes_mask:
+            nothing = np.zeros((size.height, size.width, 3), np.uint8)
+            source = Source(nothing, nothing[:, :, 0])
+        return RowSpec(
+            prompt=Tokenizers(self._parts.tokenizers).tokenize("", "prompt"),
+            seed=0,
+            height=size.height,
+            width=size.width,
+            num_inference_steps=1,
+            eta=0.0,
+            source=source,
+        )
+
+    def _others(self, plain: RowSpec) -> Iterator[RowSpec]:
+        """Other kinds of rows that the model can be asked for."""
+        parts = self._parts
+        if parts.controlnets:
+            nothing = np.zeros((plain.height, plain.width, 3), np.uint8)
+            controls = tuple(Control(kind, nothing) for kind in parts.controlnets)
+            yield replace(plain, controls=controls)
+        styled = replace(plain, loras=((NAME, 1.0),))
+        if parts.ip_adapter is not None:
+            reads = parts.ip_adapter.reads
+            embeds = np.zeros((2, *[STATES] * reads.hidden, reads.width), np.float32)
+            prompt = ImagePrompt((embeds,))
+            yield replace(plain, image_prompt=prompt)
+            yield replace(styled, image_prompt=prompt)
+        yield styled
+
+    def _step(self, specs: Sequence[RowSpec]) -> None:
+        """One step of these rows, together."""
+        bank = self._parts.banks["unet"]
+        if any(spec.loras for spec in specs):
+            bank.hold(NAME, bank.nothing())
+        rows = [Trajectory(f"{NAME}/{slot}", spec, slot=slot) for slot, spec in enumerate(specs)]
+        try:
+            orders = [Order(row.row_id, NAME, row.spec) for row in rows]
+            with torch.inference_mode():
+                for row, ready in zip(rows, self._preparation.rows(orders), strict=True):
+                    self._runner.adopt(row.slot or 0, ready)
+            outcome = self._runner.run(Batch(rows[0].key, tuple(rows)))
+            self._runner.settle()
+            if not isinstance(outcome, Advanced):
+                log.warning("warming up %d rows: %s", len(rows), outcome.message)
+            elif outcome.failures:
+                error = next(iter(outcome.failures.values()))
+                log.warning("warming up %d rows failed", len(rows), exc_info=error)
+        finally:
+            self._preparation.forget(NAME)
+            bank.drop(NAME)
+            for row in rows:
+                self._runner.free(row.slot or 0)
+
+    def _decode(self, spec: RowSpec) -> None:
+        """One image, by both VAEs."""
+        shape = (1, self._parts.latent_channels, *spec.latent_size)
+        with torch.inference_mode():
+            latents = torch.zeros(shape, dtype=self._parts.dtype, device=self._parts.device)
+            for vae in {self._parts.vae, self._parts.preview_vae}:
+                vae.decode(latents)
