@@ -20,11 +20,13 @@ class Tuning:
     Attributes:
         limits: of their `user_config`.
         threads: of torch, in each replica; `None`: as many as Ray gives it CPUs, here one.
+        compile: as in `ModelArgs`.
     """
 
     limits: dict[str, float] = field(default_factory=dict)
     replicas: int = 1
     threads: int | None = None
+    compile: str = "off"
 
 
 AS_IN_THE_DEMO = Tuning()
@@ -60,7 +62,8 @@ def _config(models: Sequence[Model], tuning: Tuning) -> Config:
         application = copy.deepcopy(demo_model)
         application["name"] = f"model-{model.args.name}"
         defaults = {"width": SIDE, "height": SIDE}
-        application["args"] = model.args.model_dump(mode="json") | {"defaults": defaults}
+        args = model.args.model_dump(mode="json")
+        application["args"] = args | {"defaults": defaults, "compile": tuning.compile}
         (deployment,) = application["deployments"]
         deployment["user_config"]["loras"] = model.loras
         deployment["user_config"]["limits"].update(tuning.limits)

@@ -87,7 +87,12 @@ class Server:
 @contextmanager
 def our_service(model: Model, settings: Settings, *, churn: bool) -> Iterator[Server]:
     """Ours; with `churn` it has room for `KEPT` adapters."""
-    tuning = Tuning(our_limits(model, settings, churn=churn), settings.workers, settings.threads)
+    tuning = Tuning(
+        our_limits(model, settings, churn=churn),
+        settings.workers,
+        settings.threads,
+        "blocks" if settings.compiled else "off",
+    )
     os.environ.update(EVEN)
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(settings.haproxy)
     began = time.perf_counter()

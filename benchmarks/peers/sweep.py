@@ -1,8 +1,8 @@
 """Which settings suit a server: each combination for a few seconds. Results in markdown.
 
     python -m benchmarks.peers.sweep litserve --batch 4,8,16 --wait-ms 0,5,20
-        [--threads 1,2] [--workers 1,2] [--ongoing 5] [--traffic uniform] [--clients 32]
-        [--scale 1] [--seconds 6]
+        [--threads 1,2] [--workers 1,2] [--ongoing 5] [--haproxy 0,1] [--compiled 0,1]
+        [--traffic uniform] [--clients 32] [--scale 1] [--seconds 6]
 
 `benchmarks/peers/settings.py` has those chosen so.
 """
@@ -28,7 +28,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.sweep")
     parser.add_argument("server", choices=tuple(BEST))
-    for name in ("batch", "wait-ms", "threads", "workers", "ongoing"):
+    for name in ("batch", "wait-ms", "threads", "workers", "ongoing", "haproxy", "compiled"):
         parser.add_argument(f"--{name}", default=None, help="several, separated by commas")
     parser.add_argument("--traffic", choices=KINDS, default="uniform")
     parser.add_argument("--clients", type=int, default=32)
@@ -43,6 +43,8 @@ def main() -> None:
         _several(asked.threads, int, best.threads),
         _several(asked.workers, int, best.workers),
         _several(asked.ongoing, int, best.ongoing),
+        _several(asked.haproxy, int, best.haproxy),
+        _several(asked.compiled, int, best.compiled),
     ]
     churn = asked.traffic == "churn"
     print(f"{machine()}; {server}, {asked.traffic}, {asked.clients} clients, x{asked.scale}\n")
