@@ -2,7 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -72,6 +73,23 @@ def cpu_between(before: Mapping[int, Seen], after: Mapping[int, Seen]) -> dict[s
     for pid, now in after.items():
         spent[now.role] += now.cpu_s - (before[pid].cpu_s if pid in before else 0.0)
     return dict(spent)
+
+
+@contextmanager
+def asleep(pid: int) -> Iterator[None]:
+    """The process and all that descend from it stand still meanwhile: at rest some servers take
+    a third of a core."""
+    root = psutil.Process(pid)
+    tree = [root, *root.children(recursive=True)]
+    try:
+        for process in tree:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        yield
+    finally:
+        for process in reversed(tree):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def memory_mib(pid: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -159,11 +159,11 @@ def _process(module: str, options: Options, output: int) -> Iterator[subprocess.
         yield started
     finally:
         started.send_signal(signal.SIGINT)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             started.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):  # what it has left behind, and itself
             os.killpg(started.pid, signal.SIGKILL)
-            started.wait()
+        started.wait()
 
 
 def _answers(port: int, body: bytes) -> bool:

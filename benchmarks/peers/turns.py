@@ -7,7 +7,7 @@ from statistics import median
 from typing import Protocol
 
 from benchmarks.peers.load import Load, Taken
-from benchmarks.peers.processes import cpu_between, memory_mib, seen
+from benchmarks.peers.processes import asleep, cpu_between, memory_mib, seen
 from benchmarks.peers.settings import Name
 from benchmarks.peers.traffic import Kind
 from benchmarks.report import percentile
@@ -76,13 +76,16 @@ class Pace:
 
 
 def play(match: Match, ours: Contestant, other: Contestant, pace: Pace) -> None:
-    """Fills the match. Each repetition has requests of its own, the same for both."""
+    """Fills the match. Each repetition has requests of its own, the same for both; whose turn it is
+    not stands still."""
     for one in (ours, other):
         one.taken(Load(match.kind, match.clients, WARM_UP_S, 0, seed=-2))
     for repetition in range(pace.repetitions):
         load = Load(match.kind, match.clients, pace.seconds, match.clients, repetition)
-        match.ours.append(turn(ours, load))
-        match.theirs.append(turn(other, load))
+        with asleep(other.pid):
+            match.ours.append(turn(ours, load))
+        with asleep(ours.pid):
+            match.theirs.append(turn(other, load))
 
 
 def turn(contestant: Contestant, load: Load) -> Turn:

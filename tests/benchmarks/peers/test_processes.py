@@ -1,0 +1,33 @@
+"""Whose turn it is not stands still, with all that descends from it."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+
+from benchmarks.peers.processes import asleep, cpu_between, seen
+
+BUSY = "while True: pass"
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}])"
+
+
+def spent_s(pid: int) -> float:
+    before = seen(pid)
+    time.sleep(0.3)
+    return sum(cpu_between(before, seen(pid)).values())
+
+
+def test_a_server_that_sleeps_takes_no_time() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT]) as parent:
+        try:
+            while not psutil.Process(parent.pid).children():
+                time.sleep(0.01)
+            assert spent_s(parent.pid) > 0
+            with asleep(parent.pid):
+                time.sleep(0.05)
+                assert spent_s(parent.pid) == 0
+            assert spent_s(parent.pid) > 0, "it goes on"
+        finally:
+            for process in [*psutil.Process(parent.pid).children(), parent]:
+                process.kill()
