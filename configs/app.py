@@ -194,6 +194,8 @@ class ModelArgs(Frozen):
     def _graphs_have_a_device(self) -> "ModelArgs":
         if self.compile == "graphs" and self.device.partition(":")[0] not in ("auto", "cuda"):
             raise ValueError(f"compile: graphs needs a CUDA device; device is {self.device}")
+        if self.compile == "graphs" and self.warmup == ():
+            raise ValueError("compile: graphs needs a warmup size: there are graphs of these alone")
         return self
 
     @property

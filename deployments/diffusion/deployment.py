@@ -66,9 +66,8 @@ class Diffusion:
             self._config_error = "; ".join(faults)
             log.error("the new user_config is refused, the last stays: %s", self._config_error)
             return
-        if not self._serving and (unused := self._args.never_asked_for(self._config.limits)):
-            size = unused[0]
-            raise ValueError(f"warmup: {size.width}x{size.height} is not within the limits")
+        for size in self._args.never_asked_for(self._config.limits):
+            log.warning("warmup: %dx%d is not within the limits", size.width, size.height)
         self._config_error = None
         self._engine.reconfigure(self._config)
 

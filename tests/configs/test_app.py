@@ -176,7 +176,9 @@ def test_what_is_warm_by_default() -> None:
     assert sizes() == []
     assert sizes(compile="blocks") == [(512, 512, 8)]
     assert sizes(compile="blocks", family="sdxl", defaults={"height": 64}) == [(1024, 64, 8)]
-    assert sizes(compile="graphs", warmup=[]) == []
+    assert sizes(compile="blocks", warmup=[]) == []
+    with pytest.raises(ValidationError, match="graphs needs a warmup size"):
+        sizes(compile="graphs", warmup=[])
     assert sizes(warmup=[{"width": 64, "height": 72, "rows": 16}]) == [(64, 72, 16)]
 
 

@@ -81,7 +81,7 @@ class Applications:
         `serve.status()` says the same, but makes objects of all of the configuration first: the
         largest part of what an idle service costs.
         """
-        client = _get_global_client()
+        client = _get_global_client(raise_if_no_controller_running=False)
         applications = {} if client is None else client.get_serve_details()["applications"]
         if self._own not in applications:
             raise LookupError("Serve does not list this application: it knows of none yet")

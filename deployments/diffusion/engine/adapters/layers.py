@@ -106,9 +106,12 @@ Adapted = AdaptedLinear | AdaptedConv2d
 
 
 def adapted(layer: nn.Linear | nn.Conv2d) -> Adapted:
-    """The same layer, from now on one that adapters can act on."""
+    """The same layer, from now on one that adapters can act on. Raises TypeError for one that
+    computes something of its own."""
     if isinstance(layer, AdaptedLinear | AdaptedConv2d):
         return layer
+    if type(layer) not in (nn.Linear, nn.Conv2d):
+        raise TypeError(f"adapters cannot act on a {type(layer).__name__}")
     layer.__class__ = AdaptedLinear if isinstance(layer, nn.Linear) else AdaptedConv2d
     assert isinstance(layer, AdaptedLinear | AdaptedConv2d)
     layer.adapters = None  # of its own: compiled code looks whether it is

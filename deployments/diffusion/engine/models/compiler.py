@@ -9,14 +9,18 @@ disk, in `TORCHINDUCTOR_CACHE_DIR` or else `CACHE`.
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
 
 import torch
+import torch.fx.experimental._config
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import FailOnRecompileLimitHit, RestartAnalysis, TorchDynamoException
+
+from deployments.diffusion.engine.memory import is_out_of_memory
 
 Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., object]]
 
@@ -49,8 +53,11 @@ class Compiler:
         self.failures = 0
         self._backend = backend
         self._given_up = False
+        self._eager: set[BasicTransformerBlock] = set()  # called in one way too many
         self._thread: int | None = None  # that called last
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE.expanduser()))
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+            with suppress(RuntimeError):  # nobody's home: inductor has a folder of its own
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(CACHE.expanduser())
         self._compiled: Callable[..., Tensor] = torch.compile(
             BasicTransformerBlock.forward, backend=self._compile, fullgraph=True, dynamic=True
         )
@@ -71,13 +78,17 @@ class Compiler:
 
     def run(self, block: BasicTransformerBlock, *args: object, **more: object) -> Tensor:
         """What the block makes of its arguments."""
-        if not self._given_up:
+        if not self._given_up and block not in self._eager:
             self._configure()
             try:
                 return self._compiled(block, *args, **more)
             except FailOnRecompileLimitHit:
+                self._eager.add(block)
                 self._failed("there are too many kinds of blocks; this one runs eager", None)
             except TorchDynamoException as error:
+                inner = getattr(error, "inner_exception", None)
+                if inner is not None and is_out_of_memory(inner):
+                    raise inner from error
                 self._given_up = True
                 self._failed("blocks cannot be compiled; all run eager", error)
         output: Tensor = BasicTransformerBlock.forward(block, *args, **more)
@@ -91,6 +102,8 @@ class Compiler:
         torch._dynamo.config.recompile_limit = MOST_KINDS
         # Else floats of layers (scales, epsilons) are first traced as inputs, in vain.
         torch._dynamo.config.specialize_float = True
+        # Else dimensions that happen to be equal at first are taken to be equal always.
+        torch.fx.experimental._config.use_duck_shape = False
 
     def _compile(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
         try:
@@ -98,6 +111,8 @@ class Compiler:
         except RestartAnalysis:  # no failure: torch asks for another look at the code
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise  # it can be compiled another time
             self._failed("a block cannot be compiled; it runs eager", error)
             return graph.forward
         self.compiles += 1

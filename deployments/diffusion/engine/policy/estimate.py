@@ -46,7 +46,7 @@ class Work:
         row_pixels: what the VAE will have to decode of them.
         decoding: images that wait for the VAE or are in it.
         decode_pixels: of those.
-        at_once: how many images are denoised together.
+        at_once: UNet rows of a call; about as many images are denoised together.
     """
 
     rows: int = 0

@@ -9,8 +9,8 @@ TIMES = 9  # of calls with as many rows, of which the median counts
 FORGOTTEN_AFTER = 256  # calls of a size: what had not been timed since then may be tried again
 SHORTEST_S = 1e-6  # that a call can have taken
 SIZES = 256  # most sizes that are kept, those timed last
-SMALL = 8  # rows that share a call whatever it takes; twice as many have to pay
-GAIN = 0.95  # of the time for a row, at most, is what pays
+SMALL = 8  # rows that may share a call without having to pay; twice as many have to
+GAIN = 0.95  # of the time for a row in a call of half as many, at most, is what pays
 
 
 class Tempo:
@@ -95,12 +95,17 @@ class _Size:
 
     def rows_worth(self) -> int:
         """Rows of the best call among those that were timed, or of a larger one to be tried."""
-        best: tuple[float, int] | None = None  # seconds a row, rows
         least = SMALL
-        while True:
-            timed = [(took / n, n) for n, took in self.known if least <= n < 2 * least]
-            if not timed:
-                return least
-            if best is not None and min(timed)[0] > GAIN * best[0]:
-                return best[1]
-            best, least = min(timed), 2 * least
+        while timed := self._timed(least, 2 * least):
+            larger = self._timed(2 * least, 4 * least)
+            if larger:
+                seconds, rows = larger[0]
+                halves = self._timed(SMALL, rows // 2 + 1)
+                if halves and seconds > GAIN * halves[0][0]:
+                    return timed[0][1]
+            least *= 2
+        return least
+
+    def _timed(self, least: int, below: int) -> list[tuple[float, int]]:
+        """Seconds a row, and rows, of the calls with so many; the fastest first."""
+        return sorted((took / rows, rows) for rows, took in self.known if least <= rows < below)

@@ -1,14 +1,16 @@
 """Calls made before requests come, for what is compiled, captured or tuned at first use."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from configs.app import WarmSize
+from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.components import Components
 from deployments.diffusion.engine.policy.batch import Advanced, Batch
 from deployments.diffusion.engine.policy.spec import Control, ImagePrompt, RowSpec, Source
@@ -20,6 +22,7 @@ from deployments.diffusion.engine.steps.runner import Runner
 
 NAME = "warm-up"  # of its job, and of the adapter that changes nothing
 STATES = 257  # that a CLIP vision encoder has of a picture
+Tried = TypeVar("Tried")
 log = logging.getLogger("tcd.engine")
 
 
@@ -28,7 +31,7 @@ class WarmUp:
 
     Of the first size also with what changes how blocks are compiled: adapters, pictures to
     resemble, ControlNets. Guidance changes nothing: a twin is a row. What fails is said in the
-    log, and a request that asks for it will be told.
+    log, and a request that asks for it will be told; a device that is broken is raised.
     """
 
     def __init__(self, components: Components, preparation: Preparation, runner: Runner) -> None:
@@ -47,18 +50,26 @@ class WarmUp:
                 graphs.learning = True
                 # The largest first: the others find room in its memory.
                 for rows in reversed(buckets_up_to(size.rows)):
-                    self._step([plain] * rows)
+                    self._tried(self._step, [plain] * rows)
                 graphs.learning = False
             for spec in [plain, *(self._others(plain) if first else ())]:
                 for rows in (1, 2):
-                    self._step([spec] * rows)
-            self._decode(plain)
+                    self._tried(self._step, [spec] * rows)
+            self._tried(self._decode, plain)
             first = False
             log.info(
                 "%dx%d is warm after %.1f s; compiled so far: %s",
                 *(size.width, size.height, perf_counter() - started),
                 self._runner.compiling,
             )
+
+    def _tried(self, call: Callable[[Tried], None], what: Tried) -> None:
+        try:
+            call(what)
+        except Exception as error:
+            if is_of_device(error):
+                raise
+            log.warning("warming up failed", exc_info=error)
 
     def _plain(self, size: WarmSize) -> RowSpec:
         source = None
@@ -121,4 +132,9 @@ class WarmUp:
         with torch.inference_mode():
             latents = torch.zeros(shape, dtype=self._parts.dtype, device=self._parts.device)
             for vae in {self._parts.vae, self._parts.preview_vae}:
-                vae.decode(latents)
+                try:
+                    vae.decode(latents)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    vae.decode(latents, tiled=True)  # as images of this size will be

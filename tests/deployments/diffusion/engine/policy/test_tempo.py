@@ -82,6 +82,20 @@ def test_more_rows_share_a_call_only_while_that_pays() -> None:
     assert grown(lambda rows: 0.2 + 0.001 * rows * rows)[-1] == 16
 
 
+@pytest.mark.parametrize("seen", [(), (15,), (14,), (16, 31)])
+@pytest.mark.parametrize("call_s", [0.01, 0.04, 0.1])
+def test_an_odd_number_of_rows_seen_once_keeps_none_from_more(
+    seen: tuple[int, ...], call_s: float
+) -> None:
+    tempo = Tempo()
+    for rows in (8, 8, *(rows for one in seen for rows in (one, one))):
+        tempo.measure(Measured(LARGE, rows, call_s + 0.002 * rows))
+    for _ in range(100):
+        rows = tempo.rows_worth(LARGE)
+        tempo.measure(Measured(LARGE, min(rows, 32), call_s + 0.002 * min(rows, 32)))
+    assert min(rows, 32) == 32
+
+
 def test_what_was_found_not_to_pay_is_tried_again_one_day() -> None:
     tempo, called = Tempo(), []
     for call in range(3 * FORGOTTEN_AFTER):

@@ -24,6 +24,10 @@ from tests.deployments.diffusion.engine.tasks import ADAPTERS, Checkpoint, make_
 SIZES = (WarmSize(width=72, height=64, rows=3), WarmSize(width=64, height=64))
 
 
+def said(caplog: pytest.LogCaptureFixture) -> set[str]:
+    return {record.getMessage() for record in caplog.records if record.name == "tcd.engine"}
+
+
 def loaded(models: Path, family: FamilyName, folder: str) -> Components:
     checkpoint = Checkpoint(models, family, folder, ADAPTERS.get(family))
     return load(checkpoint.args().model_copy(update={"warmup": SIZES}))
@@ -114,5 +118,27 @@ def test_what_cannot_be_drawn_is_said_and_does_not_keep_the_replica_from_startin
     monkeypatch.setattr(parts.unet, "forward", short)
     with caplog.at_level(logging.WARNING, "tcd.engine"):
         WarmUp(parts, preparation, runner).run()
-    said = {record.getMessage() for record in caplog.records if record.name == "tcd.engine"}
-    assert said == {"warming up 2 rows: CUDA out of memory"}
+    assert said(caplog) == {"warming up 2 rows: CUDA out of memory"}
+
+
+@pytest.mark.parametrize("tiled_fits", [True, False])
+def test_a_size_that_is_decoded_in_tiles_can_be_warm(
+    demo_models: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tiled_fits: bool,
+) -> None:
+    parts = replace(loaded(demo_models, "sd15", "sd15"), warm_sizes=SIZES[1:])
+    tried: list[bool] = []
+
+    def decode(latents: Tensor, *, tiled: bool = False) -> Tensor:
+        tried.append(tiled)
+        if tiled and tiled_fits:
+            return latents
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(parts.vae, "decode", decode)
+    with caplog.at_level(logging.WARNING, "tcd.engine"):
+        WarmUp(parts, Preparation(parts, 2**20), Runner(parts)).run()
+    assert tried == [False, True]
+    assert said(caplog) == (set() if tiled_fits else {"warming up failed"})
