@@ -29,5 +29,6 @@ def test_a_server_that_sleeps_takes_no_time() -> None:
                 assert spent_s(parent.pid) == 0
             assert spent_s(parent.pid) > 0, "it goes on"
         finally:
-            for process in [*psutil.Process(parent.pid).children(), parent]:
-                process.kill()
+            for child in psutil.Process(parent.pid).children():
+                child.kill()
+            parent.kill()
