@@ -57,7 +57,8 @@ class Limits(Frozen):
         max_step_ms: milliseconds that one UNet call may last, by those that were timed: fewer rows
             share it where they are large. Who comes anew waits for at most one call, and on a
             GPU for the two that are launched ahead. The first calls of a size, a single row and
-            the frames of a video may take longer. `.inf`: as long as they like.
+            the frames of a video may take longer. `.inf`: as long as they like, with
+            all rows that wait, up to `max_batch`, whether that pays or not.
         max_running: rows that hold device memory (latents and embeddings) at once: two full
             batches, so that one is made ready while the other runs. Beside a caller who has them
             all, others get their share, up to twice as many in all.

@@ -107,6 +107,8 @@ class Scheduler:
         most = self._limits.max_batch
         if (bound := self._bounds.get(key)) is not None:
             most = min(most, bound.pixels // key.pixels)
+        if self._limits.max_step_ms == inf:
+            return most
         in_time = self._tempo.rows_within(key, self._limits.max_step_ms / 1e3)
         return int(min(most, self._tempo.rows_worth(key), max(1, in_time)))
 
