@@ -135,8 +135,8 @@ def test_the_other_images_of_a_job_come_back_and_the_failed_one_is_named(
 
 
 def test_a_wrong_user_config_changes_nothing_that_runs(replicas: Handle, demo_models: Path) -> None:
+    assert eventually(lambda: len(ids(replicas)) == 2, 60)
     before = ids(replicas)
-    assert len(before) == 2
     run(demo_models, {"limits": {"max_batch": 0}})
     assert eventually(lambda: all(f.config_error for f in ids(replicas).values()), 30)
     # One that takes its configuration is not asked meanwhile.
