@@ -1,15 +1,11 @@
 """The yardstick: diffusers' own pipeline, one request after the other."""
 
-import warnings
-
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline, TCDScheduler
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from benchmarks.models import Model
+from benchmarks.pipeline import fused_pipeline
 from deployments.contracts.jobs import ImageJob, Pixels
 
 
@@ -17,13 +13,7 @@ class BarePipeline:
     """A checkpoint as the guide uses it: TCD-LoRA fused, styles as adapters set per request."""
 
     def __init__(self, model: Model) -> None:
-        pipe = StableDiffusionPipeline.from_pretrained(model.checkpoint, local_files_only=True)
-        pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.load_lora_weights(str(model.tcd_lora), adapter_name="tcd")
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
-        self._pipe = pipe
+        self._pipe = fused_pipeline(model.checkpoint, str(model.tcd_lora))
         self._sources = model.loras
         self._loaded = False
 
@@ -68,14 +58,6 @@ class BarePipeline:
             generator=generator,
         ).images[0]
         return np.asarray(image)
-
-
-def quiet_libraries() -> None:
-    """Keeps progress bars and advice out of the results."""
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message="Already found a .peft_config.")
 
 
 def unet_inputs(pipeline: BarePipeline, rows: int, side: int) -> tuple[Tensor, Tensor, Tensor]:

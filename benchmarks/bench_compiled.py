@@ -18,8 +18,8 @@ from time import perf_counter, process_time
 
 import torch
 
-from benchmarks.bare import quiet_libraries
 from benchmarks.models import SIDE, Model, write_model
+from benchmarks.pipeline import quiet_libraries
 from benchmarks.report import machine, print_table, quartiles, ratios
 from configs.app import ModelArgs, ModelUserConfig, WarmSize
 from deployments.diffusion.engine.adapters.bank import RowWeights

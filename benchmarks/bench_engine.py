@@ -26,10 +26,11 @@ from benchmarks.adapter_cost import (
     write_cold,
 )
 from benchmarks.adapter_cost import STEPS_BY_BATCH as STEPS_IN_USE
-from benchmarks.bare import BarePipeline, quiet_libraries
+from benchmarks.bare import BarePipeline
 from benchmarks.full_size import skeletons, write_adapter
 from benchmarks.mixed_load import AT_A_TIME, REQUESTS, mixed_jobs, run_rounds
 from benchmarks.models import STYLES, Model, write_model
+from benchmarks.pipeline import quiet_libraries
 from benchmarks.report import machine, print_table, quartiles, ratios, spread
 from benchmarks.step_loop import Turns, step_jobs, take_turns
 from configs.app import ModelUserConfig

@@ -17,8 +17,9 @@ import httpx
 import openai
 import torch
 
-from benchmarks.bare import BarePipeline, quiet_libraries
+from benchmarks.bare import BarePipeline
 from benchmarks.models import SIDE, Model, write_model
+from benchmarks.pipeline import quiet_libraries
 from benchmarks.report import machine, print_table, quartiles, ratios
 from benchmarks.service import running_service
 from configs.app import ModelUserConfig

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.bare import quiet_libraries
 from benchmarks.forwards import Forwards
 from benchmarks.models import write_tasks_models
+from benchmarks.pipeline import quiet_libraries
 from benchmarks.preprocessing import bench_preprocessing
 from benchmarks.report import machine, print_table, quartiles, ratios
 from configs.app import Limits, ModelUserConfig

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,21 +93,40 @@ def process(config: Path, output: IO[bytes] | None = None) -> Iterator[subproces
     If this process is killed, Linux tells them to stop.
     """
     serve = Path(sys.executable).with_name("serve")
+    command = [str(serve), "run", "--address", "local", str(config)]
+    with child(command, ENVIRONMENT, output, STOP_TIMEOUT_S) as started:
+        yield started
+
+
+@contextmanager
+def child(
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    output: IO[bytes] | None,
+    patience_s: float,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program with a session of its own, which is interrupted when the block ends, or this
+    process, and killed if it has not ended `patience_s` later.
+
+    Args:
+        variables: of its environment, beside this process's.
+        output: where what it says goes; `None`: where this process's goes.
+    """
     started = subprocess.Popen(
-        [serve, "run", "--address", "local", config],
+        command,
         cwd=ROOT,
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **variables},
         start_new_session=True,
-        preexec_fn=hear_of_the_end,
+        preexec_fn=_hear_of_the_end,
     )
     try:
         yield started
     finally:
         started.send_signal(signal.SIGINT)
         try:
-            started.wait(STOP_TIMEOUT_S)
+            started.wait(patience_s)
         except subprocess.TimeoutExpired:
             os.killpg(started.pid, signal.SIGKILL)
             started.wait()
@@ -120,8 +139,7 @@ def _models(config: Config) -> list[str]:
     return [name.removeprefix("model-") for name in names if name.startswith("model-")]
 
 
-def hear_of_the_end() -> None:
-    """Called in a child that is to be interrupted when its parent ends."""
+def _hear_of_the_end() -> None:
     # A shell's background job ignores SIGINT, and its children would.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":

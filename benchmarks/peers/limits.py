@@ -155,7 +155,7 @@ def bare(start: Start) -> Drive:
         )
         taken = Taken()
         started = perf_counter()
-        while taken.window_s < load.seconds or taken.window_images < load.least:
+        while not taken.enough(load):
             began = perf_counter()
             left = load.clients if load.kind == "bursts" else start.batch
             while left > 0:
@@ -187,12 +187,7 @@ def _loop(load: Load, asked: Iterator[Request], generate: Callable[[Request], No
             generate(request)
             now = perf_counter()
             with lock:
-                taken.latencies_s.append(now - began)
-                if taken.window_s:
-                    return
-                taken.window_images += 1
-                if now - started >= load.seconds and taken.window_images >= load.least:
-                    taken.window_s = now - started
+                taken.image(load, now - began, now - started)
 
     with ThreadPoolExecutor(load.clients) as clients:
         list(clients.map(client, range(load.clients)))
@@ -208,12 +203,10 @@ def _bursts(load: Load, asked: Iterator[Request], generate: Callable[[Request], 
         return perf_counter() - began
 
     with ThreadPoolExecutor(load.clients) as clients:
-        while taken.window_s < load.seconds or taken.window_images < load.least:
+        while not taken.enough(load):
             started = perf_counter()
             taken.latencies_s += clients.map(timed, list(islice(asked, load.clients)))
-            taken.bursts_s.append(perf_counter() - started)
-            taken.window_s += taken.bursts_s[-1]
-            taken.window_images += load.clients
+            taken.burst(load.clients, perf_counter() - started)
             sleep(PAUSE_S)
     return taken
 

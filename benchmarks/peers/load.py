@@ -11,10 +11,9 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter, process_time
 
-from benchmarks.peers.traffic import Kind, requests
+from benchmarks.peers.traffic import PATH, Kind, requests
 
 PAUSE_S = 0.5  # between bursts
-PATH = "/v1/images/generations"
 OK = b"HTTP/1.1 200"
 
 
@@ -54,6 +53,25 @@ class Taken:
     window_images: int = 0
     bursts_s: list[float] = field(default_factory=list)
     cpu_s: float = 0.0
+
+    def enough(self, load: Load) -> bool:
+        """Whether the load has been borne."""
+        return self.window_s >= load.seconds and self.window_images >= load.least
+
+    def image(self, load: Load, latency_s: float, since_s: float) -> None:
+        """One of a closed loop came, `since_s` after the loop began."""
+        self.latencies_s.append(latency_s)
+        if self.window_s:
+            return
+        self.window_images += 1
+        if since_s >= load.seconds and self.window_images >= load.least:
+            self.window_s = since_s
+
+    def burst(self, images: int, seconds: float) -> None:
+        """All of a burst have come."""
+        self.bursts_s.append(seconds)
+        self.window_s += seconds
+        self.window_images += images
 
 
 class Failed(Exception):
@@ -105,12 +123,7 @@ async def closed_loop(load: Load, bodies: Iterator[bytes]) -> Taken:
             asked = perf_counter()
             await connection.ask(next(bodies))
             now = perf_counter()
-            taken.latencies_s.append(now - asked)
-            if taken.window_s:
-                return
-            taken.window_images += 1
-            if now - started >= load.seconds and taken.window_images >= load.least:
-                taken.window_s = now - started
+            taken.image(load, now - asked, now - started)
 
     await _together(connections, client)
     _close(connections)
@@ -127,12 +140,10 @@ async def bursts(load: Load, bodies: Iterator[bytes]) -> Taken:
         await connection.ask(next(bodies))
         taken.latencies_s.append(perf_counter() - asked)
 
-    while taken.window_s < load.seconds or taken.window_images < load.least:
+    while not taken.enough(load):
         started = perf_counter()
         await _together(connections, client)
-        taken.bursts_s.append(perf_counter() - started)
-        taken.window_s += taken.bursts_s[-1]
-        taken.window_images += load.clients
+        taken.burst(load.clients, perf_counter() - started)
         await asyncio.sleep(PAUSE_S)
     _close(connections)
     return taken

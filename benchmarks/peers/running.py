@@ -9,20 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 from urllib.parse import urlsplit
 
 from benchmarks.models import Model
 from benchmarks.peers.load import Load, Taken
 from benchmarks.peers.servers.options import Options
-from benchmarks.peers.servers.wire import PATH
 from benchmarks.peers.settings import KEPT, OURS, Name, Peer, Settings
-from benchmarks.peers.traffic import CHURNING, Request
+from benchmarks.peers.traffic import CHURNING, PATH, Request
 from benchmarks.service import LOGICAL_CPUS, Tuning, tuned_service
-from demo.service import OUT, ROOT, START_TIMEOUT_S, failed, free_port, hear_of_the_end
+from demo.service import OUT, ROOT, START_TIMEOUT_S, child, failed, free_port
 from demo.standins import write_style_lora
 
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"
@@ -132,7 +131,7 @@ def peer_server(name: Peer, model: Model, settings: Settings, *, churn: bool) ->
     log = OUT / f"bench-{name}.log"
     module = f"benchmarks.peers.servers.{MODULES[name]}"
     began = time.perf_counter()
-    with log.open("wb") as output, _process(module, options, output.fileno()) as started:
+    with log.open("wb") as output, _process(module, options, output) as started:
         while not _answers(options.port, FIRST.body(model.args.name)):
             late = time.perf_counter() - began > START_TIMEOUT_S
             if late or started.poll() is not None:
@@ -143,27 +142,20 @@ def peer_server(name: Peer, model: Model, settings: Settings, *, churn: bool) ->
 
 
 @contextmanager
-def _process(module: str, options: Options, output: int) -> Iterator[subprocess.Popen[bytes]]:
+def _process(module: str, options: Options, output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     threads = {"OMP_NUM_THREADS": str(options.threads)}
     quiet = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
-    started = subprocess.Popen(
-        [PYTHON, "-m", module, *options.arguments()],
-        cwd=ROOT,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, **LOGICAL_CPUS, **EVEN, **threads, **quiet},
-        start_new_session=True,
-        preexec_fn=hear_of_the_end,
-    )
-    try:
+    variables = LOGICAL_CPUS | EVEN | threads | quiet
+    command = [str(PYTHON), "-m", module, *options.arguments()]
+    with ExitStack() as afterwards, child(command, variables, output, STOP_TIMEOUT_S) as started:
+        afterwards.callback(_kill_group, started.pid)
         yield started
-    finally:
-        started.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            started.wait(STOP_TIMEOUT_S)
-        with suppress(ProcessLookupError):  # what it has left behind, and itself
-            os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
+
+
+def _kill_group(pid: int) -> None:
+    """What a server that has ended left behind."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _answers(port: int, body: bytes) -> bool:

@@ -1,7 +1,7 @@
 """The settings each server is measured with; how they were found stands in docs/performance.md."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 Peer = Literal["fastapi", "ray-tutorial", "ray-batch", "litserve"]
@@ -50,6 +50,10 @@ class Settings:
         return ", ".join(told)
 
 
+# How each is read from text.
+READ: Mapping[str, Callable[[str], float]] = {
+    field.name: float if field.name == "wait_ms" else int for field in fields(Settings)
+}
 BEST: dict[Name, Settings] = {
     "ours": Settings(),
     "fastapi": Settings(),
@@ -77,12 +81,10 @@ def changed(given: Sequence[str]) -> dict[Name, Settings]:
 
 
 def _values(text: str, pairs: str) -> dict[str, Any]:
-    whole = ("batch", "threads", "workers", "ongoing", "haproxy", "compiled")
-    kinds = {"wait_ms": float} | dict.fromkeys(whole, int)
     values: dict[str, float] = {}
     for pair in pairs.split(","):
         key, _, value = pair.partition("=")
-        if key not in kinds:
-            raise ValueError(f"{text!r}: {key!r} is none of {', '.join(kinds)}")
-        values[key] = kinds[key](value)
+        if key not in READ:
+            raise ValueError(f"{text!r}: {key!r} is none of {', '.join(READ)}")
+        values[key] = READ[key](value)
     return values

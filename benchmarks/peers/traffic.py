@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 Kind = Literal["uniform", "mixed", "churn", "bursts"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+PATH = "/v1/images/generations"  # where all servers are asked
 SIDE = 128
 ETA = 0.3
 UNIFORM_STEPS = 4

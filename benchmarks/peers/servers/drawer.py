@@ -1,18 +1,15 @@
 """One diffusers pipeline as a careful user would drive it."""
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from diffusers import StableDiffusionPipeline, TCDScheduler
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from transformers.utils import logging as transformers_logging
 
 from benchmarks.peers.servers.options import Options
 from benchmarks.peers.servers.wire import Adapters, Alike, Body, grouped
+from benchmarks.pipeline import fused_pipeline, quiet_libraries
 
 
 class Drawer:
@@ -22,15 +19,9 @@ class Drawer:
     """
 
     def __init__(self, options: Options) -> None:
-        _quiet_libraries()
+        quiet_libraries()
         torch.set_num_threads(options.threads)
-        pipe = StableDiffusionPipeline.from_pretrained(options.checkpoint, local_files_only=True)
-        pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.load_lora_weights(options.tcd_lora, adapter_name="tcd")
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
-        self._pipe = pipe
+        self._pipe = fused_pipeline(options.checkpoint, options.tcd_lora)
         self._files = options.adapters
         self._keep = options.keep
         self._loaded: OrderedDict[str, None] = OrderedDict()  # the most recently used last
@@ -88,10 +79,3 @@ class Drawer:
         self._pipe.load_lora_weights(self._files[name], adapter_name=name)
         self._loaded[name] = None
         self._set = None
-
-
-def _quiet_libraries() -> None:
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message="Already found a .peft_config.")

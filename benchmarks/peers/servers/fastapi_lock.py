@@ -7,7 +7,8 @@ from fastapi import FastAPI
 
 from benchmarks.peers.servers.drawer import Drawer
 from benchmarks.peers.servers.options import call_this_process, parsed, published
-from benchmarks.peers.servers.wire import PATH, Body, answer
+from benchmarks.peers.servers.wire import Body, answer
+from benchmarks.peers.traffic import PATH
 
 
 def app() -> FastAPI:

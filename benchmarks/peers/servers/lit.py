@@ -5,7 +5,8 @@ from PIL import Image
 
 from benchmarks.peers.servers.drawer import Drawer
 from benchmarks.peers.servers.options import Options, call_this_process, parsed
-from benchmarks.peers.servers.wire import PATH, Body, answer
+from benchmarks.peers.servers.wire import Body, answer
+from benchmarks.peers.traffic import PATH
 
 
 class StableDiffusion(litserve.LitAPI):

@@ -11,7 +11,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from benchmarks.peers.servers.options import Options
-from benchmarks.peers.servers.wire import PATH, Body, answer
+from benchmarks.peers.servers.wire import Body, answer
+from benchmarks.peers.traffic import PATH
 
 MAX_ONGOING = 1024  # of the ingress: all clients at once
 web = FastAPI()

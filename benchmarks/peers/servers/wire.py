@@ -8,7 +8,6 @@ from typing import NamedTuple
 from PIL import Image
 from pydantic import BaseModel
 
-PATH = "/v1/images/generations"
 PNG_COMPRESS_LEVEL = 1  # as ours has it
 
 Adapters = tuple[tuple[str, float], ...]  # by name, with their weights

@@ -6,14 +6,12 @@ import subprocess
 import sys
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from benchmarks.peers.load import Load, Taken, bursts, closed_loop
 from benchmarks.peers.traffic import Kind
-
-ROOT = Path(__file__).parents[3]
+from demo.service import ROOT
 
 
 class Answering:

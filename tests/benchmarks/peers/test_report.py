@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,8 @@ from benchmarks.peers.report import busiest, print_match
 from benchmarks.peers.servers.options import Options, parsed
 from benchmarks.peers.settings import BEST, changed
 from benchmarks.peers.turns import Match, Turn
+from demo.service import ROOT
 
-ROOT = Path(__file__).parents[3]
 SERVERS = ("fastapi_lock", "ray_tutorial", "ray_batch")  # the fourth needs LitServe
 
 
