@@ -5,7 +5,7 @@ with its name instead of being ignored. Ray's own options (replicas, autoscaling
 are not here: they stay under `deployments:` in the Serve config, where Ray reads them.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Protocol
 
 from pydantic import (
     AfterValidator,
@@ -44,6 +44,26 @@ class Defaults(Frozen):
 Device = Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|hpu|meta|mps|npu|xpu)(:\d+)?)$")]
 # Without scheme, port and path.
 Host = Annotated[str, Field(pattern=r"^[^\s/:?#@]+$")]
+
+
+class SizeLimits(Protocol):
+    """Pixels a side, and of the whole image: of a model's limits, and of what its card says."""
+
+    @property
+    def min_side(self) -> int: ...
+
+    @property
+    def max_side(self) -> int: ...
+
+    @property
+    def max_pixels(self) -> int: ...
+
+
+def size_allowed(limits: SizeLimits, width: int, height: int) -> bool:
+    """Whether an image may be so large. That sides are multiples of 8 is for others to see."""
+    least, most = sorted((width, height))
+    within = limits.min_side <= least and most <= limits.max_side
+    return within and width * height <= limits.max_pixels
 
 
 class Limits(Frozen):
@@ -89,13 +109,6 @@ class Limits(Frozen):
     prompt_cache_mb: int = Field(256, ge=0)
     aging_steps: int = Field(16, ge=1)
     hang_s: float = Field(300.0, ge=1)
-
-    def allow(self, width: int, height: int) -> bool:
-        """Whether an image may be so large. That sides are multiples of 8 is for others to see."""
-        least, most = sorted((width, height))
-        return (
-            self.min_side <= least and most <= self.max_side and width * height <= self.max_pixels
-        )
 
     @model_validator(mode="after")
     def _sides_in_order(self) -> "Limits":
@@ -215,7 +228,7 @@ class ModelArgs(Frozen):
 
     def never_asked_for(self, limits: Limits) -> tuple[WarmSize, ...]:
         """Sizes of `warmup` that these limits allow no request."""
-        return tuple(s for s in self.warmup or () if not limits.allow(s.width, s.height))
+        return tuple(s for s in self.warmup or () if not size_allowed(limits, s.width, s.height))
 
 
 class ModelUserConfig(Frozen):

@@ -3,6 +3,7 @@
 import secrets
 import uuid
 
+from configs.app import size_allowed
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import (
@@ -27,10 +28,7 @@ def image_size(
     """
     width, height = _wanted_size(request, card, start)
     limits = card.limits
-    if (
-        not limits.min_side <= min(width, height) <= max(width, height) <= limits.max_side
-        or width * height > limits.max_pixels
-    ):
+    if not size_allowed(limits, width, height):
         raise InvalidRequest(
             f"size {width}x{height} is not allowed: each side must be a multiple of 8 from "
             f"{limits.min_side} to {limits.max_side} pixels, and the area at most "

@@ -51,10 +51,7 @@ class Table:
         def shaped(*shape: int) -> Weights:
             return Weights(weights.view(shape), None if unused is None else unused.view(shape))
 
-        self.last = tuple(
-            shaped(*(rows, *[1] * (dims - 2), ranks)[-max(dims, 2) :])
-            for dims in range(MOST_DIMS + 1)
-        )
+        self.last = tuple(shaped(rows, *[1] * (dims - 2), ranks) for dims in range(MOST_DIMS + 1))
         self.channels = shaped(rows, ranks, 1, 1)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.app import Limits, ModelUserConfig
+from configs.app import Limits, ModelUserConfig, size_allowed
 from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.jobs import MAX_STEPS, Asset, ImageJob, real_steps
 from deployments.diffusion.engine.policy.capabilities import Capabilities
@@ -241,7 +241,7 @@ def _check_size(job: ImageJob, limits: Limits) -> None:
         f"{limits.max_side} pixels, and the area at most {limits.max_pixels} pixels"
     )
     sides = (job.width, job.height)
-    if any(side % LATENT_SCALE for side in sides) or not limits.allow(*sides):
+    if any(side % LATENT_SCALE for side in sides) or not size_allowed(limits, *sides):
         raise InvalidRequest(f"size {job.width}x{job.height} is not allowed: {allowed}", "size")
 
 

@@ -127,8 +127,9 @@ class Runner:
             told = Compiling(int(compiler.works), compiler.compiles, compiler.failures)
         if graphs is None:
             return told
-        level = 2 if graphs else told.level
-        return Compiling(level, told.compiles, told.failures + graphs.failures, graphs.replays)
+        failures = told.failures + graphs.failures
+        told = told._replace(failures=failures, replays=graphs.replays)
+        return told._replace(level=2) if graphs else told
 
     def adopt(self, slot: int, row: Row) -> None:
         """Gives a row its slot."""
