@@ -10,7 +10,7 @@ import pytest
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
-from tests.serving import free_port
+from demo.service import free_port
 
 BUCKET = "pictures"
 # Any key is accepted; some must be there.

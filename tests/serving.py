@@ -1,7 +1,6 @@
 """The running service that tests of the graph share: one Ray cluster with the demo's models."""
 
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from configs.app import (
     ServiceArgs,
 )
 from configs.families import FamilyName
-from demo.service import ENVIRONMENT
+from demo.service import ENVIRONMENT, free_port
 from graphs.model import DIFFUSION
 from graphs.service import build as build_service
 from tests.conftest import demo_loras
@@ -101,12 +100,6 @@ def full_model(models: Path, family: FamilyName, name: str) -> ModelArgs:
             "motion_adapter": motion,
         }
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from huggingface_hub import constants
 
 from configs.fetch import ConfigError, Need, needs
 from configs.sources import fetch
+from demo.service import free_port
 from tests.fake_hub import COMMIT, FakeHub, fake_hub, sha256
 from tests.object_store import BUCKET, ObjectStore
-from tests.serving import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = os.urandom(3_000_000)

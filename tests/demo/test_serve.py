@@ -12,9 +12,8 @@ import psutil
 import pytest
 import yaml
 
-from demo.service import ROOT, demo_config
+from demo.service import ROOT, demo_config, free_port
 from tests.demo.test_run import RAY_NODE
-from tests.serving import free_port
 
 
 @pytest.mark.parametrize(

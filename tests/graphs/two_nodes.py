@@ -24,8 +24,8 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from demo.service import free_port
 from demo.standins import MODELS
-from tests.serving import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "configs" / "production" / "guide.yaml"

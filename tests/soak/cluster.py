@@ -18,8 +18,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from configs.app import StorageArgs
-from demo.service import ENVIRONMENT, Config, demo_config
-from tests.serving import free_port
+from demo.service import ENVIRONMENT, Config, demo_config, free_port
 from tests.soak.making import Target
 from tests.soak.processes import wait_until
 

@@ -12,9 +12,8 @@ from moto.server import ThreadedMotoServer
 
 from configs.app import FolderStorage, S3Storage
 from configs.keys import fresh_key
-from demo.service import ROOT
+from demo.service import ROOT, free_port
 from tests.fake_hub import fake_hub
-from tests.serving import free_port
 from tests.soak import cluster
 from tests.soak.disk import SmallDisk, small_disk
 from tests.soak.gate import Gate

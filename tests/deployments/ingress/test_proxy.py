@@ -15,8 +15,8 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from demo.service import free_port
 from deployments.ingress.http import proxy
-from tests.serving import free_port
 
 HEAD = b"POST / HTTP/1.1\r\nhost: service.test\r\n"
 
