@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from math import sqrt
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import AliasChoices, BaseModel, Field, TypeAdapter
 
 from deployments.diffusion.engine.adapters.names import Place
 
@@ -14,9 +14,11 @@ _FIELDS = TypeAdapter(dict[str, object])
 
 
 class _Config(BaseModel):
-    """What matters here of PEFT's LoraConfig. Ranks are those of the tensors."""
+    """What matters here of PEFT's LoraConfig, LoHaConfig and LoKrConfig. Ranks are those of the
+    tensors, where they show one."""
 
-    lora_alpha: float | None = None
+    lora_alpha: float | None = Field(None, validation_alias=AliasChoices("lora_alpha", "alpha"))
+    r: int | None = Field(None, gt=0)
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     use_rslora: bool = False
 
@@ -33,8 +35,12 @@ class Alphas:
     def __init__(self, configs: Mapping[str, Mapping[str, object]]) -> None:
         self._models = {name: _Model(_Config.model_validate(c)) for name, c in configs.items()}
 
-    def scale(self, place: Place, rank: int) -> float:
-        """By what a layer's change is to be multiplied: 1 where nothing is said."""
+    def scale(self, place: Place, rank: int | None) -> float:
+        """By what a layer's change is to be multiplied: 1 where nothing is said.
+
+        Args:
+            rank: `None`: its tensors show none, but PEFT's configuration may.
+        """
         name = "unet" if place.model == "motion_unet" else place.model
         model = self._models.get(name, self._models.get(""))
         return 1.0 if model is None else model.scale(place.module, rank)
@@ -77,9 +83,10 @@ class _Model:
             else:
                 self._others.append((_compiled(pattern), (position, alpha)))
 
-    def scale(self, layer: str, rank: int) -> float:
+    def scale(self, layer: str, rank: int | None) -> float:
         alpha = min(self._matches(layer), default=(0, self._config.lora_alpha))[1]
-        if alpha is None:
+        rank = self._config.r if rank is None else rank
+        if alpha is None or rank is None:
             return 1.0
         return alpha / (sqrt(rank) if self._config.use_rslora else rank)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deployments.diffusion.engine.adapters.files import read_file
-from deployments.diffusion.engine.adapters.pairs import Pairs, check_finite
+from deployments.diffusion.engine.adapters.contents import Contents, check_finite
+from deployments.diffusion.engine.adapters.files import LoraError, read_file
 
 
 @torch.no_grad()
@@ -21,12 +21,14 @@ def fuse(unet: nn.Module, path: Path) -> None:
     then of no use.
     """
     file = read_file(path)
-    for pair in Pairs({"unet": unet}).of(file):
-        weight = unet.get_parameter(f"{pair.place.module}.weight")
+    for place, change in Contents({"unet": unet}).of(file).items():
+        if change.low is None or change.terms:
+            raise LoraError(f"{file.name} is no plain LoRA, and nothing else is fused")
+        weight = unet.get_parameter(f"{place.module}.weight")
         if weight.is_meta:
             continue
-        up = (pair.up.float() * pair.scale).to(weight.device)
-        down = pair.down.flatten(1).float().to(weight.device)
-        fused = weight.flatten(1).float().addmm_(up, down)
+        up = change.low.up.float().to(weight.device)
+        down = change.low.down.flatten(1).float().to(weight.device)
+        fused = weight.flatten(1).float().addmm_(up.t(), down)
         weight.copy_(fused.view(weight.shape))
         check_finite(weight, file)

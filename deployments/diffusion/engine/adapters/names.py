@@ -10,6 +10,7 @@ A tensor's name is the name of a layer and a mark of its role. Both are spelt in
     unet.mid_block.attentions.0.proj_in.lora.down.weight         diffusers, before PEFT
     mid_block.[...].attn1.processor.to_out_lora.down.weight      diffusers, its first; AnimateDiff
     base_model.model.mid_block.attentions.0.proj_in.lora_A.default.weight                    PEFT
+    unet.middle_block.1.proj_in.lora_down.weight                 OneTrainer (OMI)
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -26,7 +27,26 @@ class Role(Enum):
 
     DOWN = "down-projection"
     UP = "up-projection"
+    MID = "middle layer"
     ALPHA = "alpha"
+    UP_BIAS = "bias of the up-projection"
+    HADA_1A = "hada_w1_a"
+    HADA_1B = "hada_w1_b"
+    HADA_1T = "hada_t1"
+    HADA_2A = "hada_w2_a"
+    HADA_2B = "hada_w2_b"
+    HADA_2T = "hada_t2"
+    KRON_1 = "lokr_w1"
+    KRON_1A = "lokr_w1_a"
+    KRON_1B = "lokr_w1_b"
+    KRON_2 = "lokr_w2"
+    KRON_2A = "lokr_w2_a"
+    KRON_2B = "lokr_w2_b"
+    KRON_2T = "lokr_t2"
+    MAGNITUDE = "lora_magnitude_vector"  # PEFT's DoRA
+    DORA_SCALE = "dora_scale"  # LyCORIS', which may be of inputs
+    WEIGHT = "difference of the weight"
+    BIAS = "difference of the bias"
 
 
 class Place(NamedTuple):
@@ -43,32 +63,51 @@ def adaptable(model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
             yield name, module
 
 
-_MATRICES = {
-    "lora_down": Role.DOWN,
-    "lora_up": Role.UP,
-    "lora_A": Role.DOWN,
-    "lora_B": Role.UP,
+def norms(model: nn.Module) -> Iterator[tuple[str, nn.LayerNorm | nn.GroupNorm]]:
+    """The normalisations of a model that have weights, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm) and module.weight is not None:
+            yield name, module
+
+
+_MARKS = {
+    "alpha": Role.ALPHA,
+    "lora_down.weight": Role.DOWN,
+    "lora_up.weight": Role.UP,
+    "lora_mid.weight": Role.MID,
+    "lora_A.weight": Role.DOWN,
+    "lora_B.weight": Role.UP,
+    "lora_B.bias": Role.UP_BIAS,
+    "lora_up.bias": Role.UP_BIAS,
+    "lora_magnitude_vector": Role.MAGNITUDE,
+    "lora_magnitude_vector.weight": Role.MAGNITUDE,
+    "dora_scale": Role.DORA_SCALE,
+    "diff": Role.WEIGHT,
+    "diff_b": Role.BIAS,
+    "w_norm": Role.WEIGHT,
+    "b_norm": Role.BIAS,
 }
-_OLDER_MATRICES = {"down": Role.DOWN, "up": Role.UP}  # behind a layer's name with an end
+_MARKS |= {role.value: role for role in Role if role.value.startswith(("hada_", "lokr_"))}
+_OLDER_MARKS = {"down.weight": Role.DOWN, "up.weight": Role.UP}  # behind a layer's older end
 _OLDER_ENDS = (".lora", ".lora_linear_layer", "_lora")
 
 
 def split(tensor: str) -> tuple[str, Role] | None:
     """The layer's name in a tensor's, as it is spelt, and the role: ("x", DOWN) of
-    "x.lora_A.weight". None if the tensor is no part of a plain LoRA."""
-    stem, _, kind = tensor.rpartition(".")
-    if kind == "alpha":
-        return _without_end(stem), Role.ALPHA
-    if kind != "weight":
-        return None
-    stem, _, mark = stem.rpartition(".")
-    if mark in _MATRICES:
-        return stem, _MATRICES[mark]
-    if mark in _OLDER_MATRICES:
-        layer = _without_end(stem)
-        return None if layer == stem else (layer, _OLDER_MATRICES[mark])
-    stem, _, mark = stem.rpartition(".")  # PEFT may say the adapter's name behind it
-    return (stem, _MATRICES[mark]) if mark in _MATRICES else None
+    "x.lora_A.weight". None if the tensor is no part of an adapter."""
+    parts = tensor.split(".")
+    for length in (1, 2):
+        layer, mark = ".".join(parts[:-length]), ".".join(parts[-length:])
+        if mark in _MARKS:
+            return _without_end(layer), _MARKS[mark]
+        if mark in _OLDER_MARKS and _without_end(layer) != layer:
+            return _without_end(layer), _OLDER_MARKS[mark]
+    # PEFT may say the adapter's name in the mark: lora_A.default.weight, hada_w1_a.default.
+    for before, after in ((-3, -1), (-2, len(parts))):
+        mark = ".".join([*parts[before : before + 1], *parts[after:]])
+        if mark in _MARKS:
+            return ".".join(parts[:before]), _MARKS[mark]
+    return None
 
 
 def _without_end(stem: str) -> str:
@@ -87,7 +126,10 @@ class Names:
     """
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
-        layers = {name: [layer for layer, _ in adaptable(model)] for name, model in models.items()}
+        layers = {
+            name: [layer for layer, _ in (*adaptable(model), *norms(model))]
+            for name, model in models.items()
+        }
         encoders = [name for name in layers if name.startswith("text_encoder")]
         texts: dict[str, Place] = {}
         for model in encoders:
@@ -108,7 +150,7 @@ class Names:
         Args:
             unet: which UNet is meant where a name says "unet", or nothing at all.
 
-        Returns None for what is no part of a plain LoRA or belongs to no layer of these models.
+        Returns None for what is no part of an adapter or belongs to no layer of these models.
         """
         parts = split(tensor)
         if parts is None:
@@ -130,8 +172,10 @@ def _unet_names(layer: str, ldm: str | None) -> Iterator[str]:
     for prefix in ("lora_unet_", "lycoris_"):
         yield prefix + layer.replace(".", "_")
     if ldm is not None:
-        yield f"diffusion_model.{ldm}"
-        yield "lora_unet_" + ldm.replace(".", "_")
+        for prefix in ("diffusion_model.", "model.diffusion_model.", "unet."):
+            yield prefix + ldm
+        for prefix in ("lora_unet_", "lycoris_"):
+            yield prefix + ldm.replace(".", "_")
 
 
 def _animatediff(layer: str) -> str:
@@ -146,10 +190,11 @@ _ENCODER_PREFIXES = {
     "text_encoder": (
         "lora_te_",
         "lora_te1_",
+        "clip_l.",
         "text_encoders.clip_l.transformer.",
         "text_encoders.clip_h.transformer.",
     ),
-    "text_encoder_2": ("lora_te2_", "text_encoders.clip_g.transformer."),
+    "text_encoder_2": ("lora_te2_", "clip_g.", "text_encoders.clip_g.transformer."),
 }
 _OLDER_PROJECTIONS = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
@@ -161,7 +206,7 @@ def _encoder_names(model: str, layer: str, *, alone: bool) -> Iterator[str]:
     parent, dot, child = short.rpartition(".")
     dotted = {short, parent + dot + _OLDER_PROJECTIONS.get(child, child)}
     dotted |= {f"text_model.{name}" for name in dotted}
-    prefixes = (f"{model}.", *_ENCODER_PREFIXES[model], *([""] if alone else []))
+    prefixes = (f"{model}.", *_ENCODER_PREFIXES[model], *(["", "lycoris_"] if alone else []))
     for prefix in prefixes:
         for name in dotted:
             yield prefix + (name.replace(".", "_") if prefix.endswith("_") else name)
@@ -169,6 +214,7 @@ def _encoder_names(model: str, layer: str, *, alone: bool) -> Iterator[str]:
 
 _LDM_TOP = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -181,6 +227,8 @@ _LDM_MIDDLE = {
     "mid_block.resnets.1": "middle_block.2",
 }
 _LDM_RESNET = {
+    "norm1": "in_layers.0",
+    "norm2": "out_layers.0",
     "conv1": "in_layers.2",
     "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",

@@ -1,41 +1,26 @@
-"""Style adapters from disk: matrices by layer, read by name, each scaled by its own alpha / rank.
+"""Style adapters from disk: changes by layer, read by name, each scaled by its own alpha / rank.
 
 Everything happens on the CPU and no model is touched: reading does not disturb the steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from deployments.diffusion.engine.adapters.changes import Change
+from deployments.diffusion.engine.adapters.contents import Contents, check_finite
 from deployments.diffusion.engine.adapters.files import LoraError, LoraFile, lora_file, read_file
-from deployments.diffusion.engine.adapters.pairs import Pair, Pairs, check_finite
+from deployments.diffusion.engine.adapters.kinds import PIECE
 
-__all__ = ["LoraError", "LoraReader", "LoraWeights", "LowRank", "lora_file"]
-
-# torch spreads what is larger over threads, and waits for them: on busy cores that is tens of
-# times slower than one thread (10 to 20 s, not 0.3, for a full SDXL adapter on two cores).
-_PIECE = 32767
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """One layer's change: W + weight * up.T @ down.
-
-    Attributes:
-        down: (rank, in) of a linear layer, (rank, in, kh, kw) of a convolution.
-        up: (rank, out), transposed; alpha / rank is in it.
-    """
-
-    down: Tensor
-    up: Tensor
+__all__ = ["LoraError", "LoraReader", "LoraWeights", "lora_file"]
 
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """An adapter's matrices.
+    """An adapter's numbers.
 
     Attributes:
         flat: (n,), all numbers of all layers, so that one copy takes them to a device.
@@ -44,7 +29,7 @@ class LoraWeights:
     """
 
     flat: Tensor
-    layers: dict[str, dict[str, LowRank]]
+    layers: dict[str, dict[str, Change]]
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +44,7 @@ class LoraWeights:
             return flat.as_strided(view.shape, view.stride(), view.storage_offset())
 
         layers = {
-            model: {name: LowRank(there(one.down), there(one.up)) for name, one in layers.items()}
+            model: {name: change.mapped(there) for name, change in layers.items()}
             for model, layers in self.layers.items()
         }
         return LoraWeights(flat, layers)
@@ -78,7 +63,7 @@ class LoraReader:
     def __init__(
         self, models: Mapping[str, nn.Module], dtype: torch.dtype, *, pin: bool = False
     ) -> None:
-        self._pairs = Pairs(models)
+        self._contents = Contents(models)
         self._models = tuple(models)
         self._dtype = dtype
         self._pin = pin
@@ -93,45 +78,54 @@ class LoraReader:
         Args:
             unet: which UNet it goes to, "unet" or "motion_unet".
 
-        Raises `LoraError` for anything but a plain LoRA of this family whose numbers are finite
-        in the reader's dtype.
+        Raises `LoraError` for anything but an adapter of this family, of a known kind, whose
+        numbers are finite in the reader's dtype.
         """
-        pairs = sorted(self._pairs.of(file, unet), key=_unaligned)
-        sizes = [matrix.numel() for pair in pairs for matrix in (pair.down, pair.up)]
+        changes = self._contents.of(file, unet)
+        tensors = {place: _tensors(change) for place, change in changes.items()}
+        places = sorted(changes, key=lambda place: _unaligned(tensors[place]))
+        sizes = [tensor.numel() for place in places for tensor in tensors[place]]
         flat = torch.empty(sum(sizes), dtype=self._dtype, pin_memory=self._pin)
         slices = iter(flat.split(sizes))
-        layers: dict[str, dict[str, LowRank]] = {model: {} for model in self._models}
-        for pair in pairs:
-            down = next(slices).view(pair.down.shape)
-            up = next(slices).view(pair.up.shape[::-1])
-            _write(pair.down.flatten(1), down.flatten(1))
-            _write_transposed(pair.up, pair.scale, up)
-            layers[pair.place.model][pair.place.module] = LowRank(down, up)
+
+        def written(source: Tensor) -> Tensor:
+            target: Tensor = next(slices).view(source.shape)
+            _write(source, target)
+            return target
+
+        layers: dict[str, dict[str, Change]] = {model: {} for model in self._models}
+        for place in places:
+            layers[place.model][place.module] = changes.pop(place).mapped(written)
         check_finite(flat, file)
         return LoraWeights(flat, layers)
 
 
-def _unaligned(pair: Pair) -> bool:
-    """Whether what stands behind its matrices starts at an odd address: such pairs come last."""
-    return pair.down.numel() % 8 != 0 or pair.up.numel() % 8 != 0
+def _tensors(change: Change) -> list[Tensor]:
+    """In the order of `Change.mapped`."""
+    found: list[Tensor] = []
+
+    def seen(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    change.mapped(seen)
+    return found
 
 
-def _write(source: Tensor, target: Tensor, scale: float = 1.0) -> None:
-    """target = scale * source, (n, m) both, rounded once."""
-    rows = max(1, _PIECE // source.shape[1])
-    for piece, to in zip(source.split(rows), target.split(rows), strict=True):
-        if scale == 1:
+def _unaligned(tensors: Sequence[Tensor]) -> bool:
+    """Whether what stands behind them starts at an odd address: such layers come last."""
+    return any(tensor.numel() % 8 for tensor in tensors)
+
+
+def _write(source: Tensor, target: Tensor) -> None:
+    """Copies numbers, rounded once, in pieces that torch does on one thread."""
+    if source.is_contiguous():
+        pieces = zip(source.view(-1).split(PIECE), target.view(-1).split(PIECE), strict=True)
+        for piece, to in pieces:
             to.copy_(piece)
-        else:
-            torch.mul(piece if piece.dtype == to.dtype else piece.float(), scale, out=to)
-
-
-def _write_transposed(source: Tensor, scale: float, target: Tensor) -> None:
-    """target = scale * source.T, (n, m) and (m, n), rounded once."""
-    if source.dtype != target.dtype:
-        _write(source, target.t(), scale)
-        return
-    target.copy_(source.t())  # torch does this block by block, on one thread
-    if scale != 1:
-        for piece in target.view(-1).split(_PIECE):
-            piece.mul_(scale)
+    elif source.dtype == target.dtype:
+        target.copy_(source)  # transposed: torch does this block by block, on one thread
+    else:
+        rows = max(1, PIECE // source.shape[0])
+        for piece, to in zip(source.split(rows, 1), target.split(rows, 1), strict=True):
+            to.copy_(piece)

@@ -182,11 +182,12 @@ class LoraShelf:
         """From the host to the device."""
         with torch.cuda.stream(self._stream):
             there = weights.to(self._device, non_blocking=True)
+            layers = {model: self._banks[model].met(of) for model, of in there.layers.items()}
             arrival = None
             if self._stream is not None:
                 arrival = Arrival(self._stream.record_event(), there.flat)
-        for model, layers in there.layers.items():
-            self._banks[model].hold(key, layers, arrival)
+        for model, effects in layers.items():
+            self._banks[model].hold(key, effects, arrival)
 
     def _load(self, key: str, source: LoraSource) -> None:
         """Always delivers, on another thread, whatever happens."""

@@ -25,8 +25,8 @@ from deployments.diffusion.engine.memory import is_out_of_memory
 Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., object]]
 
 CACHE = Path("~/.cache/tcd/inductor")
-# Of one process. sd15 has three widths, times two each for rows, adapters and pictures, and two
-# more for its ControlNets' blocks: 30.
+# Of one process. sd15 has three widths, times two each for rows, adapters, pictures and prompts of
+# different lengths, and two more for its ControlNets' blocks: 54.
 MOST_KINDS = 64
 log = logging.getLogger("tcd.engine")
 
@@ -67,14 +67,17 @@ class Compiler:
         """Whether anything runs compiled."""
         return self.compiles > 0 and not self._given_up
 
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
+    def blocks(self, model: nn.Module) -> "list[CompiledBlock]":
         """Has a model's repeated blocks compiled, in place, and returns them."""
-        found = [module for module in model.modules() if type(module) is BasicTransformerBlock]
-        for block in found:
-            block.__class__ = CompiledBlock
-            assert isinstance(block, CompiledBlock)
-            block.compiler = self
-        return list(found)
+        found: list[CompiledBlock] = []
+        for block in model.modules():
+            if type(block) is BasicTransformerBlock:
+                block.__class__ = CompiledBlock
+                assert isinstance(block, CompiledBlock)
+                block.compiler = self
+                block.eager = False
+                found.append(block)
+        return found
 
     def run(self, block: BasicTransformerBlock, *args: object, **more: object) -> Tensor:
         """What the block makes of its arguments."""
@@ -126,10 +129,14 @@ class Compiler:
 
 
 class CompiledBlock(BasicTransformerBlock):
-    """A block that its compiler runs."""
+    """A block that its compiler runs, unless it is to be `eager` for now."""
 
     compiler: Compiler
+    eager: bool
 
     def forward(self, *args: object, **more: object) -> Tensor:
         """As `BasicTransformerBlock`."""
+        if self.eager:
+            output: Tensor = super().forward(*args, **more)
+            return output
         return self.compiler.run(self, *args, **more)

@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from deployments.diffusion.engine.adapters import bank as bank_module
 from deployments.diffusion.engine.adapters.bank import Bank, RowWeights
-from deployments.diffusion.engine.adapters.layers import Adapted, Adapters
-from deployments.diffusion.engine.adapters.reader import LowRank
+from deployments.diffusion.engine.adapters.changes import Effect, LowRank
+from deployments.diffusion.engine.adapters.layers import Adapted, Joined
 
-Layers = Mapping[str, LowRank]
+Matrices = Mapping[str, LowRank]
 assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 
 
 class Model(nn.Module):
     """A layer of each kind: on the rows alone, on tokens, and a convolution with a stride."""
+
+    eager = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,13 +34,17 @@ class Model(nn.Module):
         return {name: self.get_submodule(name)(x) for name, x in given.items()}
 
 
+class Block(nn.Sequential):
+    eager = False
+
+
 def inputs(rows: int) -> dict[str, Tensor]:
     source = torch.Generator().manual_seed(rows)
     shapes = {"time": (6,), "attend": (9, 6), "conv": (4, 8, 8), "project": (4, 5, 3)}
     return {name: torch.randn(rows, *shape, generator=source) for name, shape in shapes.items()}
 
 
-def adapter(seed: int, **ranks: int) -> Layers:
+def adapter(seed: int, **ranks: int) -> Matrices:
     """Random matrices for the named layers, each of its own rank."""
     source = torch.Generator().manual_seed(seed)
     shapes = {"time": (6, 10), "attend": (6, 8), "conv": (4, 3, 3, 5), "project": (4, 1, 1, 7)}
@@ -67,8 +73,12 @@ def model() -> Model:
 
 def holding(bank: Bank) -> Bank:
     for key, layers in PARTS.items():
-        bank.hold(key, layers)
+        bank.hold(key, effects(layers))
     return bank
+
+
+def effects(layers: Matrices) -> Mapping[str, Effect]:
+    return {name: Effect(low) for name, low in layers.items()}
 
 
 @pytest.fixture
@@ -89,9 +99,9 @@ def run(model: Model, bank: Bank, rows: Sequence[RowWeights]) -> dict[str, Tenso
     return outputs
 
 
-def on_layers(model: Model) -> dict[str, Adapters]:
-    layers = {n: m for n, m in model.named_children() if isinstance(m, Adapted)}
-    return {name: layer.adapters for name, layer in layers.items() if layer.adapters is not None}
+def on_layers(model: Model) -> dict[str, Joined]:
+    layers = {n: m.adapters for n, m in model.named_children() if isinstance(m, Adapted)}
+    return {name: on.joined for name, on in layers.items() if on is not None and on.joined}
 
 
 def adapted_layers(model: Model) -> list[str]:
@@ -160,7 +170,8 @@ def test_layers_that_nobody_adapts_are_the_plain_layers(model: Model, bank: Bank
 
 def test_a_row_of_weight_zero_gets_exactly_nothing(model: Model, any_bank: Bank) -> None:
     """Not even from numbers that overflow: 0 x inf would be NaN."""
-    any_bank.hold("huge", {"attend": LowRank(torch.full((2, 6), 1e38), torch.full((2, 8), 1e38))})
+    huge = LowRank(torch.full((2, 6), 1e38), torch.full((2, 8), 1e38))
+    any_bank.hold("huge", effects({"attend": huge}))
     outputs = run(model, any_bank, [{}, {"huge": 10.0}, {"attention": 1.0}])
     assert not outputs["attend"][1].isfinite().any()
     for name, expected in by_hand(model, [{}, {}, {"attention": 1.0}]).items():
@@ -172,7 +183,7 @@ def test_a_row_of_weight_zero_gets_exactly_nothing(model: Model, any_bank: Bank)
 def test_a_compiled_block_sees_the_same_for_every_mix(model: Model) -> None:
     """Its layers have adapters together, with one table and as many ranks: others are compiled
     anew."""
-    block = nn.Sequential(model.attend, model.conv)
+    block = Block(model.attend, model.conv)
     bank = holding(Bank(model, torch.float32, [block]))
     for rows, ranks in (
         ([{"attention": 1.0}], 8),
@@ -213,7 +224,7 @@ def test_an_adapter_that_was_replaced_is_multiplied_anew(model: Model, any_bank:
     assert "attention" not in any_bank.keys
     outputs = run(model, any_bank, [{"attention": 1.0}])
     assert_close(outputs["attend"], by_hand(model, [{}])["attend"])
-    any_bank.hold("attention", PARTS["odd"])
+    any_bank.hold("attention", effects(PARTS["odd"]))
     outputs = run(model, any_bank, [{"attention": 1.0}])
     assert_close(outputs["time"], by_hand(model, [{"odd": 1.0}])["time"])
 

@@ -135,8 +135,8 @@ REFUSED = {
     ),
     "another shape": (one_layer(width=47), "another family"),
     "another kind": (
-        one_layer() | {"lora_unet_conv_in.hada_w1_a": torch.ones(2, 2)},
-        "is LoHa",
+        one_layer() | {"lora_unet_conv_in.diff": torch.ones(32, 4, 3, 3)},
+        "is no plain LoRA",
     ),
     "no number": (one_layer(lora_B=torch.full((48, 4, 1, 1), torch.nan)), "not finite"),
     "a number too large": (one_layer(lora_B=torch.full((48, 4, 1, 1), 1e6)), "not finite"),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from configs.app import Limits
 from demo.standins import write_style_lora
 from deployments.contracts.jobs import FailedImage, FinishedImage, ImageJob, JobEvent
-from deployments.diffusion.engine.adapters.reader import LowRank
+from deployments.diffusion.engine.adapters.changes import LowRank
 from deployments.diffusion.engine.engine import Engine
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.harness import WAIT_S, image_job, styles

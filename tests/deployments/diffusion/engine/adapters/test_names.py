@@ -167,26 +167,65 @@ def test_the_unet_with_motion_is_asked_for(tensor: str, layer: str, animated: Na
     "tensor",
     [
         "unet.conv_in.weight",
-        "unet.conv_in.diff",
-        "unet.conv_in.lora_B.bias",
-        "unet.conv_in.lora_mid.weight",
-        "unet.conv_in.lora_magnitude_vector.weight",
-        "lora_unet_conv_in.dora_scale",
-        "lora_unet_conv_in.hada_w1_a",
-        "lora_unet_conv_in.lokr_w1",
+        "unet.conv_in.oft_blocks",
+        "unet.conv_in.lora_A.bias",
+        "unet.conv_in.hada_w3_a",
+        "unet.conv_in.lokr_w1.weight.more",
+        "unet.conv_in.set_weight",
         "down.weight",
         "weight",
         "alpha",
         "",
     ],
 )
-def test_what_is_no_part_of_a_plain_lora(tensor: str, sd15: Names) -> None:
+def test_what_is_no_part_of_an_adapter(tensor: str, sd15: Names) -> None:
     assert sd15.find(tensor) is None
     assert split(tensor) is None or tensor == "alpha"
 
 
+ROLES = {
+    "lora_mid.weight": Role.MID,
+    "lora_B.bias": Role.UP_BIAS,
+    "lora_up.bias": Role.UP_BIAS,
+    "lora_magnitude_vector": Role.MAGNITUDE,
+    "lora_magnitude_vector.weight": Role.MAGNITUDE,
+    "lora_magnitude_vector.default.weight": Role.MAGNITUDE,
+    "lora_A.default.weight": Role.DOWN,
+    "dora_scale": Role.DORA_SCALE,
+    "hada_w1_a": Role.HADA_1A,
+    "hada_w1_a.default": Role.HADA_1A,
+    "hada_t2": Role.HADA_2T,
+    "lokr_w1": Role.KRON_1,
+    "lokr_w2_b": Role.KRON_2B,
+    "lokr_t2.default": Role.KRON_2T,
+    "diff": Role.WEIGHT,
+    "diff_b": Role.BIAS,
+    "alpha": Role.ALPHA,
+}
+
+
+@pytest.mark.parametrize("mark", ROLES)
+def test_the_marks_of_each_role(mark: str, sd15: Names) -> None:
+    for layer in ("unet.conv_in", "lora_unet_conv_in", "base_model.model.conv_in"):
+        assert sd15.find(f"{layer}.{mark}") == (Place("unet", "conv_in"), ROLES[mark])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "layer"),
+    [
+        ("lora_unet_conv_norm_out.w_norm", "conv_norm_out"),
+        ("diffusion_model.out.0.diff", "conv_norm_out"),
+        ("lora_unet_output_blocks_0_0_in_layers_0.w_norm", "up_blocks.0.resnets.0.norm1"),
+        ("lycoris_mid_block_attentions_0_norm.w_norm", "mid_block.attentions.0.norm"),
+        ("unet.middle_block.1.norm.w_norm", "mid_block.attentions.0.norm"),
+        ("model.diffusion_model.middle_block.0.out_layers.0.diff", "mid_block.resnets.0.norm2"),
+    ],
+)
+def test_normalisations(tensor: str, layer: str, sd15: Names) -> None:
+    assert sd15.find(tensor) == (Place("unet", layer), Role.WEIGHT)
+
+
 def test_other_layers_are_not_adaptable(demo_models: Path, sd15: Names) -> None:
-    assert sd15.find("unet.conv_norm_out.lora_A.weight") is None
     assert sd15.find("text_encoder.text_model.embeddings.token_embedding.lora_A.weight") is None
     unet = demo_skeletons(demo_models, "sd15")["unet"]
     attention = unet.get_submodule(KEY.removesuffix(".to_k"))

@@ -31,14 +31,14 @@ def broken_styles(demo_models: Path, tmp_path: Path) -> dict[str, tuple[str, str
     tensors = load_file(neon)
     first = next(iter(tensors))
     save_file({**tensors, first: tensors[first] * float("nan")}, tmp_path / "nan.safetensors")
-    dora = {**tensors, first.replace("lora_A.weight", "dora_scale"): torch.ones(4)}
-    save_file(dora, tmp_path / "dora.safetensors")
+    oft = {**tensors, first.replace("lora_A.weight", "oft_blocks"): torch.ones(4)}
+    save_file(oft, tmp_path / "oft.safetensors")
     return {
         "short": (str(tmp_path / "short.safetensors"), "not a readable safetensors file"),
         "text": (str(tmp_path / "text.safetensors"), "not a readable safetensors file"),
         "pickle": (str(tmp_path / "pickle.bin"), "no other format is read"),
         "nan": (str(tmp_path / "nan.safetensors"), "not finite"),
-        "dora": (str(tmp_path / "dora.safetensors"), "is DoRA"),
+        "oft": (str(tmp_path / "oft.safetensors"), "is OFT"),
         "missing": (str(tmp_path / "nowhere.safetensors"), "does not exist"),
         "other": (str(demo_models / "loras" / "sd21" / "ink.safetensors"), "another family"),
     }
