@@ -10,11 +10,12 @@ are up at a time, and take turns. Before that their pictures are compared.
 
 import argparse
 import json
+import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from benchmarks.models import Model, write_model
 from benchmarks.peers.contestants import contestant
@@ -182,5 +183,10 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
+def _end(*_: object) -> NoReturn:
+    raise SystemExit("ended by SIGTERM")
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)  # else a server that stands still would stay behind
     main()
