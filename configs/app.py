@@ -38,6 +38,8 @@ class Defaults(Frozen):
     num_inference_steps: int = Field(4, ge=1, le=50)
     eta: float = Field(0.3, ge=0, le=1)
     guidance_scale: float = Field(0.0, ge=0, le=30)
+    prompt_syntax: Literal["plain", "weighted"] = "plain"
+    clip_skip: int = Field(0, ge=0, le=31)
 
 
 # Of the devices of torch, those that models run on; "auto" takes what Ray assigned.

@@ -70,6 +70,14 @@ class Picture:
         """(width, height) in pixels."""
         return self.rgb.shape[1], self.rgb.shape[0]
 
+    def on_white(self) -> "Picture":
+        """The same with white where it is transparent: what people see of it on a page."""
+        if self.alpha is None:
+            return self
+        laid = Image.new("RGB", self.size, "white")
+        laid.paste(Image.fromarray(self.rgb), mask=Image.fromarray(self.alpha))
+        return Picture(np.array(laid), self.alpha)
+
 
 def read_image(data: bytes, *, max_pixels: int, max_bytes: int) -> Picture:
     """Decodes an image file.
@@ -140,13 +148,13 @@ def _damage(kind: str) -> Iterator[None]:
 def edit_mask(picture: Picture) -> Plane:
     """Where a picture, sent as a mask, asks for new pixels.
 
-    With an alpha channel, OpenAI's way: transparent means edit, opaque means keep, whatever
-    the colours; half transparent pixels are edited by half. Without one, diffusers'
-    `mask_image` way: white means edit, black means keep, by luminance (ITU-R 601).
+    With an alpha channel that is not opaque everywhere, OpenAI's way: transparent means edit,
+    opaque means keep, whatever the colours; half transparent pixels are edited by half. Else
+    diffusers' `mask_image` way: white means edit, black means keep, by luminance (ITU-R 601).
 
     Returns (height, width) uint8: 255 edit, 0 keep.
     """
-    if picture.alpha is not None:
+    if picture.alpha is not None and picture.alpha.min() < 255:
         return 255 - picture.alpha
     return np.array(Image.fromarray(picture.rgb).convert("L"))
 

@@ -1,6 +1,7 @@
 """What the HTTP API says and hears: OpenAI's images API plus this service's own fields."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -15,8 +16,10 @@ from pydantic import (
 
 from deployments.contracts.jobs import (
     MAX_ENTRIES,
+    MAX_SEED,
     MAX_SEEN,
     AdapterWeight,
+    ClipSkip,
     Control,
     Count,
     Eta,
@@ -28,8 +31,9 @@ from deployments.contracts.jobs import (
     Name,
     PartialImages,
     Priority,
+    PromptSyntax,
+    Quality,
     Scale,
-    Seed,
     Steps,
     Strength,
     Text,
@@ -38,6 +42,10 @@ from deployments.contracts.jobs import (
 )
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+RANDOM = -1  # as a seed: any
+WireSeed = Annotated[int, Field(ge=RANDOM, le=MAX_SEED, description="-1: any, as without")]
+# What other servers act on. What they mean by it stands in `docs/clients.md`.
+IGNORED = ("moderation", "style", "input_fidelity", "user", "safety_identifier")
 MAX_FIELDS = 64  # of one JSON object; the largest of ours has half as many
 MAX_USER = 256  # characters of OpenAI's `user`
 IMAGE = "a data URL, an https:// URL, an s3:// URI, or the id of a control map"
@@ -130,22 +138,33 @@ class ImagesRequestBody(RequestBody):
     )
     output_format: OutputFormat = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
-        None, description="quality of jpeg and webp, 0-100; 100 by default"
+        None, description="quality of jpeg and webp, 0-100; 100 by default; ignored with png"
     )
     stream: bool = False
     partial_images: PartialImages | None = None
-    quality: Literal["auto", "standard"] | None = Field(
-        None, description="only the default; steer it with num_inference_steps"
+    quality: Quality | None = Field(
+        None,
+        description="steps beside what is usual: low half, high and hd twice, xhigh and max four "
+        "times; num_inference_steps wins",
     )
     background: Literal["auto", "opaque"] | None = None
-    moderation: Literal["auto", "low"] | None = Field(None, description="nothing is moderated")
-    user: str | None = Field(None, max_length=MAX_USER)
+    moderation: Literal["auto", "low"] | None = Field(None, description="ignored")
+    style: Literal["vivid", "natural"] | None = Field(None, description="ignored; see loras")
+    input_fidelity: Literal["low", "high"] | None = Field(
+        None, description="ignored; see strength and ip_adapter"
+    )
+    user: str | None = Field(None, max_length=MAX_USER, description="ignored")
+    safety_identifier: str | None = Field(None, max_length=MAX_USER, description="ignored")
 
-    seed: Seed | None = None
+    seed: WireSeed | None = None
     num_inference_steps: Steps | None = None
     eta: Eta | None = None
     guidance_scale: Guidance | None = None
     negative_prompt: Text | None = None
+    prompt_syntax: PromptSyntax | None = Field(
+        None, description="weighted: (word:1.3), (word), [word] say how strongly words act"
+    )
+    clip_skip: ClipSkip | None = None
     loras: list[LoraBody] = Field([], max_length=MAX_ENTRIES)
     controls: list[ControlBody] = Field([], max_length=MAX_ENTRIES)
     ip_adapter: IpAdapterBody | None = None
@@ -157,20 +176,21 @@ class ImagesRequestBody(RequestBody):
     def _size_is_readable(cls, size: str | None) -> str | None:
         return readable_size(size)
 
-    # Of a field that is wrong itself there is nothing to look up.
-    @field_validator("output_compression")
-    @classmethod
-    def _has_a_quality(cls, quality: int | None, fields: ValidationInfo) -> int | None:
-        if quality is not None and fields.data.get("output_format") == "png":
-            raise ValueError("needs output_format jpeg or webp")
-        return quality
-
     @field_validator("partial_images")
     @classmethod
     def _has_a_stream(cls, partial_images: int | None, fields: ValidationInfo) -> int | None:
+        # Of a field that is wrong itself there is nothing to look up.
         if partial_images and not fields.data.get("stream", True):
             raise ValueError("needs stream: true")
         return partial_images
+
+    @property
+    def ignored(self) -> list[str]:
+        """The fields that were sent, are understood, and change nothing."""
+        sent = [name for name in IGNORED if name in self.model_fields_set]
+        if self.output_compression is not None and self.output_format == "png":
+            sent.append("output_compression")
+        return sent
 
     def _request(
         self,
@@ -190,10 +210,13 @@ class ImagesRequestBody(RequestBody):
             n=self.n,
             width=width,
             height=height,
+            quality=self.quality,
             num_inference_steps=self.num_inference_steps,
             eta=self.eta,
             guidance_scale=self.guidance_scale,
-            seed=self.seed,
+            prompt_syntax=self.prompt_syntax,
+            clip_skip=self.clip_skip,
+            seed=None if self.seed == RANDOM else self.seed,
             loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.loras),
             image=image,
             mask=mask,
@@ -233,14 +256,23 @@ class EditsForm(ImagesRequestBody):
         True, description="keep the pixels outside the mask as they are"
     )
 
-    def to_request(self, image: bytes, mask: bytes | None) -> ImageRequest:
-        """The same request as other Ray applications would make it."""
+    def to_request(self, images: Sequence[bytes], mask: bytes | None) -> ImageRequest:
+        """The same request as other Ray applications would make it.
+
+        Args:
+            images: the picture to edit, and further ones to resemble.
+        """
+        given = self._ip_adapter()
+        seen = IpAdapter((*given.images, *images[1:]), given.scale) if given else None
+        if seen is None and len(images) > 1:
+            seen = IpAdapter(tuple(images[1:]))
         return self._request(
             self.prompt,
-            image=image,
+            image=images[0],
             mask=mask,
             strength=self.strength,
             preserve_unmasked=self.preserve_unmasked,
+            ip_adapter=seen,
         )
 
 
@@ -312,9 +344,10 @@ class ImagesBody(BaseModel):
     created: int
     model: str
     background: Literal["opaque"] = "opaque"
-    quality: Literal["auto"] = "auto"
+    quality: Quality = "auto"
     output_format: OutputFormat
     size: str
+    ignored: list[str] = Field([], description="fields that were understood and change nothing")
     data: list[ImageBody]
     usage: UsageBody
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from deployments.contracts.jobs import PromptSyntax
+
 Availability = Literal["ready", "silent", "asleep", "starting", "failed"]
 
 
@@ -15,6 +17,8 @@ class CardDefaults(BaseModel):
     num_inference_steps: int
     eta: float
     guidance_scale: float
+    prompt_syntax: PromptSyntax = "plain"
+    clip_skip: int = 0
 
 
 class CardLimits(BaseModel):

@@ -5,7 +5,7 @@ Importable without torch and without Ray. `ImageRequest` is what a caller says, 
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,10 @@ Guidance = Annotated[
     float, Field(ge=0, le=30, description="classifier-free guidance; above 1 it is in force")
 ]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="image i of n uses seed + i")]
+PromptSyntax = Literal["plain", "weighted"]
+ClipSkip = Annotated[
+    int, Field(ge=0, le=31, description="last layers of the text encoders that are passed over")
+]
 Side = Annotated[int, Field(ge=8, multiple_of=8, description="pixels, a multiple of 8")]
 Frames = Annotated[int, Field(ge=1, le=256, description="frames of a video")]
 Fps = Annotated[int, Field(ge=1, le=60, description="frames a second")]
@@ -54,8 +58,9 @@ Count = Annotated[int, Field(ge=1, description="images to make")]
 Priority = Annotated[int, Field(ge=-10, le=10, description="higher goes first; 0 is normal")]
 TimeoutS = Annotated[float, Field(gt=0, le=3600, description="seconds until it is given up")]
 Strength = Annotated[
-    float, Field(gt=0, lt=1, description="how far the start image is noised; below 1")
+    float, Field(gt=0, le=1, description="how far the start image is noised; 1: to noise alone")
 ]
+Quality = Literal["low", "medium", "standard", "auto", "high", "hd", "xhigh", "max"]
 Scale = Annotated[float, Field(ge=0, le=2, description="how strongly a condition acts")]
 Fraction = Annotated[float, Field(ge=0, le=1, description="of the steps")]
 Threshold = Annotated[int, Field(ge=0, le=255, description="of canny's edge strength")]
@@ -115,6 +120,12 @@ class ImageRequest:
     """An image, as a caller asks for it; `None` means the model's default.
 
     Attributes:
+        quality: how many steps, beside what is usual: half with "low", twice with "high" and "hd",
+            four times with "xhigh" and "max", at most 50; `num_inference_steps` wins.
+        prompt_syntax: "plain": brackets are text; "weighted": `(word:1.3)`, `(word)` and `[word]`
+            say how strongly words act, in both prompts.
+        clip_skip: as in diffusers: 0 takes what the text encoders usually give, 1 what stands one
+            layer before it (which others call 2).
         image: the picture to start from: image-to-image, or with a mask inpainting.
         mask: white is made anew, black is kept; if it has an alpha channel, that decides
             alone: transparent is made anew.
@@ -129,9 +140,12 @@ class ImageRequest:
     n: Count = 1
     width: Side | None = None
     height: Side | None = None
+    quality: Quality | None = None
     num_inference_steps: Steps | None = None
     eta: Eta | None = None
     guidance_scale: Guidance | None = None
+    prompt_syntax: PromptSyntax | None = None
+    clip_skip: ClipSkip | None = None
     seed: Seed | None = None
     loras: LoraWeights = ()
     image: ImageInput | None = None
@@ -167,6 +181,8 @@ class VideoRequest:
     num_inference_steps: Steps | None = None
     eta: Eta | None = None
     guidance_scale: Guidance | None = None
+    prompt_syntax: PromptSyntax | None = None
+    clip_skip: ClipSkip | None = None
     seed: Seed | None = None
     loras: LoraWeights = ()
     motion_loras: LoraWeights = ()
@@ -245,6 +261,8 @@ class ImageJob:
     num_inference_steps: Steps = 4
     eta: Eta = 0.3
     guidance_scale: Guidance = 0.0
+    prompt_syntax: PromptSyntax = "plain"
+    clip_skip: ClipSkip = 0
     loras: tuple[LoraWeight, ...] = ()
     image: int | None = None
     mask: int | None = None

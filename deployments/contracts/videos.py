@@ -4,9 +4,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from deployments.contracts.api import LoraBody, RequestBody, readable_size, size_of
+from deployments.contracts.api import (
+    RANDOM,
+    LoraBody,
+    RequestBody,
+    WireSeed,
+    readable_size,
+    size_of,
+)
 from deployments.contracts.jobs import (
     MAX_ENTRIES,
+    ClipSkip,
     Eta,
     Fps,
     Frames,
@@ -14,7 +22,7 @@ from deployments.contracts.jobs import (
     LoraWeight,
     Name,
     Priority,
-    Seed,
+    PromptSyntax,
     Steps,
     Text,
     TimeoutS,
@@ -40,11 +48,15 @@ class VideoBody(RequestBody):
         None, description="8 by default; with seconds, as many as 16 frames allow"
     )
     output_format: VideoFormat = "mp4"
-    seed: Seed | None = None
+    seed: WireSeed | None = None
     num_inference_steps: Steps | None = None
     eta: Eta | None = None
     guidance_scale: Guidance | None = None
     negative_prompt: Text | None = None
+    prompt_syntax: PromptSyntax | None = Field(
+        None, description="weighted: (word:1.3), (word), [word] say how strongly words act"
+    )
+    clip_skip: ClipSkip | None = None
     loras: list[LoraBody] = Field(default_factory=list, max_length=MAX_ENTRIES)
     motion_loras: list[LoraBody] = Field(default_factory=list, max_length=MAX_ENTRIES)
     priority: Priority = -1
@@ -80,7 +92,9 @@ class VideoBody(RequestBody):
             num_inference_steps=self.num_inference_steps,
             eta=self.eta,
             guidance_scale=self.guidance_scale,
-            seed=self.seed,
+            prompt_syntax=self.prompt_syntax,
+            clip_skip=self.clip_skip,
+            seed=None if self.seed == RANDOM else self.seed,
             loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.loras),
             motion_loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.motion_loras),
             priority=self.priority,

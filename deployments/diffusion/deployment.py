@@ -145,6 +145,8 @@ class Diffusion:
                 num_inference_steps=defaults.num_inference_steps,
                 eta=defaults.eta,
                 guidance_scale=defaults.guidance_scale,
+                prompt_syntax=defaults.prompt_syntax,
+                clip_skip=defaults.clip_skip,
             ),
             config_error=self._config_error,
             limits=CardLimits(

@@ -9,11 +9,12 @@ from python_multipart.multipart import parse_options_header
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import MAX_NAME, MAX_TEXT
+from deployments.ingress.http.brackets import Path, joined, split_name
 from deployments.ingress.http.failures import invalid
 from deployments.ingress.http.json_text import JsonWatch, parsed
 
 Fields = TypeVar("Fields", bound=BaseModel)
-NESTED = ("loras", "controls", "ip_adapter", "motion_loras")  # sent as JSON text
+NESTED = ("loras", "controls", "ip_adapter", "motion_loras")  # JSON text, or flattened
 MAX_PARTS = 256
 MAX_HEAD = 4096  # bytes of the headers of a part
 MAX_BOUNDARY = 70  # RFC 2046
@@ -43,14 +44,21 @@ class Form(Generic[Fields]):
 
     def optional_file(self, name: str) -> bytes | None:
         """The one file of a name, or `None`."""
+        found = self._all(name, 1)
+        return found[0] if found else None
+
+    def several(self, name: str, most: int) -> list[bytes]:
+        """The files of a name, one at least, in order. Raises `InvalidRequest`."""
+        return self._all(name, most) or [self.file(name)]
+
+    def _all(self, name: str, most: int) -> list[bytes]:
         found = self.files.get(name, [])
-        if not found:
-            return None
-        if len(found) > 1:
-            raise InvalidRequest(f"{len(found)} files are given as {name}; one is needed", name)
-        if not found[0].is_file:
+        if len(found) > most:
+            need = "one is needed" if most == 1 else f"at most {most} are read"
+            raise InvalidRequest(f"{len(found)} files are given as {name}; {need}", name)
+        if not all(file.is_file for file in found):
             raise InvalidRequest(f"{name} must be a file", name)
-        return found[0].content
+        return [file.content for file in found]
 
 
 class FormReader(Generic[Fields]):
@@ -95,16 +103,26 @@ class FormReader(Generic[Fields]):
             raise _malformed("its last boundary is missing")
         fields: dict[str, object] = {}
         files: dict[str, list[File]] = {}
+        flattened: dict[str, list[tuple[Path, str]]] = {}
         for part in self._parts:
             content = b"".join(part.content)
             if part.expected:
                 file = File(content, part.is_file)
                 files.setdefault(part.name.removesuffix("[]"), []).append(file)
+            elif (found := split_name(part.name)) is not None and found[0] in NESTED:
+                flattened.setdefault(found[0], []).append((found[1], _text(part.name, content)))
             elif part.name in fields:
                 raise InvalidRequest(f"{part.name} is given twice", part.name)
             else:
                 nested = part.name in NESTED
                 fields[part.name] = (_json if nested else _text)(part.name, content)
+        for name, values in flattened.items():
+            if name in fields:
+                raise InvalidRequest(f"{name} is given twice", name)
+            try:
+                fields[name] = joined(values)
+            except ValueError as error:
+                raise InvalidRequest(f"{name}: {error}", name) from error
         try:
             return Form(self._model.model_validate(fields), files)
         except ValidationError as error:

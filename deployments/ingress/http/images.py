@@ -15,7 +15,7 @@ from deployments.contracts.api import (
     VariationsForm,
 )
 from deployments.contracts.errors import InvalidRequest
-from deployments.contracts.jobs import ImageRequest, ImageResult, Pixels
+from deployments.contracts.jobs import MAX_SEEN, ImageRequest, ImageResult, Pixels
 from deployments.ingress.answer.media import encode, encode_base64
 from deployments.ingress.answer.storage import Storage
 from deployments.ingress.http.bodies import JSON, Bodies
@@ -25,6 +25,8 @@ from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.streams import stream_images, usage_body
 from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers, together
+
+MAX_IMAGES = 1 + MAX_SEEN  # of an edit
 
 
 def image_routes(
@@ -43,10 +45,12 @@ def image_routes(
 
     @router.post("/v1/images/edits", response_model=ImagesBody)
     async def edits(request: Request) -> Response:
-        """A picture made anew: inside a mask, or as a whole. Multipart: `image`, optional
-        `mask`, and the fields of `EditsForm`."""
+        """A picture made anew: inside a mask, or as a whole. Multipart: `image`, further ones to
+        resemble, optional `mask`, and the fields of `EditsForm`."""
         form = await bodies.form(request, EditsForm, "image", "mask")
-        asked = form.fields.to_request(form.file("image"), form.optional_file("mask"))
+        asked = form.fields.to_request(
+            form.several("image", MAX_IMAGES), form.optional_file("mask")
+        )
         return await answers.images(request, form.fields, asked)
 
     @router.post("/v1/images/variations", response_model=ImagesBody)
@@ -107,7 +111,9 @@ class Answers:
         told = ImagesBody(
             created=int(time.time()),
             model=result.model,
+            quality=body.quality or "auto",
             output_format=body.output_format,
+            ignored=body.ignored,
             size=f"{result.width}x{result.height}",
             data=[],
             usage=usage_body(result.usage),

@@ -120,7 +120,7 @@ def _event(
         "b64_json": text,
         "created_at": int(time.time()),
         "size": f"{width}x{height}",
-        "quality": "auto",
+        "quality": body.quality or "auto",
         "background": "opaque",
         "output_format": output_format,
         "image_index": image.image_index,
@@ -130,7 +130,7 @@ def _event(
     else:
         data["seed"] = image.seed
     if usage is not None:
-        data["usage"] = usage_body(usage).model_dump()
+        data |= {"usage": usage_body(usage).model_dump(), "ignored": body.ignored}
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 

@@ -309,7 +309,12 @@ def _mask(start: Loaded, given: Loaded | None, size: tuple[int, int]) -> Mask | 
             f"{_shown(given.picture.size)} and {_shown(start.picture.size)}",
             "mask",
         )
-    return resize(edit_mask(given.picture), size)
+    mask = edit_mask(given.picture)
+    if not (mask >= HALF).any():
+        raise InvalidRequest(
+            "mask asks for nothing: what is to be made anew must be white, or transparent", "mask"
+        )
+    return resize(mask, size)
 
 
 def _control_spec(

@@ -1,22 +1,27 @@
 """A request's gaps, filled from the model's card: what is made of it is a job."""
 
+import math
 import secrets
 import uuid
+from collections.abc import Mapping
 
-from configs.app import size_allowed
+from configs.app import SizeLimits, size_allowed
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import (
     MAX_SEED,
+    MAX_STEPS,
     Caller,
     ControlUse,
     ImageJob,
     ImageRequest,
     IpAdapterUse,
+    Quality,
     VideoRequest,
 )
 
 MASKED_STEPS, MASKED_STRENGTH, PLAIN_STRENGTH = 8, 0.99, 0.8
+STEPS_OF: Mapping[Quality, float] = {"low": 0.5, "high": 2, "hd": 2, "xhigh": 4, "max": 4}
 
 
 def image_size(
@@ -29,10 +34,11 @@ def image_size(
     width, height = _wanted_size(request, card, start)
     limits = card.limits
     if not size_allowed(limits, width, height):
+        nearest = nearest_size(width, height, limits)
         raise InvalidRequest(
             f"size {width}x{height} is not allowed: each side must be a multiple of 8 from "
             f"{limits.min_side} to {limits.max_side} pixels, and the area at most "
-            f"{limits.max_pixels} pixels",
+            f"{limits.max_pixels} pixels; the nearest is {nearest[0]}x{nearest[1]}",
             "size",
         )
     return width, height
@@ -45,14 +51,19 @@ def _wanted_size(
         return request.width, request.height
     if start is None:
         return card.defaults.width, card.defaults.height
-    width, height = start
-    if width % 8 or height % 8:
-        raise InvalidRequest(
-            f"the image has {width}x{height} pixels, and sizes are multiples of 8; name the size "
-            f"to be made, such as {_side_near(width, card)}x{_side_near(height, card)}",
-            "size",
-        )
-    return width, height
+    return nearest_size(*start, card.limits)
+
+
+def nearest_size(width: int, height: int, limits: SizeLimits) -> tuple[int, int]:
+    """(width, height) of the allowed size that is most like this one: itself, or else of nearly
+    the same shape, as large as may be."""
+    least, most = -(-limits.min_side // 8) * 8, limits.max_side // 8 * 8
+    scale = min(1.0, most / max(width, height), math.sqrt(limits.max_pixels / (width * height)))
+    scale = max(scale, least / min(width, height))
+    sides = [min(max(round(side * scale / 8) * 8, least), most) for side in (width, height)]
+    while sides[0] * sides[1] > limits.max_pixels and max(sides) > least:
+        sides[sides.index(max(sides))] -= 8
+    return sides[0], sides[1]
 
 
 def image_job(
@@ -72,7 +83,8 @@ def image_job(
         raise InvalidRequest(f"seed + n - 1 must be at most {MAX_SEED}", "seed")
     steps = request.num_inference_steps
     if steps is None:
-        steps = defaults.num_inference_steps if mask is None else MASKED_STEPS
+        usual = defaults.num_inference_steps if mask is None else MASKED_STEPS
+        steps = min(math.ceil(usual * STEPS_OF.get(request.quality or "auto", 1)), MAX_STEPS)
     strength = request.strength
     if strength is None:
         strength = 1.0 if image is None else PLAIN_STRENGTH if mask is None else MASKED_STRENGTH
@@ -88,6 +100,8 @@ def image_job(
         guidance_scale=(
             defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
+        prompt_syntax=request.prompt_syntax or defaults.prompt_syntax,
+        clip_skip=defaults.clip_skip if request.clip_skip is None else request.clip_skip,
         loras=request.loras,
         image=image,
         mask=mask,
@@ -116,6 +130,8 @@ def video_job(request: VideoRequest, card: ModelCard, timeout_s: float, caller: 
         guidance_scale=(
             defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
+        prompt_syntax=request.prompt_syntax or defaults.prompt_syntax,
+        clip_skip=defaults.clip_skip if request.clip_skip is None else request.clip_skip,
         loras=request.loras,
         motion_loras=request.motion_loras,
         num_frames=request.num_frames,
@@ -123,8 +139,3 @@ def video_job(request: VideoRequest, card: ModelCard, timeout_s: float, caller: 
         timeout_s=request.timeout_s or timeout_s,
         caller=caller,
     )
-
-
-def _side_near(side: int, card: ModelCard) -> int:
-    """A side that the model makes."""
-    return min(max(side // 8 * 8, card.limits.min_side), card.limits.max_side)

@@ -34,7 +34,7 @@ class Brought:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A decoded picture, and the SHA-256 of its pixels as hex."""
+    """A decoded picture, on white where it is transparent, and the SHA-256 of its pixels as hex."""
 
     picture: Picture
     digest: str
@@ -106,14 +106,20 @@ class Pictures:
             )
         except ImageError as error:
             raise InvalidRequest(f"{brought.param}: {error}", brought.param) from error
-        return Loaded(picture, _digest(picture.rgb))
+        return _seen(picture)
 
 
 def _of_array(array: np.ndarray) -> Loaded:
     """(height, width, 3) or (height, width, 4) uint8."""
     rgb = np.ascontiguousarray(array[:, :, :3])
     alpha = np.ascontiguousarray(array[:, :, 3]) if array.shape[2] == 4 else None
-    return Loaded(Picture(rgb, alpha), _digest(rgb))
+    return _seen(Picture(rgb, alpha))
+
+
+def _seen(picture: Picture) -> Loaded:
+    """A picture as it acts: on white."""
+    seen = picture.on_white()
+    return Loaded(seen, _digest(seen.rgb))
 
 
 def _digest(pixels: Pixels) -> str:

@@ -7,7 +7,7 @@ from time import monotonic
 import pytest
 
 from deployments.contracts.errors import InvalidRequest
-from deployments.contracts.jobs import FinishedImage, ImageJob
+from deployments.contracts.jobs import FinishedImage, ImageJob, PromptSyntax
 from deployments.diffusion.call import AdmissionThreads, Call
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.policy.spec import PromptIds
@@ -27,11 +27,11 @@ def held_admission(engine: Engine, text: str) -> tuple[Event, Event]:
     came, go_on = Event(), Event()
     tokenize = engine._admission._tokenize
 
-    def held(given: str, param: str) -> PromptIds:
+    def held(given: str, param: str, syntax: PromptSyntax) -> PromptIds:
         if given == text:
             came.set()
             assert go_on.wait(60)
-        return tokenize(given, param)
+        return tokenize(given, param, syntax)
 
     engine._admission._tokenize = held
     return came, go_on

@@ -38,7 +38,7 @@ def test_catalogue(served: Served, demo_models: Path) -> None:
         "guidance_scale": 0.0,
     }
     assert card["limits"]["max_side"] == 512
-    assert card["limits"]["max_prompt_tokens"] == 75
+    assert card["limits"]["max_prompt_tokens"] == 2400
 
 
 def test_unknown_model(served: Served) -> None:

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, TCDScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from configs.app import ModelArgs
 from configs.families import Family
@@ -33,6 +34,18 @@ class Checkpoint:
     tokenizers: tuple[CLIPTokenizer, ...]
     schedule: Schedule
     zero_empty_negative: bool
+
+
+# Names of modules in text encoders depend on the version of transformers.
+def layers_of(text_encoder: nn.Module) -> int:
+    """How many layers a text encoder has."""
+    return sum(isinstance(module, CLIPEncoderLayer) for module in text_encoder.modules())
+
+
+def final_norm(text_encoder: nn.Module) -> nn.Module:
+    """What a text encoder's last states pass through."""
+    modules: dict[str, nn.Module] = dict(text_encoder.named_modules())
+    return next(norm for name, norm in modules.items() if name.endswith("final_layer_norm"))
 
 
 def read_checkpoint(

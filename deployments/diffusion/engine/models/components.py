@@ -1,5 +1,6 @@
 """The models of one checkpoint, loaded and fused. diffusers and transformers stop here."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,12 +22,13 @@ from deployments.diffusion.engine.adapters.bank import Bank
 from deployments.diffusion.engine.adapters.fuse import fuse
 from deployments.diffusion.engine.adapters.reader import LoraReader
 from deployments.diffusion.engine.models.attention import call_processors_directly
-from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS, read_checkpoint
-from deployments.diffusion.engine.models.compiler import Compiler, inductor
+from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS, layers_of, read_checkpoint
+from deployments.diffusion.engine.models.compiler import CompiledBlock, Compiler, inductor
 from deployments.diffusion.engine.models.ip_adapter import IpAdapter
 from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae, read_preview_vae
 from deployments.diffusion.engine.policy.capabilities import Capabilities
+from deployments.diffusion.engine.policy.spec import MAX_WINDOWS
 
 Addition = TypeVar("Addition", ControlNetModel, MotionAdapter)
 INPAINTING_CHANNELS = 9  # latents 4, mask 1, masked picture 4
@@ -83,7 +85,8 @@ class Components:
     @property
     def max_prompt_tokens(self) -> int:
         """Text tokens that every text encoder reads, begin and end marks not counted."""
-        return min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers) - 2
+        window = min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers) - 2
+        return MAX_WINDOWS * window
 
     @property
     def text_banks(self) -> tuple[str, ...]:
@@ -100,6 +103,7 @@ class Components:
             image_prompt=None if adapter is None else adapter.reads,
             max_frames=0 if motion is None else int(motion.config.motion_max_seq_length),
             max_steps=self.schedule.max_steps,
+            max_clip_skip=_skippable(self.text_encoders),
         )
 
 
@@ -121,6 +125,9 @@ def load(args: ModelArgs) -> Components:
         raise ValueError(
             f"defaults.num_inference_steps is {usual_steps}; the checkpoint's schedule has {most}"
         )
+    skip, most = args.defaults.clip_skip, _skippable(base.text_encoders)
+    if skip > most:
+        raise ValueError(f"defaults.clip_skip is {skip}; of the text encoders {most} can be")
     unet = base.unet
     if args.tcd_lora is not None:
         if device.type == "cuda":
@@ -144,7 +151,7 @@ def load(args: ModelArgs) -> Components:
     for model in (*models.values(), *nets.values()):
         call_processors_directly(_settle(model, device))
     compiler = None if args.compile == "off" else Compiler(inductor)
-    compiled: dict[str, list[nn.Module]] = {}
+    compiled: dict[str, list[CompiledBlock]] = {}
     if compiler is not None:
         compiled["unet"] = compiler.blocks(unet)
         for net in nets.values():
@@ -173,6 +180,11 @@ def load(args: ModelArgs) -> Components:
         compiler=compiler,
         warm_sizes=args.warm_sizes,
     )
+
+
+def _skippable(text_encoders: Iterable[nn.Module]) -> int:
+    """Layers that may be passed over: one is left."""
+    return min(map(layers_of, text_encoders)) - 1
 
 
 def _device(name: str) -> torch.device:

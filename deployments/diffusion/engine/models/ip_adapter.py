@@ -42,12 +42,13 @@ class RowAttention(nn.Module):
         temb: Tensor | None = None,
     ) -> Tensor:
         """As any attention processor of a cross-attention layer of these UNets."""
-        if attention_mask is not None or temb is not None:
-            raise ValueError("masks and time embeddings are not used by cross-attention here")
+        if temb is not None:
+            raise ValueError("time embeddings are not used by cross-attention here")
+        mask = None if attention_mask is None else attention_mask[:, None]  # (B, 1, 1, tokens)
         query = _heads(attn, attn.to_q(hidden_states))
         key = _heads(attn, attn.to_k(encoder_hidden_states))
         value = _heads(attn, attn.to_v(encoder_hidden_states))
-        out = _joined(F.scaled_dot_product_attention(query, key, value))
+        out = _joined(F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
         seen = self._prompts.seen
         if seen is not None:
             key = _heads(attn, self.to_k_ip(seen.tokens))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from configs.app import Limits, ModelUserConfig, size_allowed
 from deployments.contracts.errors import InvalidRequest, NotFound
-from deployments.contracts.jobs import MAX_STEPS, Asset, ImageJob, real_steps
+from deployments.contracts.jobs import MAX_STEPS, Asset, ImageJob, PromptSyntax, real_steps
 from deployments.diffusion.engine.policy.capabilities import Capabilities
 from deployments.diffusion.engine.policy.spec import (
     LATENT_SCALE,
@@ -22,8 +23,12 @@ from deployments.diffusion.engine.policy.spec import (
     partial_steps,
 )
 
-Tokenize = Callable[[str, str], PromptIds]  # a text, and the field that it came in
+# A text, the field that it came in, and how it is written.
+Tokenize = Callable[[str, str, PromptSyntax], PromptIds]
 Look = Callable[[LoraSource], str]  # what tells an adapter's file from the one before it
+
+
+_NO_MAP = np.zeros((0, 0, 3), np.uint8)
 
 
 class Admitted(NamedTuple):
@@ -75,7 +80,7 @@ class Admission:
                 f"n is {len(job.seeds)}; this model accepts at most {config.limits.max_pending}",
                 "n",
             )
-        if job.negative_prompt is not None and job.guidance_scale <= 1:
+        if (job.negative_prompt or "").strip() and job.guidance_scale <= 1:
             raise InvalidRequest(
                 "negative_prompt has no effect unless guidance_scale is above 1 "
                 f"(it is {job.guidance_scale:g})",
@@ -87,6 +92,12 @@ class Admission:
                 f"{self._can.max_steps} steps",
                 "num_inference_steps",
             )
+        if job.clip_skip > self._can.max_clip_skip:
+            raise InvalidRequest(
+                f"clip_skip is {job.clip_skip}; of this model's text encoders at most "
+                f"{self._can.max_clip_skip} layers can be passed over",
+                "clip_skip",
+            )
         steps = real_steps(job.num_inference_steps, job.strength)
         if steps < 1:
             raise InvalidRequest(_no_step(job.num_inference_steps, job.strength), "strength")
@@ -95,10 +106,11 @@ class Admission:
         controls = self._controls(job, assets)
         image_prompt = self._image_prompt(job, assets)
         source = self._source(job, assets)
-        prompt = self._tokenize(job.prompt, "prompt")
+        prompt = self._tokenize(job.prompt, "prompt", job.prompt_syntax)
         negative = None
         if job.guidance_scale > 1:
-            negative = self._tokenize(job.negative_prompt or "", "negative_prompt")
+            text = job.negative_prompt or ""
+            negative = self._tokenize(text, "negative_prompt", job.prompt_syntax)
         loras = {source.key(self._look(source)): (source, weight) for source, weight in asked}
         weights = tuple((key, weight) for key, (_, weight) in loras.items())
         specs = [
@@ -119,6 +131,7 @@ class Admission:
                 controls=controls,
                 image_prompt=image_prompt,
                 frames=job.num_frames,
+                clip_skip=job.clip_skip,
             )
             for seed in job.seeds
         ]
@@ -181,6 +194,14 @@ class Admission:
             if use.start >= use.end:
                 raise InvalidRequest("a control's start must be before its end", "controls")
             seen.add(use.type)
+            control = Control(use.type, _NO_MAP, use.conditioning_scale, use.start, use.end)
+            steps = real_steps(job.num_inference_steps, job.strength)
+            if use.conditioning_scale and not any(control.scale_at(i, steps) for i in range(steps)):
+                raise InvalidRequest(
+                    f"control {use.type!r}: none of the {steps} steps lies within {use.start:g} to "
+                    f"{use.end:g}",
+                    "controls",
+                )
             given = assets[use.map].shape
             if given[:2] != (job.height, job.width):
                 raise InvalidRequest(
@@ -189,7 +210,7 @@ class Admission:
                     "controls",
                 )
             pixels = _array(assets[use.map], (job.height, job.width, 3), "controls")
-            controls.append(Control(use.type, pixels, use.conditioning_scale, use.start, use.end))
+            controls.append(replace(control, pixels=pixels))
         return tuple(controls)
 
     def _image_prompt(self, job: ImageJob, assets: Sequence[Asset]) -> ImagePrompt | None:

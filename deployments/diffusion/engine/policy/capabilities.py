@@ -29,6 +29,7 @@ class Capabilities:
         image_prompt: what its IP-Adapter reads; `None`: it has none.
         max_frames: of its motion layers; 0: it makes no videos.
         max_steps: of its schedule.
+        max_clip_skip: layers of its text encoders that may be passed over.
     """
 
     takes_mask: bool
@@ -36,3 +37,4 @@ class Capabilities:
     image_prompt: ImageEmbeds | None
     max_frames: int
     max_steps: int = MAX_STEPS
+    max_clip_skip: int = 0

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from deployments.contracts.jobs import Embeds, Mask, Pixels, real_steps
 from deployments.diffusion.engine.policy.batch import BatchKey
 
+MAX_WINDOWS = 32  # of one text, each of as many tokens as its encoder reads
 LATENT_SCALE = 8  # pixels per latent pixel, a side, in all three families
 
 
@@ -15,12 +16,14 @@ class PromptIds(NamedTuple):
     """A tokenised text.
 
     Attributes:
-        ids: per text encoder, its token ids padded to the encoder's length (77).
+        ids: per text encoder, of each window its token ids, padded to the encoder's length (77).
         tokens: how many of them are text, begin and end marks not counted.
+        weights: how strongly each of `ids` acts; `None`: all with 1.
     """
 
-    ids: tuple[tuple[int, ...], ...]
+    ids: tuple[tuple[tuple[int, ...], ...], ...]
     tokens: int
+    weights: tuple[tuple[tuple[float, ...], ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class RowSpec:
         guidance_scale: above 1, as in diffusers, wherever `negative` is not `None`.
         loras: adapter keys and weights.
         frames: of a video; `None`: it is an image.
+        clip_skip: last layers of the text encoders that are passed over.
         strength: with `source`: the share of the steps that is taken, the last ones.
         partial_steps: after these many steps the estimate of x_0 is decoded.
     """
@@ -112,6 +116,7 @@ class RowSpec:
     controls: tuple[Control, ...] = ()
     image_prompt: ImagePrompt | None = None
     frames: int | None = None
+    clip_skip: int = 0
 
     @property
     def steps(self) -> int:

@@ -22,14 +22,16 @@ class UNetInput:
     Attributes:
         sample: (B, 4, h, w) latents.
         timesteps: (B,).
-        hidden: (B, 77, width) prompt embeddings.
+        hidden: (B, tokens, width) prompt embeddings.
         added: sdxl's pooled embeddings and numbers.
+        heeded: (B, tokens), 1 where a row has a token, 0 behind its last; `None`: all have as many.
     """
 
     sample: Tensor
     timesteps: Tensor
     hidden: Tensor
     added: AddedConditions
+    heeded: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ class Residuals:
 
 @dataclass(frozen=True)
 class _Use:
-    """A net, the rows that it acts on with their maps, and where their numbers are staged."""
+    """A net, rows that it acts on with their maps, and where their numbers are staged. All their
+    prompts have so many tokens: ControlNets take no mask."""
 
     net: ControlNetModel
+    tokens: int
     maps: tuple[Tensor, ...]
     rows: int
     scales: int
@@ -65,30 +69,31 @@ class ControlPlan:
     Args:
         nets: the model's ControlNets, by type.
         controls: of each row of the call, those in force.
+        tokens: of each row's prompt.
     """
 
     def __init__(
         self,
         nets: Mapping[str, ControlNetModel],
         controls: Sequence[Sequence[RowControl]],
+        tokens: Sequence[int],
         numbers: Numbers,
     ) -> None:
-        self._uses: list[_Use] = []
-        for kind in sorted({c.type for row in controls for c in row if c.scale > 0}):
-            chosen = [
-                (index, control)
-                for index, row in enumerate(controls)
-                for control in row
-                if control.type == kind and control.scale > 0
-            ]
-            self._uses.append(
-                _Use(
-                    nets[kind],
-                    tuple(control.map for _, control in chosen),
-                    numbers.put([index for index, _ in chosen]),
-                    numbers.put([control.scale for _, control in chosen]),
-                )
+        groups: dict[tuple[str, int], list[tuple[int, RowControl]]] = {}
+        for index, row in enumerate(controls):
+            for control in row:
+                if control.scale > 0:
+                    groups.setdefault((control.type, tokens[index]), []).append((index, control))
+        self._uses = [
+            _Use(
+                nets[kind],
+                length,
+                tuple(control.map for _, control in chosen),
+                numbers.put([index for index, _ in chosen]),
+                numbers.put([control.scale for _, control in chosen]),
             )
+            for (kind, length), chosen in sorted(groups.items(), key=lambda group: group[0])
+        ]
 
     def residuals(self, call: UNetInput, numbers: Numbers) -> Residuals | None:
         """Runs each net on its rows. `None` if no row is controlled in this step."""
@@ -98,7 +103,7 @@ class ControlPlan:
             down, mid = use.net(
                 call.sample.index_select(0, rows),
                 call.timesteps.index_select(0, rows),
-                encoder_hidden_states=call.hidden.index_select(0, rows),
+                encoder_hidden_states=call.hidden[:, : use.tokens].index_select(0, rows),
                 controlnet_cond=torch.stack(use.maps),
                 added_cond_kwargs=_rows(call.added, rows),
                 return_dict=False,

@@ -125,7 +125,8 @@ class Preparation:
     def _prompt(self, ids: PromptIds, spec: RowSpec) -> Prompt:
         parts = self._parts
         on_text = {key for name in parts.text_banks for key in parts.banks[name].keys}
-        return Prompt(ids, tuple((key, w) for key, w in spec.loras if key in on_text))
+        loras = tuple((key, weight) for key, weight in spec.loras if key in on_text)
+        return Prompt(ids, loras, spec.clip_skip)
 
     def _shared(self, spec: RowSpec, cond: PromptEmbeds, uncond: PromptEmbeds | None) -> _Shared:
         parts = self._parts

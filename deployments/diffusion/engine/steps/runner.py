@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deployments.diffusion.engine.adapters.bank import Bank
 from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
@@ -77,6 +77,7 @@ class _Call:
         guided: how many of them have twins in this call, which stand behind all rows. A video's is
             called for afterwards.
         noise: of each row; `None` where its step draws none.
+        tokens: of each row's prompt; `None`: all have as many.
     """
 
     rows: tuple[Row, ...]
@@ -91,11 +92,17 @@ class _Call:
     seen: tuple[int, int]
     controls: ControlPlan
     noise: tuple[int | None, ...]
+    tokens: int | None
 
     @property
     def with_twins(self) -> tuple[Row, ...]:
         """All rows that the UNet computes; a twin is the row once more."""
         return (*self.rows, *self.rows[: self.guided])
+
+    @property
+    def attended(self) -> list[PromptEmbeds]:
+        """What each of them attends to."""
+        return _attended(self.rows, self.guided)
 
 
 class Runner:
@@ -228,6 +235,7 @@ class Runner:
         guided = sum(row.uncond is not None for row in rows if row.spec.frames is None)
         twice = [*range(len(rows)), *range(guided)]
         specs = [rows[index].spec for index in twice]
+        tokens = [len(embeds.hidden) for embeds in _attended(rows, guided)]
         numbers = Numbers(self._parts.device)
         call = _Call(
             rows=rows,
@@ -243,9 +251,11 @@ class Runner:
             controls=ControlPlan(
                 self._parts.controlnets,
                 [_controls(rows[index], cursors[index]) for index in twice],
+                tokens,
                 numbers,
             ),
             noise=tuple(_put_noise(row, cursor, numbers) for row, cursor in placed),
+            tokens=None if len(set(tokens)) == 1 else numbers.put(tokens),
         )
         numbers.upload()
         return call
@@ -294,13 +304,18 @@ class Runner:
     def _predict(self, call: _Call, latents: Tensor) -> Tensor:
         """What the UNet says for each row of the call: (B, C, H / 8, W / 8)."""
         parts, numbers = self._parts, call.numbers
-        embeds = [row.attended for row in call.rows]
-        embeds += [row.uncond for row in call.rows[: call.guided] if row.uncond is not None]
+        embeds = call.attended
+        hidden = nn.utils.rnn.pad_sequence([e.hidden for e in embeds], batch_first=True)
+        heeded = None
+        if call.tokens is not None:
+            places = torch.arange(hidden.shape[1], device=hidden.device)
+            heeded = places < numbers[call.tokens][:, None]
         given = UNetInput(
             sample=torch.cat([latents, latents[: call.guided]]) if call.guided else latents,
             timesteps=numbers[call.timesteps],
-            hidden=torch.stack([e.hidden for e in embeds]),
+            hidden=hidden,
             added=self._added(embeds, numbers[call.size_ids]),
+            heeded=heeded,
         )
         self._bank([call.rows[0].spec]).weigh(numbers[call.adapters])
         frames = call.rows[0].spec.frames
@@ -316,7 +331,8 @@ class Runner:
         residuals = call.controls.residuals(given, numbers)
         given = replace(given, sample=self._unet_sample(given.sample, call.with_twins))
         output: Tensor | None = None
-        if self.graphs is not None and not (pictures or residuals or parts.banks["unet"].in_use):
+        plain = not (pictures or residuals or parts.banks["unet"].in_use)
+        if self.graphs is not None and plain and heeded is None:
             output = self.graphs.run(given)
         return self.call_unet(given, residuals) if output is None else output
 
@@ -326,6 +342,7 @@ class Runner:
             given.sample,
             given.timesteps,
             encoder_hidden_states=given.hidden,
+            encoder_attention_mask=given.heeded,
             added_cond_kwargs=given.added,
             down_block_additional_residuals=residuals and residuals.down,
             mid_block_additional_residual=residuals and residuals.mid,
@@ -376,6 +393,12 @@ class Runner:
         if len(self._in_flight) <= ahead:
             return None
         return self._in_flight.popleft().wait()
+
+
+def _attended(rows: Sequence[Row], guided: int) -> list[PromptEmbeds]:
+    """What each row of a call attends to, and behind them the twins of the first `guided`."""
+    twins = [row.uncond for row in rows[:guided] if row.uncond is not None]
+    return [*(row.attended for row in rows), *twins]
 
 
 def _plain(like: Row, steps: tuple[Step, ...]) -> Row:

@@ -30,8 +30,9 @@ class WarmUp:
     """Draws the model's `warm_sizes`: one step each of one row and of several.
 
     Of the first size also with what changes how blocks are compiled: adapters, pictures to
-    resemble, ControlNets. Guidance changes nothing: a twin is a row. What fails is said in the
-    log, and a request that asks for it will be told; a device that is broken is raised.
+    resemble, ControlNets, prompts of different lengths. Guidance changes nothing: a twin is a row.
+    What fails is said in the log, and a request that asks for it will be told; a device that is
+    broken is raised.
     """
 
     def __init__(self, components: Components, preparation: Preparation, runner: Runner) -> None:
@@ -55,6 +56,10 @@ class WarmUp:
             for spec in [plain, *(self._others(plain) if first else ())]:
                 for rows in (1, 2):
                     self._tried(self._step, [spec] * rows)
+            if first:
+                ids = tuple(windows * 2 for windows in plain.prompt.ids)
+                longer = plain.prompt._replace(ids=ids)
+                self._tried(self._step, [plain, replace(plain, prompt=longer)])
             self._tried(self._decode, plain)
             first = False
             log.info(
@@ -109,7 +114,7 @@ class WarmUp:
             bank.hold(NAME, bank.nothing())
         rows = [Trajectory(f"{NAME}/{slot}", spec, slot=slot) for slot, spec in enumerate(specs)]
         try:
-            orders = [Order(row.row_id, NAME, row.spec) for row in rows]
+            orders = [Order(row.row_id, row.row_id, row.spec) for row in rows]
             with torch.inference_mode():
                 for row, ready in zip(rows, self._preparation.rows(orders), strict=True):
                     self._runner.adopt(row.slot or 0, ready)
@@ -121,9 +126,9 @@ class WarmUp:
                 error = next(iter(outcome.failures.values()))
                 log.warning("warming up %d rows failed", len(rows), exc_info=error)
         finally:
-            self._preparation.forget(NAME)
             bank.drop(NAME)
             for row in rows:
+                self._preparation.forget(row.row_id)
                 self._runner.free(row.slot or 0)
 
     def _decode(self, spec: RowSpec) -> None:

@@ -188,7 +188,7 @@ def test_each_row_is_delivered_before_the_pictures_of_the_next_are_encoded(
         return shared(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(preparation, "_shared", seen)
-    spec = RowSpec(PromptIds(((0,) * 77,), 0), 0, 64, 64, 1)
+    spec = RowSpec(PromptIds((((0,) * 77,),), 0), 0, 64, 64, 1)
     with torch.inference_mode():
         for _ in preparation.rows([Order(f"{n}/0", str(n), spec) for n in range(3)]):
             made.append("row")

@@ -45,16 +45,31 @@ def admission(components: Components, demo_models: Path) -> Admission:
         ({"width": 256, "height": 256}, "size", "the area at most 32768 pixels"),
         ({"seeds": (1, 2, 3, 4, 5)}, "n", "n is 5; this model accepts at most 4"),
         ({"negative_prompt": "red"}, "negative_prompt", "no effect unless guidance_scale is above"),
-        ({"negative_prompt": "", "guidance_scale": 1.0}, "negative_prompt", r"\(it is 1\)"),
+        ({"negative_prompt": "x", "guidance_scale": 1.0}, "negative_prompt", r"\(it is 1\)"),
         (
-            {"prompt": "fox " * 76},
+            {"prompt": "fox " * 2401},
             "prompt",
-            "76 tokens long; this model reads at most 75",
+            "2401 tokens long; this model reads at most 2400",
         ),
         (
-            {"negative_prompt": "fox " * 80, "guidance_scale": 5.0},
+            {"negative_prompt": "fox " * 2500, "guidance_scale": 5.0},
             "negative_prompt",
-            "negative_prompt is 80 tokens long",
+            "negative_prompt is 2500 tokens long",
+        ),
+        (
+            {"prompt": "a <lora:neon:0.8> fox"},
+            "prompt",
+            r"holds '<lora:neon:0.8>': name style adapters in loras",
+        ),
+        (
+            {"prompt": "(fox:20)", "prompt_syntax": "weighted"},
+            "prompt",
+            "the weight 20; at most 10",
+        ),
+        (
+            {"clip_skip": 31},
+            "clip_skip",
+            r"clip_skip is 31; .* at most \d layers can be passed over",
         ),
         ({"loras": styles(neon=1.0, ink=1.0, papercut=1.0)}, "loras", "mixes at most 2"),
         ({"loras": (*styles(neon=1.0), *styles(neon=0.5))}, "loras", "'neon' is named twice"),
@@ -77,7 +92,7 @@ def test_an_unknown_adapter_is_not_found(admission: Admission) -> None:
 def test_the_longest_prompt_is_read_whole(admission: Admission) -> None:
     (spec,) = admission.admit(image_job(prompt="fox " * 75), ()).specs
     assert spec.prompt.tokens == 75
-    (ids,) = spec.prompt.ids
+    ((ids,),) = spec.prompt.ids
     assert len(ids) == 77
     assert len(set(ids[1:-1])) == 1, "begin, 75 foxes, end"
 
@@ -87,7 +102,7 @@ def test_any_text_of_few_tokens_is_taken(family: FamilyName, demo_models: Path) 
     admission = admission_of(load(model_args(demo_models, family)), ModelUserConfig())
     for text in ("", " ", "صورة قطة", "🦊 in the ❄️", "<|endoftext|>", "\0\n\t"):
         (spec,) = admission.admit(image_job(prompt=text), ()).specs
-        assert {len(ids) for ids in spec.prompt.ids} == {77}
+        assert {len(ids) for (ids,) in spec.prompt.ids} == {77}
 
 
 def test_every_image_of_a_job_is_a_row_of_its_own_seed(admission: Admission) -> None:

@@ -47,6 +47,7 @@ class Calls:
                 "adapters": bank.in_use,
                 "pictures": prompts.seen is not None,
                 "controls": more["mid_block_additional_residual"] is not None,
+                "a mask": more["encoder_attention_mask"] is not None,
             }
             names = " and ".join(name for name, acts in acting.items() if acts)
             rows, _, height, width = sample.shape
@@ -64,7 +65,7 @@ def test_each_size_is_drawn_alone_and_together(folder: str, demo_models: Path) -
     figures = engine.figures()
     engine.stop()
     kinds = ["plain", "controls", "pictures", "adapters and pictures", "adapters"]
-    first = [(rows, 8, 9, kind) for kind in kinds for rows in (1, 2)]
+    first = [(rows, 8, 9, kind) for kind in kinds for rows in (1, 2)] + [(2, 8, 9, "a mask")]
     assert calls.seen == [*first, (1, 8, 8, "plain"), (2, 8, 8, "plain")]
     assert (figures.steps_total, figures.rows_total, figures.seconds_per_row_step) == (0, 0, 0.0)
 

@@ -1,0 +1,189 @@
+"""Long, weighted and skipped prompts: what compel makes of them, and what is made by hand."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from compel import EmbeddingsProvider, ReturnedEmbeddingsType
+from compel.embeddings_provider import SplitLongTextMode
+from torch import Tensor
+
+from configs.families import FamilyName
+from deployments.contracts.errors import InvalidRequest
+from deployments.contracts.jobs import PromptSyntax
+from deployments.diffusion.engine.models.components import Components, load
+from deployments.diffusion.engine.policy.spec import MAX_WINDOWS
+from deployments.diffusion.engine.prompts.encoder import (
+    MOST_WINDOWS,
+    Prompt,
+    PromptEmbeds,
+    PromptEncoder,
+)
+from deployments.diffusion.engine.prompts.tokens import Tokenizers
+from tests.conftest import model_args
+
+FAMILIES: tuple[FamilyName, ...] = ("sd15", "sdxl")
+WORD = "a red fox in the snow by the lake at night, "
+TEXTS = {"short": WORD, "two windows": WORD * 9, "five windows": WORD * 30}
+assert_close = torch.testing.assert_close
+
+
+@pytest.fixture(scope="module")
+def loaded(demo_models: Path) -> Mapping[FamilyName, Components]:
+    return {family: load(model_args(demo_models, family)) for family in FAMILIES}
+
+
+def encode(
+    parts: Components, *texts: str, syntax: PromptSyntax = "plain", clip_skip: int = 0
+) -> list[PromptEmbeds]:
+    tokenize = Tokenizers(parts.tokenizers).tokenize
+    prompts = [Prompt(tokenize(text, "prompt", syntax), (), clip_skip) for text in texts]
+    with torch.inference_mode():
+        return PromptEncoder(parts, 0).encode(prompts)
+
+
+def compels(parts: Components, family: FamilyName) -> list[EmbeddingsProvider]:
+    kind = (
+        ReturnedEmbeddingsType.LAST_HIDDEN_STATES_NORMALIZED
+        if family == "sd15"
+        else ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
+    )
+    return [
+        EmbeddingsProvider(
+            tokenizer,
+            encoder,
+            truncate=False,
+            returned_embeddings_type=kind,
+            split_long_text_mode=SplitLongTextMode.BRUTAL,
+        )
+        for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True)
+    ]
+
+
+def by_compel(
+    parts: Components, family: FamilyName, fragments: list[str], weights: list[float]
+) -> Tensor:
+    hidden = [
+        one.get_embeddings_for_weighted_prompt_fragments([fragments], [weights])[0]
+        for one in compels(parts, family)
+    ]
+    return torch.cat(hidden, dim=-1)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_are_compels(
+    family: FamilyName, text: str, loaded: Mapping[FamilyName, Components]
+) -> None:
+    parts = loaded[family]
+    (found,) = encode(parts, TEXTS[text])
+    expected = by_compel(parts, family, [TEXTS[text]], [1.0])
+    assert len(found.hidden) % 77 == 0
+    assert_close(found.hidden, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_compels(family: FamilyName, loaded: Mapping[FamilyName, Components]) -> None:
+    """Above 1; below, compel goes another way."""
+    parts = loaded[family]
+    (found,) = encode(parts, f"a (red fox:1.4) in the (((snow))), {WORD * 9}", syntax="weighted")
+    fragments = ["a ", "red fox", " in the ", "snow", f", {WORD * 9}"]
+    expected = by_compel(parts, family, fragments, [1.0, 1.4, 1.0, 1.1**3, 1.0])
+    assert_close(found.hidden, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_move_tokens_from_the_empty_text(
+    family: FamilyName, loaded: Mapping[FamilyName, Components]
+) -> None:
+    parts = loaded[family]
+    plain, empty = encode(parts, "a red fox", "")
+    weights = torch.ones(77)
+    tokenizer = parts.tokenizers[0]
+    first = len(tokenizer("a").input_ids) - 1
+    last = len(tokenizer("a red").input_ids) - 1
+    weights[first:last] = 0.3
+    (found,) = encode(parts, "a (red:0.3) fox", syntax="weighted")
+    expected = empty.hidden + weights[:, None] * (plain.hidden - empty.hidden)
+    assert_close(found.hidden, expected)
+    if family == "sdxl":
+        assert found.pooled is not None
+        assert plain.pooled is not None
+        assert_close(found.pooled, plain.pooled)
+    assert_close(encode(parts, "a (red:1) fox", syntax="weighted")[0].hidden, plain.hidden)
+    (brackets,) = encode(parts, "a (red:0.3) fox")
+    assert not torch.allclose(brackets.hidden[:77], plain.hidden), "plain brackets are text"
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_passed_over_as_diffusers_does_it(
+    family: FamilyName, skip: int, loaded: Mapping[FamilyName, Components]
+) -> None:
+    parts = loaded[family]
+    (found,) = encode(parts, WORD, clip_skip=skip)
+    hidden: list[Tensor] = []
+    for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True):
+        ids = tokenizer(WORD, padding="max_length", return_tensors="pt").input_ids
+        with torch.inference_mode():
+            states = encoder(ids, output_hidden_states=True).hidden_states
+            if family == "sdxl":
+                hidden.append(states[-(skip + 2)][0])
+            else:
+                norm = encoder.get_submodule("final_layer_norm")
+                hidden.append(norm(states[-(skip + 1)])[0])
+    assert_close(found.hidden, torch.cat(hidden, dim=-1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_side_by_side(family: FamilyName, loaded: Mapping[FamilyName, Components]) -> None:
+    """More windows than one call takes, of several kinds, are those of each prompt alone."""
+    parts = loaded[family]
+    tokenize = Tokenizers(parts.tokenizers).tokenize
+    kinds: list[tuple[str, PromptSyntax, int]] = [
+        (TEXTS["short"], "plain", 0),
+        (f"(({WORD * 20}))", "weighted", 1),
+        ("", "weighted", 0),
+        (TEXTS["five windows"], "plain", 1),
+        ("(fox:1.5)", "weighted", 0),
+    ]
+    prompts = [
+        Prompt(tokenize(f"{number} {text}", "prompt", syntax), (), skip)
+        for number, (text, syntax, skip) in enumerate(kinds * 8)
+    ]
+    assert sum(len(prompt.ids.ids[0]) for prompt in prompts) > MOST_WINDOWS
+    encoder = PromptEncoder(parts, 0)
+    with torch.inference_mode():
+        together = encoder.encode(prompts)
+        for prompt, found in zip(prompts, together, strict=True):
+            (alone,) = encoder.encode([prompt])
+            assert_close(found.hidden, alone.hidden)
+            if alone.pooled is not None:
+                assert found.pooled is not None
+                assert_close(found.pooled, alone.pooled)
+
+
+def test_all_tokens_are_counted(loaded: Mapping[FamilyName, Components]) -> None:
+    tokenize = Tokenizers(loaded["sd15"].tokenizers).tokenize
+    one = tokenize("fox", "prompt").tokens
+    for count in (1, 75, 76, 150, 151, 400):
+        found = tokenize("fox " * count, "prompt")
+        assert found.tokens == one * count
+        assert len(found.ids[0]) == -(-found.tokens // 75)
+        assert all(len(window) == 77 for window in found.ids[0])
+
+
+def test_what_is_not_read(loaded: Mapping[FamilyName, Components]) -> None:
+    parts = loaded["sd15"]
+    tokenize = Tokenizers(parts.tokenizers).tokenize
+    most = parts.max_prompt_tokens
+    assert most == MAX_WINDOWS * 75
+    with pytest.raises(InvalidRequest, match=rf"negative_prompt is \d+ tokens .* at most {most}"):
+        tokenize("!?" * 5000, "negative_prompt")
+    with pytest.raises(InvalidRequest, match=r"name style adapters in loras.*\"ink\"") as refused:
+        tokenize("a fox <lora:ink:0.8>", "prompt")
+    assert refused.value.param == "prompt"
+    with pytest.raises(InvalidRequest, match="gives 'fox' the weight 11"):
+        tokenize("a (fox:11)", "prompt", "weighted")
+    assert tokenize("a (fox:11)", "prompt").tokens
