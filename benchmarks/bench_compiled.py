@@ -89,7 +89,8 @@ def print_speed(model: Model, rounds: int) -> None:
     for parts in (eager, compiled):
         for name, file in model.loras.items():
             layers = parts.lora_reader.read(Path(file)).layers["unet"]
-            parts.banks["unet"].hold(name, layers)
+            bank = parts.banks["unet"]
+            bank.hold(name, bank.met(layers))
     table: list[tuple[str, ...]] = []
     for styles in ((), tuple(model.loras)):
         for rows in ROWS:

@@ -20,6 +20,7 @@ from pydantic import (
 from configs.families import FAMILIES, FamilyName
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+Alias = Annotated[str, Field(min_length=1, max_length=100)]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#]+)$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -354,6 +355,8 @@ class ServiceArgs(Frozen):
         max_fetches: pictures that one process fetches from S3 at a time; further ones are refused.
         fetch_timeout_s: until a picture has come from where its URL says.
         default_model: the model of a request that names none; `None`: naming one is required.
+        aliases: further names of models, such as `gpt-image-1: sdxl`, for clients whose model
+            cannot be chosen. Answers name the model itself.
         max_images: highest `n` of one request.
         max_prompt_chars: characters of `prompt` and of `negative_prompt`; a longer one is refused
             before tokenising. 100,000 is the most; more counts as that.
@@ -380,6 +383,7 @@ class ServiceArgs(Frozen):
     """
 
     default_model: ModelName | None = None
+    aliases: dict[Alias, ModelName] = {}
     depth: PreprocessorArgs | None = None
     image_encoders: dict[ModelName, PreprocessorArgs] = {}
     map_cache_mb: int = Field(512, ge=0)
@@ -440,6 +444,10 @@ class ServiceArgs(Frozen):
                 f"max_timeout_s {self.max_timeout_s:g}"
             )
         return self
+
+    def model_named(self, name: str | None) -> str | None:
+        """The model that a request means; `None`: it names none, and there is no default."""
+        return self.default_model if name is None else self.aliases.get(name, name)
 
     @model_validator(mode="after")
     def _an_admin_can_be_named(self) -> "ServiceArgs":

@@ -89,6 +89,12 @@ def _service(
             f"{place}.args.default_model: there is no application model-{args.default_model} "
             "in this file"
         )
+    for alias, model in args.aliases.items():
+        where = f"{place}.args.aliases.{alias}"
+        if f"model-{model}" not in names:
+            yield f"{where}: there is no application model-{model} in this file"
+        if f"model-{alias}" in names:
+            yield f"{where}: the application model-{alias} has that name"
     known = deployments_of(args)
     for deployment in application.deployments:
         where = f"{place}.{deployment.name}"

@@ -153,6 +153,7 @@ def service(models: Path) -> Application:
     return build_service(
         ServiceArgs(
             default_model="sd15",
+            aliases={"gpt-image-1": "sd15"},
             max_images=4,
             max_body_bytes=MAX_BODY_BYTES,
             max_image_pixels=1024 * 1024,

@@ -45,7 +45,16 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 RANDOM = -1  # as a seed: any
 WireSeed = Annotated[int, Field(ge=RANDOM, le=MAX_SEED, description="-1: any, as without")]
 # What other servers act on. What they mean by it stands in `docs/clients.md`.
-IGNORED = ("moderation", "style", "input_fidelity", "user", "safety_identifier")
+IGNORED = (
+    "moderation",
+    "complexity",
+    "frame_count",
+    "frame_duration_ms",
+    "style",
+    "input_fidelity",
+    "user",
+    "safety_identifier",
+)
 MAX_FIELDS = 64  # of one JSON object; the largest of ours has half as many
 MAX_USER = 256  # characters of OpenAI's `user`
 IMAGE = "a data URL, an https:// URL, an s3:// URI, or the id of a control map"
@@ -125,6 +134,20 @@ class IpAdapterBody(RequestBody):
     scale: Scale = 0.5
 
 
+def _still(output_format: object) -> object:
+    if output_format == "gif":
+        raise ValueError("gif is made of videos alone (POST /v1/videos): png, jpeg or webp")
+    if output_format == "svg":
+        raise ValueError("no svg is made here: png, jpeg or webp")
+    return output_format
+
+
+def _opaque(background: object) -> object:
+    if background == "transparent":
+        raise ValueError("pictures made here have no transparency: auto or opaque")
+    return background
+
+
 class ImagesRequestBody(RequestBody):
     """What the images routes have in common. OpenAI's fields first, then the extensions."""
 
@@ -136,7 +159,7 @@ class ImagesRequestBody(RequestBody):
     response_format: Literal["b64_json", "url"] = Field(
         "b64_json", description="url needs a service with storage, and does not go with stream"
     )
-    output_format: OutputFormat = "png"
+    output_format: Annotated[OutputFormat, BeforeValidator(_still)] = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="quality of jpeg and webp, 0-100; 100 by default; ignored with png"
     )
@@ -147,8 +170,14 @@ class ImagesRequestBody(RequestBody):
         description="steps beside what is usual: low half, high and hd twice, xhigh and max four "
         "times; num_inference_steps wins",
     )
-    background: Literal["auto", "opaque"] | None = None
+    background: Annotated[Literal["auto", "opaque"], BeforeValidator(_opaque)] | None = None
     moderation: Literal["auto", "low"] | None = Field(None, description="ignored")
+    complexity: Literal["low", "medium", "high"] | None = Field(None, description="ignored")
+    frame_count: Annotated[int, Field(ge=1, le=1)] | None = Field(
+        None, description="ignored; see `POST /v1/videos`"
+    )
+    frame_duration_ms: Annotated[int, Field(ge=0)] | None = Field(None, description="ignored")
+    svg: object = Field(None, description="not taken: pictures here are no drawings")
     style: Literal["vivid", "natural"] | None = Field(None, description="ignored; see loras")
     input_fidelity: Literal["low", "high"] | None = Field(
         None, description="ignored; see strength and ip_adapter"
@@ -175,6 +204,11 @@ class ImagesRequestBody(RequestBody):
     @classmethod
     def _size_is_readable(cls, size: str | None) -> str | None:
         return readable_size(size)
+
+    @field_validator("svg")
+    @classmethod
+    def _is_no_drawing(cls, _: object) -> None:
+        raise ValueError("is not taken: no svg is made here")
 
     @field_validator("partial_images")
     @classmethod

@@ -43,6 +43,7 @@ class VideoBody(RequestBody):
     )
     size: Name | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
 
+    input_reference: object = Field(None, description="not taken: videos begin with noise")
     num_frames: Frames | None = Field(None, description="16 by default")
     fps: Fps | None = Field(
         None, description="8 by default; with seconds, as many as 16 frames allow"
@@ -66,6 +67,11 @@ class VideoBody(RequestBody):
     @classmethod
     def _size_is_readable(cls, size: str | None) -> str | None:
         return readable_size(size)
+
+    @field_validator("input_reference")
+    @classmethod
+    def _begins_with_nothing(cls, _: object) -> None:
+        raise ValueError("a video cannot begin with a picture here; leave input_reference out")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

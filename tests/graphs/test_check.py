@@ -177,6 +177,14 @@ def limits(**changed: int) -> Edit:
             "model-sd15.Difusion: the deployment of a model is named Diffusion",
         ),
         (
+            lambda c: service(c)["args"].update(aliases={"gpt-image-1": "sd51"}),
+            "tcd.args.aliases.gpt-image-1: there is no application model-sd51 in this file",
+        ),
+        (
+            lambda c: service(c)["args"].update(aliases={"sdxl": "sd15"}),
+            "tcd.args.aliases.sdxl: the application model-sdxl has that name",
+        ),
+        (
             lambda c: service(c)["args"].update(default_model="sd51"),
             "tcd.args.default_model: there is no application model-sd51 in this file",
         ),

@@ -149,9 +149,22 @@ def test_transparent_means_edit() -> None:
     assert set(np.unique(mask)) == {0, 255}
 
 
-def test_an_opaque_alpha_channel_keeps_everything() -> None:
-    white = Image.new("RGBA", (WIDTH, HEIGHT), "white")
-    assert not edit_mask(read(saved(white, "PNG"))).any()
+def test_a_mask_that_is_opaque_everywhere_is_read_by_its_brightness() -> None:
+    grey = picture().convert("L")
+    opaque = grey.convert("RGBA")
+    np.testing.assert_array_equal(edit_mask(read(saved(opaque, "PNG"))), np.array(grey))
+
+
+def test_transparent_pixels_are_laid_on_white() -> None:
+    alpha = np.linspace(0, 255, WIDTH).astype(np.uint8)[None].repeat(HEIGHT, 0)
+    image = picture().convert("RGB")
+    rgb = np.asarray(image).astype(float)
+    image.putalpha(Image.fromarray(alpha))
+    laid = read(saved(image, "PNG")).on_white()
+    share = alpha[:, :, None] / 255
+    assert np.abs(laid.rgb - (share * rgb + (1 - share) * 255)).max() <= 1
+    assert laid.alpha is not None
+    np.testing.assert_array_equal(laid.alpha, alpha)
 
 
 def test_without_alpha_white_means_edit() -> None:

@@ -125,8 +125,9 @@ def make_app(
     @app.get("/v1/models/{model_id}", response_model=ModelCard)
     async def model(model_id: str, request: Request) -> Response:
         """One model, with all that is needed to repeat its images with diffusers alone."""
+        name = args.model_named(model_id)
         for card in await service.catalogue.cards():
-            if card.id == model_id and may_see(request, model_id):
+            if card.id == name and may_see(request, card.id):
                 return JSONResponse(card.model_dump())
         raise NotFound(f"model {model_id!r} does not exist", "model")
 
@@ -144,7 +145,8 @@ def make_app(
     async def readyz(models: Annotated[str | None, Query()] = None) -> Response:
         """Whether this ingress can serve: 200, or 503; with what each model is doing. With
         `models`, names separated by commas: whether all of these can answer."""
-        catalogue, wanted = service.catalogue, models.split(",") if models else []
+        catalogue = service.catalogue
+        wanted = [args.aliases.get(name, name) for name in (models.split(",") if models else [])]
         known = catalogue.outlooks()
         unknown = [name for name in wanted if name not in known]
         if unknown:

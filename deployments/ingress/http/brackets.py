@@ -1,4 +1,8 @@
-"""Nested fields of a form in the flattened spelling of OpenAI's clients: `loras[][name]`."""
+"""Nested fields of a form in the flattened spelling of OpenAI's clients: `loras[][name]`.
+
+They send all values of one name together, in order (`openai._base_client`): the first
+`loras[][name]` and the first `loras[][weight]` belong to the first entry, whatever stands between.
+"""
 
 import re
 from collections.abc import Sequence
@@ -18,45 +22,32 @@ def split_name(name: str) -> tuple[str, Path] | None:
 
 
 def joined(values: Sequence[tuple[Path, str]]) -> object:
-    """What flattened values say together, in the order in which they came.
+    """What flattened values say together. Raises `ValueError` where that cannot be told."""
+    if len(values) == 1 and not values[0][0]:
+        return values[0][1]
+    heads = {path[0] if path else None for path, _ in values}
+    if heads == {""}:
+        return _entries([(path[1:], text) for path, text in values])
+    if "" in heads or None in heads:
+        raise ValueError("a value is given twice, or entries of a list stand beside fields")
+    return {
+        str(head): joined([(path[1:], text) for path, text in values if path[0] == head])
+        for head in dict.fromkeys(path[0] for path, _ in values)
+    }
 
-    An entry of a list is a new one where the one before has the key already.
-    Raises `ValueError` where they contradict each other.
-    """
-    whole: object = None
+
+def _entries(values: Sequence[tuple[Path, str]]) -> list[object]:
+    """Those of a list: of each path, the first value belongs to the first of them, and so on."""
+    columns: dict[Path, list[str]] = {}
     for path, text in values:
-        whole = _put(whole, path, text)
-    return whole
-
-
-def _put(into: object, path: Path, text: str) -> object:
-    if not path:
-        if into is not None:
-            raise ValueError("a value is given twice")
-        return text
-    key, rest = path[0], path[1:]
-    if key:
-        if into is not None and not isinstance(into, dict):
-            raise ValueError(f"{key!r} is named beside entries of a list")
-        fields = into or {}
-        fields[key] = _put(fields.get(key), rest, text)
-        return fields
-    if into is not None and not isinstance(into, list):
-        raise ValueError("entries of a list are named beside fields")
-    entries = into or []
-    if rest and entries and not _has(entries[-1], rest):
-        entries[-1] = _put(entries[-1], rest, text)
-    else:
-        entries.append(_put(None, rest, text))
-    return entries
-
-
-def _has(entry: object, path: Path) -> bool:
-    """Whether an entry has a value there already."""
-    for key in path:
-        if not key:  # a list in it takes further ones
-            return False
-        if not isinstance(entry, dict) or key not in entry:
-            return not isinstance(entry, dict)
-        entry = entry[key]
-    return True
+        columns.setdefault(path, []).append(text)
+    counts = {len(column) for column in columns.values()}
+    if len(counts) > 1 or any("" in path for path in columns):
+        raise ValueError(
+            "which values belong together cannot be told; give every entry the same fields, or "
+            "send JSON text"
+        )
+    return [
+        joined([(path, column[index]) for path, column in columns.items()])
+        for index in range(counts.pop())
+    ]

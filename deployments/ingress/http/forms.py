@@ -14,7 +14,7 @@ from deployments.ingress.http.failures import invalid
 from deployments.ingress.http.json_text import JsonWatch, parsed
 
 Fields = TypeVar("Fields", bound=BaseModel)
-NESTED = ("loras", "controls", "ip_adapter", "motion_loras")  # JSON text, or flattened
+NESTED = ("loras", "controls", "ip_adapter", "motion_loras", "svg")  # JSON text, or flattened
 MAX_PARTS = 256
 MAX_HEAD = 4096  # bytes of the headers of a part
 MAX_BOUNDARY = 70  # RFC 2046

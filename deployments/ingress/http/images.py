@@ -47,7 +47,9 @@ def image_routes(
     async def edits(request: Request) -> Response:
         """A picture made anew: inside a mask, or as a whole. Multipart: `image`, further ones to
         resemble, optional `mask`, and the fields of `EditsForm`."""
-        form = await bodies.form(request, EditsForm, "image", "mask")
+        form = await bodies.form(request, EditsForm, "image", "mask", "markup")
+        if form.files.get("markup"):
+            raise InvalidRequest("markup is not read here; mask says what is made anew", "markup")
         asked = form.fields.to_request(
             form.several("image", MAX_IMAGES), form.optional_file("mask")
         )

@@ -294,7 +294,7 @@ class Service:
         return wanted
 
     async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
-        name = request.model or self._args.default_model or await self.catalogue.only()
+        name = self._args.model_named(request.model) or await self.catalogue.only()
         lease.check(name, request.priority)  # what it may not ask it is told nothing of
         return await self.catalogue.find(name)
 
@@ -311,7 +311,7 @@ class Service:
         try:
             yield
         except (TimeoutError, DeadlineExceeded) as error:
-            absence = self.catalogue.absence(model or self._args.default_model, timeout_s)
+            absence = self.catalogue.absence(self._args.model_named(model), timeout_s)
             raise absence or _late(timeout_s) from error
 
 

@@ -93,9 +93,16 @@ def test_the_defaults_of_image_to_image(served: Served, pipelines: Pipelines) ->
     assert answer.usage.model_extra == {"denoising_steps": 2 * 3}
 
 
-def inpainted(pipelines: Pipelines, mask: Mask, **fields: Any) -> Pixels:
-    task = Task(job(mask=1, **{"strength": 0.99, **fields}), (PICTURE, mask))
+def inpainted(pipelines: Pipelines, mask: Mask, start: Pixels = PICTURE, **fields: Any) -> Pixels:
+    task = Task(job(mask=1, **{"strength": 0.99, **fields}), (start, mask))
     return pipelines.image(task).pixels
+
+
+def on_white(alpha: Mask) -> Pixels:
+    """The picture, with white where it is transparent."""
+    share = alpha[:, :, None] / 255
+    laid: Pixels = np.round(share * PICTURE + (1 - share) * 255).astype(np.uint8)
+    return laid
 
 
 def test_transparent_pixels_of_a_mask_are_made_anew(served: Served, pipelines: Pipelines) -> None:
@@ -116,13 +123,78 @@ def test_without_a_mask_transparent_pixels_of_the_image_are_made_anew(
     served: Served, pipelines: Pipelines
 ) -> None:
     made = edit(served, png(PICTURE, 255 - hole()), preserve_unmasked=False)
-    assert apart(made, inpainted(pipelines, hole())).max() <= LEVELS
+    expected = inpainted(pipelines, hole(), on_white(255 - hole()))
+    assert apart(made, expected).max() <= LEVELS
 
 
 def test_a_mask_counts_more_than_transparent_pixels(served: Served, pipelines: Pipelines) -> None:
     other = np.roll(hole(), -20, axis=1)
     made = edit(served, png(PICTURE, 255 - other), png(hole()), preserve_unmasked=False)
+    expected = inpainted(pipelines, hole(), on_white(255 - other))
+    assert apart(made, expected).max() <= LEVELS
+
+
+def test_a_mask_that_is_opaque_everywhere_is_read_by_its_brightness(
+    served: Served, pipelines: Pipelines
+) -> None:
+    white = np.repeat(hole()[:, :, None], 3, axis=2)
+    opaque = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    made = edit(served, png(PICTURE), png(white, opaque), preserve_unmasked=False)
     assert apart(made, inpainted(pipelines, hole())).max() <= LEVELS
+
+
+@pytest.mark.parametrize("alpha", [None, np.full((HEIGHT, WIDTH), 255, np.uint8)])
+def test_a_mask_that_asks_for_nothing_is_refused(served: Served, alpha: Mask | None) -> None:
+    with pytest.raises(openai.BadRequestError, match="mask asks for nothing") as refused:
+        edit(served, png(PICTURE), png(np.zeros_like(PICTURE), alpha))
+    assert refused.value.param == "mask"
+
+
+def test_strength_1_begins_with_noise(served: Served, pipelines: Pipelines) -> None:
+    made = edit(served, png(PICTURE), strength=1)
+    expected = pipelines.image(Task(job(strength=1.0), (PICTURE,)))
+    assert apart(made, expected.pixels).max() <= LEVELS
+
+
+def test_an_odd_picture_is_made_in_the_nearest_size(served: Served) -> None:
+    odd = Image.fromarray(PICTURE).resize((101, 203))
+    answer = served.openai().images.edit(
+        prompt="a red ball", image=("a.png", png(odd)), extra_body=PLAIN
+    )
+    assert answer.size == "104x200"
+    assert pixels_of(answer).shape == (200, 104, 3)
+    large = Image.fromarray(PICTURE).resize((900, 600))
+    answer = served.openai().images.edit(
+        prompt="a red ball", image=("a.png", png(large)), extra_body=PLAIN
+    )
+    assert answer.size == "512x344"
+
+
+def test_further_pictures_are_pictures_to_resemble(served: Served) -> None:
+    files = [png(PICTURE), png(np.flipud(PICTURE).copy()), png(255 - PICTURE)]
+    client = served.openai()
+    several = client.images.edit(
+        prompt="a red ball",
+        image=[(f"{number}.png", file) for number, file in enumerate(files)],
+        extra_body={**PLAIN, "strength": 0.6},
+    )
+    seen = {"image": [data_url(file) for file in files[1:]], "scale": 0.5}
+    named = edit(served, files[0], strength=0.6, ip_adapter=json.dumps(seen))
+    assert apart(pixels_of(several), named).max() <= LEVELS
+    alone = edit(served, files[0], strength=0.6)
+    assert apart(named, alone).max() > 10 * LEVELS
+    with pytest.raises(openai.BadRequestError, match="no IP-Adapter"):
+        client.images.edit(
+            model="animagine", prompt="a", image=[("a.png", files[0]), ("b.png", files[1])]
+        )
+
+
+def test_nested_fields_as_the_official_client_flattens_them(served: Served) -> None:
+    loras = [{"name": "ink", "weight": 0.5}, {"name": "neon", "weight": -0.3}]
+    flattened = edit(served, png(PICTURE), strength=0.6, loras=loras)
+    as_json = edit(served, png(PICTURE), strength=0.6, loras=json.dumps(loras))
+    assert apart(flattened, as_json).max() <= LEVELS
+    assert apart(flattened, edit(served, png(PICTURE), strength=0.6)).max() > 10 * LEVELS
 
 
 def test_an_opaque_alpha_channel_is_no_mask(served: Served, pipelines: Pipelines) -> None:
