@@ -10,7 +10,7 @@ from openai._qs import Querystring
 
 from deployments.ingress.http.brackets import MAX_DEPTH, joined, split_name
 
-NESTED: dict[str, object] = {
+NESTED: dict[object, object] = {
     "loras": [{"name": "ink", "weight": "0.5"}, {"name": "x", "weight": "-1"}],
     "ip_adapter": {"image": ["a", "b"], "scale": "0.4"},
     "controls": [
@@ -25,9 +25,10 @@ def flattened(fields: object) -> list[tuple[str, str]]:
     return Querystring(array_format="brackets").stringify_items(fields)  # type: ignore[arg-type]
 
 
-def sent(fields: dict[str, object]) -> list[tuple[str, str]]:
+def sent(fields: dict[object, object]) -> list[tuple[str, str]]:
     """As the official client sends them: all values of one name together."""
-    form = openai.OpenAI(api_key="none")._serialize_multipartform(dict[object, object](fields))
+
+    form = openai.OpenAI(api_key="none")._serialize_multipartform(fields)
     return [
         (name, str(text))
         for name, value in form.items()
