@@ -21,6 +21,7 @@ from configs.families import FAMILIES, FamilyName
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 Alias = Annotated[str, Field(min_length=1, max_length=100)]
+Word = Annotated[str, Field(pattern=r"^\S+$", max_length=100)]  # of a prompt
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#]+)$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -175,6 +176,8 @@ class ModelArgs(Frozen):
         controls: ControlNets by the type that requests name (`depth`, `canny`, ...).
         motion_adapter: AnimateDiff's motion modules; with it the model makes videos too.
         vae: another VAE than the checkpoint's, or another precision of it.
+        embeddings: textual inversions by the words that prompts use, each a source of one
+            safetensors file.
         preview_vae: source of a tiny autoencoder (diffusers' `AutoencoderTiny`), which decodes
             partial images at a fraction of the VAE's cost; `None`: the VAE decodes them.
         variant: which weights of a diffusers folder, as in `from_pretrained` ("fp16").
@@ -199,6 +202,7 @@ class ModelArgs(Frozen):
     motion_adapter: str | None = None
     ip_adapter: IpAdapterArgs | None = None
     vae: VaeArgs = VaeArgs()
+    embeddings: dict[Word, str] = {}
     preview_vae: str | None = None
     dtype: Dtype = "float16"
     variant: str | None = None

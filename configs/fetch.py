@@ -75,6 +75,8 @@ def _of_model(
         yield Need(args.motion_adapter, args.variant)
     if args.vae.source is not None:
         yield Need(args.vae.source, args.variant)
+    for source in args.embeddings.values():
+        yield Need(source)
     if args.preview_vae is not None:
         yield Need(args.preview_vae)
     if args.ip_adapter is not None:

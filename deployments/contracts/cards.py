@@ -46,6 +46,7 @@ class ModelCard(BaseModel):
     dtype: str
     tcd_lora: str | None
     loras: dict[str, str]
+    embeddings: dict[str, str] = Field({}, description="words that prompts may use")
     controls: dict[str, str] = {}
     ip_adapter: str | None = None
     image_encoder: str | None = Field(None, description="the encoder that its IP-Adapter reads")

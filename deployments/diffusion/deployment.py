@@ -133,6 +133,7 @@ class Diffusion:
             dtype=args.dtype,
             tcd_lora=args.tcd_lora,
             loras=dict(config.loras),
+            embeddings=dict(args.embeddings),
             controls=dict(args.controls),
             ip_adapter=None if adapter is None else adapter.adapter,
             motion_adapter=args.motion_adapter,

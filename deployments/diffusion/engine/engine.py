@@ -101,7 +101,7 @@ class Engine:
         limits = config.limits
         self.components = components
         self.fault: Exception | None = None
-        tokenize = Tokenizers(components.tokenizers).tokenize
+        tokenize = Tokenizers(components.tokenizers, components.words).tokenize
         self._on_fault = on_fault
         self._failing = Lock()
         origin = LoraSources()

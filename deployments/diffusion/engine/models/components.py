@@ -24,6 +24,7 @@ from deployments.diffusion.engine.adapters.reader import LoraReader
 from deployments.diffusion.engine.models.attention import call_processors_directly
 from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS, layers_of, read_checkpoint
 from deployments.diffusion.engine.models.compiler import CompiledBlock, Compiler, inductor
+from deployments.diffusion.engine.models.embeddings import Words, add_embeddings
 from deployments.diffusion.engine.models.ip_adapter import IpAdapter
 from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae, read_preview_vae
@@ -42,6 +43,7 @@ class Components:
         unet: with the TCD-LoRA fused into its weights.
         preview_vae: decodes partial images; `vae` itself where the model has no other.
         text_encoders: one, or for sdxl two, with their tokenizers.
+        words: of textual inversions, with their ids of each text encoder.
         zero_empty_negative: an absent negative prompt is all zeros, not the empty text.
         controlnets: the nets that requests may name, by type.
         ip_adapter: on the UNet, if the model has one.
@@ -61,6 +63,7 @@ class Components:
     preview_vae: Vae
     tokenizers: tuple[CLIPTokenizer, ...]
     text_encoders: tuple[nn.Module, ...]
+    words: Words
     schedule: Schedule
     zero_empty_negative: bool
     controlnets: dict[str, ControlNetModel]
@@ -128,6 +131,7 @@ def load(args: ModelArgs) -> Components:
     skip, most = args.defaults.clip_skip, _skippable(base.text_encoders)
     if skip > most:
         raise ValueError(f"defaults.clip_skip is {skip}; of the text encoders {most} can be")
+    words = add_embeddings(args.embeddings, base.text_encoders, base.tokenizers)
     unet = base.unet
     if args.tcd_lora is not None:
         if device.type == "cuda":
@@ -169,6 +173,7 @@ def load(args: ModelArgs) -> Components:
         preview_vae=preview_vae,
         tokenizers=base.tokenizers,
         text_encoders=base.text_encoders,
+        words=words,
         schedule=base.schedule,
         zero_empty_negative=base.zero_empty_negative,
         controlnets=nets,
