@@ -357,7 +357,7 @@ def dora_of(inner: Kind, *, outputs: bool) -> Kind:
 KINDS: Mapping[str, Kind] = {
     "locon": locon,
     "loha": loha_of(2),
-    "loha-of-high-rank": loha_of(8),
+    "loha-of-high-rank": loha_of(12),
     "loha-tucker": loha_tucker,
     "lokr": lokr_of(first=False, second=True),
     "lokr-of-products": lokr_of(first=True, second=True),

@@ -1,6 +1,6 @@
 """What an adapter does to a layer, in forms that act row by row: y + weight * change(x).
 
-A layer computes y = W x + b. Of all forms only a full difference is as large as W.
+A layer computes y = W x + b. Of all forms only a full difference is kept as large as W.
 """
 
 from collections.abc import Callable
@@ -78,8 +78,38 @@ class Kron:
 
 
 @dataclass(frozen=True)
+class Hada:
+    """(up1 @ down1) * (up2 @ down2), number by number (LoHa), built when it acts: for many tokens
+    that is little beside what it is multiplied with.
+
+    Attributes:
+        up1, up2: (out, rank).
+        down1, down2: (rank, in) of a linear layer, (rank, in, kh, kw) of a convolution.
+    """
+
+    up1: Tensor
+    down1: Tensor
+    up2: Tensor
+    down2: Tensor
+
+    def mapped(self, new: New) -> Self:
+        """The same of other tensors."""
+        return type(self)(*map(new, (self.up1, self.down1, self.up2, self.down2)))
+
+    def dense(self) -> Tensor:
+        """(out, in * kh * kw) float32: what is added to W at weight 1."""
+        one = self.up1.float() @ self.down1.float().flatten(1)
+        return one.mul_(self.up2.float() @ self.down2.float().flatten(1))
+
+    def act(self, layer: Layer, x: Tensor) -> Tensor:
+        """What is added to what the layer makes of `x`, at weight 1."""
+        weight = (self.up1 @ self.down1.flatten(1)) * (self.up2 @ self.down2.flatten(1))
+        return _applied(layer, x, weight.view(-1, *self.down1.shape[1:]))
+
+
+@dataclass(frozen=True)
 class Dense:
-    """A full difference (and LoHa of high ranks). `weight`: of the layer's own shape."""
+    """A full difference. `weight`: of the layer's own shape."""
 
     weight: Tensor
 
@@ -96,7 +126,7 @@ class Dense:
         return _applied(layer, x, self.weight)
 
 
-Difference = LowRank | Kron | Dense
+Difference = LowRank | Kron | Hada | Dense
 Along = Literal["outputs", "inputs"]
 
 
@@ -180,8 +210,8 @@ class Shift:
         return F.layer_norm(x, layer.normalized_shape, self.weight, self.bias, layer.eps)
 
 
-Term = Kron | Dense | Bias | Shift | Decomposed
-Acting = Kron | Dense | Bias | Shift | Rescaled
+Term = Kron | Hada | Dense | Bias | Shift | Decomposed
+Acting = Kron | Hada | Dense | Bias | Shift | Rescaled
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from deployments.diffusion.engine.adapters.changes import (
     Decomposed,
     Dense,
     Difference,
+    Hada,
     Kron,
     LowRank,
     Shift,
@@ -33,6 +34,7 @@ Scale = Callable[[int | None], float]
 # times slower than one thread (10 to 20 s, not 0.3, for a full SDXL adapter on two cores).
 PIECE = 32767
 
+MOST_RANKS = 64  # of a LoHa that is multiplied out
 _HADA = (Role.HADA_1A, Role.HADA_1B, Role.HADA_2A, Role.HADA_2B)
 _KRON = (Role.KRON_1, Role.KRON_1A, Role.KRON_1B, Role.KRON_2, Role.KRON_2A, Role.KRON_2B)
 
@@ -159,15 +161,17 @@ def _lora(left: _Left, shape: torch.Size, scale: Scale) -> LowRank:
     return LowRank(down.view(rank, *fan_in), _scaled(up.view(width, rank), scale(rank)).t())
 
 
-def _loha(left: _Left, shape: torch.Size, scale: Scale) -> LowRank | Dense:
-    """(w1_a @ w1_b) * (w2_a @ w2_b), number by number: of rank r1 * r2."""
+def _loha(left: _Left, shape: torch.Size, scale: Scale) -> LowRank | Hada:
+    """(w1_a @ w1_b) * (w2_a @ w2_b), number by number. Its rank is r1 * r2: where that is small,
+    two matrices of so many ranks are the same, and stand beside those of others."""
     up1, down1 = _hada(left, Role.HADA_1A, Role.HADA_1B, Role.HADA_1T, shape)
     up2, down2 = _hada(left, Role.HADA_2A, Role.HADA_2B, Role.HADA_2T, shape)
     factor = scale(up1.shape[1])
-    width, fan_in = len(up1), down1.shape[1]
+    width = len(up1)
     ranks = up1.shape[1] * up2.shape[1]
-    if ranks * (width + fan_in) >= width * fan_in:
-        return Dense(((up1 @ down1).mul_(factor) * (up2 @ down2)).view(shape))
+    if ranks > MOST_RANKS:
+        down1, down2 = down1.view(-1, *shape[1:]), down2.view(-1, *shape[1:])
+        return Hada(*_balanced(up1 * factor, down1), *_balanced(up2, down2))
     up = (up1[:, :, None] * up2[:, None, :]).view(width, ranks).mul_(factor)
     down = (down1[:, None, :] * down2[None, :, :]).view(ranks, *shape[1:])
     return LowRank(*_balanced(down, up.t()))

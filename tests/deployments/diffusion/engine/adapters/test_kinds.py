@@ -137,7 +137,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "LoCon with a middle layer": {"algo": "locon", "linear_dim": 3, "use_tucker": True},
     "LoCon with a scalar": {"algo": "locon", "linear_dim": 3, "use_scalar": True},
     "LoHa of low ranks": {"algo": "loha", "linear_dim": 2, "linear_alpha": 1.5},
-    "LoHa of high ranks": {"algo": "loha", "linear_dim": 6, "linear_alpha": 3},
+    "LoHa of high ranks": {"algo": "loha", "linear_dim": 9, "linear_alpha": 3},
     "LoHa in Tucker's form": {"algo": "loha", "linear_dim": 3, "use_tucker": True},
     "LoKr": {"algo": "lokr", "linear_dim": 1, "linear_alpha": 2, "factor": 2},
     "LoKr, both decomposed": {
