@@ -11,7 +11,10 @@ from deployments.ingress.http.failures import answer, http_failure
 
 METHODS = ("GET", "POST", "DELETE")
 # What a page may read of an answer, beside its body.
-EXPOSED = ("x-request-id", "x-should-retry", "retry-after", "retry-after-ms", "x-map-id")
+EXPOSED = (
+    *("x-request-id", "x-should-retry", "retry-after", "retry-after-ms", "x-map-id"),
+    "openai-poll-after-ms",
+)
 
 
 class Cors(CORSMiddleware):

@@ -14,6 +14,9 @@ from deployments.ingress.http.idempotency import idempotency_key
 from deployments.ingress.http.keys import caller_of, owner_of
 from deployments.ingress.request.deaths import translated
 
+POLL_HEADER = "openai-poll-after-ms"  # the official client asks again after so long
+POLL_MS = {"queued": 1000, "in_progress": 500}
+
 
 def video_routes(videos: DeploymentHandle[object], bodies: Bodies) -> APIRouter:
     """Routes over the deployment that keeps the jobs."""
@@ -68,7 +71,9 @@ def video_routes(videos: DeploymentHandle[object], bodies: Bodies) -> APIRouter:
 
 async def _card(response: object) -> JSONResponse:
     card: VideoCard = await _answer(response)
-    return JSONResponse(card.model_dump())
+    wait_ms = POLL_MS.get(card.status)
+    headers = {} if wait_ms is None else {POLL_HEADER: str(wait_ms)}
+    return JSONResponse(card.model_dump(), headers=headers)
 
 
 async def _answer(response: object) -> Any:

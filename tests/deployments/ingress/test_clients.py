@@ -237,3 +237,16 @@ def test_seconds_of_the_official_client(served: Served) -> None:
         card = answer.json()
         assert card["num_frames"] / card["fps"] == pytest.approx(int(seconds), rel=0.1)
         httpx.delete(f"{served.url}/v1/videos/{card['id']}", timeout=60)
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API")  # there; not here
+def test_the_official_client_waits_as_long_as_it_is_told(served: Served) -> None:
+    """It asks again after what `openai-poll-after-ms` says, by itself once a second."""
+    body = {"prompt": "a", "size": "64x64", "num_frames": 4, "num_inference_steps": 2}
+    created = httpx.post(f"{served.url}/v1/videos", json=body, timeout=60)
+    assert created.headers["openai-poll-after-ms"] in ("1000", "500")
+    video = served.openai().videos.poll(created.json()["id"])
+    assert video.status == "completed"
+    done = httpx.get(f"{served.url}/v1/videos/{video.id}", timeout=60)
+    assert "openai-poll-after-ms" not in done.headers
+    httpx.delete(f"{served.url}/v1/videos/{video.id}", timeout=60)
