@@ -451,7 +451,15 @@ class ServiceArgs(Frozen):
 
     def model_named(self, name: str | None) -> str | None:
         """The model that a request means; `None`: it names none, and there is no default."""
-        return self.default_model if name is None else self.aliases.get(name, name)
+        name = self.default_model if name is None else name
+        return None if name is None else self.aliases.get(name, name)
+
+    @model_validator(mode="after")
+    def _aliases_name_models(self) -> "ServiceArgs":
+        for alias, model in self.aliases.items():
+            if model in self.aliases:
+                raise ValueError(f"the alias {alias!r} names {model!r}, which is an alias itself")
+        return self
 
     @model_validator(mode="after")
     def _an_admin_can_be_named(self) -> "ServiceArgs":

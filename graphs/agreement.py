@@ -84,7 +84,7 @@ def _service(
     application: ServeApplicationSchema, args: ServiceArgs, names: set[str]
 ) -> Iterator[str]:
     place = application.name
-    if args.default_model is not None and f"model-{args.default_model}" not in names:
+    if args.default_model is not None and f"model-{args.model_named(None)}" not in names:
         yield (
             f"{place}.args.default_model: there is no application model-{args.default_model} "
             "in this file"

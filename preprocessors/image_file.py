@@ -25,6 +25,7 @@ from preprocessors.pixels import Pixels, Plane
 
 ALLOWED = "PNG, JPEG, WebP and GIF images with a single frame are allowed"
 MAX_ASPECT_RATIO = 100
+TRANSPARENT = 128  # alpha below it; exports leave some that is nearly opaque
 MAX_JPEG_SCANS = 100
 MAX_PNG_CHUNKS = 20_000  # one costs a decoder some microseconds, and a file twelve bytes
 
@@ -148,13 +149,13 @@ def _damage(kind: str) -> Iterator[None]:
 def edit_mask(picture: Picture) -> Plane:
     """Where a picture, sent as a mask, asks for new pixels.
 
-    With an alpha channel that is not opaque everywhere, OpenAI's way: transparent means edit,
+    With an alpha channel that is transparent somewhere, OpenAI's way: transparent means edit,
     opaque means keep, whatever the colours; half transparent pixels are edited by half. Else
     diffusers' `mask_image` way: white means edit, black means keep, by luminance (ITU-R 601).
 
     Returns (height, width) uint8: 255 edit, 0 keep.
     """
-    if picture.alpha is not None and picture.alpha.min() < 255:
+    if picture.alpha is not None and picture.alpha.min() < TRANSPARENT:
         return 255 - picture.alpha
     return np.array(Image.fromarray(picture.rgb).convert("L"))
 

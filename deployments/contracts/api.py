@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import (
     MAX_ENTRIES,
     MAX_SEED,
@@ -297,6 +298,13 @@ class EditsForm(ImagesRequestBody):
             images: the picture to edit, and further ones to resemble.
         """
         given = self._ip_adapter()
+        count = len(images) - 1 + (0 if given is None else len(given.images))
+        if count > MAX_SEEN:
+            raise InvalidRequest(
+                f"{count} pictures to resemble are given, as image and in ip_adapter; "
+                f"{MAX_SEEN} at most",
+                "image",
+            )
         seen = IpAdapter((*given.images, *images[1:]), given.scale) if given else None
         if seen is None and len(images) > 1:
             seen = IpAdapter(tuple(images[1:]))

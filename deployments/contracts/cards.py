@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from deployments.contracts.jobs import PromptSyntax
+from deployments.contracts.jobs import MAX_STEPS, PromptSyntax
 
 Availability = Literal["ready", "silent", "asleep", "starting", "failed"]
 
@@ -28,6 +28,7 @@ class CardLimits(BaseModel):
     max_side: int
     max_pixels: int
     max_prompt_tokens: int
+    max_steps: int = MAX_STEPS
     max_loras: int
     max_frames: int
     max_pending: int

@@ -58,7 +58,7 @@ Count = Annotated[int, Field(ge=1, description="images to make")]
 Priority = Annotated[int, Field(ge=-10, le=10, description="higher goes first; 0 is normal")]
 TimeoutS = Annotated[float, Field(gt=0, le=3600, description="seconds until it is given up")]
 Strength = Annotated[
-    float, Field(gt=0, le=1, description="how far the start image is noised; 1: to noise alone")
+    float, Field(gt=0, le=1, description="how far the start image is noised; 1: as far as it goes")
 ]
 Quality = Literal["low", "medium", "standard", "auto", "high", "hd", "xhigh", "max"]
 Scale = Annotated[float, Field(ge=0, le=2, description="how strongly a condition acts")]

@@ -152,6 +152,7 @@ class Diffusion:
             config_error=self._config_error,
             limits=CardLimits(
                 max_prompt_tokens=tokens,
+                max_steps=self._engine.components.schedule.max_steps,
                 max_frames=self._engine.max_frames,
                 **config.limits.model_dump(include=set(CardLimits.model_fields) - {"max_frames"}),
             ),

@@ -149,9 +149,11 @@ def test_transparent_means_edit() -> None:
     assert set(np.unique(mask)) == {0, 255}
 
 
-def test_a_mask_that_is_opaque_everywhere_is_read_by_its_brightness() -> None:
+def test_a_mask_that_is_transparent_nowhere_is_read_by_its_brightness() -> None:
     grey = picture().convert("L")
     opaque = grey.convert("RGBA")
+    nearly = np.linspace(200, 255, WIDTH * HEIGHT).astype(np.uint8).reshape(HEIGHT, WIDTH)
+    opaque.putalpha(Image.fromarray(nearly))  # as exports leave it
     np.testing.assert_array_equal(edit_mask(read(saved(opaque, "PNG"))), np.array(grey))
 
 

@@ -151,7 +151,7 @@ def make_app(
         unknown = [name for name in wanted if name not in known]
         if unknown:
             raise NotFound(f"no such model: {', '.join(unknown)}", "models")
-        ready = catalogue.ready(args.default_model, wanted)
+        ready = catalogue.ready(args.model_named(None), wanted)
         body = ReadyBody(
             status="ready" if ready else "not ready",
             models={name: model.state for name, model in known.items()},

@@ -302,19 +302,25 @@ def _mask(start: Loaded, given: Loaded | None, size: tuple[int, int]) -> Mask | 
         alpha = start.picture.alpha
         if alpha is None or not (alpha < HALF).any():
             return None
-        return resize(edit_mask(start.picture), size)
+        return _asking(resize(edit_mask(start.picture), size), "image")
     if given.picture.size != start.picture.size:
         raise InvalidRequest(
             "mask and image must have the same size; they have "
             f"{_shown(given.picture.size)} and {_shown(start.picture.size)}",
             "mask",
         )
-    mask = edit_mask(given.picture)
+    return _asking(resize(edit_mask(given.picture), size), "mask")
+
+
+def _asking(mask: Mask, param: str) -> Mask:
+    """A mask of the image's size. Raises `InvalidRequest` if it asks for nothing."""
     if not (mask >= HALF).any():
         raise InvalidRequest(
-            "mask asks for nothing: what is to be made anew must be white, or transparent", "mask"
+            f"{param} asks for nothing: what is to be made anew must be white, or transparent, and "
+            "more than a line once it has the size of the image to be made",
+            param,
         )
-    return resize(mask, size)
+    return mask
 
 
 def _control_spec(

@@ -10,7 +10,6 @@ from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import (
     MAX_SEED,
-    MAX_STEPS,
     Caller,
     ControlUse,
     ImageJob,
@@ -81,13 +80,11 @@ def image_job(
     first = secrets.randbelow(2**32) if request.seed is None else request.seed
     if first + request.n - 1 > MAX_SEED:
         raise InvalidRequest(f"seed + n - 1 must be at most {MAX_SEED}", "seed")
-    steps = request.num_inference_steps
-    if steps is None:
-        usual = defaults.num_inference_steps if mask is None else MASKED_STEPS
-        steps = min(math.ceil(usual * STEPS_OF.get(request.quality or "auto", 1)), MAX_STEPS)
     strength = request.strength
     if strength is None:
         strength = 1.0 if image is None else PLAIN_STRENGTH if mask is None else MASKED_STRENGTH
+    usual = defaults.num_inference_steps if mask is None else MASKED_STEPS
+    steps = request.num_inference_steps or _steps(request.quality, usual, strength, card)
     return ImageJob(
         job_id=uuid.uuid4().hex,
         prompt=request.prompt,
@@ -111,6 +108,15 @@ def image_job(
         partial_images=request.partial_images,
         priority=request.priority,
     )
+
+
+def _steps(quality: Quality | None, usual: int, strength: float, card: ModelCard) -> int:
+    """Those of a request that does not say: at most as many as the model has; no fewer for a
+    quality than leave one at this strength, if the usual number does."""
+    if quality is None:
+        return usual
+    least = min(usual, math.ceil(1 / strength))
+    return min(max(math.ceil(usual * STEPS_OF.get(quality, 1)), least), card.limits.max_steps)
 
 
 def video_job(request: VideoRequest, card: ModelCard, timeout_s: float, caller: Caller) -> ImageJob:

@@ -150,7 +150,25 @@ def test_a_mask_that_asks_for_nothing_is_refused(served: Served, alpha: Mask | N
     assert refused.value.param == "mask"
 
 
-def test_strength_1_begins_with_noise(served: Served, pipelines: Pipelines) -> None:
+def test_a_mask_too_thin_for_the_size_is_refused(served: Served) -> None:
+    thin = np.zeros((4 * HEIGHT, 4 * WIDTH), np.uint8)
+    thin[:, 7] = 255
+    large = Image.fromarray(PICTURE).resize((4 * WIDTH, 4 * HEIGHT))
+    with pytest.raises(openai.BadRequestError, match="more than a line"):
+        edit(served, png(large), png(thin), size=f"{WIDTH}x{HEIGHT}")
+
+
+def test_too_many_pictures_to_resemble(served: Served) -> None:
+    many = [("a.png", png(PICTURE))] * 5
+    seen = json.dumps({"image": [data_url(png(PICTURE))] * 5})
+    with pytest.raises(openai.BadRequestError, match="9 pictures to resemble") as refused:
+        served.openai().images.edit(prompt="a", image=many, extra_body={"ip_adapter": seen})
+    assert refused.value.param == "image"
+
+
+def test_strength_1_noises_the_picture_as_far_as_it_goes(
+    served: Served, pipelines: Pipelines
+) -> None:
     made = edit(served, png(PICTURE), strength=1)
     expected = pipelines.image(Task(job(strength=1.0), (PICTURE,)))
     assert apart(made, expected.pixels).max() <= LEVELS

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Layer = nn.Linear | nn.Conv2d | nn.LayerNorm | nn.GroupNorm  # that adapters act on
+NOTHING = 1e-7  # a norm that is rounding
 New = Callable[[Tensor], Tensor]
 
 
@@ -153,8 +154,11 @@ class Decomposed:
         whole = weight.float() + self.difference.dense().view(weight.shape)
         if self.along == "inputs":
             whole = whole.transpose(0, 1)
-        norm = whole.flatten(1).norm(dim=1) + torch.finfo(torch.float32).eps
-        self.magnitude.copy_(self.magnitude.float() / norm)
+        norm = whole.flatten(1).norm(dim=1)
+        # What has no direction stays nothing, and no gain leaves what the dtype holds.
+        gain = (self.magnitude.float() / norm).where(norm > NOTHING, torch.zeros_like(norm))
+        most = torch.finfo(self.magnitude.dtype).max
+        self.magnitude.copy_(gain.clamp(-most, most))
         return Rescaled(self.difference, self.magnitude, self.along)
 
 

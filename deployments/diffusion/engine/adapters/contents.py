@@ -79,6 +79,10 @@ class Contents:
             header = _metadata(file.content)
         except (SafetensorError, ValueError) as error:
             raise LoraError(f"{file.name} is not a readable safetensors file ({error})") from error
+        except KeyError as error:  # a type of numbers that safetensors has and torch has not
+            raise LoraError(
+                f"{file.name} holds numbers of a type that is not read: {error}"
+            ) from error
         layers = {
             place: {role: tensors[name] for role, name in parts.items()}
             for place, parts in self._places(file, tensors, unet).items()
@@ -94,7 +98,7 @@ class Contents:
         for place, parts in layers.items():
             try:
                 changes[place] = self._change(place, parts, alphas)
-            except Misfit as error:
+            except (Misfit, RuntimeError, IndexError, TypeError) as error:  # odd shapes, in torch
                 raise LoraError(
                     f"{file.name} does not fit this model; {_kin(tensors)} "
                     f"({place.model}.{place.module}: {error})"

@@ -74,10 +74,7 @@ def change_of_layer(parts: Parts, shape: torch.Size, recorded: Scale) -> Change:
     terms: list[Term] = [] if bias is None else [Bias(bias)]
     if up_bias is not None:
         terms.append(Bias(_scaled(up_bias, scale(len(left[Role.DOWN])))))
-    try:
-        difference = _difference(left, shape, scale)
-    except RuntimeError as error:
-        raise Misfit(f"its matrices do not go together ({error})") from error
+    difference = _difference(left, shape, scale)
     left.done()
     low = None
     if magnitude is not None:

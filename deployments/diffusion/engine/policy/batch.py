@@ -11,12 +11,14 @@ class BatchKey(NamedTuple):
     """Rows share a UNet call only if these are equal: the latent size, in latent pixels.
 
     `frames` is `None` for images. A video shares its calls with nobody: its frames are a
-    batch already, and its motion layers mix them.
+    batch already, and its motion layers mix them. `long`: rows with prompts of very many windows
+    are among themselves: all rows of a call attend to as many tokens as the longest has.
     """
 
     height: int
     width: int
     frames: int | None = None
+    long: bool = False
 
     @property
     def pixels(self) -> int:

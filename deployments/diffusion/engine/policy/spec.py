@@ -8,6 +8,7 @@ from typing import NamedTuple
 from deployments.contracts.jobs import Embeds, Mask, Pixels, real_steps
 from deployments.diffusion.engine.policy.batch import BatchKey
 
+SHARED_WINDOWS = 8  # of texts whose rows share a call with those of any other such text
 MAX_WINDOWS = 32  # of one text, each of as many tokens as its encoder reads
 LATENT_SCALE = 8  # pixels per latent pixel, a side, in all three families
 
@@ -126,7 +127,10 @@ class RowSpec:
     @cached_property
     def key(self) -> BatchKey:
         """What must be equal for rows to share a UNet call."""
-        return BatchKey(self.height // LATENT_SCALE, self.width // LATENT_SCALE, self.frames)
+        size = (self.height // LATENT_SCALE, self.width // LATENT_SCALE)
+        texts = (self.prompt, self.negative or self.prompt)
+        windows = max(len(ids) for text in texts for ids in text.ids)
+        return BatchKey(*size, self.frames, windows > SHARED_WINDOWS)
 
     @property
     def latent_size(self) -> tuple[int, ...]:

@@ -7,16 +7,18 @@
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 STEP = 1.1
+# No repetition is tried twice over: texts are strangers'.
 _TOKENS = re.compile(
     r"(?P<escaped>\\[\\()\[\]])"
     r"|(?P<open>[(\[])"
-    r"|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
+    r"|:\s{0,8}(?P<weight>[+-]?(?:\d{1,6}(?:\.\d{0,9})?|\.\d{1,9}))\s{0,8}\)"
     r"|(?P<close>[)\]])"
     r"|(?P<text>[^\\()\[\]:]+|:|\\)"
 )
+_BRACKETS = {"(": ")", "[": "]"}
 Part = tuple[str, float]
 
 
@@ -25,33 +27,51 @@ def emphasised(text: str) -> list[Part]:
 
     A bracket that nothing closes lasts to the end; one that closes nothing is a part of the text.
     """
-    parts: list[Part] = []
-    opened: list[tuple[str, int]] = []  # brackets, and where what they hold begins
-    for found in _TOKENS.finditer(text):
-        bracket = found["open"] or found["close"]
-        if found["open"]:
-            opened.append((bracket, len(parts)))
-        elif found["weight"] and opened and opened[-1][0] == "(":
-            _multiply(parts, opened.pop()[1], float(found["weight"]))
-        elif found["close"] and opened and opened[-1][0] == ("(" if bracket == ")" else "["):
-            _multiply(parts, opened.pop()[1], STEP if bracket == ")" else 1 / STEP)
+    tokens = list(_TOKENS.finditer(text))
+    factors, closing = _matched(tokens)
+    return list(_merged(_weighed(tokens, factors, closing))) or [("", 1.0)]
+
+
+def _matched(tokens: Sequence[re.Match[str]]) -> tuple[dict[int, float], set[int]]:
+    """By what each opening bracket multiplies, and which tokens close one."""
+    factors: dict[int, float] = {}
+    closing: set[int] = set()
+    opened: list[int] = []
+    for place, token in enumerate(tokens):
+        if token["open"]:
+            opened.append(place)
+            factors[place] = STEP if token["open"] == "(" else 1 / STEP
+        elif opened and (token["weight"] or token["close"]):
+            bracket = tokens[opened[-1]]["open"]
+            if _BRACKETS[bracket] == (token["close"] or ")"):
+                if token["weight"]:
+                    factors[opened[-1]] = float(token["weight"])
+                opened.pop()
+                closing.add(place)
+    return factors, closing
+
+
+def _weighed(
+    tokens: Sequence[re.Match[str]], factors: dict[int, float], closing: set[int]
+) -> Iterator[Part]:
+    weights = [1.0]  # within each bracket that is open
+    for place, token in enumerate(tokens):
+        if place in factors:
+            weights.append(weights[-1] * factors[place])
+        elif place in closing:
+            weights.pop()
         else:
-            parts.append(((found["escaped"] or "")[1:] or found[0], 1.0))
-    for bracket, start in opened:
-        _multiply(parts, start, STEP if bracket == "(" else 1 / STEP)
-    return list(_merged(parts)) or [("", 1.0)]
+            yield (token["escaped"] or "")[1:] or token[0], weights[-1]
 
 
-def _multiply(parts: list[Part], start: int, factor: float) -> None:
-    parts[start:] = [(text, weight * factor) for text, weight in parts[start:]]
-
-
-def _merged(parts: list[Part]) -> Iterator[Part]:
-    text, weight = "", 1.0
-    for more, its_weight in parts:
-        if text and its_weight != weight:
-            yield text, weight
-            text = ""
-        text, weight = text + more, its_weight
-    if text:
-        yield text, weight
+def _merged(parts: Iterator[Part]) -> Iterator[Part]:
+    texts: list[str] = []
+    weight = 1.0
+    for text, its_weight in parts:
+        if texts and its_weight != weight:
+            yield "".join(texts), weight
+            texts = []
+        texts.append(text)
+        weight = its_weight
+    if texts:
+        yield "".join(texts), weight

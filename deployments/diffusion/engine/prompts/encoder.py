@@ -150,13 +150,18 @@ class PromptEncoder:
         two = parts.family.text_encoders == 2
         layers = two or any(window.prompt.clip_skip for window in windows)
         output = encoder(ids, output_hidden_states=layers)
-        norm = final_norm(encoder)
+        # Of all rows at once: an adapter on the norm knows each by its place.
+        normed = {
+            skip: final_norm(encoder)(output.hidden_states[-1 - skip])
+            for skip in {window.prompt.clip_skip for window in windows} - {0}
+            if not two
+        }
         for row, window in enumerate(windows):
             skip = window.prompt.clip_skip
             if two:
                 hidden = output.hidden_states[-2 - skip][row]
             elif skip:
-                hidden = norm(output.hidden_states[-1 - skip][row])
+                hidden = normed[skip][row]
             else:
                 hidden = output[0][row]
             yield hidden, output[0][row].to(parts.dtype) if output[0].ndim == 2 else None

@@ -54,12 +54,10 @@ class WarmUp:
                     self._tried(self._step, [plain] * rows)
                 graphs.learning = False
             for spec in [plain, *(self._others(plain) if first else ())]:
-                for rows in (1, 2):
-                    self._tried(self._step, [spec] * rows)
-            if first:
-                ids = tuple(windows * 2 for windows in plain.prompt.ids)
-                longer = plain.prompt._replace(ids=ids)
-                self._tried(self._step, [plain, replace(plain, prompt=longer)])
+                self._tried(self._step, [spec])
+                self._tried(self._step, [spec] * 2)
+                if first:
+                    self._tried(self._step, [spec, _longer(spec)])
             self._tried(self._decode, plain)
             first = False
             log.info(
@@ -143,3 +141,9 @@ class WarmUp:
                     if not is_out_of_memory(error):
                         raise
                     vae.decode(latents, tiled=True)  # as images of this size will be
+
+
+def _longer(spec: RowSpec) -> RowSpec:
+    """The same with a prompt of two windows."""
+    ids = tuple(windows * 2 for windows in spec.prompt.ids)
+    return replace(spec, prompt=spec.prompt._replace(ids=ids))

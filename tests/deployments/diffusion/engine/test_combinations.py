@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 from pathlib import Path
 
 import pytest
@@ -97,12 +97,14 @@ class Crowd:
 
 
 @st.composite
-def nets(draw: st.DrawFn) -> tuple[Net, ...]:
+def nets(draw: st.DrawFn, steps: int) -> tuple[Net, ...]:
+    """Each acts in one of so many steps at least."""
     types = draw(st.lists(st.sampled_from(["depth", "canny"]), unique=True, max_size=2))
     made: list[Net] = []
     for kind in types:
-        start = draw(hundredths(0, 0.9))
-        end = draw(hundredths(start + 0.01, 1))
+        step = draw(st.integers(0, steps - 1))
+        start = draw(hundredths(0, floor(100 * step / steps) / 100))
+        end = draw(hundredths(ceil(100 * (step + 1) / steps) / 100, 1))
         made.append(Net(kind, draw(hundredths(0, 1.5)), start, end))
     return tuple(made)
 
@@ -113,6 +115,7 @@ def wishes(draw: st.DrawFn, sizes: list[tuple[int, int]], *, only_inpaints: bool
     steps = draw(st.integers(1, 12))
     starts = only_inpaints or draw(st.booleans())
     strengths = hundredths(ceil(100 / steps) / 100, 1)  # that leave a step
+    strength = draw(strengths) if starts else None
     masked = only_inpaints or (starts and draw(st.booleans()))
     styles = draw(st.lists(st.sampled_from(STYLES), unique=True, max_size=2))
     counts = st.tuples(st.integers(1, 3), hundredths(0, 1.2))
@@ -125,8 +128,8 @@ def wishes(draw: st.DrawFn, sizes: list[tuple[int, int]], *, only_inpaints: bool
         eta=draw(hundredths(0, 1)),
         guidance_scale=guidance,
         loras=tuple(LoraWeight(name, draw(hundredths(-1.5, 1.5))) for name in styles),
-        nets=draw(nets()),
-        strength=draw(strengths) if starts else None,
+        nets=draw(nets(real_steps(steps, strength or 1.0))),
+        strength=strength,
         hole=draw(hundredths(0, 0.5)) if masked else None,
         pictures=draw(st.none() | counts),
     )

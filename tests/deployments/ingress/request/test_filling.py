@@ -26,6 +26,7 @@ CARD = ModelCard(
         max_side=1024,
         max_pixels=512 * 512,
         max_prompt_tokens=75,
+        max_steps=40,
         max_loras=1,
         max_frames=0,
         max_pending=1,
@@ -60,6 +61,21 @@ def test_quality_is_steps(quality: Quality | None, expected: int, masked: int) -
     assert steps(quality, named=7) == 7
 
 
+def test_a_low_quality_leaves_a_step() -> None:
+    """At the strength that is asked for, if the usual number does."""
+    request = ImageRequest("a", quality="low", strength=0.21)
+
+    def taken(usual: int) -> int:
+        card = CARD.model_copy(
+            update={"defaults": CARD.defaults.model_copy(update={"num_inference_steps": usual})}
+        )
+        return image_job(
+            request, card, (64, 64), image=0, mask=None, controls=(), ip_adapter=None
+        ).num_inference_steps
+
+    assert [taken(usual) for usual in (2, 5, 6, 20)] == [2, 5, 5, 10]
+
+
 def test_no_quality_takes_more_than_there_are() -> None:
     many = CARD.model_copy(
         update={"defaults": CARD.defaults.model_copy(update={"num_inference_steps": 30})}
@@ -73,7 +89,7 @@ def test_no_quality_takes_more_than_there_are() -> None:
         controls=(),
         ip_adapter=None,
     )
-    assert job.num_inference_steps == 50
+    assert job.num_inference_steps == 40
     assert (job.clip_skip, job.prompt_syntax) == (1, "plain")
 
 

@@ -300,6 +300,27 @@ def test_what_is_kept_is_small(toy: Toy, tmp_path: Path) -> None:
     assert dora.nbytes < forms["full differences"].nbytes
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_dead_row_has_no_gain(dtype: torch.dtype) -> None:
+    """Its norm is 0: what it would be divided by."""
+    weight = torch.randn(3, 4)
+    weight[1] = 0
+    difference = Dense(torch.zeros(3, 4, dtype=dtype))
+    effect = Decomposed(difference, torch.ones(3, dtype=dtype), "outputs").against(weight)
+    assert effect.gain.isfinite().all()
+    assert effect.gain[1] == 0
+    torch.testing.assert_close(effect.gain[0].float(), 1 / weight[0].norm(), rtol=1e-2, atol=0)
+
+
+def test_numbers_that_torch_has_no_type_for(toy: Toy, tmp_path: Path) -> None:
+    file = tmp_path / "style.safetensors"
+    save_file({"wide.diff": torch.ones(20, 12, dtype=torch.uint8)}, file)
+    content = file.read_bytes().replace(b'"U8"', b'"F4"', 1)
+    file.write_bytes(content.replace(b"[20,12]", b"[20,24]", 1))
+    with pytest.raises(LoraError, match=r"type that is not read|not a readable safetensors file"):
+        read(toy, file)
+
+
 ODD: dict[str, tuple[dict[str, Tensor], str]] = {
     "half of a LoHa": ({"wide.hada_w1_a": torch.ones(20, 2)}, "no hada_w1_b"),
     "LoHa of other ranks": (
@@ -363,6 +384,26 @@ ODD: dict[str, tuple[dict[str, Tensor], str]] = {
     "numbers that are none": (
         {"wide.diff": torch.ones(20, 12, dtype=torch.int32)},
         r"numbers in torch\.int32",
+    ),
+    "a magnitude without dimensions": (
+        {
+            "wide.lora_down.weight": torch.ones(2, 12),
+            "wide.lora_up.weight": torch.ones(20, 2),
+            "wide.dora_scale": torch.ones(()),
+        },
+        "does not fit this model",
+    ),
+    "matrices without dimensions": (
+        {f"wide.hada_w{n}_{x}": torch.ones(()) for n in (1, 2) for x in "ab"},
+        "does not fit this model",
+    ),
+    "a rank without dimensions": (
+        {
+            "wide.lora_A.weight": torch.ones(()),
+            "wide.lora_B.weight": torch.ones(20, 2),
+            "wide.lora_B.bias": torch.ones(20),
+        },
+        "does not fit this model",
     ),
     "OFT": ({"wide.oft_blocks": torch.ones(4, 3, 3)}, "is OFT, which cannot be mixed"),
     "BOFT": ({"wide.boft_R": torch.ones(4, 3, 3)}, "is BOFT, which cannot be mixed"),

@@ -41,6 +41,15 @@ def test_what_is_read(text: str) -> None:
     assert [weight for _, weight in found] == pytest.approx([w for _, w in READ[text]])
 
 
+def test_long_texts_of_brackets_and_digits() -> None:
+    assert emphasised("(a" * 3) == [("a", 1.1), ("a", 1.1 * 1.1), ("a", 1.1 * 1.1 * 1.1)]
+    deep = emphasised("(a" * 10_000)
+    assert deep[-1][1] == float("inf")
+    assert emphasised("(" * 10_000 + "a" + ")" * 10_000)[0][0] == "a"
+    digits = "a:" + "1" * 20_000
+    assert emphasised(f"({digits})") == [(digits, 1.1)]
+
+
 @given(st.text(alphabet=st.characters(exclude_characters="()[]\\")))
 def test_without_brackets_it_is_the_text(text: str) -> None:
     assert emphasised(text) == [(text, 1.0)]

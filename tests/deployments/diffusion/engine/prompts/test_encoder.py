@@ -12,6 +12,7 @@ from torch import Tensor
 from configs.families import FamilyName
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import PromptSyntax
+from deployments.diffusion.engine.adapters.changes import Effect, Shift
 from deployments.diffusion.engine.models.components import Components, load
 from deployments.diffusion.engine.policy.spec import MAX_WINDOWS
 from deployments.diffusion.engine.prompts.encoder import (
@@ -162,6 +163,27 @@ def test_prompts_side_by_side(family: FamilyName, loaded: Mapping[FamilyName, Co
             if alone.pooled is not None:
                 assert found.pooled is not None
                 assert_close(found.pooled, alone.pooled)
+
+
+def test_an_adapter_on_the_norm_that_skipped_layers_pass(demo_models: Path) -> None:
+    """It knows each row by its place among all."""
+    parts = load(model_args(demo_models, "sd15"))
+    shift = Shift(torch.randn(32), torch.randn(32))
+    parts.banks["text_encoder"].hold("style", {"final_layer_norm": Effect(None, (shift,))})
+    tokenize = Tokenizers(parts.tokenizers).tokenize
+    loras = (("style", 1.0),)
+    prompts = [
+        Prompt(tokenize(text, "prompt"), styled, skip)
+        for text in ("a red fox", "a red ball")
+        for styled in (loras, ())
+        for skip in (0, 1)
+    ]
+    encoder = PromptEncoder(parts, 0)
+    with torch.inference_mode():
+        together = encoder.encode(prompts)
+        for prompt, found in zip(prompts, together, strict=True):
+            assert_close(found.hidden, encoder.encode([prompt])[0].hidden)
+    assert not torch.allclose(together[1].hidden, together[3].hidden)
 
 
 def test_all_tokens_are_counted(loaded: Mapping[FamilyName, Components]) -> None:

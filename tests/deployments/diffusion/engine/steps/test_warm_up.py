@@ -65,7 +65,15 @@ def test_each_size_is_drawn_alone_and_together(folder: str, demo_models: Path) -
     figures = engine.figures()
     engine.stop()
     kinds = ["plain", "controls", "pictures", "adapters and pictures", "adapters"]
-    first = [(rows, 8, 9, kind) for kind in kinds for rows in (1, 2)] + [(2, 8, 9, "a mask")]
+    first = [
+        one
+        for kind in kinds
+        for one in (
+            (1, 8, 9, kind),
+            (2, 8, 9, kind),
+            (2, 8, 9, "a mask" if kind == "plain" else f"{kind} and a mask"),
+        )
+    ]
     assert calls.seen == [*first, (1, 8, 8, "plain"), (2, 8, 8, "plain")]
     assert (figures.steps_total, figures.rows_total, figures.seconds_per_row_step) == (0, 0, 0.0)
 
