@@ -27,7 +27,7 @@ from benchmarks.adapter_cost import (
 )
 from benchmarks.adapter_cost import STEPS_BY_BATCH as STEPS_IN_USE
 from benchmarks.bare import BarePipeline
-from benchmarks.full_size import skeletons, write_adapter
+from benchmarks.full_size import write_adapter
 from benchmarks.mixed_load import AT_A_TIME, REQUESTS, mixed_jobs, run_rounds
 from benchmarks.models import STYLES, Model, write_model
 from benchmarks.pipeline import quiet_libraries
@@ -36,6 +36,7 @@ from benchmarks.step_loop import Turns, step_jobs, take_turns
 from configs.app import ModelUserConfig
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
+from deployments.diffusion.engine.models.skeletons import skeletons
 
 BAR = 0.97  # of the bare loop's rows per second
 SLOW_ENOUGH_MS = 20.0  # forward at batch 1, from which on the bar counts

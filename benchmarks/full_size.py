@@ -8,16 +8,14 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks.published import Config, geometry
 from configs.families import FamilyName
+from configs.published import Config, geometry
 from demo.base import (
     EULER,
     NOISE_SCHEDULE,
@@ -30,9 +28,8 @@ from demo.kohya import kohya_layer
 from demo.lora import TEXT_ATTENTION, TRANSFORMER
 from demo.text_encoder import PREFIX
 from demo.tokenizer import EOS, write_tokenizer
+from deployments.diffusion.engine.models.skeletons import Model, on_meta, text_encoder_on_meta
 
-Model = TypeVar("Model", UNet2DConditionModel, AutoencoderKL)
-TEXT_ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)
 TEXT_LAYERS = (*TEXT_ATTENTION, ".mlp.fc1", ".mlp.fc2")
 TEXT_PREFIX = "lora_te"
 BIAS = 0.02
@@ -64,7 +61,7 @@ def write_full_size(
         write_scheduler(folder, "PNDMScheduler", NOISE_SCHEDULE)
         write_sd_index(folder, inpainting=False)
     for index, config in enumerate(shapes.text_encoders):
-        tensors = drawn(_text_encoder(index, config), place, dtype, seed=index)
+        tensors = drawn(text_encoder_on_meta(index, config), place, dtype, seed=index)
         file = folder / _encoder_name(index) / "model.safetensors"
         _write(file, config, {_hub_name(name): tensor for name, tensor in tensors.items()})
     for name, model, config in (
@@ -82,22 +79,6 @@ def random_model(
     model = on_meta(kind, config)
     model.load_state_dict(drawn(model, device, dtype), assign=True)
     return model.eval().requires_grad_(False)
-
-
-def skeletons(family: FamilyName, *, tiny: bool = False) -> dict[str, nn.Module]:
-    """The models of a base that adapters may change, by name, without weights."""
-    shapes = geometry(family, tiny=tiny)
-    models: dict[str, nn.Module] = {"unet": on_meta(UNet2DConditionModel, shapes.unet)}
-    for index, config in enumerate(shapes.text_encoders):
-        models[_encoder_name(index)] = _text_encoder(index, config)
-    return models
-
-
-def on_meta(kind: type[Model], config: Config) -> Model:
-    """A model without weights, on torch's device `meta`."""
-    with torch.device("meta"):
-        model: Model = kind.from_config(config)
-    return model
 
 
 def drawn(
@@ -156,7 +137,7 @@ def _adapter_layers(family: FamilyName, tiny: bool) -> Iterator[tuple[str, tuple
         yield kohya_layer(name, family=family, layers_per_block=2), shape
     for index, config in enumerate(shapes.text_encoders):
         prefix = f"{TEXT_PREFIX}{index + 1 if len(shapes.text_encoders) > 1 else ''}_"
-        for name, shape in _weights(_text_encoder(index, config), TEXT_LAYERS):
+        for name, shape in _weights(text_encoder_on_meta(index, config), TEXT_LAYERS):
             yield prefix + _hub_name(name).replace(".", "_"), shape
 
 
@@ -165,12 +146,6 @@ def _weights(model: nn.Module, endings: tuple[str, ...]) -> Iterator[tuple[str, 
         layer = name.removesuffix(".weight")
         if layer != name and layer.endswith(endings):
             yield layer, tuple(like.shape)
-
-
-def _text_encoder(index: int, config: Config) -> nn.Module:
-    with torch.device("meta"):
-        model: nn.Module = TEXT_ENCODERS[index](CLIPTextConfig(**config))
-    return model
 
 
 def _encoder_name(index: int) -> str:

@@ -8,9 +8,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.full_size import on_meta
-from benchmarks.published import geometry
 from configs.families import FamilyName
+from configs.published import geometry
+from deployments.diffusion.engine.models.skeletons import on_meta
 
 META = torch.device("meta")
 

@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.device.timing import Effort, Stopwatch
 from benchmarks.full_size import write_adapter, write_full_size
-from benchmarks.published import Geometry, geometry
 from configs.app import CompileMode, Dtype, Limits, ModelArgs, ModelUserConfig
 from configs.families import FamilyName
+from configs.published import Geometry, geometry
 from deployments.contracts.jobs import ImageJob, LoraWeight
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load

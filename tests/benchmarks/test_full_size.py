@@ -9,13 +9,14 @@ from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks.device.calls import unet_flops
-from benchmarks.full_size import adapter_layers, on_meta, write_adapter, write_full_size
-from benchmarks.published import geometry
+from benchmarks.full_size import adapter_layers, write_adapter, write_full_size
 from configs.app import ModelArgs, ModelUserConfig
 from configs.families import FamilyName
+from configs.published import geometry
 from deployments.contracts.jobs import ImageJob, LoraWeight
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
+from deployments.diffusion.engine.models.skeletons import on_meta
 
 FAMILIES: tuple[FamilyName, ...] = ("sdxl", "sd15")
 # Of the checkpoints on the hub.

@@ -10,10 +10,10 @@ from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from torch import nn
 
-from benchmarks.full_size import skeletons
 from configs.families import FamilyName
 from demo.sgm import sgm_layer
 from deployments.diffusion.engine.adapters.names import Names, Place, Role, adaptable, split
+from deployments.diffusion.engine.models.skeletons import skeletons
 from tests.deployments.diffusion.engine.adapters.skeletons import (
     demo_skeletons,
 )

@@ -28,7 +28,7 @@ class Geometry:
 
 
 def geometry(family: FamilyName, *, tiny: bool = False) -> Geometry:
-    """The base of a family, sd15 or sdxl; `tiny`: the same blocks, a few channels wide."""
+    """The base of a family; `tiny`, of sd15 and sdxl: the same blocks, a few channels wide."""
     return (TINY if tiny else PUBLISHED)[family]
 
 
@@ -47,6 +47,11 @@ SD15_UNET: Config = {
     "out_channels": 4,
     "sample_size": 64,
     "up_block_types": ["UpBlock2D", CROSS_UP, CROSS_UP, CROSS_UP],
+}
+SD21_UNET = SD15_UNET | {
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
 }
 SDXL_UNET: Config = {
     "_class_name": "UNet2DConditionModel",
@@ -96,6 +101,14 @@ CLIP_L: Config = {
     "projection_dim": 768,
     "vocab_size": 49408,
 }
+OPENCLIP_H = CLIP_L | {
+    "hidden_act": "gelu",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 23,
+    "projection_dim": 512,
+}
 OPENCLIP_G = CLIP_L | {
     "architectures": ["CLIPTextModelWithProjection"],
     "hidden_act": "gelu",
@@ -108,7 +121,8 @@ OPENCLIP_G = CLIP_L | {
 
 SD15 = Geometry("sd15", 512, SD15_UNET, SD15_VAE, (CLIP_L,))
 SDXL = Geometry("sdxl", 1024, SDXL_UNET, SDXL_VAE, (CLIP_L, OPENCLIP_G))
-PUBLISHED: dict[FamilyName, Geometry] = {"sd15": SD15, "sdxl": SDXL}
+SD21 = Geometry("sd21", 512, SD21_UNET, SD15_VAE, (OPENCLIP_H,))
+PUBLISHED: dict[FamilyName, Geometry] = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
 
 TINY_CLIP: Config = {
     "hidden_size": 32,
