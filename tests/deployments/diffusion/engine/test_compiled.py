@@ -59,6 +59,9 @@ def test_a_crowd_is_what_diffusers_makes_alone(engine: Engine, checkpoint: Check
     assert engine.figures().compiled == 1
 
 
+LONG = "a red fox in the snow by the lake at night, " * 9
+
+
 def short(**fields: Any) -> Task:
     """A task of two steps, another one each time."""
     number = next(NUMBERS)
@@ -67,7 +70,8 @@ def short(**fields: Any) -> Task:
 
 def test_after_the_warm_up_nothing_is_compiled_whatever_is_asked_for(engine: Engine) -> None:
     compiled = engine.figures().compiles_total
-    assert compiled == 2 * 2 * WIDTHS, "one row and several, with and without adapters"
+    kinds = 1 + 2  # one row; several, with prompts of one length and of several
+    assert compiled == 2 * kinds * WIDTHS, "with and without adapters"
     ink, two = styles(ink=1.0), styles(papercut=0.5, neon=-1.0)
     three = styles(papercut=1, ink=1, neon=1)
     make_all(engine, [short()])
@@ -77,6 +81,9 @@ def test_after_the_warm_up_nothing_is_compiled_whatever_is_asked_for(engine: Eng
     tall = {"width": 64, "height": 200}
     make_all(engine, [short(**tall, loras=ink), short(**tall)])
     make_all(engine, [short(width=200, height=72)])
+    make_all(engine, [short(prompt=LONG)])
+    make_all(engine, [short(prompt=LONG, loras=ink), short(guidance_scale=2.0, loras=two)])
+    make_all(engine, [short(), short(prompt=LONG), short(negative_prompt=LONG, guidance_scale=2)])
     assert engine.figures().compiles_total == compiled
     assert engine.figures().compile_failures_total == 0
 
@@ -90,11 +97,13 @@ def test_the_same_with_pictures_and_control_nets(checkpoint: Checkpoint) -> None
     canny, both = [Net("canny")], [Net("canny"), Net("depth")]
     with compiled_engine(checkpoint.args(), loras, warmup=SIZES) as engine:
         compiled = engine.figures().compiles_total
-        assert compiled == (2 * 2 * 2 + 2) * WIDTHS, "pictures, too, and two for the ControlNets"
+        kinds = 1 + 2  # one row; several, with prompts of one length and of several
+        assert compiled == (2 * 2 * kinds + 2) * WIDTHS, "pictures, too; two for the ControlNets"
         make_all(engine, [short(sees=one, width=200, height=72)])
         make_all(engine, [short(nets=canny, sees=pictures, loras=two), short(loras=ink)])
         make_all(engine, [short(nets=both), short(nets=canny, loras=ink, guidance_scale=2.0)])
         make_all(engine, [short(sees=pictures, loras=ink), short(sees=one), short(), short()])
+        make_all(engine, [short(sees=one, prompt=LONG), short(nets=both), short(loras=ink)])
         assert engine.figures().compiles_total == compiled
         assert engine.figures().compile_failures_total == 0
 
