@@ -343,7 +343,7 @@ ODD: dict[str, tuple[dict[str, Tensor], str]] = {
             "wide.lokr_w1_b": torch.ones(2, 4),
             "wide.lokr_w2": torch.ones(5, 3),
         },
-        "do not go together",
+        r"does not fit this model; .*unet\.wide: .*cannot be multiplied",
     ),
     "a magnitude alone": ({"wide.dora_scale": torch.ones(20, 1)}, "a magnitude of nothing"),
     "a magnitude too short": (
