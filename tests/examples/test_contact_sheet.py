@@ -39,6 +39,6 @@ def test_a_sheet_holds_what_the_handle_answers(sheets: str) -> None:
 
 def test_what_is_wrong_comes_back_as_such(sheets: str) -> None:
     assert httpx.get(sheets, timeout=60).status_code == 400
-    refused = httpx.get(sheets, params={"prompt": "word " * 100}, timeout=60)
+    refused = httpx.get(sheets, params={"prompt": "a <lora:ink:1>"}, timeout=60)
     assert refused.status_code == 400
-    assert "at most 75" in refused.text
+    assert "name style adapters in loras" in refused.text

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from deployments.contracts.api import ErrorBody, OutputFormat, UsageBody
+from deployments.contracts.jobs import Quality
 
 
 class ImageEvent(BaseModel):
@@ -13,7 +14,7 @@ class ImageEvent(BaseModel):
     b64_json: str
     created_at: int
     size: str
-    quality: Literal["auto"] = "auto"
+    quality: Quality = "auto"
     background: Literal["opaque"] = "opaque"
     output_format: OutputFormat
     image_index: int
@@ -28,10 +29,12 @@ class PartialImageEvent(ImageEvent):
 
 
 class CompletedEvent(ImageEvent):
-    """A finished image; the last one carries the usage of the whole request."""
+    """A finished image; the last one carries the usage of the whole request. `ignored`: fields that
+    were understood and change nothing."""
 
     type: Literal["image_generation.completed", "image_edit.completed"]
     seed: int
+    ignored: list[str] = []
     usage: UsageBody | None = None
 
 

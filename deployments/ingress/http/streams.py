@@ -128,9 +128,9 @@ def _event(
     if isinstance(image, PartialImage):
         data |= {"partial_image_index": image.partial_index, "step": image.step}
     else:
-        data["seed"] = image.seed
+        data |= {"seed": image.seed, "ignored": body.ignored}
     if usage is not None:
-        data |= {"usage": usage_body(usage).model_dump(), "ignored": body.ignored}
+        data["usage"] = usage_body(usage).model_dump()
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 

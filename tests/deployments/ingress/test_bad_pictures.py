@@ -13,6 +13,7 @@ from ray import serve
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import Control, ImageRequest, IpAdapter, Mask, Pixels
+from preprocessors.image_file import Picture
 from preprocessors.resize import resize
 from tests.deployments.diffusion.engine.tasks import picture
 from tests.deployments.ingress.images import data_url, png, shown
@@ -68,16 +69,21 @@ def check_refusal(answer: httpx.Response, status: int, param: str | None, *says:
 def test_a_good_file_is_the_picture_that_it_shows(
     served: Served, content: bytes, rgb: Pixels, alpha: Mask | None, tolerance: int
 ) -> None:
-    """A mask that keeps every pixel gives the picture back."""
+    """A mask that keeps most pixels gives those of the picture back, on white."""
     height, width = rgb.shape[:2]
-    files = [file("image", content), file("mask", png(np.zeros((height, width), np.uint8)))]
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, : max(1, width // 8)] = 255
+    files = [file("image", content), file("mask", png(mask))]
     fields = {"prompt": "a", "size": "96x64", "num_inference_steps": 2, "strength": 0.5}
     answer = post(served, EDITS, files, fields)
     assert answer.status_code == 200, answer.text
     made = shown(base64.b64decode(answer.json()["data"][0]["b64_json"]))
-    expected = resize(rgb, (96, 64)).astype(int)
+    expected = resize(Picture(rgb, alpha).on_white().rgb, (96, 64)).astype(int)
+    kept = resize(mask, (96, 64)) < 128
+    assert kept.mean() > 0.8 or width == 1
     # Lanczos amplifies what is off in the file, and rounds once more.
-    assert np.abs(made - expected).max() <= (2 * tolerance + 1 if tolerance else 0)
+    most = 2 * tolerance + 1 if tolerance else 0
+    assert np.abs(made - expected)[kept].max(initial=0) <= most
 
 
 PLACES: dict[str, tuple[str, str]] = {
@@ -152,8 +158,10 @@ def edit_cases() -> dict[str, Case]:
     return {
         "no image": Case(asked, "image", "required", [mask]),
         "no file at all": Case(asked, "image", "required", []),
-        "two images": Case(asked, "image", "2 files are given", [image, image]),
-        "an image and a list": Case(asked, "image", "2 files", [image, file("image[]", GOOD)]),
+        "ten images": Case(asked, "image", "10 files are given", [image] * 10),
+        "images and a list": Case(
+            asked, "image", "10 files", [image] * 5 + [file("image[]", GOOD)] * 5
+        ),
         "two masks": Case(asked, "mask", "2 files are given", [image, mask, mask]),
         "text as image": Case({**asked, "image": "a"}, "image", "must be a file", []),
         "a url as image": Case({**asked, "image": data_url(GOOD)}, "image", "must be a file", []),
@@ -167,21 +175,11 @@ def edit_cases() -> dict[str, Case]:
         "mask of another size": Case(
             asked, "mask", "64x128 and 128x64", [image, file("mask", OTHER_SIZE)]
         ),
-        "size that is no multiple": Case(
-            asked, "size", "such as 96x104", [file("image", png(picture(1, 100, 110)))]
-        ),
-        "small image": Case(
-            asked, "size", "from 64 to 512", [file("image", png(picture(1, 32, 64)))]
-        ),
-        "large image": Case(
-            asked, "size", "from 64 to 512", [file("image", png(picture(1, 520, 64)))]
-        ),
         "enormous size": Case({**asked, "size": "99992x99992"}, "size", "from 64 to 512"),
         "odd size": Case({**asked, "size": "100x128"}, "size", "multiples of 8"),
         "no prompt": Case({}, "prompt", "required"),
         "strength 0": Case({**asked, "strength": 0}, "strength", "greater than 0"),
-        "strength 1": Case({**asked, "strength": 1}, "strength", "less than 1"),
-        "strength 1.5": Case({**asked, "strength": 1.5}, "strength", "less than 1"),
+        "strength 1.5": Case({**asked, "strength": 1.5}, "strength", "less than or equal to 1"),
         "strength below 0": Case({**asked, "strength": -0.1}, "strength", "greater than 0"),
         "strength nan": Case({**asked, "strength": "nan"}, "strength", "finite"),
         "strength of text": Case({**asked, "strength": "much"}, "strength", "valid number"),

@@ -36,6 +36,8 @@ def test_catalogue(served: Served, demo_models: Path) -> None:
         "num_inference_steps": 4,
         "eta": 0.3,
         "guidance_scale": 0.0,
+        "prompt_syntax": "plain",
+        "clip_skip": 0,
     }
     assert card["limits"]["max_side"] == 512
     assert card["limits"]["max_prompt_tokens"] == 2400
