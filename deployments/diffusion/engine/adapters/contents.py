@@ -74,15 +74,7 @@ class Contents:
 
         Raises `LoraError` for anything but an adapter of this family of a kind that is known.
         """
-        try:
-            tensors = load(file.content)
-            header = _metadata(file.content)
-        except (SafetensorError, ValueError) as error:
-            raise LoraError(f"{file.name} is not a readable safetensors file ({error})") from error
-        except KeyError as error:  # a type of numbers that safetensors has and torch has not
-            raise LoraError(
-                f"{file.name} holds numbers of a type that is not read: {error}"
-            ) from error
+        tensors, header = tensors_of(file)
         layers = {
             place: {role: tensors[name] for role, name in parts.items()}
             for place, parts in self._places(file, tensors, unet).items()
@@ -129,6 +121,16 @@ class Contents:
         if place in self._norms:
             return change_of_norm(parts, self._norms[place])
         return change_of_layer(parts, self._layers[place], partial(alphas.scale, place))
+
+
+def tensors_of(file: LoraFile) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A file's tensors by name, and what it says of itself. Raises `LoraError`."""
+    try:
+        return load(file.content), _metadata(file.content)
+    except (SafetensorError, ValueError) as error:
+        raise LoraError(f"{file.name} is not a readable safetensors file ({error})") from error
+    except KeyError as error:  # a type of numbers that safetensors has and torch has not
+        raise LoraError(f"{file.name} holds numbers of a type that is not read: {error}") from error
 
 
 def _metadata(content: bytes) -> dict[str, str]:

@@ -4,15 +4,14 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
-from deployments.diffusion.engine.adapters.files import LoraError, LoraFile
+from deployments.diffusion.engine.adapters.contents import tensors_of
+from deployments.diffusion.engine.adapters.files import LoraFile
 from deployments.diffusion.engine.adapters.lineage import looks_like
 from deployments.diffusion.engine.adapters.names import Role, split
 
-_RANKS = {Role.DOWN: 0, Role.HADA_1B: 0, Role.KRON_1B: 0, Role.KRON_2B: 0}  # dimension by role
+_RANKED = {Role.DOWN, Role.HADA_1B, Role.KRON_1B, Role.KRON_2B}  # as long as their layer's rank
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,7 @@ class Inspection:
 
 def inspect(file: LoraFile) -> Inspection:
     """Takes a file apart. Raises `LoraError` if it is no safetensors file."""
-    try:
-        tensors = load(file.content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise LoraError(f"{file.name} is not a readable safetensors file ({error})") from error
+    tensors, _ = tensors_of(file)
     layers: dict[str, dict[Role, Tensor]] = {}
     strangers: list[str] = []
     for name in sorted(tensors):
@@ -51,10 +47,10 @@ def inspect(file: LoraFile) -> Inspection:
         else:
             layers.setdefault(parts[0], {})[parts[1]] = tensors[name]
     ranks = {
-        tensor.shape[_RANKS[role]]
+        len(tensor)
         for parts in layers.values()
         for role, tensor in parts.items()
-        if role in _RANKS and tensor.ndim
+        if role in _RANKED and tensor.ndim
     }
     return Inspection(
         dict(Counter(kind_of(parts) for parts in layers.values())),

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compel import EmbeddingsProvider, ReturnedEmbeddingsType
-from compel.embeddings_provider import SplitLongTextMode
 from diffusers import TCDScheduler
 from torch import Tensor
 
@@ -27,6 +25,7 @@ from tests.deployments.diffusion.engine.oracle import (
     distance,
     levels_apart,
 )
+from tests.deployments.diffusion.engine.prompts.by_compel import by_compel
 from tests.deployments.diffusion.engine.tasks import (
     ADAPTERS,
     Checkpoint,
@@ -95,33 +94,17 @@ def test_rows_of_different_lengths_in_one_call(engine: Engine, demo_models: Path
 def embeds(oracle: Oracle, text: str) -> tuple[Tensor, Tensor | None]:
     """By compel, of the oracle's own text encoders."""
     pipe = oracle._pipe
-    one = not hasattr(pipe, "text_encoder_2")
-    pairs = [(pipe.tokenizer, pipe.text_encoder)]
-    if not one:
-        pairs.append((pipe.tokenizer_2, pipe.text_encoder_2))
-    kind = (
-        ReturnedEmbeddingsType.LAST_HIDDEN_STATES_NORMALIZED
-        if one
-        else ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
-    )
+    tokenizers, encoders = [pipe.tokenizer], [pipe.text_encoder]
+    pooled = None
     with torch.inference_mode():
-        hidden = [
-            EmbeddingsProvider(
-                tokenizer,
-                encoder,
-                truncate=False,
-                returned_embeddings_type=kind,
-                split_long_text_mode=SplitLongTextMode.BRUTAL,
-            ).get_embeddings_for_weighted_prompt_fragments([[text]], [[1.0]])
-            for tokenizer, encoder in pairs
-        ]
-        pooled = None
-        if not one:
-            tokenizer, encoder = pairs[1]
+        if hasattr(pipe, "text_encoder_2"):
+            tokenizer, encoder = pipe.tokenizer_2, pipe.text_encoder_2
+            tokenizers.append(tokenizer)
+            encoders.append(encoder)
             ids = tokenizer(text).input_ids[1:76]
             window = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
             pooled = encoder(torch.tensor([window]))[0]
-    return torch.cat(hidden, dim=-1), pooled
+        return by_compel(tokenizers, encoders, [text], [1.0]), pooled
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

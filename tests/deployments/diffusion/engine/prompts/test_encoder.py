@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from compel import EmbeddingsProvider, ReturnedEmbeddingsType
-from compel.embeddings_provider import SplitLongTextMode
 from torch import Tensor
 
 from configs.families import FamilyName
@@ -23,6 +21,7 @@ from deployments.diffusion.engine.prompts.encoder import (
 )
 from deployments.diffusion.engine.prompts.tokens import Tokenizers
 from tests.conftest import model_args
+from tests.deployments.diffusion.engine.prompts.by_compel import by_compel
 
 FAMILIES: tuple[FamilyName, ...] = ("sd15", "sdxl")
 WORD = "a red fox in the snow by the lake at night, "
@@ -44,34 +43,6 @@ def encode(
         return PromptEncoder(parts, 0).encode(prompts)
 
 
-def compels(parts: Components, family: FamilyName) -> list[EmbeddingsProvider]:
-    kind = (
-        ReturnedEmbeddingsType.LAST_HIDDEN_STATES_NORMALIZED
-        if family == "sd15"
-        else ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
-    )
-    return [
-        EmbeddingsProvider(
-            tokenizer,
-            encoder,
-            truncate=False,
-            returned_embeddings_type=kind,
-            split_long_text_mode=SplitLongTextMode.BRUTAL,
-        )
-        for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True)
-    ]
-
-
-def by_compel(
-    parts: Components, family: FamilyName, fragments: list[str], weights: list[float]
-) -> Tensor:
-    hidden = [
-        one.get_embeddings_for_weighted_prompt_fragments([fragments], [weights])[0]
-        for one in compels(parts, family)
-    ]
-    return torch.cat(hidden, dim=-1)
-
-
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_windows_are_compels(
@@ -79,7 +50,7 @@ def test_windows_are_compels(
 ) -> None:
     parts = loaded[family]
     (found,) = encode(parts, TEXTS[text])
-    expected = by_compel(parts, family, [TEXTS[text]], [1.0])
+    expected = by_compel(parts.tokenizers, parts.text_encoders, [TEXTS[text]], [1.0])[0]
     assert len(found.hidden) % 77 == 0
     assert_close(found.hidden, expected)
 
@@ -90,7 +61,8 @@ def test_weights_are_compels(family: FamilyName, loaded: Mapping[FamilyName, Com
     parts = loaded[family]
     (found,) = encode(parts, f"a (red fox:1.4) in the (((snow))), {WORD * 9}", syntax="weighted")
     fragments = ["a ", "red fox", " in the ", "snow", f", {WORD * 9}"]
-    expected = by_compel(parts, family, fragments, [1.0, 1.4, 1.0, 1.1**3, 1.0])
+    weights = [1.0, 1.4, 1.0, 1.1**3, 1.0]
+    expected = by_compel(parts.tokenizers, parts.text_encoders, fragments, weights)[0]
     assert_close(found.hidden, expected)
 
 
