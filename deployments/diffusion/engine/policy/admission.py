@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +25,6 @@ from deployments.diffusion.engine.policy.spec import (
 # A text, the field that it came in, and how it is written.
 Tokenize = Callable[[str, str, PromptSyntax], PromptIds]
 Look = Callable[[LoraSource], str]  # what tells an adapter's file from the one before it
-
-
-_NO_MAP = np.zeros((0, 0, 3), np.uint8)
 
 
 class Admitted(NamedTuple):
@@ -194,14 +190,6 @@ class Admission:
             if use.start >= use.end:
                 raise InvalidRequest("a control's start must be before its end", "controls")
             seen.add(use.type)
-            control = Control(use.type, _NO_MAP, use.conditioning_scale, use.start, use.end)
-            steps = real_steps(job.num_inference_steps, job.strength)
-            if use.conditioning_scale and not any(control.scale_at(i, steps) for i in range(steps)):
-                raise InvalidRequest(
-                    f"control {use.type!r}: none of the {steps} steps lies within {use.start:g} to "
-                    f"{use.end:g}",
-                    "controls",
-                )
             given = assets[use.map].shape
             if given[:2] != (job.height, job.width):
                 raise InvalidRequest(
@@ -210,7 +198,15 @@ class Admission:
                     "controls",
                 )
             pixels = _array(assets[use.map], (job.height, job.width, 3), "controls")
-            controls.append(replace(control, pixels=pixels))
+            control = Control(use.type, pixels, use.conditioning_scale, use.start, use.end)
+            steps = real_steps(job.num_inference_steps, job.strength)
+            if use.conditioning_scale and not any(control.scale_at(i, steps) for i in range(steps)):
+                raise InvalidRequest(
+                    f"control {use.type!r}: none of the {steps} steps lies within {use.start:g} to "
+                    f"{use.end:g}",
+                    "controls",
+                )
+            controls.append(control)
         return tuple(controls)
 
     def _image_prompt(self, job: ImageJob, assets: Sequence[Asset]) -> ImagePrompt | None:
