@@ -325,6 +325,12 @@ def test_what_an_engine_refuses(demo_models: Path, engine_for: MakeFor) -> None:
         (engine, with_job(controls=(depth, depth)), "controls", "twice"),
         (engine, with_job(controls=(replace(canny, start=0.5, end=0.5),)), "controls", "before"),
         (engine, with_job(controls=(replace(canny, start=0.6, end=0.5),)), "controls", "before"),
+        (
+            engine,
+            with_job(controls=(depth, replace(canny, start=0.1, end=0.3))),
+            "controls",
+            "'canny': none of the 3 steps lies within 0.1 to 0.3",
+        ),
         (engine, changed(2, embeds[:1]), "ip_adapter", "(2, 32)"),
         (engine, changed(2, embeds[:, :-1]), "ip_adapter", "(2, 32)"),
         (engine, changed(2, hidden), "ip_adapter", "(2, 32)"),
