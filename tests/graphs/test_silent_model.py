@@ -26,6 +26,7 @@ def test_a_silent_model_delays_nobody_else(served: Served, demo_models: Path) ->
         assert ask(served, "dumb").status_code == 200
         before = slowest(served)
         (pid,) = replica_pids("model-dumb")
+        wait_until(lambda: served.engine_figure("images_total", "dumb") == 1)
         with stopped(pid):
             wait_until(lambda: availability(served)["dumb"] == "silent")
             assert slowest(served) < 2 * before + 0.5  # of seconds that it once cost
