@@ -54,6 +54,8 @@ def told(found: Inspection) -> str:
         least, most = found.ranks[0], found.ranks[-1]
         says.append(f"rank {least}" if least == most else f"ranks {least} to {most}")
     says += [" and ".join(found.dtypes), f"{found.nbytes / 2**20:.1f} MiB"]
+    if found.words:
+        says.append(f"brings along {', '.join(map(repr, found.words))} (name it in embeddings too)")
     if found.looks_like is not None:
         says.append(f"looks like one for {found.looks_like}")
     return "; ".join(says)
@@ -61,4 +63,4 @@ def told(found: Inspection) -> str:
 
 @cache
 def _contents(family: FamilyName) -> Contents:
-    return Contents(skeletons(family))
+    return Contents(skeletons(family), words=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks.full_size import write_adapter
 from configs.families import FAMILIES, FamilyName
@@ -63,6 +63,15 @@ def test_a_full_adapter_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert told["ranks"] == [1]
     assert told["families"]["sd15"] == "loads"
     assert "looks like one for sd15" in told["families"]["sdxl"]
+
+
+def test_words_that_a_file_brings_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "full.safetensors"
+    write_adapter(file, "sd15", 1, 0)
+    save_file(load_file(file) | {"bundle_emb.fold.emb_params": torch.ones(1, 768)}, file)
+    code, out = run(capsys, file, "--family", "sd15")
+    assert (code, out.splitlines()[1]) == (0, "  sd15: loads")
+    assert "brings along 'fold' (name it in embeddings too)" in out
 
 
 def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ its reason.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from deployments.diffusion.engine.adapters.alphas import Alphas, recorded_alphas
+from deployments.diffusion.engine.adapters.bundled import bundled_words, is_bundled
 from deployments.diffusion.engine.adapters.changes import Change
 from deployments.diffusion.engine.adapters.files import LoraError, LoraFile
 from deployments.diffusion.engine.adapters.kinds import (
@@ -50,9 +51,12 @@ class Contents:
     Args:
         models: by name: "unet", "text_encoder", for sdxl "text_encoder_2", and "motion_unet"
             where there is one. Only names and shapes of their layers are kept.
+        words: that prompts have vectors for, in any case: of those that files bring along no
+            others are taken. `None`: whatever they bring.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+    def __init__(self, models: Mapping[str, nn.Module], words: Collection[str] | None = ()) -> None:
+        self._words = None if words is None else {word.lower() for word in words}
         self._names = Names(models)
         self._layers = {
             Place(name, layer): module.weight.shape
@@ -75,6 +79,8 @@ class Contents:
         Raises `LoraError` for anything but an adapter of this family of a kind that is known.
         """
         tensors, header = tensors_of(file)
+        self._check_words(file, tensors)
+        tensors = {name: tensor for name, tensor in tensors.items() if not is_bundled(name)}
         layers = {
             place: {role: tensors[name] for role, name in parts.items()}
             for place, parts in self._places(file, tensors, unet).items()
@@ -96,6 +102,15 @@ class Contents:
                     f"({place.model}.{place.module}: {error})"
                 ) from error
         return changes
+
+    def _check_words(self, file: LoraFile, names: Collection[str]) -> None:
+        """Raises `LoraError` if prompts could not use a word that the file brings along."""
+        for word in bundled_words(names):
+            if self._words is not None and word.lower() not in self._words:
+                raise LoraError(
+                    f"{file.name} brings along the word {word!r}, which prompts cannot use: name "
+                    f"the file in the model's embeddings too, as {word!r}"
+                )
 
     def _places(
         self, file: LoraFile, tensors: Mapping[str, Tensor], unet: str

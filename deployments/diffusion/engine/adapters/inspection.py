@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from deployments.diffusion.engine.adapters.bundled import bundled_words, is_bundled
 from deployments.diffusion.engine.adapters.contents import tensors_of
 from deployments.diffusion.engine.adapters.files import LoraFile
 from deployments.diffusion.engine.adapters.lineage import looks_like
@@ -24,6 +25,7 @@ class Inspection:
         dtypes: of its numbers.
         nbytes: of its numbers.
         looks_like: a family or a network; `None`: nothing tells.
+        words: of textual inversions that it brings along.
         strangers: tensors that are no part of a known adapter.
     """
 
@@ -32,6 +34,7 @@ class Inspection:
     dtypes: tuple[str, ...]
     nbytes: int
     looks_like: str | None
+    words: tuple[str, ...]
     strangers: tuple[str, ...]
 
 
@@ -40,7 +43,7 @@ def inspect(file: LoraFile) -> Inspection:
     tensors, _ = tensors_of(file)
     layers: dict[str, dict[Role, Tensor]] = {}
     strangers: list[str] = []
-    for name in sorted(tensors):
+    for name in sorted(name for name in tensors if not is_bundled(name)):
         parts = split(name)
         if parts is None:
             strangers.append(name)
@@ -58,6 +61,7 @@ def inspect(file: LoraFile) -> Inspection:
         tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
         sum(tensor.nbytes for tensor in tensors.values()),
         looks_like({name: tensor.shape for name, tensor in tensors.items()}),
+        tuple(bundled_words(tensors)),
         tuple(strangers),
     )
 

@@ -3,7 +3,7 @@
 Everything happens on the CPU and no model is touched: reading does not disturb the steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +57,19 @@ class LoraReader:
         models: by name: "unet", "text_encoder", for sdxl "text_encoder_2", and "motion_unet"
             where there is one. Only names and shapes of their layers are kept.
         dtype: of what `read` returns.
+        words: of the models' textual inversions.
         pin: whether that is in pinned memory, for a GPU.
     """
 
     def __init__(
-        self, models: Mapping[str, nn.Module], dtype: torch.dtype, *, pin: bool = False
+        self,
+        models: Mapping[str, nn.Module],
+        dtype: torch.dtype,
+        *,
+        words: Collection[str] = (),
+        pin: bool = False,
     ) -> None:
-        self._contents = Contents(models)
+        self._contents = Contents(models, words)
         self._models = tuple(models)
         self._dtype = dtype
         self._pin = pin

@@ -180,7 +180,7 @@ def load(args: ModelArgs) -> Components:
         ip_adapter=None if ip_adapter is None else ip_adapter.to(device),
         motion_unet=motion_unet,
         banks={name: Bank(model, dtype, compiled.get(name, ())) for name, model in models.items()},
-        lora_reader=LoraReader(models, dtype, pin=device.type == "cuda"),
+        lora_reader=LoraReader(models, dtype, words=words, pin=device.type == "cuda"),
         compile=args.compile,
         compiler=compiler,
         warm_sizes=args.warm_sizes,

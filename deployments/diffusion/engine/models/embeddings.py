@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from configs.sources import fetch
+from deployments.diffusion.engine.adapters.bundled import bundled_words
 from deployments.diffusion.engine.adapters.files import LoraError, lora_file
 
 Words = dict[str, tuple[tuple[int, ...], ...]]  # by word, of each text encoder its ids
@@ -25,14 +26,15 @@ def add_embeddings(
     """Gives text encoders the words of a model's `embeddings`.
 
     Args:
-        sources: by word; each of one safetensors file.
+        sources: by word; each of one safetensors file, which may be an adapter's that brings the
+            word along.
 
     Raises `ValueError` naming the word whose file is none, or of another family.
     """
     words: Words = {}
     for word, source in sources.items():
         try:
-            vectors = _vectors(lora_file(fetch(source)), len(text_encoders))
+            vectors = _vectors(word, lora_file(fetch(source)), len(text_encoders))
             words[word] = tuple(
                 _appended(encoder, added)
                 for encoder, added in zip(text_encoders, vectors, strict=True)
@@ -45,9 +47,9 @@ def add_embeddings(
     return words
 
 
-def _vectors(file: Path, encoders: int) -> list[Tensor]:
+def _vectors(word: str, file: Path, encoders: int) -> list[Tensor]:
     """(n, width) of each text encoder."""
-    tensors = load_file(file)
+    tensors = _parts(word, load_file(file))
     if encoders == len(_PAIRS) and set(tensors) == set(_PAIRS):
         found = [tensors[name] for name in _PAIRS]
     elif encoders == 1 and len(tensors) == 1:  # A1111's emb_params, or diffusers' own word
@@ -61,6 +63,16 @@ def _vectors(file: Path, encoders: int) -> list[Tensor]:
     if any(tensor.ndim not in (1, 2) for tensor in found):
         raise ValueError(f"{file.name} holds no vectors")
     return [tensor.view(-1, tensor.shape[-1]) for tensor in found]
+
+
+def _parts(word: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a word: all of a file, or of an adapter's those of the word alone."""
+    bundled = {found.lower(): parts for found, parts in bundled_words(tensors).items()}
+    if not bundled:
+        return tensors
+    if word.lower() not in bundled:
+        raise ValueError(f"the file brings along {', '.join(map(repr, bundled))}, not {word!r}")
+    return {part: tensors[name] for part, name in bundled[word.lower()].items()}
 
 
 def _appended(encoder: nn.Module, vectors: Tensor) -> tuple[int, ...]:

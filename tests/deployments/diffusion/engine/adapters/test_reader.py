@@ -676,12 +676,9 @@ def test_a_file_without_an_adapters_weights_is_refused(
         reader.read(saved(tensors, tmp_path))
 
 
-@pytest.mark.parametrize("extra", ["unet.conv_in.strange", "bundle_emb.face.string_to_param.*"])
-def test_nothing_in_a_file_is_passed_over_in_silence(
-    extra: str, reader: LoraReader, tmp_path: Path
-) -> None:
+def test_nothing_in_a_file_is_passed_over_in_silence(reader: LoraReader, tmp_path: Path) -> None:
     with pytest.raises(LoraError, match="no part of a known adapter"):
-        reader.read(saved({**small(), extra: torch.zeros(3)}, tmp_path))
+        reader.read(saved({**small(), "unet.conv_in.strange": torch.zeros(3)}, tmp_path))
 
 
 def test_a_layer_that_stands_there_twice_is_refused(reader: LoraReader, tmp_path: Path) -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.families import FamilyName
+from deployments.diffusion.engine.adapters.reader import LoraError
 from deployments.diffusion.engine.models.components import Components, load
 from deployments.diffusion.engine.prompts.encoder import Prompt, PromptEmbeds, PromptEncoder
 from deployments.diffusion.engine.prompts.tokens import Tokenizers
-from tests.conftest import model_args
+from tests.conftest import demo_loras, model_args
 
 WIDTH, SECOND_WIDTH = 32, 64  # of the text encoders; the second is sdxl's
 
@@ -106,6 +107,27 @@ def test_sdxl_has_pairs_and_its_pooled_embedding_is_that_of_the_end(
     assert found.pooled is not None
     torch.testing.assert_close(found.pooled, expected)
     torch.testing.assert_close(found.hidden[:, WIDTH:], states.hidden_states[-2][0])
+
+
+@pytest.mark.parametrize("part", ["emb_params", "string_to_param.*"])
+def test_a_style_brings_its_word_along(part: str, demo_models: Path, tmp_path: Path) -> None:
+    """The word is what it would be in a file of its own, and the style as without it."""
+    style = load_file(demo_loras(demo_models, "sd15")["papercut"])
+    both = saved(tmp_path, "both", **style, **{f"bundle_emb.Fold.{part}": vectors(2)})
+    parts = loaded(
+        demo_models,
+        "sd15",
+        {"fold": both, "alone": saved(tmp_path, "alone", emb_params=vectors(2))},
+    )
+    from_style, alone = encoded(parts, "a fold", "a alone")
+    torch.testing.assert_close(from_style.hidden, alone.hidden, rtol=0, atol=0)
+    plain = parts.lora_reader.read(Path(demo_loras(demo_models, "sd15")["papercut"]))
+    torch.testing.assert_close(parts.lora_reader.read(Path(both)).flat, plain.flat, rtol=0, atol=0)
+    other = saved(tmp_path, "other", **style, **{f"bundle_emb.crease.{part}": vectors(2)})
+    with pytest.raises(LoraError, match=r"brings along the word 'crease'.* embeddings too"):
+        parts.lora_reader.read(Path(other))
+    with pytest.raises(ValueError, match=r"embeddings\.fold: .* brings along 'crease', not 'fold'"):
+        loaded(demo_models, "sd15", {"fold": other})
 
 
 WRONG: dict[str, tuple[FamilyName, dict[str, Tensor], str]] = {
