@@ -18,6 +18,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# For its file of CLIP's vocabulary, which tests read; torchvision, which it wants, is not needed.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps open_clip_torch
 	touch $(READY)
 
 demo: $(READY) ## start the service, have every task drawn over HTTP, show a grid of it, stop

@@ -1,4 +1,5 @@
-"""Long, weighted and skipped prompts: what compel makes of them, and what is made by hand."""
+"""Long, weighted and skipped prompts, by CLIP's vocabulary: what compel makes of them, and what is
+made by hand."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from deployments.diffusion.engine.prompts.encoder import (
     PromptEncoder,
 )
 from deployments.diffusion.engine.prompts.tokens import Tokenizers
+from tests.clip import with_clip
 from tests.conftest import model_args
 from tests.deployments.diffusion.engine.prompts.by_compel import by_compel
 
@@ -31,7 +33,7 @@ assert_close = torch.testing.assert_close
 
 @pytest.fixture(scope="module")
 def loaded(demo_models: Path) -> Mapping[FamilyName, Components]:
-    return {family: load(model_args(demo_models, family)) for family in FAMILIES}
+    return {family: with_clip(load(model_args(demo_models, family))) for family in FAMILIES}
 
 
 def encode(
@@ -41,6 +43,13 @@ def encode(
     prompts = [Prompt(tokenize(text, "prompt", syntax), (), clip_skip) for text in texts]
     with torch.inference_mode():
         return PromptEncoder(parts, 0).encode(prompts)
+
+
+def test_the_vocabulary_is_clips(loaded: Mapping[FamilyName, Components]) -> None:
+    """Ids that everybody knows."""
+    for parts in loaded.values():
+        for ids in Tokenizers(parts.tokenizers).tokenize("a photo of a cat", "prompt").ids:
+            assert ids[0][:7] == (49406, 320, 1125, 539, 320, 2368, 49407)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -174,7 +183,7 @@ def test_what_is_not_read(loaded: Mapping[FamilyName, Components]) -> None:
     most = parts.max_prompt_tokens
     assert most == MAX_WINDOWS * 75
     with pytest.raises(InvalidRequest, match=rf"negative_prompt is \d+ tokens .* at most {most}"):
-        tokenize("!?" * 5000, "negative_prompt")
+        tokenize("a b " * 5000, "negative_prompt")
     with pytest.raises(InvalidRequest, match=r"name style adapters in loras.*\"ink\"") as refused:
         tokenize("a fox <lora:ink:0.8>", "prompt")
     assert refused.value.param == "prompt"
