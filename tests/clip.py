@@ -45,7 +45,7 @@ def with_clip(parts: Components) -> Components:
     )
 
 
-def _retabled(encoder: nn.Module) -> nn.Module:
+def _retabled(encoder: nn.Module) -> PreTrainedModel:
     """A text encoder of the same weights but for its table."""
     assert isinstance(encoder, PreTrainedModel)
     config = type(encoder.config).from_dict(
@@ -53,8 +53,8 @@ def _retabled(encoder: nn.Module) -> nn.Module:
         | {"vocab_size": SIZE, "bos_token_id": SIZE - 2, "eos_token_id": SIZE - 1}
     )
     torch.manual_seed(0)
-    made = type(encoder)(config).eval().requires_grad_(False)
+    made: PreTrainedModel = type(encoder)(config)
     kept = {n: t for n, t in encoder.state_dict().items() if "token_embedding" not in n}
     missing, strange = made.load_state_dict(kept, strict=False)
     assert ("token_embedding.weight" in missing[0], len(missing), strange) == (True, 1, [])
-    return made
+    return made.eval().requires_grad_(False)
