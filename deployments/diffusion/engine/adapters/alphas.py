@@ -1,15 +1,16 @@
 """The alphas that stand beside an adapter's tensors: in its header (diffusers) or in
 `adapter_config.json` (PEFT)."""
 
-import re
 from collections.abc import Iterator, Mapping
 from math import sqrt
 
+import regex
 from pydantic import AliasChoices, BaseModel, Field, TypeAdapter
 
 from deployments.diffusion.engine.adapters.names import Place
 
 DIFFUSERS_METADATA = "lora_adapter_metadata"
+PATTERN_S = 0.1  # for one look at a layer's name: files come from strangers
 _FIELDS = TypeAdapter(dict[str, object])
 
 
@@ -40,6 +41,8 @@ class Alphas:
 
         Args:
             rank: `None`: its tensors show none, but PEFT's configuration may.
+
+        Raises `TimeoutError` if a pattern takes too long.
         """
         name = "unet" if place.model == "motion_unet" else place.model
         model = self._models.get(name, self._models.get(""))
@@ -74,10 +77,10 @@ class _Model:
         self._config = config
         self._exact: dict[str, tuple[int, float]] = {}  # with the pattern's position
         self._ends: dict[str, tuple[int, float]] = {}
-        self._others: list[tuple[re.Pattern[str], tuple[int, float]]] = []
+        self._others: list[tuple[regex.Pattern[str], tuple[int, float]]] = []
         for position, (pattern, alpha) in enumerate(config.alpha_pattern.items()):
             name = pattern.removeprefix("^")
-            if re.fullmatch(r"[\w.]+", name):
+            if regex.fullmatch(r"[\w.]+", name):
                 kind = self._exact if pattern.startswith("^") else self._ends
                 kind.setdefault(name.removeprefix("text_model."), (position, alpha))
             else:
@@ -95,7 +98,10 @@ class _Model:
         if layer in self._exact:
             yield self._exact[layer]
         for pattern, alpha in self._others:
-            if pattern.match(layer) or pattern.match(f"text_model.{layer}"):
+            if any(
+                pattern.match(name, timeout=PATTERN_S, concurrent=True)
+                for name in (layer, f"text_model.{layer}")
+            ):
                 yield alpha
         end = layer
         while end:
@@ -104,8 +110,8 @@ class _Model:
             end = end.partition(".")[2]
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compiled(pattern: str) -> regex.Pattern[str]:
     try:
-        return re.compile(rf"(.*\.)?({pattern})$")
-    except re.error as error:
+        return regex.compile(rf"(.*\.)?({pattern})$")
+    except regex.error as error:
         raise ValueError(f"{pattern!r} is no pattern of layers") from error

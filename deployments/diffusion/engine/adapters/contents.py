@@ -96,6 +96,8 @@ class Contents:
         for place, parts in layers.items():
             try:
                 changes[place] = self._change(place, parts, alphas)
+            except TimeoutError as error:
+                raise LoraError(f"what {file.name} says of alpha takes too long to read") from error
             except (Misfit, RuntimeError, IndexError, TypeError) as error:  # odd shapes, in torch
                 raise LoraError(
                     f"{file.name} does not fit this model; {_kin(tensors)} "

@@ -457,6 +457,13 @@ def test_a_record_that_cannot_be_read_is_refused(
     assert reader.read(file).nbytes > 0, "where it is not needed, it does no harm"
 
 
+def test_a_pattern_without_end_is_refused(reader: LoraReader, tmp_path: Path) -> None:
+    record = json.dumps({"unet.alpha_pattern": {"(.*)" * 7 + r"\3\4[xyz]{2}": 1}})
+    file = saved(small(), tmp_path, metadata={"lora_adapter_metadata": record})
+    with pytest.raises(LoraError, match="takes too long to read"):
+        reader.read(file)
+
+
 # Numbers
 
 
