@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal, Protocol
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from configs.families import FAMILIES, FamilyName
+from configs.union_modes import UnionMode
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 Alias = Annotated[str, Field(min_length=1, max_length=100)]
@@ -121,6 +123,26 @@ class Limits(Frozen):
         return self
 
 
+class ControlArgs(Frozen):
+    """What one control type of a model is: a ControlNet, a mode of a ControlNet-Union, or a
+    T2I-Adapter; the file says which. A source alone may stand for it.
+
+    Attributes:
+        source: a diffusers folder or a single safetensors file. Types of one source share it.
+        mode: of a union; `None`: the type's own name is one.
+    """
+
+    source: str
+    mode: UnionMode | None = None
+
+
+def _as_source(value: object) -> object:
+    return {"source": value} if isinstance(value, str) else value
+
+
+ControlSource = Annotated[ControlArgs, BeforeValidator(_as_source)]
+
+
 class IpAdapterArgs(Frozen):
     """The IP-Adapter of a model: its weights, and the CLIP vision encoder they were made for.
 
@@ -173,7 +195,8 @@ class ModelArgs(Frozen):
             checkpoint that needs none, because it was fused before it was saved.
         config: with a single-file checkpoint: the source of a diffusers folder whose
             configurations and tokenizers it shares; `None`: the family's base.
-        controls: ControlNets by the type that requests name (`depth`, `canny`, ...).
+        controls: ControlNets and T2I-Adapters by the type that requests name (`depth`, `canny`,
+            ...).
         motion_adapter: AnimateDiff's motion modules; with it the model makes videos too.
         vae: another VAE than the checkpoint's, or another precision of it.
         embeddings: textual inversions by the words that prompts use, each a source of one
@@ -198,7 +221,7 @@ class ModelArgs(Frozen):
     checkpoint: str
     config: str | None = None
     tcd_lora: str | None
-    controls: dict[ModelName, str] = {}
+    controls: dict[ModelName, ControlSource] = {}
     motion_adapter: str | None = None
     ip_adapter: IpAdapterArgs | None = None
     vae: VaeArgs = VaeArgs()

@@ -69,8 +69,8 @@ def _of_model(
         yield Need(args.config or FAMILIES[args.family].base, None, "pipeline_configs")
     if args.tcd_lora is not None:
         yield Need(args.tcd_lora)
-    for source in args.controls.values():
-        yield Need(source, args.variant)
+    for control in args.controls.values():
+        yield Need(control.source, args.variant)
     if args.motion_adapter is not None:
         yield Need(args.motion_adapter, args.variant)
     if args.vae.source is not None:

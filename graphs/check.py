@@ -196,7 +196,7 @@ def _sources(accepted: BaseModel) -> Iterator[tuple[str, str]]:
         }
         if accepted.ip_adapter is not None:
             named["ip_adapter.adapter"] = accepted.ip_adapter.adapter
-        named |= {f"controls.{kind}": source for kind, source in accepted.controls.items()}
+        named |= {f"controls.{kind}": args.source for kind, args in accepted.controls.items()}
         named |= {f"embeddings.{word}": source for word, source in accepted.embeddings.items()}
     elif isinstance(accepted, ModelUserConfig):
         named = {f"loras.{name}": source for name, source in accepted.loras.items()}

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from deployments.contracts.jobs import MAX_STEPS, PromptSyntax
 
 Availability = Literal["ready", "silent", "asleep", "starting", "failed"]
+ControlKind = Literal["controlnet", "controlnet-union", "t2i-adapter"]
 
 
 class CardDefaults(BaseModel):
@@ -49,6 +50,7 @@ class ModelCard(BaseModel):
     loras: dict[str, str]
     embeddings: dict[str, str] = Field({}, description="words that prompts may use")
     controls: dict[str, str] = {}
+    control_kinds: dict[str, ControlKind] = Field({}, description="what each of `controls` is")
     ip_adapter: str | None = None
     image_encoder: str | None = Field(None, description="the encoder that its IP-Adapter reads")
     image_encoder_hidden: bool = False

@@ -5,12 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from diffusers import (
-    ControlNetModel,
-    MotionAdapter,
-    UNet2DConditionModel,
-    UNetMotionModel,
-)
+from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from torch import nn
 from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -24,6 +19,7 @@ from deployments.diffusion.engine.adapters.reader import LoraReader
 from deployments.diffusion.engine.models.attention import call_processors_directly
 from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS, layers_of, read_checkpoint
 from deployments.diffusion.engine.models.compiler import CompiledBlock, Compiler, inductor
+from deployments.diffusion.engine.models.controls import Controls, read_controls
 from deployments.diffusion.engine.models.embeddings import Words, add_embeddings
 from deployments.diffusion.engine.models.ip_adapter import IpAdapter
 from deployments.diffusion.engine.models.schedule import Schedule
@@ -31,7 +27,6 @@ from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae, read_prev
 from deployments.diffusion.engine.policy.capabilities import Capabilities
 from deployments.diffusion.engine.policy.spec import MAX_WINDOWS
 
-Addition = TypeVar("Addition", ControlNetModel, MotionAdapter)
 INPAINTING_CHANNELS = 9  # latents 4, mask 1, masked picture 4
 
 
@@ -45,7 +40,7 @@ class Components:
         text_encoders: one, or for sdxl two, with their tokenizers.
         words: of textual inversions, with their ids of each text encoder.
         zero_empty_negative: an absent negative prompt is all zeros, not the empty text.
-        controlnets: the nets that requests may name, by type.
+        controls: the ControlNets and T2I-Adapters that requests may name.
         ip_adapter: on the UNet, if the model has one.
         motion_unet: the UNet with AnimateDiff's motion layers, a copy of its own.
         banks: style adapters by model name.
@@ -66,7 +61,7 @@ class Components:
     words: Words
     schedule: Schedule
     zero_empty_negative: bool
-    controlnets: dict[str, ControlNetModel]
+    controls: Controls
     ip_adapter: IpAdapter | None
     motion_unet: UNetMotionModel | None
     banks: dict[str, Bank]
@@ -102,7 +97,7 @@ class Components:
         adapter, motion = self.ip_adapter, self.motion_unet
         return Capabilities(
             takes_mask=self.takes_mask,
-            controls=frozenset(self.controlnets),
+            controls=frozenset(self.controls.kinds),
             image_prompt=None if adapter is None else adapter.reads,
             max_frames=0 if motion is None else int(motion.config.motion_max_seq_length),
             max_steps=self.schedule.max_steps,
@@ -142,24 +137,21 @@ def load(args: ModelArgs) -> Components:
     motion_unet = None
     if args.motion_adapter is not None:
         # Before the IP-Adapter: videos go without, and its layers would not fit.
-        motion = _addition(MotionAdapter, args.motion_adapter, args.variant, dtype)
+        motion = _motion_adapter(args.motion_adapter, args.variant, dtype)
         motion_unet = UNetMotionModel.from_unet2d(unet, motion)
         models["motion_unet"] = motion_unet
     ip_adapter = (
         None if args.ip_adapter is None else IpAdapter(unet, fetch(args.ip_adapter.adapter))
     )
-    nets = {
-        kind: _addition(ControlNetModel, source, args.variant, dtype)
-        for kind, source in args.controls.items()
-    }
-    for model in (*models.values(), *nets.values()):
+    controls = read_controls(args.controls, args.variant, unet, dtype)
+    for model in (*models.values(), *controls.models):
         call_processors_directly(_settle(model, device))
     compiler = None if args.compile == "off" else Compiler(inductor)
     compiled: dict[str, list[CompiledBlock]] = {}
     if compiler is not None:
         compiled["unet"] = compiler.blocks(unet)
-        for net in nets.values():
-            compiler.blocks(net)
+        for model in controls.models:
+            compiler.blocks(model)
     vae = Vae(_settle(base.vae, device))
     preview_vae = vae
     if args.preview_vae is not None:
@@ -176,7 +168,7 @@ def load(args: ModelArgs) -> Components:
         words=words,
         schedule=base.schedule,
         zero_empty_negative=base.zero_empty_negative,
-        controlnets=nets,
+        controls=controls,
         ip_adapter=None if ip_adapter is None else ip_adapter.to(device),
         motion_unet=motion_unet,
         banks={name: Bank(model, dtype, compiled.get(name, ())) for name, model in models.items()},
@@ -206,13 +198,11 @@ def _settle(model: Model, device: torch.device) -> Model:
     return model.to(device).eval().requires_grad_(False)
 
 
-def _addition(
-    kind: type[Addition], source: str, variant: str | None, dtype: torch.dtype
-) -> Addition:
-    """A ControlNet or motion adapter: of the checkpoint's variant, where it is published in it."""
+def _motion_adapter(source: str, variant: str | None, dtype: torch.dtype) -> MotionAdapter:
+    """Of the checkpoint's variant, where it is published in it."""
     folder = fetch(source, variant=variant)
     if variant is not None and not any(folder.glob(f"*.{variant}.safetensors")):
         variant = None
-    return kind.from_pretrained(
+    return MotionAdapter.from_pretrained(
         folder, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
     )

@@ -3,7 +3,13 @@
 from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    ControlNetUnionModel,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -11,12 +17,19 @@ from configs.families import FamilyName
 from configs.published import Config, geometry
 from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS
 
-Model = TypeVar("Model", UNet2DConditionModel, AutoencoderKL)
+Model = TypeVar(
+    "Model",
+    UNet2DConditionModel,
+    AutoencoderKL,
+    ControlNetModel,
+    ControlNetUnionModel,
+    T2IAdapter,
+)
 _TEXT_KINDS = (CLIPTextModel, CLIPTextModelWithProjection)
 
 
 def on_meta(kind: type[Model], config: Config) -> Model:
-    """A UNet or a VAE of a configuration."""
+    """A model of a configuration."""
     with torch.device("meta"):
         model: Model = kind.from_config(config)
     return model

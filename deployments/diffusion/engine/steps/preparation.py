@@ -18,13 +18,14 @@ from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.components import Components
 from deployments.diffusion.engine.models.placing import to_device
 from deployments.diffusion.engine.models.schedule import Step
+from deployments.diffusion.engine.models.t2i_adapters import features_of
 from deployments.diffusion.engine.pixels.sources import (
     EncodedSource,
     SourceLatents,
     encode_source,
 )
 from deployments.diffusion.engine.policy.batch import OutOfMemory
-from deployments.diffusion.engine.policy.spec import ImagePrompt, PromptIds, RowSpec
+from deployments.diffusion.engine.policy.spec import Control, ImagePrompt, PromptIds, RowSpec
 from deployments.diffusion.engine.prompts.encoder import Prompt, PromptEmbeds, PromptEncoder
 from deployments.diffusion.engine.pulse import Pulse
 from deployments.diffusion.engine.steps.row import Row
@@ -65,7 +66,7 @@ class _Shared:
     cond: PromptEmbeds
     uncond: PromptEmbeds | None
     source: EncodedSource | None
-    maps: tuple[Tensor, ...]
+    controls: tuple[tuple[Tensor, ...], ...]
     seen: Tensor | None
     seen_by_twin: Tensor | None
 
@@ -138,7 +139,7 @@ class Preparation:
             cond=cond,
             uncond=uncond,
             source=source,
-            maps=tuple(self._map(control.pixels) for control in spec.controls),
+            controls=tuple(self._control(control) for control in spec.controls),
             seen=self._seen(spec.image_prompt, 0),
             seen_by_twin=self._seen(spec.image_prompt, 1) if spec.guided else None,
         )
@@ -161,7 +162,7 @@ class Preparation:
             cond=shared.cond,
             uncond=shared.uncond,
             source=source,
-            maps=shared.maps,
+            controls=shared.controls,
             seen=shared.seen,
             seen_by_twin=shared.seen_by_twin,
             beside=source.beside if source is not None and parts.takes_mask else None,
@@ -175,6 +176,12 @@ class Preparation:
         """Normal noise in the latents' shape, on the CPU."""
         shape = (1, self._parts.latent_channels, *spec.latent_size)
         return torch.randn(shape, generator=generator, dtype=self._parts.dtype)[0]
+
+    def _control(self, control: Control) -> tuple[Tensor, ...]:
+        """What a control has of its map: see `RowControl.seen`."""
+        map_ = self._map(control.pixels)
+        adapter = self._parts.controls.adapters.get(control.type)
+        return (map_,) if adapter is None else features_of(adapter, map_)
 
     def _map(self, pixels: Pixels) -> Tensor:
         """(3, height, width) in [0, 1]."""

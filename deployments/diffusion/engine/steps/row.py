@@ -22,7 +22,7 @@ class Row:
         half: the same: of a video with guidance, what the UNet said to the prompt, until it has
             been called without.
         uncond: what its unconditional twin attends to, where guidance is in force.
-        maps: of the row's controls, in order, (3, height, width) in [0, 1].
+        controls: what each of the row's controls has of its map, in order: see `RowControl.seen`.
         seen, seen_by_twin: (tokens, width) image tokens of the IP-Adapter.
         beside: (5, h, w) mask and masked picture, for a 9-channel UNet.
         generator: on the CPU; the row's noise comes from it, step by step.
@@ -37,7 +37,7 @@ class Row:
     cond: PromptEmbeds
     uncond: PromptEmbeds | None
     source: SourceLatents | None
-    maps: tuple[Tensor, ...]
+    controls: tuple[tuple[Tensor, ...], ...]
     seen: Tensor | None
     seen_by_twin: Tensor | None
     beside: Tensor | None
@@ -77,7 +77,9 @@ class Row:
         return torch.randn(shape, generator=self.generator, dtype=self.latents.dtype)[0]
 
     def _tensors(self) -> Iterator[Tensor]:
-        yield from (self.latents, *self.maps)
+        yield self.latents
+        for seen in self.controls:
+            yield from seen
         for embeds in (self.cond, self.uncond):
             if embeds is not None:
                 yield embeds.hidden

@@ -249,10 +249,11 @@ class Runner:
             size_ids=numbers.put([_size_ids(spec) for spec in specs]),
             seen=self._image_prompts(rows, guided, numbers),
             controls=ControlPlan(
-                self._parts.controlnets,
+                self._parts.controls,
                 [_controls(rows[index], cursors[index]) for index in twice],
                 tokens,
-                numbers,
+                twins=len(rows),
+                numbers=numbers,
             ),
             noise=tuple(_put_noise(row, cursor, numbers) for row, cursor in placed),
             tokens=None if len(set(tokens)) == 1 else numbers.put(tokens),
@@ -346,6 +347,7 @@ class Runner:
             added_cond_kwargs=given.added,
             down_block_additional_residuals=residuals and residuals.down,
             mid_block_additional_residual=residuals and residuals.mid,
+            down_intrablock_additional_residuals=residuals and residuals.inside,
             return_dict=False,
         )[0]
         return output
@@ -421,7 +423,7 @@ def _plain(like: Row, steps: tuple[Step, ...]) -> Row:
         latents=like.latents.new_zeros(channels, *spec.latent_size),
         uncond=None,
         source=None,
-        maps=(),
+        controls=(),
         seen=None,
         seen_by_twin=None,
         beside=None if like.beside is None else like.beside.new_zeros(5, *spec.latent_size),
@@ -438,8 +440,8 @@ def _size_ids(spec: RowSpec) -> tuple[float, ...]:
 
 def _controls(row: Row, cursor: int) -> list[RowControl]:
     return [
-        RowControl(control.type, tensor, control.scale_at(cursor, row.spec.steps))
-        for control, tensor in zip(row.spec.controls, row.maps, strict=True)
+        RowControl(control.type, seen, control.scale_at(cursor, row.spec.steps))
+        for control, seen in zip(row.spec.controls, row.controls, strict=True)
     ]
 
 

@@ -92,9 +92,9 @@ class WarmUp:
     def _others(self, plain: RowSpec) -> Iterator[RowSpec]:
         """Other kinds of rows that the model can be asked for."""
         parts = self._parts
-        if parts.controlnets:
+        if parts.controls.models:
             nothing = np.zeros((plain.height, plain.width, 3), np.uint8)
-            controls = tuple(Control(kind, nothing) for kind in parts.controlnets)
+            controls = tuple(Control(kind, nothing) for kind in parts.controls.models.values())
             yield replace(plain, controls=controls)
         styled = replace(plain, loras=((NAME, 1.0),))
         if parts.ip_adapter is not None:
