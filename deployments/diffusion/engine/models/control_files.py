@@ -22,9 +22,9 @@ _OTHER_CONTROLS = {
     r"^lllite_": "a ControlNet-LLLite",
     r"^lora_controlnet$": "a Control-LoRA, which is half of a ControlNet",
     r"base_to_ctrl|ctrl_to_base|control_to_base|^enc_zero_convs": "a ControlNet-XS",
-    r"motion_modules": "of AnimateDiff",
+    r"motion_modules": "part of AnimateDiff",
     r"^difference$": "the difference between a ControlNet and a UNet",
-    r"^controlnet_(x_embedder|blocks)|^(double|transformer)_blocks": "for a diffusion transformer",
+    r"^controlnet_(x_embedder|blocks)|^(double|transformer)_blocks": "one for other networks",
     r"\.skep\.|\.down_opt\.op\.": "a T2I-Adapter of the first version",
 }
 _OTHERS = {
@@ -97,7 +97,7 @@ def open_control(path: Path, variant: str | None) -> ControlFile:
     names = diffusers_names(found)
     shapes = {ours: found[name] for name, ours in names.items()}
     name = (folder or files[0]).name
-    return ControlFile(name, _kind(name, shapes), shapes, folder, tuple(files), names)
+    return ControlFile(name, _kind(name, found, shapes), shapes, folder, tuple(files), names)
 
 
 def _weights(folder: Path, variant: str | None) -> list[Path]:
@@ -118,9 +118,9 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(content.get_slice(name).get_shape()) for name in names}
 
 
-def _kind(file: str, shapes: Shapes) -> ControlKind:
-    """What a file is, by its tensors."""
-    other = _first_match(_OTHER_CONTROLS, shapes)
+def _kind(file: str, written: Collection[str], shapes: Shapes) -> ControlKind:
+    """What a file is, by its tensors: as their names are written, and by diffusers'."""
+    other = _first_match(_OTHER_CONTROLS, [*written, *shapes])
     if other is None:
         if _UNION in shapes and _FIRST_OF_NET in shapes:
             return "controlnet-union"
