@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from deployments.contracts.cards import ControlKind
@@ -87,7 +87,7 @@ def open_control(path: Path, variant: str | None) -> ControlFile:
     Args:
         variant: of a folder's weights, where they are published in it.
 
-    Raises `ValueError`, `LoraError` or `SafetensorError` if it is nothing that can be read here.
+    Raises `ValueError` or `LoraError` if it is nothing that can be read here.
     """
     folder = path if (path / "config.json").is_file() else None
     files = [lora_file(path)] if folder is None else _weights(path, variant)
@@ -113,9 +113,12 @@ def _weights(folder: Path, variant: str | None) -> list[Path]:
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(file, "pt") as content:
-        names = content.offset_keys()
-        return {name: tuple(content.get_slice(name).get_shape()) for name in names}
+    try:
+        with safe_open(file, "pt") as content:
+            names = content.offset_keys()
+            return {name: tuple(content.get_slice(name).get_shape()) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{file.name} is not a readable safetensors file ({error})") from error
 
 
 def _kind(file: str, written: Collection[str], shapes: Shapes) -> ControlKind:

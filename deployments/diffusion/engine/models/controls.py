@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import ControlNetUnionModel, T2IAdapter, UNet2DConditionModel
-from safetensors import SafetensorError
 
 from configs.app import ControlArgs
 from configs.sources import fetch
@@ -82,7 +81,7 @@ def read_controls(
                 read[source] = _read(files[source], unet, dtype)
             model, kinds[name] = read[source], files[source].kind
             mode = _mode(name, control, model)
-        except (LoraError, SafetensorError, OSError, ValueError) as error:
+        except (LoraError, OSError, ValueError) as error:
             raise ValueError(f"controls.{name}: {error}") from error
         except KeyError as error:
             raise ValueError(f"controls.{name}: {files[source].name} lacks {error}") from error

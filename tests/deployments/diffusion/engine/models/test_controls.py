@@ -251,7 +251,7 @@ def test_what_is_refused_says_what_it_looks_like(demo_models: Path, tmp_path: Pa
         (("body.0.skep.weight", "conv_in.weight"), "a T2I-Adapter of the first version"),
         (("something", "else"), "it holds else, something"),
         (("emb_params",), "it holds emb_params"),
-        (("body.0.in_conv.weight", "body.0.body.0.block1.weight"), "lacks"),
+        (("body.0.in_conv.weight", "body.0.body.0.block1.weight"), "maps in 4 channels"),
         (("controlnet_cond_embedding.conv_in.weight", "controlnet_mid_block.weight"), "x.saf"),
     ]
     for names, says in made:
