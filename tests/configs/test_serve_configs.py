@@ -38,7 +38,8 @@ def test_config(path: Path, demo_models: Path) -> None:
         assert deployment.name == "Diffusion"
         user_config = ModelUserConfig.model_validate(deployment.user_config)
         adapter = () if args.ip_adapter is None else (args.ip_adapter.adapter,)
-        sources = (args.checkpoint, *args.controls.values(), *adapter, *user_config.loras.values())
+        controls = (control.source for control in args.controls.values())
+        sources = (args.checkpoint, *controls, *adapter, *user_config.loras.values())
         for source in sources if args.tcd_lora is None else (*sources, args.tcd_lora):
             parse(source)
 

@@ -97,6 +97,8 @@ def open_control(path: Path, variant: str | None) -> ControlFile:
     names = diffusers_names(found)
     shapes = {ours: found[name] for name, ours in names.items()}
     name = (folder or files[0]).name
+    if len(shapes) < len(names):
+        raise ValueError(f"{name} holds tensors twice, under names of two kinds")
     return ControlFile(name, _kind(name, found, shapes), shapes, folder, tuple(files), names)
 
 

@@ -12,7 +12,6 @@ from deployments.diffusion.engine.models.skeletons import on_meta
 # How the first layer reads a map, by its channels: pixels a side that become one, channels.
 _READINGS = {64: (8, 1), 192: (8, 3), 256: (16, 1), 768: (16, 3)}
 _XL_FACTOR = 16
-_LUMINANCE = (0.299, 0.587, 0.114)  # Pillow's
 
 
 def read_t2i_adapter(
@@ -46,8 +45,8 @@ def features_of(adapter: T2IAdapter, map_: Tensor) -> tuple[Tensor, ...]:
     A side that the adapter cannot divide is continued by its last pixels.
     """
     if adapter.config.in_channels == 1:
-        shares = torch.tensor(_LUMINANCE, dtype=map_.dtype, device=map_.device)
-        map_ = (map_ * shares[:, None, None]).sum(dim=0, keepdim=True)
+        red, green, blue = map_
+        map_ = (0.299 * red + 0.587 * green + 0.114 * blue)[None]  # as Pillow's "L"
     _, height, width = map_.shape
     factor = int(adapter.downscale_factor)
     whole = F.pad(map_[None], (0, -width % factor, 0, -height % factor), mode="replicate")

@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetUnionModel, MultiAdapter, T2IAdapter
+from diffusers import ControlNetModel, ControlNetUnionModel, MultiAdapter, T2IAdapter
 from PIL import Image
 from torch import Tensor
 
@@ -45,6 +45,7 @@ class Steered:
     def __init__(self, checkpoint: Checkpoint, made: Made) -> None:
         self._pipelines, self._made = Pipelines(checkpoint), made
         self._base: Any = self._pipelines._base(adapted=False)
+        self.nets = self._pipelines._nets
         self._xl = "XL" if checkpoint.family == "sdxl" else ""
 
     def image(self, one: Task) -> Answer:
@@ -97,7 +98,7 @@ class Steered:
         if not uses:
             return self._base, {}
         maps = [_map(one, use) for use in uses]
-        given: dict[str, object] = {
+        given = {
             "controlnet_conditioning_scale": [use.conditioning_scale for use in uses],
             "control_guidance_start": [use.start for use in uses],
             "control_guidance_end": [use.end for use in uses],
@@ -112,6 +113,9 @@ class Steered:
             return pipe, {"control_image": maps, "control_mode": modes, **given}
         cls = getattr(diffusers, f"StableDiffusion{self._xl}ControlNetPipeline")
         nets = [self._pipelines._net(use.type) for use in uses]
+        if len(nets) == 1:  # of several, none pools
+            pipe = cls.from_pipe(self._base, controlnet=nets[0])
+            return pipe, {"image": maps[0], **{key: value[0] for key, value in given.items()}}
         return cls.from_pipe(self._base, controlnet=nets), {"image": maps, **given}
 
     @contextmanager
@@ -231,3 +235,69 @@ def test_adapters_of_sd15(family: FamilyName, kind: str, demo_models: Path, tmp_
     ]
     with engine_of(checkpoint, {"sketch": (tmp_path, None)}) as engine:
         assert_all_are_as_alone(engine, tasks, Steered(checkpoint, made))
+
+
+def test_modes_of_a_union_do_not_see_each_other(demo_models: Path, tmp_path: Path) -> None:
+    """Those of diffusers do: its union's attention goes through the batch. Several rows of one call
+    are each what they are alone, where nothing else is."""
+    base = demo_models / "sdxl"
+    theirs = write_union(base, tmp_path)
+    checkpoint = Checkpoint(demo_models, "sdxl", "sdxl")
+    with engine_of(checkpoint, {"depth": (tmp_path, None), "canny": (tmp_path, None)}) as engine:
+        ours = engine.components.controls.nets["depth"].net
+        assert ours is engine.components.controls.nets["canny"].net
+    source = torch.Generator().manual_seed(0)
+    sample, maps = torch.randn(2, 4, 8, 8, generator=source), torch.rand(2, 3, 64, 64)
+    hidden = torch.randn(2, 7, ours.config.cross_attention_dim, generator=source)
+    pooled = ours.config.projection_class_embeddings_input_dim
+    pooled -= 6 * ours.config.addition_time_embed_dim
+    texts = torch.randn(2, pooled, generator=source)
+    among_all = torch.eye(8)[[1, 3]]
+
+    def said(net: ControlNetUnionModel, rows: list[int], modes: list[Any]) -> list[Tensor]:
+        added = {"text_embeds": texts[rows], "time_ids": torch.ones(len(rows), 6)}
+        with torch.inference_mode():
+            down, mid = net(
+                sample[rows],
+                torch.tensor([500] * len(rows)),
+                encoder_hidden_states=hidden[rows],
+                controlnet_cond=[maps[rows]],
+                control_type=among_all[rows],
+                control_type_idx=modes,
+                added_cond_kwargs=added,
+                return_dict=False,
+            )
+        return [*down, mid]
+
+    alone = [said(theirs, [0], [1]), said(theirs, [1], [3])]
+    together = said(ours, [0, 1], [torch.tensor([1, 3])])
+    mixed = said(theirs, [0, 1], [torch.tensor([1, 3])])
+    for row in range(2):
+        for one, both in zip(alone[row], together, strict=True):
+            assert distance(both[row].numpy(), one[0].numpy()) < 1e-4
+        apart = distance(mixed[0][row].numpy(), alone[row][0][0].numpy())
+        assert apart > 1e-3, apart
+
+
+def test_a_net_that_pools_its_maps_leaves_unconditional_twins_alone(
+    demo_models: Path, tmp_path: Path
+) -> None:
+    """As control_v11e_sd15_shuffle, beside another net and rows with neither."""
+    folder = demo_models / "controlnet" / "sd15" / "depth"
+    net = ControlNetModel.from_pretrained(folder)
+    net.register_to_config(global_pool_conditions=True)
+    net.save_pretrained(tmp_path)
+    checkpoint = Checkpoint(demo_models, "sd15", "sd15")
+    guided: dict[str, object] = {"guidance_scale": 3.0}
+    tasks = [
+        small("plain"),
+        small("pooled", Net("shuffle", 0.8)),
+        small("guided", Net("shuffle", 0.8), **guided),
+        small("depth, guided", Net("canny", 0.8), **guided),
+    ]
+    truth = Steered(checkpoint, Made(None, {}, {}))
+    truth.nets["shuffle"] = net.eval()
+    with engine_of(checkpoint, {"shuffle": (tmp_path, None)}) as engine:
+        assert_all_are_as_alone(engine, tasks, truth)
+        both = small("both", Net("shuffle", 0.8), Net("canny", 0.8))
+        assert make_all(engine, [both])

@@ -4,10 +4,12 @@ import json
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+from PIL import Image
 from torch import Tensor
 
 from configs.app import ControlArgs
@@ -16,6 +18,7 @@ from demo.controlnet import GAINS
 from demo.init import fill, generator
 from deployments.diffusion.engine.models.controls import Controls, read_controls
 from deployments.diffusion.engine.models.skeletons import on_meta
+from deployments.diffusion.engine.models.t2i_adapters import features_of
 from tests.control_models import (
     WEIGHTS,
     original_adapter,
@@ -36,9 +39,7 @@ def unet_of(models: Path, family: FamilyName) -> UNet2DConditionModel:
     return on_meta(UNet2DConditionModel, config)
 
 
-def read(
-    unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32, **sources: object
-) -> Controls:
+def read(unet: UNet2DConditionModel, **sources: object) -> Controls:
     """Controls by type: a source, or a source and a mode."""
     args = {
         kind: ControlArgs(source=str(source[0]), mode=source[1])
@@ -46,7 +47,7 @@ def read(
         else ControlArgs(source=str(source))
         for kind, source in sources.items()
     }
-    return read_controls(args, None, unet, dtype)
+    return read_controls(args, None, unet, torch.float32)
 
 
 def refusal(unet: UNet2DConditionModel, source: object) -> str:
@@ -137,7 +138,7 @@ def test_nets_smaller_than_their_unet(
 def test_numbers_of_any_precision(dtype: torch.dtype, demo_models: Path, tmp_path: Path) -> None:
     weights = tensors_in(demo_models / "controlnet" / "sd15" / "depth")
     file = save(weights, tmp_path / "net.safetensors", dtype)
-    net = read(unet_of(demo_models, "sd15"), torch.float32, depth=file).nets["depth"].net
+    net = read(unet_of(demo_models, "sd15"), depth=file).nets["depth"].net
     assert same(net, {name: tensor.to(dtype).float() for name, tensor in weights.items()})
 
 
@@ -301,3 +302,27 @@ def test_a_file_that_is_not_whole_is_refused(
     hint = weights["input_hint_block.0.weight"]
     more = weights | {"input_hint_block.0.weight": torch.cat([hint, hint], dim=1)}
     assert "maps of 6 channels" in refusal(unet, save(more, tmp_path / "net.safetensors"))
+
+
+def test_what_an_adapter_makes_of_colours_and_of_sides_that_it_cannot_divide(
+    demo_models: Path, tmp_path: Path
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (104, 72, 3), np.uint8)
+    map_ = torch.from_numpy(picture).permute(2, 0, 1) / 255
+    grey = write_adapter(demo_models / "sd15", tmp_path / "grey", "full_adapter", 1)
+    luminance = torch.from_numpy(np.array(Image.fromarray(picture).convert("L"))) / 255
+    with torch.inference_mode():
+        ours, theirs = features_of(grey, map_), grey(luminance[None, None])
+    for one, other in zip(ours, theirs, strict=True):  # Pillow rounds to levels of 255
+        assert (one - other[0]).abs().max() < 0.02 * other.abs().max()
+
+    # The UNet's sides are those of the latents, 13 x 9, halved and rounded up.
+    xl = write_adapter(demo_models / "sdxl", tmp_path / "xl", "full_adapter_xl")
+    with torch.inference_mode():
+        levels = features_of(xl, map_)
+    assert [tuple(level.shape[1:]) for level in levels] == [(7, 5), (7, 5), (4, 3), (4, 3)]
+    continued = np.pad(picture, ((0, 8), (0, 8), (0, 0)), mode="edge")
+    with torch.inference_mode():
+        theirs = xl(torch.from_numpy(continued).permute(2, 0, 1)[None] / 255)
+    for one, other in zip(levels, theirs, strict=True):
+        torch.testing.assert_close(one, other[0])

@@ -11,10 +11,11 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from configs.app import Dtype
+from configs.app import ControlArgs, Dtype
 from configs.families import FAMILIES, FamilyName
 from deployments.contracts.jobs import LoraWeight
 from tests.conftest import demo_loras, model_args
+from tests.control_models import write_adapter, write_union
 from tests.deployments.diffusion.engine.harness import styles
 from tests.deployments.diffusion.engine.steps.walk import (
     LeftBehind,
@@ -114,6 +115,26 @@ def test_images(family: FamilyName, dtype: Dtype, demo_models: Path, walking: Wa
     walk = walking(checkpoint.args(), dtype, loras=demo_loras(demo_models, family))
     tasks = image_tasks(checkpoint)
     walk_all(walk, tasks, alone=tasks if (family, dtype) == ("sd15", "float16") else tasks[:1])
+
+
+def test_controls_of_all_kinds(demo_models: Path, tmp_path: Path, walking: Walking) -> None:
+    base = demo_models / "sdxl"
+    write_union(base, tmp_path / "union")
+    write_adapter(base, tmp_path / "sketch", "full_adapter_xl", 1)
+    kinds = {"openpose": "union", "tile": "union", "sketch": "sketch"}
+    args = Checkpoint(demo_models, "sdxl", "sdxl").args()
+    more = {kind: ControlArgs(source=str(tmp_path / name)) for kind, name in kinds.items()}
+    walk = walking(args.model_copy(update={"controls": {**args.controls, **more}}), "float16")
+    tasks = [
+        short("modes", nets=[Net("openpose"), Net("tile", 0.8)], **GUIDED),
+        short("adapter", nets=[Net("sketch")]),
+        short("all", nets=[Net("sketch"), Net("depth"), Net("tile", 0.8)], **GUIDED),
+    ]
+    walk_all(walk, tasks, alone=tasks)
+    (row,) = walk.join(tasks[1])
+    with Watch() as watch:
+        walk.step([row])
+    assert len(watch.uploads) == 1  # the features are there
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
