@@ -85,9 +85,9 @@ class Limits(Frozen):
             GPU for the two that are launched ahead. The first calls of a size, a single row and
             the frames of a video may take longer. `.inf`: as long as they like, with
             all rows that wait, up to `max_batch`, whether that pays or not.
-        max_running: rows that hold device memory (latents, embeddings, what controls see) at once: two full
-            batches, so that one is made ready while the other runs. Beside a caller who has them
-            all, others get their share, up to twice as many in all.
+        max_running: rows that hold device memory (latents, embeddings, what controls have of
+            their maps) at once: two full batches, so that one is made ready while the other runs.
+            Beside a caller who has them all, others get their share, up to twice as many in all.
         max_pending: images accepted and not yet answered; above it a request gets 429. Shared
             between callers in the same way.
         max_loras: style adapters in one request.

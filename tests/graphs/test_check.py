@@ -63,6 +63,16 @@ def limits(**changed: int) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
+        (
+            lambda c: model(c)["args"]["controls"].update(
+                edges={"source": "a/b", "mode": "edges"}, lines={"source": "a/b", "mode": "lineart"}
+            ),
+            "model-sd15.args.controls.edges.mode: Input should be 'openpose', 'depth', 'hed'",
+        ),
+        (
+            lambda c: model(c)["args"]["controls"].update(edges={"source": "/nowhere"}),
+            "model-sd15.args.controls.edges: '/nowhere' does not exist",
+        ),
         (rename("http_options", "http_option"), "http_option: Ray knows no such key here; http_o"),
         (
             lambda c: rename("route_prefix", "route_prefx")(model(c)),
