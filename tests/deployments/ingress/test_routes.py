@@ -26,6 +26,7 @@ def test_catalogue(served: Served, demo_models: Path) -> None:
     images = ["text-to-image", "image-to-image", "inpainting", "image-variation"]
     assert card["tasks"] == [*images, "video"]
     assert set(card["controls"]) == {"depth", "canny"}
+    assert card["control_kinds"] == {"depth": "controlnet", "canny": "controlnet"}
     assert card["checkpoint"] == str(demo_models / "sd15")
     assert card["tcd_lora"] == str(demo_models / "tcd-lora" / "sd15")
     assert set(card["loras"]) == set(STYLES)

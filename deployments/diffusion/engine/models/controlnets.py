@@ -19,6 +19,7 @@ from deployments.diffusion.engine.models.skeletons import on_meta
 ControlNet: TypeAlias = ControlNetModel | ControlNetUnionModel
 
 MAP_CHANNELS = 3
+LATENT_CHANNELS = 4  # without mask and masked picture, whatever the UNet sees
 # What a net has of the UNet that it was copied from, and no shape of a tensor tells.
 _OF_THE_UNET = (
     "act_fn",
@@ -64,9 +65,12 @@ def read_controlnet(
         net = on_meta(ControlNetUnionModel, _config(ControlNetUnionModel, file, unet))
     else:
         net = on_meta(ControlNetModel, _config(ControlNetModel, file, unet))
-    seen = int(net.config.conditioning_channels)
-    if seen != MAP_CHANNELS:
-        raise ValueError(f"{file.name} reads maps of {seen} channels; they have {MAP_CHANNELS}")
+    for what, channels, known in (
+        ("maps", int(net.config.conditioning_channels), MAP_CHANNELS),
+        ("latents", int(net.config.in_channels), LATENT_CHANNELS),
+    ):
+        if channels != known:
+            raise ValueError(f"{file.name} reads {what} of {channels} channels; they have {known}")
     file.load(net, dtype)
     for module in net.modules():
         if type(module) is ResidualAttentionBlock:

@@ -299,6 +299,9 @@ def test_a_file_that_is_not_whole_is_refused(
     assert "'surplus.weight'" in refusal(unet, save(more, tmp_path / "net.safetensors"))
     more = weights | {"zero_convs.1.0.weight": torch.zeros(2, 2, 1, 1)}
     assert "is needed" in refusal(unet, save(more, tmp_path / "net.safetensors"))
+    nine = torch.cat([weights["input_blocks.0.0.weight"]] * 3, dim=1)[:, :9]
+    more = weights | {"input_blocks.0.0.weight": nine}
+    assert "latents of 9 channels" in refusal(unet, save(more, tmp_path / "net.safetensors"))
     hint = weights["input_hint_block.0.weight"]
     more = weights | {"input_hint_block.0.weight": torch.cat([hint, hint], dim=1)}
     assert "maps of 6 channels" in refusal(unet, save(more, tmp_path / "net.safetensors"))
