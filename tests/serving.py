@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve import Application, RunTarget
 
 from configs.app import (
+    ControlArgs,
     Defaults,
     IpAdapterArgs,
     Limits,
@@ -95,7 +96,7 @@ def full_model(models: Path, family: FamilyName, name: str) -> ModelArgs:
     )
     return plain_model(models, family, name).model_copy(
         update={
-            "controls": {kind: str(nets / kind) for kind in ("depth", "canny")},
+            "controls": {k: ControlArgs(source=str(nets / k)) for k in ("depth", "canny")},
             "ip_adapter": adapter,
             "motion_adapter": motion,
         }
