@@ -5,12 +5,15 @@ Importable without torch and without Ray. `ImageRequest` is what a caller says, 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass as validated
+
+if TYPE_CHECKING:  # a recipe holds adapters and controls, which are defined here
+    from deployments.contracts.recipe import Recipe
 
 Pixels = NDArray[np.uint8]  # (height, width, 3), RGB
 Mask = NDArray[np.uint8]  # (height, width); 255 is made anew, 0 is kept
@@ -302,16 +305,38 @@ class PartialImage:
 
 
 @dataclass(frozen=True)
-class FinishedImage:
-    """An image that is done. `latents` are the final ones, before the VAE's scaling.
+class Usage:
+    """What a request cost, or one of its images.
 
-    Of a video, `pixels` are (frames, height, width, 3) and `latents` (4, frames, h, w).
+    Attributes:
+        prompt_tokens: text tokens read, begin and end marks not counted.
+        image_tokens: 16 x 16 pixel patches made, over all images.
+        denoising_steps: steps over all images.
+    """
+
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    denoising_steps: int = 0
+
+
+@dataclass(frozen=True)
+class FinishedImage:
+    """An image that is done.
+
+    Attributes:
+        pixels: of a video (frames, height, width, 3).
+        latents: the final ones, before the VAE's scaling; of a video (4, frames, h, w).
+        usage: in a stream, this image's share of the request's: all images together have all of
+            it, the text tokens with the first that is done.
+        recipe: what it was made by; `None` where an engine or its replica says it.
     """
 
     image_index: int
     seed: int
     pixels: Pixels
     latents: Latents
+    usage: Usage = Usage()
+    recipe: "Recipe | None" = None
 
 
 @dataclass(frozen=True)
@@ -326,21 +351,6 @@ JobEvent = Progress | PartialImage | FinishedImage | FailedImage  # what an engi
 
 
 @dataclass(frozen=True)
-class Usage:
-    """What a request cost.
-
-    Attributes:
-        prompt_tokens: text tokens read, begin and end marks not counted.
-        image_tokens: 16 x 16 pixel patches made, over all images.
-        denoising_steps: steps over all images.
-    """
-
-    prompt_tokens: int
-    image_tokens: int
-    denoising_steps: int
-
-
-@dataclass(frozen=True)
 class ImageResult:
     """The answer to an `ImageRequest`.
 
@@ -351,6 +361,7 @@ class ImageResult:
         seeds: the seed of each of `images`.
         failed: the images that could not be made, if not all of them. Where all failed, the
             error of the first is raised.
+        recipe: what each of them was made by, with its seed; `None` where a replica says it.
     """
 
     model: str
@@ -360,6 +371,7 @@ class ImageResult:
     height: int
     usage: Usage
     failed: tuple[FailedImage, ...] = ()
+    recipe: "Recipe | None" = None
 
 
 @dataclass(frozen=True)
@@ -371,6 +383,7 @@ class VideoResult:
     seed: int
     fps: int
     usage: Usage
+    recipe: "Recipe | None" = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -53,6 +54,7 @@ class Call:
         self._threads = threads
         self._prompt_tokens = 0
         self._failed: dict[int, TcdError] = {}
+        self._shared = False
 
     async def events(self, assets: Sequence[Asset], *, progress: bool) -> AsyncIterator[JobEvent]:
         """The job's events up to its last image.
@@ -75,6 +77,8 @@ class Call:
                 left -= isinstance(event, FinishedImage | FailedImage)
                 if isinstance(event, FailedImage):
                     self._note(event)
+                elif isinstance(event, FinishedImage):
+                    event = replace(event, usage=self._share())
                 yield event
         except TcdError as error:
             log.warning("job %s: %s: %s", self._job.job_id, type(error).__name__, error)
@@ -114,10 +118,18 @@ class Call:
     @property
     def usage(self) -> Usage:
         """What the job costs, once the engine has taken it: images that failed are not counted."""
-        job, images = self._job, len(self._job.seeds) - len(self._failed)
+        one, images = self._one, len(self._job.seeds) - len(self._failed)
+        return Usage(self._prompt_tokens, one.image_tokens * images, one.denoising_steps * images)
+
+    def _share(self) -> Usage:
+        """Of the next image that is done: the first has the prompt's tokens."""
+        tokens, self._shared = 0 if self._shared else self._prompt_tokens, True
+        return replace(self._one, prompt_tokens=tokens)
+
+    @property
+    def _one(self) -> Usage:
+        """What one image costs beside the prompt."""
+        job = self._job
         patches = -(-job.width // PATCH) * -(-job.height // PATCH) * (job.num_frames or 1)
-        return Usage(
-            prompt_tokens=self._prompt_tokens,
-            image_tokens=patches * images,
-            denoising_steps=real_steps(job.num_inference_steps, job.strength) * images,
-        )
+        steps = real_steps(job.num_inference_steps, job.strength)
+        return Usage(image_tokens=patches, denoising_steps=steps)

@@ -29,13 +29,13 @@ class PartialImageEvent(ImageEvent):
 
 
 class CompletedEvent(ImageEvent):
-    """A finished image; the last one carries the usage of the whole request. `ignored`: fields that
-    were understood and change nothing."""
+    """A finished image. `usage`: its share of the request's; all events together have all of it.
+    `ignored`: fields that were understood and change nothing."""
 
     type: Literal["image_generation.completed", "image_edit.completed"]
     seed: int
     ignored: list[str] = []
-    usage: UsageBody | None = None
+    usage: UsageBody
 
 
 class FailedEvent(BaseModel):

@@ -10,7 +10,6 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.contracts.api import ImagesRequestBody, InputTokens, UsageBody
 from deployments.contracts.jobs import (
-    Completed,
     FailedImage,
     FinishedImage,
     ImageRequest,
@@ -64,22 +63,16 @@ async def _server_sent(
     body: ImagesRequestBody,
     workers: Workers,
 ) -> AsyncGenerator[str]:
-    """OpenAI's events. `completed` of the last image waits for the usage figures; `failed` names
-    an image that will not come, beside others that do."""
-    held: FinishedImage | None = None
+    """OpenAI's events; `failed` names an image that will not come, beside others that do."""
     try:
         async for event in _chain(first, rest):
             match event:
                 case PartialImage():
                     yield await workers.run(_event, "partial_image", event, body)
                 case FinishedImage():
-                    if held is not None:
-                        yield await workers.run(_event, "completed", held, body)
-                    held = event
+                    yield await workers.run(_event, "completed", event, body)
                 case FailedImage():
                     yield _failed(event, body)
-                case Completed() if held is not None:
-                    yield await workers.run(_event, "completed", held, body, event.usage)
     except Exception as error:
         refusal = failure(error)
         log_refusal(scope, refusal.status, refusal.body.error, "broken off")
@@ -105,12 +98,7 @@ def _failed(image: FailedImage, body: ImagesRequestBody) -> str:
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 
-def _event(
-    name: str,
-    image: PartialImage | FinishedImage,
-    body: ImagesRequestBody,
-    usage: Usage | None = None,
-) -> str:
+def _event(name: str, image: PartialImage | FinishedImage, body: ImagesRequestBody) -> str:
     kind = f"{body.EVENTS}.{name}"
     output_format = body.output_format
     text = encode_base64(image.pixels, output_format, body.output_compression)
@@ -128,9 +116,8 @@ def _event(
     if isinstance(image, PartialImage):
         data |= {"partial_image_index": image.partial_index, "step": image.step}
     else:
-        data |= {"seed": image.seed, "ignored": body.ignored}
-    if usage is not None:
-        data["usage"] = usage_body(usage).model_dump()
+        usage = usage_body(image.usage).model_dump()
+        data |= {"seed": image.seed, "ignored": body.ignored, "usage": usage}
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 

@@ -174,7 +174,7 @@ def test_stream_with_partial_images(served: Served) -> None:
     assert distances[0] > distances[1] > distances[2] > 0
 
 
-def test_a_stream_of_several_images_ends_with_the_usage(served: Served) -> None:
+def test_the_usage_of_a_stream_is_that_of_its_images(served: Served) -> None:
     events = list(
         served.openai().images.generate(
             prompt="a red ball", n=2, stream=True, extra_body={"seed": 9}
@@ -183,7 +183,13 @@ def test_a_stream_of_several_images_ends_with_the_usage(served: Served) -> None:
     assert [event.type for event in events] == ["image_generation.completed"] * 2
     extras = [event.model_extra or {} for event in events]
     assert sorted((extra["image_index"], extra["seed"]) for extra in extras) == [(0, 9), (1, 10)]
-    assert ["usage" in event.model_fields_set for event in events] == [False, True]
+    plain = served.openai().images.generate(prompt="a red ball", n=2, extra_body={"seed": 9})
+    assert plain.usage is not None
+    shares = [event.usage for event in events if event.type == "image_generation.completed"]
+    for figure in ("input_tokens", "output_tokens", "total_tokens"):
+        assert sum(getattr(share, figure) for share in shares) == getattr(plain.usage, figure)
+    assert [share.input_tokens for share in shares] == [3, 0]
+    assert [share.model_extra for share in shares] == [{"denoising_steps": 4}] * 2
 
 
 def test_bad_field_is_a_bad_request(served: Served) -> None:

@@ -49,7 +49,8 @@ class SomeFail(Service):
             if index in self._failing:
                 yield FailedImage(index, GenerationFailed("NaN"))
             else:
-                yield FinishedImage(index, (request.seed or 0) + index, PICTURE, LATENTS)
+                share = Usage(index, 1, 4)
+                yield FinishedImage(index, (request.seed or 0) + index, PICTURE, LATENTS, share)
         yield Completed("none", USAGE)
 
 
@@ -88,7 +89,7 @@ def test_what_is_made_is_not_refused_for_want_of_threads() -> None:
 
 
 @pytest.mark.parametrize("failing", [(0,), (1,), (2,)])
-def test_a_stream_names_them_and_ends_with_the_usage(failing: tuple[int, ...]) -> None:
+def test_a_stream_names_them_and_each_has_its_usage(failing: tuple[int, ...]) -> None:
     asked = {"prompt": "a", "n": 3, "seed": 7, "stream": True}
     answer = client(*failing).post(GENERATIONS, json=asked)
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -102,4 +103,6 @@ def test_a_stream_names_them_and_ends_with_the_usage(failing: tuple[int, ...]) -
     assert [event["image_index"] for event in failed] == list(failing)
     assert failed[0]["error"]["code"] == "generation_failed"
     assert sorted(event["image_index"] for event in made) == sorted({0, 1, 2} - set(failing))
-    assert [("usage" in event) for event in made] == [False, True]
+    for event in made:
+        assert event["usage"]["input_tokens"] == event["image_index"]
+        assert event["usage"]["denoising_steps"] == 4
