@@ -374,6 +374,8 @@ class ServiceArgs(Frozen):
         allowed_s3_buckets: buckets from which `s3://` pictures may be fetched.
         storage: where files go that requests want by URL (`response_format: "url"`);
             `None`: such requests are refused.
+        metadata: whether files say how they were made (see docs/clients.md); a request may leave
+            it out of its own.
         max_image_bytes, max_image_pixels: of one picture in a request.
         max_request_pictures, max_request_bytes, max_request_pixels: pictures of one request, and
             what they may have together; refused by their headers, before any is decoded.
@@ -417,6 +419,7 @@ class ServiceArgs(Frozen):
     allowed_url_hosts: tuple[Host, ...] = ()
     allowed_s3_buckets: tuple[str, ...] = ()
     storage: StorageArgs | None = None
+    metadata: bool = True
     max_image_bytes: int = Field(20 * 2**20, ge=1024)
     max_image_pixels: int = Field(4096 * 4096, ge=64)
     max_request_pictures: int = Field(16, ge=1, le=64)

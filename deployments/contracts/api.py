@@ -186,6 +186,9 @@ class ImagesRequestBody(RequestBody):
     user: str | None = Field(None, max_length=MAX_USER, description="ignored")
     safety_identifier: str | None = Field(None, max_length=MAX_USER, description="ignored")
 
+    metadata: bool | None = Field(
+        None, description="write into each file how it was made; by default as the service does"
+    )
     seed: WireSeed | None = None
     num_inference_steps: Steps | None = None
     eta: Eta | None = None

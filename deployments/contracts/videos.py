@@ -30,6 +30,7 @@ from deployments.contracts.jobs import (
 )
 
 VideoFormat = Literal["mp4", "gif", "webp"]
+VideoVariant = Literal["video", "thumbnail", "spritesheet"]  # of what is made: which file
 FRAMES, FPS = 16, 8  # of a request that does not say
 
 
@@ -49,6 +50,9 @@ class VideoBody(RequestBody):
         None, description="8 by default; with seconds, as many as 16 frames allow"
     )
     output_format: VideoFormat = "mp4"
+    metadata: bool | None = Field(
+        None, description="write into the file how it was made; by default as the service does"
+    )
     seed: WireSeed | None = None
     num_inference_steps: Steps | None = None
     eta: Eta | None = None

@@ -13,12 +13,25 @@ from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
 from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull
-from deployments.contracts.jobs import Caller, Progress, VideoRequest
+from deployments.contracts.jobs import Caller, Progress, VideoRequest, VideoResult
 from deployments.contracts.places import Places
 from deployments.contracts.refusal import refusing
 from deployments.contracts.routes import Router
-from deployments.contracts.videos import VideoCard, VideoError, VideoFormat, VideosBody
-from deployments.ingress.answer.video_files import encode_video
+from deployments.contracts.videos import (
+    VideoCard,
+    VideoError,
+    VideoFormat,
+    VideosBody,
+    VideoVariant,
+)
+from deployments.ingress.answer.metadata import metadata_of
+from deployments.ingress.answer.stills import (
+    SPRITESHEET_TYPE,
+    THUMBNAIL_TYPE,
+    spritesheet,
+    thumbnail,
+)
+from deployments.ingress.answer.video_files import VIDEO_TYPES, encode_video
 from deployments.ingress.front import Front
 from deployments.ingress.http.failures import failure
 from deployments.ingress.request.service import NOBODY
@@ -28,16 +41,25 @@ SAMPLED = 95  # per cent: sampling is done; the rest is decoding and encoding
 FULL_RETRY_MS = 10_000
 
 
+Asked = tuple[VideoRequest, VideoFormat, bool]  # the last: with metadata
+Files = dict[VideoVariant, tuple[bytes, str]]  # each with its media type
+
+
 @dataclass
 class _Video:
     """A job and what came of it. `key`: the idempotency key that it was asked with."""
 
     card: VideoCard
-    asked: tuple[VideoRequest, VideoFormat]
+    asked: Asked
     key: str | None
     caller: Caller
-    data: bytes = b""
+    files: Files = field(default_factory=dict, repr=False)
     task: "asyncio.Task[None] | None" = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(len(data) for data, _ in self.files.values())
 
 
 class Videos:
@@ -65,13 +87,15 @@ class Videos:
         output_format: VideoFormat,
         key: str | None = None,
         caller: Caller = NOBODY,
+        metadata: bool = True,
     ) -> VideoCard:
-        """Takes a job; it starts at once, unless it has been asked with the same `key`.
+        """Takes a job; it starts at once, unless it has been asked with the same `key`. With
+        `metadata` its file says how it was made.
 
         Refused with `QueueFull` if too many are unfinished (a caller who has less than its share
         of `max_videos` may go beyond them), and for what `Service.check_video` raises.
         """
-        asked = (request, output_format)
+        asked = (request, output_format, metadata)
         if (known := self._known(key, caller, asked)) is not None:
             return known.card
         await self._quota.keys.renew()
@@ -136,19 +160,19 @@ class Videos:
         self._videos.pop(video_id, None)
 
     @refusing
-    async def content(self, video_id: str, owner: str | None = None) -> tuple[bytes, VideoFormat]:
-        """The file of a job that is completed."""
+    async def content(
+        self, video_id: str, owner: str | None = None, variant: VideoVariant = "video"
+    ) -> tuple[bytes, str]:
+        """A file of a job that is completed, and its media type."""
         video = self._find(video_id, owner)
         if video.card.status != "completed":
             raise InvalidRequest(
                 f"video {video_id!r} is {video.card.status}; only a completed one has content",
                 "video_id",
             )
-        return video.data, video.card.output_format
+        return video.files[variant]
 
-    def _known(
-        self, key: str | None, caller: Caller, asked: tuple[VideoRequest, VideoFormat]
-    ) -> _Video | None:
+    def _known(self, key: str | None, caller: Caller, asked: Asked) -> _Video | None:
         """The video that a caller has asked for with this idempotency key before."""
         self._forget_old()
         for video in self._videos.values():
@@ -167,10 +191,7 @@ class Videos:
 
         try:
             result = await self._service.animate(request, progressed, video.caller)
-            output_format = video.card.output_format
-            video.data = await asyncio.to_thread(
-                encode_video, result.frames, result.fps, output_format
-            )
+            video.files = await asyncio.to_thread(_files, result, video.asked)
             height, width = result.frames.shape[1:3]
             made = {"seed": result.seed, "model": result.model, "size": f"{width}x{height}"}
             self._end(video, {"status": "completed", "progress": 100, **made})
@@ -207,9 +228,23 @@ class Videos:
         """Drops what has expired, and the oldest files above the budget."""
         now = time.time()
         ended = {i: v for i, v in self._videos.items() if v.task is None and v.card.expires_at}
-        total = sum(len(video.data) for video in ended.values())
+        total = sum(video.size for video in ended.values())
         for video_id, video in ended.items():
             expired = (video.card.expires_at or 0) <= now
             if expired or total > self._args.video_cache_mb * MIB:
-                total -= len(video.data)
+                total -= video.size
                 del self._videos[video_id]
+
+
+def _files(result: VideoResult, asked: Asked) -> Files:
+    """What is kept of a video."""
+    _, output_format, written = asked
+    metadata = None
+    if written and result.recipe is not None:
+        metadata = metadata_of(result.recipe, result.seed, output_format)
+    data = encode_video(result.frames, result.fps, output_format, metadata)
+    return {
+        "video": (data, VIDEO_TYPES[output_format]),
+        "thumbnail": (thumbnail(result.frames), THUMBNAIL_TYPE),
+        "spritesheet": (spritesheet(result.frames), SPRITESHEET_TYPE),
+    }

@@ -92,7 +92,7 @@ def make_app(
     async def refuse(_: Request, error: TcdError) -> Response:
         return answer(failure(error))
 
-    app.include_router(image_routes(service, storage, bodies, answers))
+    app.include_router(image_routes(service, storage, bodies, answers, args.metadata))
 
     @app.post("/v1/preprocess/{preprocessor}", response_class=Response)
     async def preprocess(preprocessor: Literal["depth", "canny"], request: Request) -> Response:
@@ -170,7 +170,7 @@ def make_app(
         return Response(text, media_type=CONTENT_TYPE)
 
     app.include_router(key_routes(quota))
-    app.include_router(video_routes(videos, bodies))
+    app.include_router(video_routes(videos, bodies, args.metadata))
     describe(app, keyed=quota.keys.closed)
     return app
 

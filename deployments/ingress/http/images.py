@@ -16,7 +16,9 @@ from deployments.contracts.api import (
 )
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import MAX_SEEN, ImageRequest, ImageResult, Pixels
-from deployments.ingress.answer.media import encode, encode_base64
+from deployments.contracts.recipe import Recipe
+from deployments.ingress.answer.media import Encoding
+from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.answer.storage import Storage
 from deployments.ingress.http.bodies import JSON, Bodies
 from deployments.ingress.http.failures import failure
@@ -30,12 +32,17 @@ MAX_IMAGES = 1 + MAX_SEEN  # of an edit
 
 
 def image_routes(
-    service: Service, storage: Storage | None, bodies: Bodies, workers: Workers
+    service: Service, storage: Storage | None, bodies: Bodies, workers: Workers, metadata: bool
 ) -> APIRouter:
-    """Routes over the service; `storage`: where images go that are wanted by URL; `workers`:
-    threads that encode."""
+    """Routes over the service.
+
+    Args:
+        storage: where images go that are wanted by URL.
+        workers: threads that encode.
+        metadata: whether files say how they were made, unless a request wants none.
+    """
     router = APIRouter()
-    answers = Answers(service, storage, workers)
+    answers = Answers(service, storage, workers, metadata)
 
     @router.post("/v1/images/generations", response_model=ImagesBody)
     async def generations(request: Request) -> Response:
@@ -80,10 +87,13 @@ def named_as_sent(error: InvalidRequest) -> InvalidRequest:
 class Answers:
     """Answers to requests for images."""
 
-    def __init__(self, service: Service, storage: Storage | None, workers: Workers) -> None:
+    def __init__(
+        self, service: Service, storage: Storage | None, workers: Workers, metadata: bool
+    ) -> None:
         self._service = service
         self._storage = storage
         self._workers = workers
+        self._metadata = metadata
 
     async def images(
         self, request: Request, body: ImagesRequestBody, asked: ImageRequest
@@ -101,13 +111,15 @@ class Answers:
                 "events carry their images: with stream, response_format is b64_json",
                 "response_format",
             )
+        written = wanted(body.metadata, self._metadata)
+        encoding = Encoding(body.output_format, body.output_compression, written)
         asked = seeded(asked, idempotency_key(request))
         if body.stream:
-            return await stream_images(self._service, request, body, asked, self._workers)
+            return await stream_images(self._service, request, body, asked, encoding, self._workers)
         result = await self._service.generate(asked, caller_of(request))
         base_url = str(request.base_url).rstrip("/")
         made = await together(
-            self._made(body, pixels, seed, base_url)
+            self._made(encoding, pixels, result.recipe, seed, base_url if by_url else None)
             for pixels, seed in zip(result.images, result.seeds, strict=True)
         )
         told = ImagesBody(
@@ -124,20 +136,24 @@ class Answers:
         return Response(text, media_type=JSON)
 
     async def _made(
-        self, body: ImagesRequestBody, pixels: Pixels, seed: int, base_url: str
+        self,
+        encoding: Encoding,
+        pixels: Pixels,
+        recipe: Recipe | None,
+        seed: int,
+        base_url: str | None,
     ) -> bytes:
-        """An image's entry in an answer, as JSON."""
-        output_format, quality = body.output_format, body.output_compression
-        if self._storage is None or body.response_format == "b64_json":
-
-            def encoded() -> bytes:
-                text = encode_base64(pixels, output_format, quality)
-                return _json(ImageBody(b64_json=text, seed=seed))
-
-            return await self._workers.run(encoded)
-        data = await self._workers.run(encode, pixels, output_format, quality)
-        url = await self._storage.put(data, output_format)
+        """An image's entry in an answer, as JSON; with `base_url` the image is stored."""
+        if self._storage is None or base_url is None:
+            return await self._workers.run(_inline, encoding, pixels, recipe, seed)
+        data = await self._workers.run(encoding.file, pixels, recipe, seed)
+        url = await self._storage.put(data, encoding.output_format)
         return _json(ImageBody(url=base_url + url if url.startswith("/") else url, seed=seed))
+
+
+def _inline(encoding: Encoding, pixels: Pixels, recipe: Recipe | None, seed: int) -> bytes:
+    """The entry of an image that the answer carries."""
+    return _json(ImageBody(b64_json=encoding.text(pixels, recipe, seed), seed=seed))
 
 
 def _in_order(made: Sequence[bytes], result: ImageResult) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -17,7 +17,7 @@ from deployments.contracts.jobs import (
     StreamEvent,
     Usage,
 )
-from deployments.ingress.answer.media import encode_base64
+from deployments.ingress.answer.media import Encoding
 from deployments.ingress.http.failures import failure
 from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.refusals import log_refusal
@@ -30,12 +30,14 @@ async def stream_images(
     request: Request,
     body: ImagesRequestBody,
     asked: ImageRequest,
+    encoding: Encoding,
     workers: Workers,
 ) -> StreamingResponse:
     """Server-sent events. Waits for the first, so that a refusal still has its status."""
     events = service.stream(asked, caller_of(request))
     first = await anext(events)
-    return _EventStream(_server_sent(request.scope, first, events, body, workers), events)
+    shown = _server_sent(request.scope, first, events, body, encoding, workers)
+    return _EventStream(shown, events)
 
 
 class _EventStream(StreamingResponse):
@@ -61,6 +63,7 @@ async def _server_sent(
     first: StreamEvent,
     rest: AsyncIterator[StreamEvent],
     body: ImagesRequestBody,
+    encoding: Encoding,
     workers: Workers,
 ) -> AsyncGenerator[str]:
     """OpenAI's events; `failed` names an image that will not come, beside others that do."""
@@ -68,9 +71,9 @@ async def _server_sent(
         async for event in _chain(first, rest):
             match event:
                 case PartialImage():
-                    yield await workers.run(_event, "partial_image", event, body)
+                    yield await workers.run(_partial, event, body, encoding)
                 case FinishedImage():
-                    yield await workers.run(_event, "completed", event, body)
+                    yield await workers.run(_completed, event, body, encoding)
                 case FailedImage():
                     yield _failed(event, body)
     except Exception as error:
@@ -98,26 +101,39 @@ def _failed(image: FailedImage, body: ImagesRequestBody) -> str:
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 
-def _event(name: str, image: PartialImage | FinishedImage, body: ImagesRequestBody) -> str:
+def _partial(image: PartialImage, body: ImagesRequestBody, encoding: Encoding) -> str:
+    more = {"partial_image_index": image.partial_index, "step": image.step}
+    return _event("partial_image", image, encoding.text(image.pixels), body, more)
+
+
+def _completed(image: FinishedImage, body: ImagesRequestBody, encoding: Encoding) -> str:
+    text = encoding.text(image.pixels, image.recipe, image.seed)
+    usage = usage_body(image.usage).model_dump()
+    more = {"seed": image.seed, "ignored": body.ignored, "usage": usage}
+    return _event("completed", image, text, body, more)
+
+
+def _event(
+    name: str,
+    image: PartialImage | FinishedImage,
+    text: str,
+    body: ImagesRequestBody,
+    more: Mapping[str, object],
+) -> str:
+    """`text`: the image's file in base64; `more`: what only this kind of event says."""
     kind = f"{body.EVENTS}.{name}"
-    output_format = body.output_format
-    text = encode_base64(image.pixels, output_format, body.output_compression)
     height, width = image.pixels.shape[:2]
-    data: dict[str, object] = {
+    data = {
         "type": kind,
         "b64_json": text,
         "created_at": int(time.time()),
         "size": f"{width}x{height}",
         "quality": body.quality or "auto",
         "background": "opaque",
-        "output_format": output_format,
+        "output_format": body.output_format,
         "image_index": image.image_index,
+        **more,
     }
-    if isinstance(image, PartialImage):
-        data |= {"partial_image_index": image.partial_index, "step": image.step}
-    else:
-        usage = usage_body(image.usage).model_dump()
-        data |= {"seed": image.seed, "ignored": body.ignored, "usage": usage}
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 

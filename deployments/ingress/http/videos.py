@@ -7,8 +7,8 @@ from fastapi.responses import JSONResponse
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.contracts.refusal import accepted
-from deployments.contracts.videos import VideoBody, VideoCard, VideoFormat, VideosBody
-from deployments.ingress.answer.video_files import VIDEO_TYPES
+from deployments.contracts.videos import VideoBody, VideoCard, VideosBody, VideoVariant
+from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.idempotency import idempotency_key
 from deployments.ingress.http.keys import caller_of, owner_of
@@ -18,8 +18,11 @@ POLL_HEADER = "openai-poll-after-ms"  # the official client asks again after so 
 POLL_MS = {"queued": 1000, "in_progress": 500}
 
 
-def video_routes(videos: DeploymentHandle[object], bodies: Bodies) -> APIRouter:
-    """Routes over the deployment that keeps the jobs."""
+def video_routes(
+    videos: DeploymentHandle[object], bodies: Bodies, metadata: bool = True
+) -> APIRouter:
+    """Routes over the deployment that keeps the jobs; `metadata`: whether files say how they were
+    made, unless a request wants none."""
     router = APIRouter()
 
     @router.post("/v1/videos", response_model=VideoCard)
@@ -27,8 +30,8 @@ def video_routes(videos: DeploymentHandle[object], bodies: Bodies) -> APIRouter:
         """Starts a video. JSON, or multipart without files; the fields of `VideoBody`."""
         body = await bodies.either(request, VideoBody)
         asked, key = body.to_request(), idempotency_key(request)
-        caller = caller_of(request)
-        return await _card(videos.create.remote(asked, body.output_format, key, caller))
+        caller, written = caller_of(request), wanted(body.metadata, metadata)
+        return await _card(videos.create.remote(asked, body.output_format, key, caller, written))
 
     @router.get("/v1/videos", response_model=VideosBody)
     async def page(
@@ -59,12 +62,12 @@ def video_routes(videos: DeploymentHandle[object], bodies: Bodies) -> APIRouter:
         return {"id": video_id, "object": "video.deleted", "deleted": True}
 
     @router.get("/v1/videos/{video_id}/content", response_class=Response)
-    async def content(video_id: str, request: Request) -> Response:
-        """The file of a completed video."""
-        asked = videos.content.remote(video_id, owner_of(request))
-        found: tuple[bytes, VideoFormat] = await _answer(asked)
-        data, output_format = found
-        return Response(data, media_type=VIDEO_TYPES[output_format])
+    async def content(video_id: str, request: Request, variant: VideoVariant = "video") -> Response:
+        """The file of a completed video; its first frame (webp); or its frames in a grid (jpeg)."""
+        asked = videos.content.remote(video_id, owner_of(request), variant)
+        found: tuple[bytes, str] = await _answer(asked)
+        data, media_type = found
+        return Response(data, media_type=media_type)
 
     return router
 

@@ -23,12 +23,14 @@ from deployments.contracts.jobs import (
     Pixels,
 )
 from deployments.contracts.maps import MapRef, MapSpec, is_map_id
+from deployments.contracts.recipe import Recipe
 from deployments.contracts.refusal import Refusal, accepted
 from deployments.contracts.routes import Router
 from deployments.ingress.discovery.asking import asked
 from deployments.ingress.request.budget import pictures_of
 from deployments.ingress.request.filling import image_job, image_size
 from deployments.ingress.request.pictures import Brought, Loaded, Pictures
+from deployments.ingress.request.recipes import image_recipe
 from deployments.ingress.request.workers import together
 from preprocessors.image_file import edit_mask
 from preprocessors.resize import resize
@@ -48,6 +50,7 @@ class Assembled:
             an argument of its own in the call to the replica.
         map_ids: the maps among them; to be forgotten if the call fails.
         original, mask: with a mask whose surroundings are to come back as they were.
+        recipe: what the answer says of it.
     """
 
     job: ImageJob
@@ -55,6 +58,7 @@ class Assembled:
     map_ids: tuple[str, ...] = ()
     original: Pixels | None = None
     mask: Mask | None = None
+    recipe: Recipe | None = None
 
     def restored(self, pixels: Pixels) -> Pixels:
         """An answer's picture with the pixels outside the mask as they were."""
@@ -141,6 +145,7 @@ class Assembler:
             tuple(parts.map_ids),
             start if keep else None,
             mask if keep else None,
+            image_recipe(request, card.id, job, {p: one.name for p, one in brought.items()}),
         )
 
     async def preprocess(self, control: Control) -> tuple[str, Pixels]:

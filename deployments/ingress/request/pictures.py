@@ -25,11 +25,13 @@ class Brought:
         param: the field that it came in.
         content: a file, or the pixels of a caller in Python.
         pixels: width x height, as its header says.
+        name: "sha256:" and the digest of the file, or of the shape and pixels, as hex.
     """
 
     param: str
     content: bytes | np.ndarray
     pixels: int
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,8 @@ class Pictures:
 
     async def _bring(self, param: str, given: ImageInput) -> Brought:
         if isinstance(given, np.ndarray):
-            return Brought(param, given, given.shape[0] * given.shape[1])
+            digest = await self.workers.run(_digest, given)
+            return Brought(param, given, given.shape[0] * given.shape[1], f"sha256:{digest}")
         data = given if isinstance(given, bytes) else await self._fetcher.fetch(given, param)
         return await self.workers.run(self._measured, param, data)
 
@@ -94,7 +97,7 @@ class Pictures:
             )
         except ImageError as error:
             raise InvalidRequest(f"{param}: {error}", param) from error
-        return Brought(param, data, width * height)
+        return Brought(param, data, width * height, f"sha256:{hashlib.sha256(data).hexdigest()}")
 
     def _load(self, brought: Brought) -> Loaded:
         if isinstance(brought.content, np.ndarray):
@@ -124,5 +127,5 @@ def _seen(picture: Picture) -> Loaded:
 
 def _digest(pixels: Pixels) -> str:
     digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(pixels.data)
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()

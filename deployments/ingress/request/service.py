@@ -53,6 +53,7 @@ from deployments.ingress.request.budget import check
 from deployments.ingress.request.catalogue import Catalogue, Model
 from deployments.ingress.request.deaths import FAILURES, died, pause, translated, twice
 from deployments.ingress.request.filling import video_job
+from deployments.ingress.request.recipes import video_recipe
 
 OnProgress = Callable[[Progress], None]
 NOBODY = Caller()
@@ -95,9 +96,9 @@ class Service:
             ready, result = await twice(ask)
             lease.made(len(result.images))
         if ready.original is None:
-            return result
+            return replace(result, recipe=ready.recipe)
         images = await asyncio.to_thread(lambda: tuple(map(ready.restored, result.images)))
-        return replace(result, images=images)
+        return replace(result, images=images, recipe=ready.recipe)
 
     async def stream(
         self, request: ImageRequest, caller: Caller = NOBODY
@@ -118,11 +119,7 @@ class Service:
                         async for event in events:
                             begun = begun or isinstance(event, SHOWN)
                             lease.made(isinstance(event, FinishedImage))
-                            if isinstance(event, PartialImage | FinishedImage):
-                                pixels = await asyncio.to_thread(ready.restored, event.pixels)
-                                yield replace(event, pixels=pixels)
-                            else:
-                                yield event
+                            yield await _answered(event, ready)
                     return
                 except FAILURES as error:
                     if begun or last_try or not died(error):
@@ -143,7 +140,8 @@ class Service:
                 await lease.turn()
             job = video_job(request, model.card, timeout_s, caller)
             lease.charge(work_of(job))
-            return await self._animate(model, job, request.fps, progress)
+            ready = Assembled(job, recipe=video_recipe(request, model.card.id, job))
+            return await self._animate(model, ready, request.fps, progress)
 
         within = self._within(timeout_s, request.model)
         with self._quota.lease(caller, 1) as lease, translated(), within:
@@ -187,10 +185,10 @@ class Service:
         return model
 
     async def _animate(
-        self, model: Model, job: ImageJob, fps: int, progress: OnProgress
+        self, model: Model, ready: Assembled, fps: int, progress: OnProgress
     ) -> VideoResult:
         video: FinishedImage | None = None
-        async for event in self._events(model, Assembled(job)):
+        async for event in self._events(model, ready):
             match event:
                 case Progress():
                     progress(event)
@@ -199,7 +197,9 @@ class Service:
                 case FailedImage():
                     raise event.error
                 case Completed() if video is not None:
-                    return VideoResult(event.model, video.pixels, video.seed, fps, event.usage)
+                    return VideoResult(
+                        event.model, video.pixels, video.seed, fps, event.usage, ready.recipe
+                    )
         raise NotReady("the model's replica ended before the video was done")
 
     async def preprocess(
@@ -313,6 +313,16 @@ class Service:
         except (TimeoutError, DeadlineExceeded) as error:
             absence = self.catalogue.absence(self._args.model_named(model), timeout_s)
             raise absence or _late(timeout_s) from error
+
+
+async def _answered(event: StreamEvent, ready: Assembled) -> StreamEvent:
+    """A replica's event as the caller sees it."""
+    if not isinstance(event, PartialImage | FinishedImage):
+        return event
+    pixels = await asyncio.to_thread(ready.restored, event.pixels)
+    if isinstance(event, PartialImage):
+        return replace(event, pixels=pixels)
+    return replace(event, pixels=pixels, recipe=ready.recipe)
 
 
 def _late(timeout_s: float) -> DeadlineExceeded:

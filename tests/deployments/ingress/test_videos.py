@@ -137,6 +137,46 @@ def test_mp4(served: Served, frames_of_the_guide: NDArray[np.int16]) -> None:
     assert difference.mean() < 20  # colours are halved in resolution
 
 
+def test_its_stills(served: Served) -> None:
+    """The first frame, and all of them in a grid of three columns."""
+    card, content = made(served, output_format="webp")
+    film = Image.open(io.BytesIO(content.content))
+    frames = [np.asarray(f.convert("RGB")).astype(np.int16) for f in ImageSequence.Iterator(film)]
+    url = f"{served.url}/v1/videos/{card['id']}/content?variant="
+    assert httpx.get(url + "video").content == content.content
+    thumbnail, sheet = httpx.get(url + "thumbnail"), httpx.get(url + "spritesheet")
+    assert thumbnail.headers["content-type"] == "image/webp"
+    assert sheet.headers["content-type"] == "image/jpeg"
+    first = np.asarray(Image.open(io.BytesIO(thumbnail.content)).convert("RGB"))
+    assert np.abs(first - frames[0]).mean() < 12  # both are compressed
+    grid = np.asarray(Image.open(io.BytesIO(sheet.content)).convert("RGB"))
+    assert grid.shape == (3 * 64, 3 * 64, 3)
+    fifth = grid[64:128, 64:128]
+    apart = [np.abs(fifth - frame).mean() for frame in frames]
+    assert min(apart) == apart[4] < 12
+    wrong = httpx.get(url + "poster")
+    assert wrong.status_code == 400
+    assert wrong.json()["error"]["param"] == "variant"
+    for allowed in ("video", "thumbnail", "spritesheet"):
+        assert f"'{allowed}'" in wrong.json()["error"]["message"]
+
+
+def test_the_file_says_how_it_was_made(served: Served) -> None:
+    _, content = made(served)
+    with av.open(io.BytesIO(content.content), "r") as container:
+        said = json.loads(container.metadata["description"])["tcd"]
+    assert said == {
+        **BODY,
+        "prompt_syntax": "plain",
+        "clip_skip": 0,
+        "fps": 8,
+        "output_format": "mp4",
+    }
+    _, without = made(served, metadata=False)
+    with av.open(io.BytesIO(without.content), "r") as container:
+        assert "description" not in container.metadata
+
+
 @pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 def test_the_official_client(served: Served) -> None:
     client = served.openai()

@@ -1,0 +1,70 @@
+"""What the images of a job are made by, as answers say it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from deployments.contracts.jobs import (
+    Control,
+    ImageInput,
+    ImageJob,
+    ImageRequest,
+    IpAdapter,
+    VideoRequest,
+)
+from deployments.contracts.maps import is_map_id
+from deployments.contracts.recipe import Recipe
+
+
+def image_recipe(
+    request: ImageRequest, model: str, job: ImageJob, names: Mapping[str, str]
+) -> Recipe:
+    """`names`: of the request's pictures, by field."""
+    return replace(
+        _recipe(model, job),
+        image=names.get("image"),
+        mask=names.get("mask"),
+        strength=None if job.image is None else job.strength,
+        preserve_unmasked=request.preserve_unmasked,
+        controls=tuple(_control(c, i, names) for i, c in enumerate(request.controls)),
+        ip_adapter=_ip_adapter(request.ip_adapter, names),
+    )
+
+
+def video_recipe(request: VideoRequest, model: str, job: ImageJob) -> Recipe:
+    """Of a video, which begins with noise alone."""
+    return replace(_recipe(model, job), fps=request.fps)
+
+
+def _recipe(model: str, job: ImageJob) -> Recipe:
+    return Recipe(
+        model=model,
+        prompt=job.prompt,
+        negative_prompt=job.negative_prompt,
+        width=job.width,
+        height=job.height,
+        num_inference_steps=job.num_inference_steps,
+        eta=job.eta,
+        guidance_scale=job.guidance_scale,
+        prompt_syntax=job.prompt_syntax,
+        clip_skip=job.clip_skip,
+        loras=job.loras,
+        num_frames=job.num_frames,
+        motion_loras=job.motion_loras,
+    )
+
+
+def _control(control: Control, index: int, names: Mapping[str, str]) -> Control:
+    return replace(control, image=_name(control.image, f"controls.{index}.image", names))
+
+
+def _ip_adapter(adapter: IpAdapter | None, names: Mapping[str, str]) -> IpAdapter | None:
+    if adapter is None:
+        return None
+    seen = enumerate(adapter.images)
+    return replace(
+        adapter, images=tuple(_name(image, f"ip_adapter.image.{i}", names) for i, image in seen)
+    )
+
+
+def _name(image: ImageInput, param: str, names: Mapping[str, str]) -> str:
+    return image if is_map_id(image) else names[param]
