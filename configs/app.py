@@ -286,6 +286,20 @@ class PreprocessorArgs(Frozen):
     dtype: Dtype = "float32"
 
 
+class TemporaryStorage(Frozen):
+    """Files are kept for a while in a folder of the node that runs the ingress, below the system's
+    temporary folder, and shown by the ingress, as `GET /v1/files/{name}`.
+
+    Attributes:
+        keep_s: until a file is no longer shown, and soon deleted.
+        budget_mb: MiB of all files; above it the oldest go first.
+    """
+
+    kind: Literal["temporary"] = "temporary"
+    keep_s: float = Field(3600.0, gt=0)
+    budget_mb: int = Field(1024, ge=1)
+
+
 class FolderStorage(Frozen):
     """Files are kept in a folder: of the one node that runs the ingress, or shared by all.
 
@@ -319,7 +333,7 @@ class S3Storage(Frozen):
     endpoint_url: str | None = Field(None, pattern=r"^https?://\S+$")
 
 
-StorageArgs = Annotated[FolderStorage | S3Storage, Field(discriminator="kind")]
+StorageArgs = Annotated[TemporaryStorage | FolderStorage | S3Storage, Field(discriminator="kind")]
 
 
 class KeysArgs(Frozen):
@@ -372,8 +386,8 @@ class ServiceArgs(Frozen):
         map_cache_mb: MiB of control maps and embeddings remembered across requests.
         allowed_url_hosts: hosts from which `https://` pictures may be fetched, by name alone.
         allowed_s3_buckets: buckets from which `s3://` pictures may be fetched.
-        storage: where files go that requests want by URL (`response_format: "url"`);
-            `None`: such requests are refused.
+        storage: where files go that requests want by URL (`response_format: "url"`): left out, for
+            an hour into a folder of the node; `None`: such requests are refused.
         metadata: whether files say how they were made (see docs/clients.md); a request may leave
             it out of its own.
         max_image_bytes, max_image_pixels: of one picture in a request.
@@ -418,7 +432,7 @@ class ServiceArgs(Frozen):
     map_cache_mb: int = Field(512, ge=0)
     allowed_url_hosts: tuple[Host, ...] = ()
     allowed_s3_buckets: tuple[str, ...] = ()
-    storage: StorageArgs | None = None
+    storage: StorageArgs | None = TemporaryStorage()
     metadata: bool = True
     max_image_bytes: int = Field(20 * 2**20, ge=1024)
     max_image_pixels: int = Field(4096 * 4096, ge=64)

@@ -6,6 +6,7 @@ result = await tcd.generate.remote(ImageRequest("a red ball"))
 
 from collections.abc import AsyncIterator
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -44,7 +45,9 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
-        return make_app(self._service, self._videos, self._args, self._quota)
+        name = serve.get_replica_context().app_name
+        cluster = ray.get_runtime_context().gcs_address  # a node may run several
+        return make_app(self._service, self._videos, self._args, self._quota, f"{name}-{cluster}")
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
         """Makes the images of a request. Cancelling the call cancels the work.

@@ -15,8 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from configs.app import FolderStorage, S3Storage, StorageArgs
-from configs.sources import PROJECT_ROOT
+from configs.app import S3Storage
 from deployments.contracts.api import OutputFormat
 from deployments.contracts.errors import StorageUnavailable
 from deployments.ingress.answer.media import MEDIA_TYPES
@@ -25,7 +24,7 @@ FILES_PATH = "/v1/files/"
 NAME_BYTES = 32
 THREADS = 16
 PATIENCE_S = 60.0  # for one file, waiting for a thread included
-_NAME = re.compile(r"[A-Za-z0-9_-]{43}\.[a-z0-9]{2,5}")
+NAME = re.compile(r"[A-Za-z0-9_-]{43}\.[a-z0-9]{2,5}")
 log = logging.getLogger("ray.serve.tcd.storage")
 
 
@@ -42,12 +41,14 @@ class Storage(Protocol):
 
 
 class FolderStore:
-    """Files in a folder, shown by a web server, or by this service (at `service_url`, if that is
-    known)."""
+    """Files in a folder, shown by a web server (at `shown_at`), or else by this service (at
+    `service_url`, if that is known)."""
 
-    def __init__(self, args: FolderStorage, service_url: str | None = None) -> None:
-        self._folder = PROJECT_ROOT / args.path
-        self._shown_at = args.public_url or (service_url or "").rstrip("/") + FILES_PATH
+    def __init__(
+        self, folder: Path, service_url: str | None = None, shown_at: str | None = None
+    ) -> None:
+        self._folder = folder
+        self._shown_at = shown_at or (service_url or "").rstrip("/") + FILES_PATH
         self._threads = ThreadPoolExecutor(THREADS, "tcd-storage")
 
     async def put(self, data: bytes, output_format: OutputFormat) -> str:
@@ -56,12 +57,15 @@ class FolderStore:
         name = await _in_thread(self._threads, lambda: self._write(file_name, data))
         return f"{self._shown_at.rstrip('/')}/{name}"
 
-    def find(self, name: str) -> Path | None:
-        """The file of a name that `put` gave out; `None` for any other text."""
-        if _NAME.fullmatch(name) is None:
+    def read(self, name: str) -> bytes | None:
+        """The file of a name that `put` gave out; `None` for any other text, and for what is
+        gone."""
+        if NAME.fullmatch(name) is None:
             return None
-        path = self._folder / name
-        return path if path.is_file() else None
+        try:
+            return (self._folder / name).read_bytes()
+        except OSError:
+            return None
 
     def _write(self, name: str, data: bytes) -> str:
         try:
@@ -78,7 +82,7 @@ class FolderStore:
                     raise
         except OSError as error:
             log.warning("%s could not be written: %s", self._folder / name, error)
-            raise StorageUnavailable(_message(f"folder, {error.strerror}")) from error
+            raise StorageUnavailable(not_taken(f"folder, {error.strerror}")) from error
         return name
 
 
@@ -109,7 +113,7 @@ class BucketStore:
             )
         except (BotoCoreError, ClientError) as error:
             log.warning("s3://%s/%s could not be written: %s", bucket, key, error)
-            raise StorageUnavailable(_message(f"S3, {type(error).__name__}")) from error
+            raise StorageUnavailable(not_taken(f"S3, {type(error).__name__}")) from error
         return url
 
     @cached_property
@@ -130,29 +134,20 @@ class BucketStore:
         )
 
 
-def make_storage(args: StorageArgs | None, service_url: str | None = None) -> Storage | None:
-    """The storage that the configuration asks for. `service_url`: where clients reach the
-    service; `None`: where they say that they do."""
-    if args is None:
-        return None
-    if isinstance(args, FolderStorage):
-        return FolderStore(args, service_url)
-    return BucketStore(args)
-
-
 async def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], str]) -> str:
     try:
         async with asyncio.timeout(PATIENCE_S):
             return await asyncio.get_running_loop().run_in_executor(threads, work)
     except TimeoutError as error:
-        raise StorageUnavailable(_message(f"no answer within {PATIENCE_S:g} s")) from error
+        raise StorageUnavailable(not_taken(f"no answer within {PATIENCE_S:g} s")) from error
 
 
 def _new_name(output_format: OutputFormat) -> str:
     return f"{secrets.token_urlsafe(NAME_BYTES)}.{output_format}"
 
 
-def _message(what: str) -> str:
+def not_taken(what: str) -> str:
+    """What a client is told of a file that could not be kept."""
     return (
         f"the image was made, but the storage for files did not take it ({what}); try again, or "
         "ask for response_format b64_json"

@@ -1,7 +1,8 @@
 """The HTTP routes: bodies in, answers and event streams out."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,8 +18,10 @@ from configs.app import ServiceArgs
 from deployments.contracts.api import PreprocessForm
 from deployments.contracts.cards import ModelCard, ModelsBody, ReadyBody
 from deployments.contracts.errors import NotFound, TcdError
+from deployments.ingress.answer.configured import make_storage
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
-from deployments.ingress.answer.storage import FILES_PATH, FolderStore, make_storage
+from deployments.ingress.answer.storage import FILES_PATH, FolderStore
+from deployments.ingress.answer.temporary import TemporaryStore
 from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.cors import METHODS, Cors
 from deployments.ingress.http.failures import answer, failure, from_faults, http_failure
@@ -44,6 +47,10 @@ DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the s
 fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
 
 PLAYGROUND = Path(__file__).with_name("playground") / "index.html"
+NO_FILE = (
+    "this file does not exist, or no longer: where no storage is configured, files are kept for a "
+    "while, on the node that made them"
+)
 # A name is never given to another file, and what is shown is a picture, whatever it holds.
 FILE_HEADERS = {
     "cache-control": "private, max-age=31536000, immutable",
@@ -56,13 +63,35 @@ def make_app(
     videos: DeploymentHandle[object],
     args: ServiceArgs,
     quota: Quota | None = None,
+    name: str = "tcd",
 ) -> FastAPI:
-    """The web application around a service, and the deployment that keeps videos. `quota`: the
-    one that the service takes from; `None`: of the configured keys, for a service without."""
-    app = FastAPI(title="tcd", description=DESCRIPTION, version="1", redirect_slashes=False)
+    """The web application around a service, and the deployment that keeps videos.
+
+    Args:
+        quota: the one that the service takes from; `None`: of the configured keys, for a service
+            without.
+        name: of the service, among all of this node.
+    """
+    storage = make_storage(args.storage, name, args.public_url)
+
+    @asynccontextmanager
+    async def lasting(_: FastAPI) -> AsyncGenerator[None]:
+        if not isinstance(storage, TemporaryStore):
+            yield
+            return
+        sweeping = asyncio.create_task(storage.keep_swept())
+        yield
+        sweeping.cancel()
+
+    app = FastAPI(
+        title="tcd",
+        description=DESCRIPTION,
+        version="1",
+        redirect_slashes=False,
+        lifespan=lasting,
+    )
     quota = quota or Quota(make_keyring(args))
     metrics = Metrics()
-    storage = make_storage(args.storage, args.public_url)
     bodies = Bodies(args, Workers("work on bodies"))
     answers = Workers("work on answers", waiting=None)  # what is done already is not refused
     # The last one added is the outermost.
@@ -107,14 +136,14 @@ def make_app(
 
     if isinstance(storage, FolderStore):
 
-        @app.get(FILES_PATH + "{name}", response_class=FileResponse)
+        @app.get(FILES_PATH + "{name}", response_class=Response)
         async def file(name: str) -> Response:
             """A stored file, by the URL that an answer gave."""
-            path = await asyncio.to_thread(storage.find, name)
-            if path is None:
-                raise NotFound("this file does not exist", "name")
-            media_type = next(t for f, t in MEDIA_TYPES.items() if path.suffix == f".{f}")
-            return FileResponse(path, media_type=media_type, headers=FILE_HEADERS)
+            data = await asyncio.to_thread(storage.read, name)
+            if data is None:
+                raise NotFound(NO_FILE, "name")
+            media_type = next(t for f, t in MEDIA_TYPES.items() if name.endswith(f".{f}"))
+            return Response(data, media_type=media_type, headers=FILE_HEADERS)
 
     @app.get("/v1/models", response_model=ModelsBody)
     async def models(request: Request) -> ModelsBody:

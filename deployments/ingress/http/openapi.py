@@ -24,6 +24,7 @@ from deployments.contracts.api import (
 )
 from deployments.contracts.videos import VideoBody
 from deployments.ingress.answer.media import MEDIA_TYPES
+from deployments.ingress.answer.stills import SPRITESHEET_TYPE
 from deployments.ingress.answer.storage import FILES_PATH
 from deployments.ingress.answer.video_files import VIDEO_TYPES
 from deployments.ingress.http.events import (
@@ -150,7 +151,7 @@ TABLE: Mapping[tuple[str, str], Told] = {
     ),
     ("post", "/v1/videos"): Told(takes=VideoBody, example=CONE, form=Form(VideoBody), repeats=True),
     ("get", "/v1/videos/{video_id}/content"): Told(
-        answers=dict.fromkeys(VIDEO_TYPES.values(), BINARY), instead=True
+        answers=dict.fromkeys([*VIDEO_TYPES.values(), SPRITESHEET_TYPE], BINARY), instead=True
     ),
     ("get", FILES_PATH + "{name}"): Told(answers=PICTURES, instead=True),
     ("get", "/readyz"): Told(unready=True),

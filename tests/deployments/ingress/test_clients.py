@@ -60,7 +60,6 @@ REFUSED: dict[tuple[str, object], str] = {
     ("output_format", "svg"): "no svg",
     ("model", "dall-e-3"): "does not exist; models:",
     ("partial_images", 2): "needs stream: true",
-    ("response_format", "url"): "stores no files",
     ("size", "1024x1024"): "the nearest is 512x512",
     ("size", "63x64"): "multiples of 8",
 }

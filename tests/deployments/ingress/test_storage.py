@@ -186,7 +186,7 @@ def test_without_storage(stream: bool) -> None:
     assert answer.status_code == 400
     error = error_of(answer)
     assert error["param"] == "response_format"
-    assert "storage" in error["message"]
+    assert "storage" in error["message"]  # `storage: null`: the operator wants none
     assert client(None).get("/v1/files/" + "s" * 43 + ".png").status_code == 404
 
 

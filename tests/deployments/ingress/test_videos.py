@@ -148,12 +148,12 @@ def test_its_stills(served: Served) -> None:
     assert thumbnail.headers["content-type"] == "image/webp"
     assert sheet.headers["content-type"] == "image/jpeg"
     first = np.asarray(Image.open(io.BytesIO(thumbnail.content)).convert("RGB"))
-    assert np.abs(first - frames[0]).mean() < 12  # both are compressed
+    assert np.abs(first - frames[0]).mean() < 20  # compressed, and noise is what it shows
     grid = np.asarray(Image.open(io.BytesIO(sheet.content)).convert("RGB"))
     assert grid.shape == (3 * 64, 3 * 64, 3)
     fifth = grid[64:128, 64:128]
     apart = [np.abs(fifth - frame).mean() for frame in frames]
-    assert min(apart) == apart[4] < 12
+    assert min(apart) == apart[4] < 20
     wrong = httpx.get(url + "poster")
     assert wrong.status_code == 400
     assert wrong.json()["error"]["param"] == "variant"
