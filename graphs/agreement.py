@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
-from configs.app import Limits, ModelArgs, ModelUserConfig, ServiceArgs
+from configs.app import Limits, ModelArgs, ModelUserConfig, ServiceArgs, TemporaryStorage
 from configs.sources import PROJECT_ROOT
 from graphs.limits import GRACE_S, HEALTH_CHECK_TIMEOUT_S, LASTING
 from graphs.model import DIFFUSION
@@ -62,6 +62,7 @@ def advice(config: ServeDeploySchema) -> Iterator[str]:
     for application, service in _services(config):
         yield from _times(config, service)
         yield from _keys(application.name, service)
+        yield from _files(application, service)
 
 
 def _models(config: ServeDeploySchema) -> Iterator[_Model]:
@@ -241,6 +242,20 @@ def _keys(place: str, service: ServiceArgs) -> Iterator[str]:
     for key, name in named.items():
         if name is not None and not os.environ.get(name):
             yield f"{place}.args.{key}: {name} is not set here; nodes must have it"
+
+
+def _files(application: ServeApplicationSchema, service: ServiceArgs) -> Iterator[str]:
+    """Files by URL are found by every ingress."""
+    if not isinstance(service.storage, TemporaryStorage):
+        return
+    for deployment in application.deployments:
+        several = _option(deployment, "num_replicas", 1) != 1
+        scales = _option(deployment, "autoscaling_config", None) is not None
+        if deployment.name == "Ingress" and (several or scales):
+            yield (
+                f"{application.name}.args.storage: temporary files are on the node that made them; "
+                "where the Ingress has several nodes say a shared folder, a bucket, or null"
+            )
 
 
 def _option(deployment: DeploymentSchema, name: str, default: Value) -> Value:

@@ -110,6 +110,7 @@ def served(demo_models: Path) -> Iterator[Served]:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         os.environ.update(ENVIRONMENT)
+        os.environ["TMPDIR"] = folder  # of what replicas keep for a while
         # For replicas that speak to moto's S3 server, which takes any key.
         os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "testing"
         ray.init(

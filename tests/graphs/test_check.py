@@ -56,6 +56,12 @@ def diffusion(config: dict[str, Any]) -> dict[str, Any]:
     return deployment
 
 
+def several_ingresses(config: dict[str, Any]) -> None:
+    del service(config)["args"]["storage"]
+    (ingress,) = (d for d in service(config)["deployments"] if d["name"] == "Ingress")
+    ingress["num_replicas"] = 2
+
+
 def limits(**changed: int) -> Edit:
     return lambda config: diffusion(config)["user_config"].update(limits=changed)
 
@@ -295,6 +301,10 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
         (
             lambda c: service(c)["args"].update(api_keys_env="TCD_NOT_SET"),
             "tcd.args.api_keys_env: TCD_NOT_SET is not set here",
+        ),
+        (
+            several_ingresses,
+            "tcd.args.storage: temporary files are on the node that made them",
         ),
     ],
 )

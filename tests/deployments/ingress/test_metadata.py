@@ -146,6 +146,19 @@ def test_other_values_are_refused(served: Served, metadata: object) -> None:
         assert answer.json()["error"]["param"] == "metadata"
 
 
+def test_a_file_by_url_says_it_and_needs_no_storage(served: Served) -> None:
+    """In the folder that the node has for it."""
+    body = {**BODY, "seed": 5, "response_format": "url"}
+    answer = httpx.post(served.url + GENERATIONS, json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    (image,) = answer.json()["data"]
+    shown_there = httpx.get(image["url"], timeout=60)
+    assert shown_there.headers["content-type"] == "image/png"
+    (inline,) = generated(served, {**BODY, "seed": 5})
+    assert (shown(shown_there.content) == shown(inline)).all()
+    assert request_in(shown_there.content) == request_in(inline)
+
+
 def test_other_applications_see_the_recipe(served: Served) -> None:
     handle = serve.get_app_handle("tcd")
     array = picture(7, 64, 64)
