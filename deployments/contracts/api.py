@@ -56,7 +56,6 @@ IGNORED = (
     "user",
     "safety_identifier",
 )
-MAX_FIELDS = 64  # of one JSON object; the largest of ours has half as many
 MAX_USER = 256  # characters of OpenAI's `user`
 IMAGE = "a data URL, an https:// URL, an s3:// URI, or the id of a control map"
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
@@ -85,14 +84,15 @@ class RequestBody(BaseModel):
     what leaving the field out means."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    MAX_FIELDS: ClassVar[int] = 64  # of one object; the largest of OpenAI's has half as many
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_the_default(cls, sent: object) -> object:
         if not isinstance(sent, dict):
             return sent
-        if len(sent) > MAX_FIELDS:
-            raise ValueError(f"an object of {len(sent)} fields; {MAX_FIELDS} at most are read")
+        if len(sent) > cls.MAX_FIELDS:
+            raise ValueError(f"an object of {len(sent)} fields; {cls.MAX_FIELDS} at most are read")
         return {
             name: value
             for name, value in sent.items()

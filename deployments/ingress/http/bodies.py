@@ -38,14 +38,15 @@ class Bodies:
         self._max_file_bytes = args.max_image_bytes
         self._workers = workers
 
-    async def json(self, request: Request, model: type[Body]) -> Body:
-        """Raises `InvalidRequest` naming the field that is wrong."""
+    async def json(self, request: Request, model: type[Body], *, bare: bool = False) -> Body:
+        """`bare`: pictures may come as base64 alone. Raises `InvalidRequest` naming the field that
+        is wrong."""
         kind = _kind(request)
         if not kind.endswith("json"):
             raise InvalidRequest(
                 f"the body must be JSON, as content-type: {JSON}; it is {kind or 'nothing'}"
             )
-        watch = JsonWatch(self._longest)
+        watch = JsonWatch(self._longest, bare)
         chunks: list[bytes] = []
 
         def see(chunk: bytes) -> None:

@@ -16,12 +16,14 @@ class JsonWatch:
     here: too many values, or a text longer than any field takes.
 
     Args:
-        longest: bytes of a text that begins as a data URL; others have room for `MAX_TEXT`
-            characters, however they are escaped.
+        longest: bytes of a text that holds a picture.
+        bare: every text may hold one; else those that begin as a data URL, and others have room
+            for `MAX_TEXT` characters, however they are escaped.
     """
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, bare: bool = False) -> None:
         self._longest = longest
+        self._bare = bare
         self._commas = self._quotes = 0
         self._run = 0  # bytes since the last quote
         self._head = b""  # the first few of them
@@ -41,7 +43,8 @@ class JsonWatch:
         self._run += len(chunk) - last - 1
 
     def _check(self, more: int) -> None:
-        most = self._longest if self._head == b"data:" else 6 * MAX_TEXT
+        pictured = self._bare or self._head == b"data:"
+        most = self._longest if pictured else 6 * MAX_TEXT
         if self._run + more > most:
             raise InvalidRequest(
                 f"the body has more than {most} bytes from one quote to the next, of a text or of "

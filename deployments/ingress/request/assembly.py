@@ -86,12 +86,13 @@ class Assembler:
     """Makes requests ready.
 
     Args:
+        pictures: brings them in; whoever else looks at some shares its room.
         maps: the map store's handle.
         route: which preprocessors a request needs (`graphs.routing`).
     """
 
     def __init__(self, pictures: Pictures, maps: DeploymentHandle[object], route: Router) -> None:
-        self._pictures = pictures
+        self.pictures = pictures
         self._maps = maps
         self._figures = MapFigures({}, {}, 0, 0)
         self._route = route
@@ -104,7 +105,7 @@ class Assembler:
         """
         _check(request, card)
         routed = {r.index: r.preprocessor for r in self._route(request) if r.field == "controls"}
-        brought = await self._pictures.bring(pictures_of(request))
+        brought = await self.pictures.bring(pictures_of(request))
         size, start, mask = await self._start(request, card, brought)
         parts = _Parts()
         if start is not None:
@@ -151,7 +152,7 @@ class Assembler:
     async def preprocess(self, control: Control) -> tuple[str, Pixels]:
         """A control map of the picture's own size: its id, and the map itself."""
         _check_thresholds(control)
-        brought = await self._pictures.bring({"image": control.image})
+        brought = await self.pictures.bring({"image": control.image})
         found = await self._mapped(
             brought["image"],
             lambda loaded: _control_spec(control, control.type, loaded, loaded.picture.size),
@@ -184,9 +185,9 @@ class Assembler:
         files = [brought[name] for name in ("image", "mask") if name in brought]
         if not files:
             return image_size(request, card, None), None, None
-        async with self._pictures.decoded(*files) as (start, *masks):
+        async with self.pictures.decoded(*files) as (start, *masks):
             size = image_size(request, card, start.picture.size)
-            workers = self._pictures.workers
+            workers = self.pictures.workers
             mask = await workers.run(_mask, start, masks[0] if masks else None, size)
             return size, await workers.run(resize, start.pixels, size), mask
 
@@ -204,8 +205,8 @@ class Assembler:
         if is_map_id(control.image):
             return await self._named_map(control.image, param)
         if preprocessor is None:
-            async with self._pictures.decoded(brought[param]) as (loaded,):
-                return await self._pictures.workers.run(resize, loaded.pixels, size)
+            async with self.pictures.decoded(brought[param]) as (loaded,):
+                return await self.pictures.workers.run(resize, loaded.pixels, size)
         place = f"controls.{index}."
         return await self._mapped(
             brought[param], lambda loaded: _control_spec(control, preprocessor, loaded, size, place)
@@ -245,14 +246,14 @@ class Assembler:
         return await self._make(spec, await self._put(brought, spec))
 
     async def _spec(self, brought: Brought, spec_of: Callable[[Loaded], MapSpec]) -> MapSpec:
-        async with self._pictures.decoded(brought) as (loaded,):
+        async with self.pictures.decoded(brought) as (loaded,):
             return spec_of(loaded)
 
     async def _put(self, brought: Brought, spec: MapSpec) -> object:
         """A reference to the picture of which a map is made. It is decoded anew: its pixels were
         not to be kept while the store was asked."""
-        async with self._pictures.decoded(brought) as (loaded,):
-            return await self._pictures.workers.run(_put, spec, loaded.pixels)
+        async with self.pictures.decoded(brought) as (loaded,):
+            return await self.pictures.workers.run(_put, spec, loaded.pixels)
 
     async def _make(self, spec: MapSpec, picture: object) -> MapRef:
         """`picture`: a reference, in a list so that the store does not fetch it."""

@@ -22,6 +22,7 @@ from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from configs.app import ServiceArgs
 from deployments.contracts.api import PreprocessForm
+from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -34,6 +35,7 @@ from deployments.contracts.jobs import (
     Control,
     FailedImage,
     FinishedImage,
+    ImageInput,
     ImageJob,
     ImageRequest,
     ImageResult,
@@ -126,6 +128,14 @@ class Service:
                         raise
                     await pause(error)
 
+    async def card(self, model: str | None, caller: Caller = NOBODY) -> ModelCard:
+        """Of the model that a request means. Raises a `TcdError` if it may not have it."""
+        timeout_s = self._args.request_timeout_s
+        with translated(), self._within(timeout_s, model):
+            async with asyncio.timeout(timeout_s):
+                lease = self._quota.lease(caller, 1)
+                return (await self._model(ImageRequest("", model=model), lease)).card
+
     async def animate(
         self, request: VideoRequest, progress: OnProgress, caller: Caller = NOBODY
     ) -> VideoResult:
@@ -205,7 +215,7 @@ class Service:
     async def preprocess(
         self,
         preprocessor: str,
-        image: bytes,
+        image: ImageInput,
         form: PreprocessForm,
         caller: Caller = NOBODY,
     ) -> tuple[str, Pixels]:

@@ -100,11 +100,11 @@ class Replica:
 
     @property
     def submit(self) -> Any:
-        return _Method(lambda job: Call(self._submit(job)))
+        return _Method(lambda job, *_: Call(self._submit(job)))
 
     @property
     def stream(self) -> Any:
-        return _Method(lambda job: Events(self._stream(job)))
+        return _Method(lambda job, *_: Events(self._stream(job)))
 
     @property
     def check(self) -> Any:

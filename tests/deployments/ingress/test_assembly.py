@@ -130,7 +130,7 @@ def test_what_was_begun_ends_with_the_picture_that_is_broken(put: list[Pixels]) 
     with pytest.raises(InvalidRequest, match="truncated") as caught:
         assemble(made_by, controls=controls)
     assert caught.value.param == "controls.0.image"
-    assert made_by._pictures.room.taken == 0
+    assert made_by.pictures.room.taken == 0
     assert not store.maps or len(store.given) < 8
 
 
@@ -168,7 +168,7 @@ def test_a_silent_store_keeps_nobody_else_out(put: list[Pixels]) -> None:
         stuck = [one(11, "canny"), one(12, "depth")]
         while store.silent:
             await asyncio.sleep(0.001)
-        assert made_by._pictures.room.taken == 0
+        assert made_by.pictures.room.taken == 0
         await asyncio.wait_for(one(13, "canny"), 5)
         for task in stuck:
             task.cancel()
@@ -247,7 +247,7 @@ def test_an_s3_that_hangs_costs_only_who_asked_it(
         for task in stuck:
             with pytest.raises(InvalidRequest, match=r"did not come within 3 s|could not be read"):
                 await task
-        fetcher = made_by._pictures._fetcher
+        fetcher = made_by.pictures._fetcher
         while fetcher._s3.unfinished:  # boto3 gives up by itself
             await asyncio.sleep(0.01)
 
