@@ -417,8 +417,8 @@ class ServiceArgs(Frozen):
             background, may have 3600. What carries requests must last longer than this: see
             `graphs/limits.py`.
         discovery_period_s: how often the directory looks for model applications.
-        keys: the named keys that are accepted below `/v1/`, each with its limits; `None`, and no
-            `api_keys_env`: no authentication.
+        keys: the named keys that are accepted below `/v1/`, `/sdapi/` and `/controlnet/`, each with
+            its limits; `None`, and no `api_keys_env`: no authentication.
         api_keys_env: name of the environment variable with further bearer keys in plain text,
             separated by commas; they have no limits, and are called `key-1`, `key-2`, ...
         protect: pages that ask for a key with `admin: true`, too; "docs" is the description of

@@ -30,6 +30,7 @@ from deployments.contracts.jobs import (
     Caller,
     Completed,
     FinishedImage,
+    ImageInput,
     ImageRequest,
     ImageResult,
     PartialImage,
@@ -40,9 +41,11 @@ from deployments.contracts.jobs import (
     VideoRequest,
     VideoResult,
 )
+from deployments.contracts.recipe import Recipe
 from deployments.ingress.discovery.outlook import Outlook
 from deployments.ingress.http.app import make_app
 from deployments.ingress.keys.quota import Quota
+from deployments.ingress.request.pictures import Pictures
 from deployments.ingress.request.service import NOBODY, OnProgress, Service
 from deployments.ingress.videos import Videos
 from tests.deployments.ingress.fakes import knowing
@@ -82,6 +85,19 @@ CARD = ModelCard(
         max_pending=8,
     ),
 )
+RECIPE = Recipe(
+    model="none",
+    prompt="a",
+    negative_prompt=None,
+    width=SIDE,
+    height=SIDE,
+    num_inference_steps=4,
+    eta=0.3,
+    guidance_scale=0.0,
+    prompt_syntax="plain",
+    clip_skip=0,
+    loras=(),
+)
 
 
 class NoModels(Service):
@@ -91,8 +107,14 @@ class NoModels(Service):
         handle: Any = SimpleNamespace(options=lambda **_: handle)
         self.catalogue = knowing(Outlook("none", "RUNNING", "ready", CARD, handle))
         self.assembler: Any = SimpleNamespace(
-            map_figures=_answering(MapFigures({}, {}, stored=0, stored_bytes=0))
+            map_figures=_answering(MapFigures({}, {}, stored=0, stored_bytes=0)),
+            pictures=Pictures(ServiceArgs()),
         )
+
+    async def card(self, model: str | None, caller: Caller = NOBODY) -> ModelCard:
+        if model not in (None, CARD.id):
+            raise NotFound(f"model {model!r} does not exist", "model")
+        return CARD
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
         fail_by(request.seed)
@@ -107,13 +129,14 @@ class NoModels(Service):
             yield Progress(index, 1, 4)
             if request.partial_images:
                 yield PartialImage(index, 0, 1, picture())
-            yield FinishedImage(index, 7 + index, picture(), np.zeros((4, 1, 1), np.float32))
+            latents = np.zeros((4, 1, 1), np.float32)
+            yield FinishedImage(index, 7 + index, picture(), latents, recipe=RECIPE)
         if request.num_inference_steps == 13:
             raise GenerationFailed("not a number")
         yield Completed("none", USAGE)
 
     async def preprocess(
-        self, preprocessor: str, image: bytes, form: PreprocessForm, caller: Caller = NOBODY
+        self, preprocessor: str, image: ImageInput, form: PreprocessForm, caller: Caller = NOBODY
     ) -> tuple[str, Pixels]:
         fail_by(len(image) + (form.low_threshold or 0))
         return f"map-{preprocessor}-0", picture()

@@ -22,9 +22,10 @@ from deployments.ingress.answer.configured import make_storage
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
 from deployments.ingress.answer.storage import FILES_PATH, FolderStore
 from deployments.ingress.answer.temporary import TemporaryStore
+from deployments.ingress.http.a1111.routes import a1111_routes
 from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.cors import METHODS, Cors
-from deployments.ingress.http.failures import answer, failure, from_faults, http_failure
+from deployments.ingress.http.failures import answer_to, failure, from_faults, http_failure
 from deployments.ingress.http.images import image_routes
 from deployments.ingress.http.keys import caller_of, key_routes, may_see
 from deployments.ingress.http.metrics import CONTENT_TYPE, Metrics
@@ -44,7 +45,8 @@ from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers
 
 DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the sampler's own
-fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`. Below
+`/sdapi/v1/` and `/controlnet/`, AUTOMATIC1111's API for the same models."""
 
 PLAYGROUND = Path(__file__).with_name("playground") / "index.html"
 NO_FILE = (
@@ -105,21 +107,22 @@ def make_app(
     app.add_middleware(RequestCount, metrics=metrics)
 
     @app.exception_handler(RequestValidationError)
-    async def refuse_parameter(_: Request, error: RequestValidationError) -> Response:
+    async def refuse_parameter(request: Request, error: RequestValidationError) -> Response:
         # The first part of each place is "query" or "path".
         faults = [(tuple(f["loc"][1:]), f["msg"], f["type"]) for f in error.errors()]
-        return answer(failure(from_faults(faults)))
+        return answer_to(request.scope, failure(from_faults(faults)))
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
         headers = {}
         if error.status_code == 405:
             headers["allow"] = ", ".join(allowed_methods(app.routes, request.scope))
-        return answer(http_failure(error.status_code, str(error.detail), headers))
+        refusal = http_failure(error.status_code, str(error.detail), headers)
+        return answer_to(request.scope, refusal)
 
     @app.exception_handler(TcdError)
-    async def refuse(_: Request, error: TcdError) -> Response:
-        return answer(failure(error))
+    async def refuse(request: Request, error: TcdError) -> Response:
+        return answer_to(request.scope, failure(error))
 
     app.include_router(image_routes(service, storage, bodies, answers, args.metadata))
 
@@ -200,6 +203,7 @@ def make_app(
 
     app.include_router(key_routes(quota))
     app.include_router(video_routes(videos, bodies, args.metadata))
+    app.include_router(a1111_routes(service, args, bodies, answers))
     describe(app, keyed=quota.keys.closed)
     return app
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.types import Scope
 
 from deployments.contracts.api import ErrorAnswer, ErrorBody
 from deployments.contracts.errors import (
@@ -25,6 +26,7 @@ from deployments.contracts.errors import (
     TooLarge,
     Unauthorized,
 )
+from deployments.ingress.http.paths import speaks_a1111
 
 # Below Serve's own logger, whose handlers write to the replica's log, with the request's id.
 log = logging.getLogger("ray.serve.tcd.ingress")
@@ -128,3 +130,13 @@ def from_faults(
 def answer(refusal: Failure) -> JSONResponse:
     """An error as a response."""
     return JSONResponse(refusal.body.model_dump(), refusal.status, refusal.headers)
+
+
+def answer_to(scope: Scope, refusal: Failure) -> JSONResponse:
+    """An error as the response to a request. On A1111's paths it says its message again as FastAPI
+    does, and how else keys are read there."""
+    if not speaks_a1111(scope):
+        return answer(refusal)
+    content = {**refusal.body.model_dump(), "detail": refusal.body.error.message}
+    basic = {"www-authenticate": 'Bearer, Basic realm="tcd"'} if refusal.status == 401 else {}
+    return JSONResponse(content, refusal.status, refusal.headers | basic)

@@ -1,13 +1,16 @@
 """Whose key a request carries, and the route that shows what was done with it."""
 
+import base64
 from typing import cast
 
 from fastapi import APIRouter, Request
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from configs.keys import KeyEntry
 from deployments.contracts.jobs import Caller
 from deployments.contracts.usage import KeyUsagesBody
+from deployments.ingress.http.paths import speaks_a1111
 from deployments.ingress.keys.quota import NO_KEY, Quota
 
 STATE = "tcd_key"  # in a request's state
@@ -21,6 +24,21 @@ def noted_key(scope: Scope, key: KeyEntry) -> None:
 def key_of(scope: Scope) -> KeyEntry | None:
     """The key that a request carries; `None` if it carries none, or none was asked for."""
     return cast(KeyEntry | None, scope.get("state", {}).get(STATE))
+
+
+def presented_key(scope: Scope) -> str | None:
+    """The key that a request shows: as a bearer's, or, on A1111's paths, as the password of
+    whatever user."""
+    scheme, _, text = Headers(scope=scope).get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return text.strip()
+    if scheme.lower() == "basic" and speaks_a1111(scope):
+        try:
+            pair = base64.b64decode(text.strip(), validate=True).decode("latin-1")
+        except ValueError:
+            return None
+        return pair.partition(":")[2]
+    return None
 
 
 def caller_of(request: Request) -> Caller:

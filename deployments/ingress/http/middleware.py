@@ -21,9 +21,10 @@ from deployments.contracts.errors import (
     Unauthorized,
 )
 from deployments.ingress.answer.storage import FILES_PATH
-from deployments.ingress.http.failures import answer, failure
-from deployments.ingress.http.keys import noted_key
+from deployments.ingress.http.failures import answer_to, failure
+from deployments.ingress.http.keys import noted_key, presented_key
 from deployments.ingress.http.metrics import Metrics
+from deployments.ingress.http.paths import A1111, path_of
 from deployments.ingress.http.refusals import log_refusal, route_of
 from deployments.ingress.keys.keyring import Keyring
 
@@ -197,6 +198,7 @@ class Unexpected:
             await _refuse(error, scope, receive, send)
 
 
+KEYED = ("/v1/", *A1111)
 PAGES: dict[str, Guarded] = {
     "/metrics": "metrics",
     "/readyz": "readyz",
@@ -209,8 +211,8 @@ PAGES: dict[str, Guarded] = {
 
 
 class Authentication:
-    """Asks for a bearer key below `/v1/`, if there are any, and for that of an `admin` on pages
-    that are protected. What the request carries is noted for the routes and logs behind it.
+    """Asks for a key below `KEYED`, if there are any, and for that of an `admin` on pages that are
+    protected. What the request carries is noted for the routes and logs behind it.
 
     Stored files are shown without one: their names are secrets themselves, as in a presigned URL.
     """
@@ -223,10 +225,9 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] == "http" and self._keys.closed:
-            # Below a route prefix, `path` has the prefix in front.
-            path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+            path = path_of(scope)
             guarded = PAGES.get(path) in self._protect
-            if guarded or (path.startswith("/v1/") and not path.startswith(FILES_PATH)):
+            if guarded or (path.startswith(KEYED) and not path.startswith(FILES_PATH)):
                 await self._keys.renew()
                 error = self._refusal(scope, guarded)
                 if error is not None:
@@ -235,8 +236,8 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope, guarded: bool) -> TcdError | None:
-        scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
-        key = self._keys.find(presented.strip()) if scheme.lower() == "bearer" else None
+        presented = presented_key(scope)
+        key = None if presented is None else self._keys.find(presented)
         if key is None:
             return Unauthorized("a valid key is needed: Authorization: Bearer KEY")
         noted_key(scope, key)
@@ -250,4 +251,4 @@ def _too_large(max_bytes: int) -> TooLarge:
 
 
 async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    await answer(failure(error))(scope, receive, send)
+    await answer_to(scope, failure(error))(scope, receive, send)

@@ -27,6 +27,13 @@ from deployments.ingress.answer.media import MEDIA_TYPES
 from deployments.ingress.answer.stills import SPRITESHEET_TYPE
 from deployments.ingress.answer.storage import FILES_PATH
 from deployments.ingress.answer.video_files import VIDEO_TYPES
+from deployments.ingress.http.a1111.answers import DetailedErrorAnswer
+from deployments.ingress.http.a1111.bodies import (
+    DetectBody,
+    Img2ImgBody,
+    OptionsBody,
+    Txt2ImgBody,
+)
 from deployments.ingress.http.events import (
     CompletedEvent,
     ErrorEvent,
@@ -36,11 +43,13 @@ from deployments.ingress.http.events import (
 from deployments.ingress.http.forms import NESTED
 from deployments.ingress.http.idempotency import HEADER, MAX_CHARS
 from deployments.ingress.http.metrics import CONTENT_TYPE
+from deployments.ingress.http.paths import A1111
 
 Json = dict[str, Any]  # a part of the document
 REF = "#/components/schemas/{model}"
 MODELS: tuple[type[BaseModel], ...] = (
     *(GenerationsBody, EditsForm, VariationsForm, PreprocessForm, VideoBody),
+    *(Txt2ImgBody, Img2ImgBody, DetectBody, OptionsBody, DetailedErrorAnswer),
     *(ErrorAnswer, PartialImageEvent, CompletedEvent, FailedEvent, ErrorEvent),
 )
 REFUSALS = {
@@ -51,9 +60,11 @@ REFUSALS = {
     408: "not done within the time limit, or the body was not there in time",
     413: "the body is too large",
     429: "full, or more than the key may have; try again after `retry-after-ms`",
+    499: "interrupted by its caller before an image was done",
     500: "the request failed by the service's fault",
     503: "the model, or what the request needs, cannot answer now; try again",
 }
+PHRASES = {499: "Client Closed Request"}  # of statuses that no standard knows
 ALWAYS, OF_WORK, OF_KEYS = (400, 404, 413, 500, 503), (408, 429), (401, 403, 429)
 BINARY: Json = {"type": "string", "format": "binary"}
 # Each event as its fields, whose `data` is JSON in turn: as OpenAPI 3.2 describes such streams.
@@ -96,6 +107,14 @@ CONE: Json = {
     "output_format": "gif",
     "motion_loras": [{"name": "pan-left", "weight": 1.0}],
 }
+CUBE: Json = {
+    "prompt": "a (small:1.2) blue cube in the center, on the sand <lora:ink:0.7>",
+    "width": 64,
+    "height": 64,
+    "steps": 4,
+    "cfg_scale": 1,
+    "seed": 7,
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +138,7 @@ class Told:
         headers: of a success, with what they say.
         repeats: it takes an `Idempotency-Key`.
         unready: its 503 is FastAPI's JSON, too.
+        interruptible: another request may end it.
     """
 
     takes: type[BaseModel] | None = None
@@ -129,6 +149,7 @@ class Told:
     headers: Mapping[str, str] = field(default_factory=dict)
     repeats: bool = False
     unready: bool = False
+    interruptible: bool = False
 
 
 EVENT_STREAM = {"text/event-stream": EVENTS}
@@ -155,6 +176,12 @@ TABLE: Mapping[tuple[str, str], Told] = {
     ),
     ("get", FILES_PATH + "{name}"): Told(answers=PICTURES, instead=True),
     ("get", "/readyz"): Told(unready=True),
+    ("post", "/sdapi/v1/txt2img"): Told(
+        takes=Txt2ImgBody, example=CUBE, repeats=True, interruptible=True
+    ),
+    ("post", "/sdapi/v1/img2img"): Told(takes=Img2ImgBody, repeats=True, interruptible=True),
+    ("post", "/sdapi/v1/options"): Told(takes=OptionsBody),
+    ("post", "/controlnet/detect"): Told(takes=DetectBody),
     ("get", "/metrics"): Told(answers={CONTENT_TYPE: {"type": "string"}}, instead=True),
 }
 
@@ -180,18 +207,27 @@ def described(app: FastAPI, keyed: bool) -> Json:
     schemas.update(ours["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    components["responses"] = {f"Refused{status}": _refused(status) for status in REFUSALS}
+    components["responses"] = {
+        f"{prefix}{status}": _refused(status, shape)
+        for prefix, shape in (("Refused", ErrorAnswer), ("Detailed", DetailedErrorAnswer))
+        for status in REFUSALS
+    }
     if keyed:
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        components["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "password": {"type": "http", "scheme": "basic", "description": "the key, of any user"},
+        }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             told = TABLE.get((method, path), Told())
             _tell(operation, told, schemas)
+            a1111 = path.startswith(A1111)
             statuses = {*ALWAYS, *(OF_WORK if method == "post" else ())}
+            statuses |= {499} if told.interruptible else set()
             if keyed and not path.startswith(FILES_PATH) and path != "/healthz":
                 statuses |= set(OF_KEYS)
-                operation["security"] = [{"key": []}]
-            _refuse(operation, statuses)
+                operation["security"] = [{"key": []}, *([{"password": []}] if a1111 else [])]
+            _refuse(operation, statuses, "Detailed" if a1111 else "Refused")
             if told.unready:
                 operation["responses"]["503"] = operation["responses"]["200"] | {
                     "description": "not ready"
@@ -243,16 +279,16 @@ def _form_schema(form: Form, schemas: Json) -> Json:
     }
 
 
-def _refuse(operation: Json, statuses: set[int]) -> None:
+def _refuse(operation: Json, statuses: set[int], prefix: str) -> None:
     responses = operation["responses"]
     responses.pop("422", None)  # every fault of a request is a 400 here
     for status in REFUSALS:
         responses.pop(str(status), None)
         if status in statuses:
-            responses[str(status)] = {"$ref": f"#/components/responses/Refused{status}"}
+            responses[str(status)] = {"$ref": f"#/components/responses/{prefix}{status}"}
 
 
-def _refused(status: int) -> Json:
+def _refused(status: int, shape: type[BaseModel]) -> Json:
     headers = {"x-request-id": "names the request in the log"}
     if status not in (429, 500, 503):
         headers["x-should-retry"] = "false: the same request would fail again"
@@ -260,9 +296,9 @@ def _refused(status: int) -> Json:
         headers["retry-after-ms"] = "when to try again, from the measured step time"
         headers["retry-after"] = "the same in whole seconds"
     return {
-        "description": f"{HTTPStatus(status).phrase}: {REFUSALS[status]}",
+        "description": f"{PHRASES.get(status) or HTTPStatus(status).phrase}: {REFUSALS[status]}",
         "headers": _headers(headers),
-        "content": {"application/json": {"schema": {"$ref": REF.format(model="ErrorAnswer")}}},
+        "content": {"application/json": {"schema": {"$ref": REF.format(model=shape.__name__)}}},
     }
 
 

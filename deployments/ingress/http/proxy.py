@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from deployments.ingress.http.failures import Failure, answer, http_failure
+from deployments.ingress.http.failures import Failure, answer_to, http_failure
 
 HEAD_S = 20.0  # for the request line and all headers of a request; their size h11 bounds by 64 KiB
 REQUEST_ID = re.compile(rb"[!-~]{1,128}")
@@ -55,7 +55,7 @@ class OneLength:
         names = {name for name, _ in scope.get("headers", ())}
         if names >= {b"content-length", b"transfer-encoding"}:
             message = "content-length and transfer-encoding both say where the body ends; send one"
-            refusal = answer(http_failure(400, message))
+            refusal = answer_to(scope, http_failure(400, message))
             refusal.headers["connection"] = "close"
             await refusal(scope, receive, send)
         else:
@@ -102,7 +102,7 @@ class OneShape:
             if message["type"] == "http.response.start":
                 started, replaced = True, _is_of_serve(message)
                 if replaced:
-                    await _refusal_of_serve(message["status"])(scope, receive, send)
+                    await _refusal_of_serve(scope, message["status"])(scope, receive, send)
             if not replaced:
                 await send(message)
 
@@ -113,7 +113,7 @@ class OneShape:
                 raise
             log.exception("a request failed in Serve's proxy")
         if not started:  # the ingress died under the request
-            await _refusal_of_serve(503)(scope, receive, send)
+            await _refusal_of_serve(scope, 503)(scope, receive, send)
 
 
 def _is_of_serve(start: Message) -> bool:
@@ -123,8 +123,8 @@ def _is_of_serve(start: Message) -> bool:
     return start["status"] in SAID_BY_SERVE and plain and "content-length" not in headers
 
 
-def _refusal_of_serve(status: int) -> JSONResponse:
-    return answer(http_failure(status, SAID_BY_SERVE[status]))
+def _refusal_of_serve(scope: Scope, status: int) -> JSONResponse:
+    return answer_to(scope, http_failure(status, SAID_BY_SERVE[status]))
 
 
 class BoundedHead(H11Protocol):

@@ -348,7 +348,7 @@ def test_the_description(tmp_path: Path, keys: str | None, monkeypatch: pytest.M
 
 def test_its_examples_are_understood() -> None:
     described = client().get("/openapi.json").json()
-    for path in (GENERATIONS, "/v1/videos"):
+    for path in (GENERATIONS, "/v1/videos", "/sdapi/v1/txt2img"):
         body = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         answer = client().post(path, json={**body["example"], "seed": 0})
         assert answer.status_code == 200, answer.text
