@@ -56,6 +56,7 @@ IGNORED = (
     "user",
     "safety_identifier",
 )
+URL_MODELS = ("dall-e-2", "dall-e-3")  # aliases of models whose images OpenAI answers by URL
 MAX_USER = 256  # characters of OpenAI's `user`
 IMAGE = "a data URL, an https:// URL, an s3:// URI, or the id of a control map"
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
@@ -157,8 +158,10 @@ class ImagesRequestBody(RequestBody):
     model: Name | None = Field(None, description="a name from `GET /v1/models`")
     n: Count = 1
     size: Name | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
-    response_format: Literal["b64_json", "url"] = Field(
-        "b64_json", description="url needs a service with storage, and does not go with stream"
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None,
+        description="url needs a service with storage, and does not go with stream; b64_json by "
+        "default, but for models asked for as dall-e-2 or dall-e-3 where there is storage",
     )
     output_format: Annotated[OutputFormat, BeforeValidator(_still)] = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
@@ -221,6 +224,13 @@ class ImagesRequestBody(RequestBody):
         if partial_images and not fields.data.get("stream", True):
             raise ValueError("needs stream: true")
         return partial_images
+
+    def by_url(self, stored: bool) -> bool:
+        """Whether images are wanted by URL, if they can be `stored`: those of DALL-E are, where
+        nothing else is said."""
+        if self.response_format is None:
+            return stored and not self.stream and self.model in URL_MODELS
+        return self.response_format == "url"
 
     @property
     def ignored(self) -> list[str]:

@@ -99,7 +99,7 @@ class Answers:
         self, request: Request, body: ImagesRequestBody, asked: ImageRequest
     ) -> Response:
         """The images that were asked for: all at once, or as events."""
-        by_url = body.response_format == "url"
+        by_url = body.by_url(self._storage is not None)
         if by_url and self._storage is None:
             raise InvalidRequest(
                 "this service stores no files: ask for response_format b64_json, or configure "
