@@ -143,8 +143,11 @@ def _as_source(value: object) -> object:
 ControlSource = Annotated[ControlArgs, BeforeValidator(_as_source)]
 
 
+DEFAULT_IP_ADAPTER = "default"  # the name of the one that stands under `ip_adapter`
+
+
 class IpAdapterArgs(Frozen):
-    """The IP-Adapter of a model: its weights, and the CLIP vision encoder they were made for.
+    """An IP-Adapter of a model: its weights, and the CLIP vision encoder they were made for.
 
     Attributes:
         adapter: source of one safetensors file in the layout of h94/IP-Adapter.
@@ -198,6 +201,8 @@ class ModelArgs(Frozen):
         controls: ControlNets and T2I-Adapters by the type that requests name (`depth`, `canny`,
             ...).
         motion_adapter: AnimateDiff's motion modules; with it the model makes videos too.
+        ip_adapters: IP-Adapters by the name that requests use; the first is that of requests that
+            name none. `ip_adapter` is one that needs no name; a model has the one or the others.
         vae: another VAE than the checkpoint's, or another precision of it.
         embeddings: textual inversions by the words that prompts use, each a source of one
             safetensors file.
@@ -224,6 +229,7 @@ class ModelArgs(Frozen):
     controls: dict[ModelName, ControlSource] = {}
     motion_adapter: str | None = None
     ip_adapter: IpAdapterArgs | None = None
+    ip_adapters: dict[ModelName, IpAdapterArgs] = {}
     vae: VaeArgs = VaeArgs()
     embeddings: dict[Word, str] = {}
     preview_vae: str | None = None
@@ -241,6 +247,22 @@ class ModelArgs(Frozen):
         if self.compile == "graphs" and self.warmup == ():
             raise ValueError("compile: graphs needs a warmup size: there are graphs of these alone")
         return self
+
+    @model_validator(mode="after")
+    def _ip_adapters_stand_in_one_place(self) -> "ModelArgs":
+        if self.ip_adapter is not None and self.ip_adapters:
+            raise ValueError(
+                "ip_adapter and ip_adapters are both given; put all of them into ip_adapters, the "
+                "one that requests need not name first"
+            )
+        return self
+
+    @property
+    def named_ip_adapters(self) -> dict[str, IpAdapterArgs]:
+        """All IP-Adapters by name; the first is that of requests that name none."""
+        if self.ip_adapter is not None:
+            return {DEFAULT_IP_ADAPTER: self.ip_adapter}
+        return dict(self.ip_adapters)
 
     @property
     def default_size(self) -> tuple[int, int]:

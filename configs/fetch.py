@@ -79,9 +79,9 @@ def _of_model(
         yield Need(source)
     if args.preview_vae is not None:
         yield Need(args.preview_vae)
-    if args.ip_adapter is not None:
-        yield Need(args.ip_adapter.adapter)
-        encoder = service.image_encoders.get(args.ip_adapter.image_encoder)
+    for adapter in args.named_ip_adapters.values():
+        yield Need(adapter.adapter)
+        encoder = service.image_encoders.get(adapter.image_encoder)
         if encoder is not None:
             yield Need(encoder.checkpoint)
     for source in (*user_config.loras.values(), *user_config.motion_loras.values()):

@@ -188,12 +188,15 @@ def _beside(model: _Model, service: ServiceArgs) -> Iterator[str]:
             f"{model.limits.max_pending} is below the service's max_images {service.max_images}: "
             "such a request would never be taken"
         )
-    adapter = model.args.ip_adapter
-    if adapter is not None and adapter.image_encoder not in service.image_encoders:
-        yield (
-            f"{model.place}.args.ip_adapter.image_encoder: the service has no image encoder "
-            f"{adapter.image_encoder!r}"
-        )
+    args = model.args
+    for name, adapter in args.named_ip_adapters.items():
+        key = f"ip_adapters.{name}" if args.ip_adapter is None else "ip_adapter"
+        if adapter.image_encoder not in service.image_encoders:
+            known = ", ".join(service.image_encoders) or "none"
+            yield (
+                f"{model.place}.args.{key}.image_encoder: the service has no image encoder "
+                f"{adapter.image_encoder!r}; it has: {known}"
+            )
 
 
 def _proxy(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:

@@ -197,6 +197,9 @@ def _sources(accepted: BaseModel) -> Iterator[tuple[str, str]]:
         if accepted.ip_adapter is not None:
             named["ip_adapter.adapter"] = accepted.ip_adapter.adapter
         named |= {f"controls.{kind}": args.source for kind, args in accepted.controls.items()}
+        named |= {
+            f"ip_adapters.{name}.adapter": a.adapter for name, a in accepted.ip_adapters.items()
+        }
         named |= {f"embeddings.{word}": source for word, source in accepted.embeddings.items()}
     elif isinstance(accepted, ModelUserConfig):
         named = {f"loras.{name}": source for name, source in accepted.loras.items()}

@@ -26,7 +26,6 @@ def route(request: ImageRequest) -> tuple[Route, ...]:
                 f"controls.{index}.type",
             )
         routes.append(Route("controls", index, control.type))
-    if request.ip_adapter is not None:
-        count = len(request.ip_adapter.images)
-        routes += [Route("ip_adapter", index, "image_encoder") for index in range(count)]
+    count = sum(len(adapter.images) for adapter in request.ip_adapters.values())
+    routes += [Route("ip_adapter", index, "image_encoder") for index in range(count)]
     return tuple(routes)

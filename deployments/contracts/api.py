@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -9,6 +10,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
+    TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -17,6 +20,7 @@ from pydantic import (
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import (
     MAX_ENTRIES,
+    MAX_IP_ADAPTERS,
     MAX_SEED,
     MAX_SEEN,
     AdapterWeight,
@@ -58,7 +62,8 @@ IGNORED = (
 )
 URL_MODELS = ("dall-e-2", "dall-e-3")  # aliases of models whose images OpenAI answers by URL
 MAX_USER = 256  # characters of OpenAI's `user`
-IMAGE = "a data URL, an https:// URL, an s3:// URI, or the id of a control map"
+PICTURE = "a data URL, an https:// URL, an s3:// URI"
+IMAGE = PICTURE + ", or the id of a control map"
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
@@ -126,7 +131,7 @@ def _listed(image: object) -> object:
 
 
 class IpAdapterBody(RequestBody):
-    """What the image should resemble."""
+    """What the image should resemble, all of it or a part."""
 
     image: Annotated[
         list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])
@@ -134,6 +139,30 @@ class IpAdapterBody(RequestBody):
         min_length=1, max_length=MAX_SEEN, description=IMAGE + f"; or up to {MAX_SEEN} of them"
     )
     scale: Scale = 0.5
+    name: Name | None = Field(
+        None, description="a name from the model's `ip_adapters`; by default the first"
+    )
+    mask: str | None = Field(
+        None, description="white is where it acts; by default everywhere; " + PICTURE
+    )
+
+
+IpAdapterBodies = Annotated[list[IpAdapterBody], Field(max_length=MAX_IP_ADAPTERS)]
+_SEVERAL = TypeAdapter[list[IpAdapterBody]](IpAdapterBodies)
+
+
+def _one_or_several(given: object) -> IpAdapterBody | list[IpAdapterBody]:
+    """What is wrong is named by its place (`ip_adapter.scale`, `ip_adapter.1.scale`), as pydantic
+    does not do for a choice of two."""
+    if isinstance(given, list):
+        return _SEVERAL.validate_python(given)
+    return IpAdapterBody.model_validate(given)
+
+
+IpAdapterField = Annotated[
+    IpAdapterBody | list[IpAdapterBody],
+    PlainValidator(_one_or_several, json_schema_input_type=IpAdapterBody | IpAdapterBodies),
+]
 
 
 def _still(output_format: object) -> object:
@@ -203,7 +232,9 @@ class ImagesRequestBody(RequestBody):
     clip_skip: ClipSkip | None = None
     loras: list[LoraBody] = Field([], max_length=MAX_ENTRIES)
     controls: list[ControlBody] = Field([], max_length=MAX_ENTRIES)
-    ip_adapter: IpAdapterBody | None = None
+    ip_adapter: IpAdapterField | None = Field(
+        None, description=f"or up to {MAX_IP_ADAPTERS} of them, which act together"
+    )
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
 
@@ -248,7 +279,7 @@ class ImagesRequestBody(RequestBody):
         mask: bytes | None = None,
         strength: float | None = None,
         preserve_unmasked: bool = True,
-        ip_adapter: IpAdapter | None = None,
+        ip_adapter: IpAdapter | tuple[IpAdapter, ...] | None = None,
     ) -> ImageRequest:
         width, height = size_of(self.size)
         return ImageRequest(
@@ -277,10 +308,14 @@ class ImagesRequestBody(RequestBody):
             timeout_s=self.timeout_s,
         )
 
-    def _ip_adapter(self) -> IpAdapter | None:
-        if self.ip_adapter is None:
-            return None
-        return IpAdapter(tuple(self.ip_adapter.image), self.ip_adapter.scale)
+    def _ip_adapter(self) -> IpAdapter | tuple[IpAdapter, ...] | None:
+        if isinstance(self.ip_adapter, list):
+            return tuple(map(_ip_adapter, self.ip_adapter))
+        return None if self.ip_adapter is None else _ip_adapter(self.ip_adapter)
+
+
+def _ip_adapter(body: IpAdapterBody) -> IpAdapter:
+    return IpAdapter(tuple(body.image), body.scale, body.name, body.mask)
 
 
 class GenerationsBody(ImagesRequestBody):
@@ -310,25 +345,41 @@ class EditsForm(ImagesRequestBody):
         Args:
             images: the picture to edit, and further ones to resemble.
         """
-        given = self._ip_adapter()
-        count = len(images) - 1 + (0 if given is None else len(given.images))
-        if count > MAX_SEEN:
-            raise InvalidRequest(
-                f"{count} pictures to resemble are given, as image and in ip_adapter; "
-                f"{MAX_SEEN} at most",
-                "image",
-            )
-        seen = IpAdapter((*given.images, *images[1:]), given.scale) if given else None
-        if seen is None and len(images) > 1:
-            seen = IpAdapter(tuple(images[1:]))
         return self._request(
             self.prompt,
             image=images[0],
             mask=mask,
             strength=self.strength,
             preserve_unmasked=self.preserve_unmasked,
-            ip_adapter=seen,
+            ip_adapter=_with_further(self._ip_adapter(), images[1:]),
         )
+
+
+def _with_further(
+    given: IpAdapter | tuple[IpAdapter, ...] | None, images: Sequence[bytes]
+) -> IpAdapter | tuple[IpAdapter, ...] | None:
+    """An edit's further pictures beside its `ip_adapter`: seen together with those of one object,
+    else by the model's first adapter, with the usual scale."""
+    if not images:
+        return given
+    if given is None:
+        return IpAdapter(tuple(images))
+    if isinstance(given, tuple):
+        if len(given) == MAX_IP_ADAPTERS:
+            raise InvalidRequest(
+                f"ip_adapter has {len(given)} objects, and further images would be one more; "
+                f"{MAX_IP_ADAPTERS} at most",
+                "image",
+            )
+        return (*given, IpAdapter(tuple(images)))
+    count = len(given.images) + len(images)
+    if count > MAX_SEEN:
+        raise InvalidRequest(
+            f"{count} pictures to resemble are given, as image and in ip_adapter; "
+            f"{MAX_SEEN} at most",
+            "image",
+        )
+    return replace(given, images=(*given.images, *images))
 
 
 class VariationsForm(ImagesRequestBody):

@@ -35,6 +35,20 @@ class CardLimits(BaseModel):
     max_pending: int
 
 
+class CardIpAdapter(BaseModel):
+    """An IP-Adapter of a model.
+
+    Attributes:
+        adapter: its source.
+        image_encoder: the encoder whose embeddings it reads.
+        hidden: it reads the encoder's last but one states.
+    """
+
+    adapter: str
+    image_encoder: str
+    hidden: bool
+
+
 class ModelCard(BaseModel):
     """One model of the catalogue, with all that is needed to repeat its images elsewhere."""
 
@@ -51,8 +65,11 @@ class ModelCard(BaseModel):
     embeddings: dict[str, str] = Field({}, description="words that prompts may use")
     controls: dict[str, str] = {}
     control_kinds: dict[str, ControlKind] = Field({}, description="what each of `controls` is")
-    ip_adapter: str | None = None
-    image_encoder: str | None = Field(None, description="the encoder that its IP-Adapter reads")
+    ip_adapters: dict[str, CardIpAdapter] = Field(
+        {}, description="by the names that requests use; the first is that of requests without"
+    )
+    ip_adapter: str | None = Field(None, description="the first of them")
+    image_encoder: str | None = Field(None, description="the encoder that the first one reads")
     image_encoder_hidden: bool = False
     motion_adapter: str | None = None
     motion_loras: dict[str, str] = {}

@@ -25,7 +25,8 @@ MAX_SEED = 2**63 - 1
 MAX_LORA_WEIGHT = 10.0
 MAX_STEPS = 50
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # of a caller
-MAX_SEEN = 8  # pictures of one IP-Adapter
+MAX_SEEN = 8  # pictures that one IP-Adapter sees together
+MAX_IP_ADAPTERS = 4  # objects of one `ip_adapter`: adapters, regions
 # What no configuration can raise: so much is read of a request before anything is known of it.
 MAX_TEXT = 100_000  # characters of a prompt
 MAX_NAME = 100  # characters of the name of a model, an adapter, a control, a size
@@ -112,10 +113,21 @@ class Control:
 
 @validated(frozen=True, config=_ARRAYS)
 class IpAdapter:
-    """Pictures that the image should resemble."""
+    """Pictures that the image should resemble, all of it or a part.
+
+    Attributes:
+        name: of one of the model's IP-Adapters; `None`: its first.
+        mask: a picture, stretched to the image's size; white is where the adapter acts (what is
+            transparent counts as white, if anything is). `None`: everywhere.
+    """
 
     images: tuple[ImageInput, ...] = Field(min_length=1, max_length=MAX_SEEN)
     scale: Scale = 0.5
+    name: Name | None = None
+    mask: ImageInput | None = None
+
+
+IpAdapters = Annotated[tuple[IpAdapter, ...], Field(max_length=MAX_IP_ADAPTERS)]
 
 
 @validated(frozen=True, config=_ARRAYS)
@@ -133,6 +145,8 @@ class ImageRequest:
         mask: white is made anew, black is kept; if it has an alpha channel, that decides
             alone: transparent is made anew.
         preserve_unmasked: pixels outside the mask come back exactly as they were.
+        ip_adapter: pictures to resemble; several if different adapters, scales or masks act. What
+            they add is summed up.
 
     Raises `pydantic.ValidationError` naming the field that is out of range.
     """
@@ -156,10 +170,17 @@ class ImageRequest:
     strength: Strength | None = None
     preserve_unmasked: bool = True
     controls: Annotated[tuple[Control, ...], Field(max_length=MAX_ENTRIES)] = ()
-    ip_adapter: IpAdapter | None = None
+    ip_adapter: IpAdapter | IpAdapters | None = None
     partial_images: PartialImages = 0
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
+
+    @property
+    def ip_adapters(self) -> dict[str, IpAdapter]:
+        """Those of `ip_adapter`, by how errors name them."""
+        if isinstance(self.ip_adapter, tuple):
+            return {f"ip_adapter.{index}": one for index, one in enumerate(self.ip_adapter)}
+        return {} if self.ip_adapter is None else {"ip_adapter": self.ip_adapter}
 
 
 @validated(frozen=True, config=_STRICT)
@@ -228,10 +249,17 @@ class ControlUse:
 
 @dataclass(frozen=True)
 class IpAdapterUse:
-    """The IP-Adapter of a job. `embeds`: indices among the job's arrays, one an image."""
+    """An IP-Adapter of a job, by its name.
 
+    Attributes:
+        embeds: indices among the job's arrays, one an image.
+        mask: the same, of where it acts.
+    """
+
+    name: str
     embeds: tuple[int, ...]
     scale: float = 0.5
+    mask: int | None = None
 
 
 @validated(frozen=True, config=_STRICT)
@@ -248,8 +276,8 @@ class ImageJob:
         mask: index of the mask, (height, width) uint8: 255 is made anew, 0 is kept.
         strength: with `image`: the share of the steps that is taken.
         controls: maps of (height, width, 3) uint8 each.
-        ip_adapter: embeddings as the image encoder makes them, (2, ...) float32: the
-            picture's, and those of no picture.
+        ip_adapters: embeddings as the image encoder makes them, (2, ...) float32: the
+            picture's, and those of no picture. Masks of (height, width) uint8: 255 where it acts.
         num_frames: with it, every image of the job is a video of so many frames.
         timeout_s: seconds from submission; relative, because clocks of nodes differ.
         caller: between callers the device is shared by weight.
@@ -271,7 +299,7 @@ class ImageJob:
     mask: int | None = None
     strength: float = 1.0
     controls: tuple[ControlUse, ...] = ()
-    ip_adapter: IpAdapterUse | None = None
+    ip_adapters: tuple[IpAdapterUse, ...] = ()
     num_frames: Frames | None = None
     motion_loras: tuple[LoraWeight, ...] = ()
     partial_images: PartialImages = 0

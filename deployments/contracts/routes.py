@@ -12,7 +12,7 @@ class Route:
     """One picture of a request, and the preprocessor that it passes.
 
     Attributes:
-        field, index: which picture: of `controls`, or of `ip_adapter`'s.
+        field, index: which picture: of `controls`, or of all in `ip_adapter`.
         preprocessor: "depth", "canny" or "image_encoder".
     """
 

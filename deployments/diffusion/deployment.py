@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ray import serve
 
 from configs.app import ModelArgs, ModelUserConfig
-from deployments.contracts.cards import CardDefaults, CardLimits, ModelCard
+from deployments.contracts.cards import CardDefaults, CardIpAdapter, CardLimits, ModelCard
 from deployments.contracts.errors import EngineFault, TcdError
 from deployments.contracts.figures import EngineFigures
 from deployments.contracts.jobs import (
@@ -122,8 +122,16 @@ class Diffusion:
         """This model's entry in the catalogue."""
         args, config = self._args, self._config
         defaults, (width, height) = args.defaults, args.default_size
-        adapter, loaded = args.ip_adapter, self._engine.components.ip_adapter
-        tokens = self._engine.components.max_prompt_tokens
+        parts = self._engine.components
+        ip_adapters = {
+            name: CardIpAdapter(
+                adapter=one.adapter,
+                image_encoder=one.image_encoder,
+                hidden=parts.ip_adapters[name].reads.hidden,
+            )
+            for name, one in args.named_ip_adapters.items()
+        }
+        first = next(iter(ip_adapters.values()), None)
         return ModelCard(
             id=args.name,
             created=self._created,
@@ -136,11 +144,12 @@ class Diffusion:
             embeddings=dict(args.embeddings),
             controls={kind: control.source for kind, control in args.controls.items()},
             control_kinds=dict(self._engine.components.controls.kinds),
-            ip_adapter=None if adapter is None else adapter.adapter,
+            ip_adapters=ip_adapters,
+            ip_adapter=None if first is None else first.adapter,
             motion_adapter=args.motion_adapter,
             motion_loras=dict(config.motion_loras),
-            image_encoder=None if adapter is None else adapter.image_encoder,
-            image_encoder_hidden=loaded is not None and loaded.reads.hidden,
+            image_encoder=None if first is None else first.image_encoder,
+            image_encoder_hidden=first is not None and first.hidden,
             defaults=CardDefaults(
                 width=width,
                 height=height,
@@ -152,8 +161,8 @@ class Diffusion:
             ),
             config_error=self._config_error,
             limits=CardLimits(
-                max_prompt_tokens=tokens,
-                max_steps=self._engine.components.schedule.max_steps,
+                max_prompt_tokens=parts.max_prompt_tokens,
+                max_steps=parts.schedule.max_steps,
                 max_frames=self._engine.max_frames,
                 **config.limits.model_dump(include=set(CardLimits.model_fields) - {"max_frames"}),
             ),
@@ -203,7 +212,7 @@ class Diffusion:
             tasks = ["inpainting"]
         else:
             tasks = ["text-to-image", "image-to-image", "inpainting"]
-        if self._args.ip_adapter is not None:
+        if parts.ip_adapters:
             tasks.append("image-variation")
         if self._args.motion_adapter is not None:
             tasks.append("video")

@@ -85,10 +85,10 @@ def test_a_model_loads_and_makes_an_image_with_all_it_has(case: Case) -> None:
     for kind in args.controls:
         controls.append(ControlUse(kind, len(assets)))
         assets.append(ready)
-    ip_adapter = None
-    if args.ip_adapter is not None:
-        ip_adapter = IpAdapterUse((len(assets),))
-        assets.append(embeds(case.service.image_encoders[args.ip_adapter.image_encoder]))
+    ip_adapters = []
+    for name, adapter in args.named_ip_adapters.items():
+        ip_adapters.append(IpAdapterUse(name, (len(assets),)))
+        assets.append(embeds(case.service.image_encoders[adapter.image_encoder]))
     engine = Engine(load(args), case.user_config)
     try:
         masked = engine.components.takes_mask
@@ -104,7 +104,7 @@ def test_a_model_loads_and_makes_an_image_with_all_it_has(case: Case) -> None:
             mask=1 if masked else None,
             strength=0.99 if masked else 1.0,
             controls=tuple(controls),
-            ip_adapter=ip_adapter,
+            ip_adapters=tuple(ip_adapters),
         )
         (image,) = engine.generate(job, assets)
         assert image.pixels.shape == (side, side, 3)

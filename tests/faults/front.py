@@ -10,7 +10,7 @@ from typing import Any, cast
 import uvicorn
 
 from configs.app import Limits, ServiceArgs
-from deployments.contracts.cards import CardDefaults, CardLimits, ModelCard
+from deployments.contracts.cards import CardDefaults, CardIpAdapter, CardLimits, ModelCard
 from deployments.contracts.errors import NotReady
 from deployments.contracts.jobs import VideoRequest
 from deployments.contracts.maps import MapRef, MapSpec
@@ -34,8 +34,7 @@ CARD = ModelCard(
     tcd_lora=None,
     loras={},
     controls={"canny": "none", "depth": "none"},
-    ip_adapter="none",
-    image_encoder="none",
+    ip_adapters={"default": CardIpAdapter(adapter="none", image_encoder="none", hidden=False)},
     defaults=CardDefaults(
         width=512, height=512, num_inference_steps=4, eta=0.3, guidance_scale=0.0
     ),

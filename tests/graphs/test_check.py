@@ -206,7 +206,8 @@ def limits(**changed: int) -> Edit:
         ),
         (
             lambda c: service(c)["args"].update(image_encoders={}),
-            "model-sd15.args.ip_adapter.image_encoder: the service has no image encoder 'sd15'",
+            "model-sd15.args.ip_adapter.image_encoder: the service has no image encoder 'sd15'; it "
+            "has: none",
         ),
         (
             lambda c: service(c)["args"].pop("depth"),

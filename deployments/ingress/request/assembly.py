@@ -1,7 +1,7 @@
 """A request made ready for a replica: gaps filled, pictures brought in, maps on their way."""
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -9,7 +9,7 @@ import numpy as np
 import ray
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from deployments.contracts.cards import ModelCard
+from deployments.contracts.cards import CardIpAdapter, ModelCard
 from deployments.contracts.errors import MAX_QUOTED, InvalidRequest, NotFound
 from deployments.contracts.figures import MapFigures
 from deployments.contracts.jobs import (
@@ -18,6 +18,7 @@ from deployments.contracts.jobs import (
     ImageInput,
     ImageJob,
     ImageRequest,
+    IpAdapter,
     IpAdapterUse,
     Mask,
     Pixels,
@@ -118,11 +119,10 @@ class Assembler:
                     self._control(index, control, size, brought, routed.get(index))
                     for index, control in enumerate(request.controls)
                 ),
-                *self._embeds(request, card, brought),
+                *self._resembled(request, card, size, brought),
             ]
         )
-        places = tuple(map(parts.add, conditions))
-        controls, embeds = places[: len(request.controls)], places[len(request.controls) :]
+        places = iter([parts.add(condition) for condition in conditions])
         job = image_job(
             request,
             card,
@@ -130,13 +130,17 @@ class Assembler:
             image=None if start is None else 0,
             mask=None if mask is None else 1,
             controls=tuple(
-                ControlUse(c.type, place, c.conditioning_scale, c.start, c.end)
-                for c, place in zip(request.controls, controls, strict=True)
+                ControlUse(c.type, next(places), c.conditioning_scale, c.start, c.end)
+                for c in request.controls
             ),
-            ip_adapter=(
-                None
-                if request.ip_adapter is None
-                else IpAdapterUse(embeds, request.ip_adapter.scale)
+            ip_adapters=tuple(
+                IpAdapterUse(
+                    _name(adapter, card),
+                    tuple(next(places) for _ in adapter.images),
+                    adapter.scale,
+                    None if adapter.mask is None else next(places),
+                )
+                for adapter in request.ip_adapters.values()
             ),
         )
         keep = mask is not None and request.preserve_unmasked
@@ -212,29 +216,44 @@ class Assembler:
             brought[param], lambda loaded: _control_spec(control, preprocessor, loaded, size, place)
         )
 
-    def _embeds(
-        self, request: ImageRequest, card: ModelCard, brought: Mapping[str, Brought]
-    ) -> list[Coroutine[object, object, MapRef | Pixels]]:
-        """The embeddings of the pictures of a request's IP-Adapter, to be awaited."""
-        if request.ip_adapter is None or card.image_encoder is None:
-            return []
-        encoder, hidden = card.image_encoder, card.image_encoder_hidden
+    def _resembled(
+        self,
+        request: ImageRequest,
+        card: ModelCard,
+        size: tuple[int, int],
+        brought: Mapping[str, Brought],
+    ) -> Iterator[Coroutine[object, object, MapRef | Pixels | Mask]]:
+        """What IP-Adapters see, to be awaited: the embeddings of the pictures of one, its mask if
+        it has one, then those of the next."""
+        for place, adapter in request.ip_adapters.items():
+            reads = card.ip_adapters[_name(adapter, card)]
+            for index, image in enumerate(adapter.images):
+                param = f"{place}.image.{index}"
+                yield self._embeds(image, param, reads, brought)
+            if adapter.mask is not None:
+                yield self._region(brought[f"{place}.mask"], size)
 
-        async def embed(index: int, image: ImageInput) -> MapRef | Pixels:
-            param = f"ip_adapter.image.{index}"
-            if is_map_id(image):
-                # The map goes from its preprocessor to the encoder; its id tells what it shows.
-                found = await self._named_map(image, param)
-                spec = MapSpec("image_encoder", image, encoder=encoder, hidden=hidden)
-                return await self._make(spec, found.ref)
-            return await self._mapped(
-                brought[param],
-                lambda loaded: MapSpec(
-                    "image_encoder", loaded.digest, encoder=encoder, hidden=hidden
-                ),
+    async def _embeds(
+        self, image: ImageInput, param: str, reads: CardIpAdapter, brought: Mapping[str, Brought]
+    ) -> MapRef:
+        """The embeddings of one picture, by the encoder that an IP-Adapter reads."""
+
+        def spec(digest: str) -> MapSpec:
+            return MapSpec(
+                "image_encoder", digest, encoder=reads.image_encoder, hidden=reads.hidden
             )
 
-        return [embed(index, image) for index, image in enumerate(request.ip_adapter.images)]
+        if is_map_id(image):
+            # The map goes from its preprocessor to the encoder; its id tells what it shows.
+            found = await self._named_map(image, param)
+            return await self._make(spec(image), found.ref)
+        return await self._mapped(brought[param], lambda loaded: spec(loaded.digest))
+
+    async def _region(self, brought: Brought, size: tuple[int, int]) -> Mask:
+        """Where an IP-Adapter acts, in the size of the images to be made."""
+        async with self._pictures.decoded(brought) as (loaded,):
+            mask = await self._pictures.workers.run(lambda: resize(edit_mask(loaded.picture), size))
+        return _asking(mask, brought.param, "where the adapter acts")
 
     async def _mapped(self, brought: Brought, spec_of: Callable[[Loaded], MapSpec]) -> MapRef:
         """The map of a picture: the one that the store has, or one that is made now."""
@@ -278,8 +297,15 @@ def _check(request: ImageRequest, card: ModelCard) -> None:
         for param, given in (("mask", request.mask), ("strength", request.strength)):
             if given is not None:
                 raise InvalidRequest(f"{param} needs an image", param)
-    if request.ip_adapter is not None and card.image_encoder is None:
+    if request.ip_adapters and not card.ip_adapters:
         raise InvalidRequest(f"model {card.id!r} has no IP-Adapter", "ip_adapter")
+    for place, adapter in request.ip_adapters.items():
+        if _name(adapter, card) not in card.ip_adapters:
+            raise InvalidRequest(
+                f"model {card.id!r} has no IP-Adapter {adapter.name!r}; it has: "
+                f"{', '.join(card.ip_adapters)}",
+                f"{place}.name",
+            )
     unknown = [c.type for c in request.controls if c.type not in card.controls]
     if unknown:
         known = ", ".join(sorted(card.controls)) or "none"
@@ -288,6 +314,11 @@ def _check(request: ImageRequest, card: ModelCard) -> None:
         )
     for index, control in enumerate(request.controls):
         _check_thresholds(control, f"controls.{index}.")
+
+
+def _name(adapter: IpAdapter, card: ModelCard) -> str:
+    """Which of the model's IP-Adapters is meant: its first, where none is named."""
+    return next(iter(card.ip_adapters)) if adapter.name is None else adapter.name
 
 
 def _check_thresholds(control: Control, place: str = "") -> None:
@@ -318,11 +349,11 @@ def _mask(start: Loaded, given: Loaded | None, size: tuple[int, int]) -> Mask | 
     return _asking(resize(edit_mask(given.picture), size), "mask")
 
 
-def _asking(mask: Mask, param: str) -> Mask:
+def _asking(mask: Mask, param: str, what: str = "what is to be made anew") -> Mask:
     """A mask of the image's size. Raises `InvalidRequest` if it asks for nothing."""
     if not (mask >= HALF).any():
         raise InvalidRequest(
-            f"{param} asks for nothing: what is to be made anew must be white, or transparent, and "
+            f"{param} asks for nothing: {what} must be white, or transparent, and "
             "more than a line once it has the size of the image to be made",
             param,
         )

@@ -43,9 +43,10 @@ def pictures_of(request: ImageRequest) -> dict[str, ImageInput]:
     """The pictures of a request by the names of their fields, maps that are known by id left
     out."""
     named = {f"controls.{i}.image": c.image for i, c in enumerate(request.controls)}
-    seen = () if request.ip_adapter is None else request.ip_adapter.images
-    named |= {f"ip_adapter.image.{i}": image for i, image in enumerate(seen)}
     given = {"image": request.image, "mask": request.mask}
+    for place, adapter in request.ip_adapters.items():
+        named |= {f"{place}.image.{i}": image for i, image in enumerate(adapter.images)}
+        given[f"{place}.mask"] = adapter.mask
     return {param: image for param, image in given.items() if image is not None} | {
         param: image
         for param, image in named.items()

@@ -73,7 +73,7 @@ def image_job(
     image: int | None,
     mask: int | None,
     controls: tuple[ControlUse, ...],
-    ip_adapter: IpAdapterUse | None,
+    ip_adapters: tuple[IpAdapterUse, ...],
 ) -> ImageJob:
     """The job that a request for images means for a model, without its `timeout_s`."""
     defaults = card.defaults
@@ -104,7 +104,7 @@ def image_job(
         mask=mask,
         strength=strength,
         controls=controls,
-        ip_adapter=ip_adapter,
+        ip_adapters=ip_adapters,
         partial_images=request.partial_images,
         priority=request.priority,
     )

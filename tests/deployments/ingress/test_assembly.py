@@ -107,8 +107,8 @@ def test_a_picture_goes_to_the_store_only_if_its_map_is_not_known(put: list[Pixe
     assert again.assets == first.assets
     assert again.map_ids == first.map_ids
     assert [control.map for control in first.job.controls] == [0, 1]
-    assert first.job.ip_adapter is not None
-    assert first.job.ip_adapter.embeds == (2, 3)
+    (seen,) = first.job.ip_adapters
+    assert seen.embeds == (2, 3)
 
 
 def test_a_large_picture_travels_in_the_size_of_its_canny_map(put: list[Pixels]) -> None:

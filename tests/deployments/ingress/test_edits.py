@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from ray import serve
 
+from configs.app import DEFAULT_IP_ADAPTER
 from deployments.contracts.jobs import (
     Control,
     ControlUse,
@@ -344,7 +345,7 @@ def test_everything_in_one_edit(served: Served, pipelines: Pipelines, demo_model
         mask=1,
         loras=(LoraWeight("ink", 0.7),),
         controls=controls,
-        ip_adapter=IpAdapterUse((4, 5), 0.4),
+        ip_adapters=(IpAdapterUse(DEFAULT_IP_ADAPTER, (4, 5), 0.4),),
         **fields,
     )
     expected = pipelines.image(Task(asked, assets, (seen, PICTURE)))
@@ -384,7 +385,9 @@ def test_variations_are_pictures_like_one(
         image=("a.png", png(seen)), n=2, model="sd15", extra_body={"seed": 5}
     )
     checkpoint = Checkpoint(demo_models, "sd15", "sd15", ADAPTERS["sd15"])
-    asked = ImageJob("job", "", (5, 6), 128, 128, ip_adapter=IpAdapterUse((0,), 1.0))
+    asked = ImageJob(
+        "job", "", (5, 6), 128, 128, ip_adapters=(IpAdapterUse(DEFAULT_IP_ADAPTER, (0,), 1.0),)
+    )
     task = Task(asked, (checkpoint.embeds(seen),), (seen,))
     for index in range(2):
         expected = pipelines.image(task, index)
@@ -405,7 +408,7 @@ def test_variations_are_pictures_like_one(
         256,
         256,
         num_inference_steps=6,
-        ip_adapter=IpAdapterUse((0,), 0.5),
+        ip_adapters=(IpAdapterUse(DEFAULT_IP_ADAPTER, (0,), 0.5),),
     )
     expected = pipelines.image(Task(asked, (checkpoint.embeds(seen),), (seen,)))
     assert apart(pixels_of(other), expected.pixels).max() <= LEVELS

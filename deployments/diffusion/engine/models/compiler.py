@@ -25,9 +25,11 @@ from deployments.diffusion.engine.memory import is_out_of_memory
 Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., object]]
 
 CACHE = Path("~/.cache/tcd/inductor")
-# Of one process. sd15 has three widths, times two each for rows, adapters, pictures and prompts of
-# different lengths, and two more for its ControlNets' blocks: 54.
-MOST_KINDS = 64
+# Of one process. sd15 has three widths. Of each there are one row, several, several with prompts of
+# different lengths; with pictures to resemble one more of both kinds of several, for one row among
+# them that sees any; all that with and without adapters; two for ControlNets: 54. A further picture
+# that a row sees by another IP-Adapter, or in another region, makes 42 more.
+MOST_KINDS = 128
 log = logging.getLogger("tcd.engine")
 
 

@@ -21,7 +21,12 @@ from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS, layers
 from deployments.diffusion.engine.models.compiler import CompiledBlock, Compiler, inductor
 from deployments.diffusion.engine.models.controls import Controls, read_controls
 from deployments.diffusion.engine.models.embeddings import Words, add_embeddings
-from deployments.diffusion.engine.models.ip_adapter import IpAdapter
+from deployments.diffusion.engine.models.image_attention import ImageAttention
+from deployments.diffusion.engine.models.ip_adapter import (
+    IpAdapter,
+    cross_attentions,
+    load_ip_adapters,
+)
 from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae, read_preview_vae
 from deployments.diffusion.engine.policy.capabilities import Capabilities
@@ -41,7 +46,8 @@ class Components:
         words: of textual inversions, with their ids of each text encoder.
         zero_empty_negative: an absent negative prompt is all zeros, not the empty text.
         controls: the ControlNets and T2I-Adapters that requests may name.
-        ip_adapter: on the UNet, if the model has one.
+        ip_adapters: those that requests may name; the first is that of requests that name none.
+        image_attention: the UNet's to the pictures that they read; `None`: the model has none.
         motion_unet: the UNet with AnimateDiff's motion layers, a copy of its own.
         banks: style adapters by model name.
         lora_reader: reads style adapters for these models.
@@ -62,7 +68,8 @@ class Components:
     schedule: Schedule
     zero_empty_negative: bool
     controls: Controls
-    ip_adapter: IpAdapter | None
+    ip_adapters: dict[str, IpAdapter]
+    image_attention: ImageAttention | None
     motion_unet: UNetMotionModel | None
     banks: dict[str, Bank]
     lora_reader: LoraReader
@@ -94,11 +101,11 @@ class Components:
     @property
     def capabilities(self) -> Capabilities:
         """What requests may ask of these models."""
-        adapter, motion = self.ip_adapter, self.motion_unet
+        motion = self.motion_unet
         return Capabilities(
             takes_mask=self.takes_mask,
             controls=frozenset(self.controls.kinds),
-            image_prompt=None if adapter is None else adapter.reads,
+            image_prompts={name: adapter.reads for name, adapter in self.ip_adapters.items()},
             max_frames=0 if motion is None else int(motion.config.motion_max_seq_length),
             max_steps=self.schedule.max_steps,
             max_clip_skip=_skippable(self.text_encoders),
@@ -136,13 +143,11 @@ def load(args: ModelArgs) -> Components:
     models |= zip(TEXT_ENCODERS, base.text_encoders, strict=False)
     motion_unet = None
     if args.motion_adapter is not None:
-        # Before the IP-Adapter: videos go without, and its layers would not fit.
         motion = _motion_adapter(args.motion_adapter, args.variant, dtype)
         motion_unet = UNetMotionModel.from_unet2d(unet, motion)
         models["motion_unet"] = motion_unet
-    ip_adapter = (
-        None if args.ip_adapter is None else IpAdapter(unet, fetch(args.ip_adapter.adapter))
-    )
+    ip_adapters = load_ip_adapters(args.named_ip_adapters, unet)
+    image_attention = ImageAttention(unet, cross_attentions(unet)) if ip_adapters else None
     controls = read_controls(args.controls, args.variant, unet, dtype)
     for model in (*models.values(), *controls.models):
         call_processors_directly(_settle(model, device))
@@ -169,7 +174,8 @@ def load(args: ModelArgs) -> Components:
         schedule=base.schedule,
         zero_empty_negative=base.zero_empty_negative,
         controls=controls,
-        ip_adapter=None if ip_adapter is None else ip_adapter.to(device),
+        ip_adapters={name: adapter.to(device) for name, adapter in ip_adapters.items()},
+        image_attention=image_attention,
         motion_unet=motion_unet,
         banks={name: Bank(model, dtype, compiled.get(name, ())) for name, model in models.items()},
         lora_reader=LoraReader(models, dtype, words=words, pin=device.type == "cuda"),

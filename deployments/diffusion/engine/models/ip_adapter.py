@@ -1,167 +1,167 @@
-"""The IP-Adapter on a UNet: its projections of pictures, and attention to them row by row.
+"""IP-Adapters: pictures as keys and values for the cross-attention of a UNet.
 
-A row without an image prompt gets nothing added in the attention layers.
+What a picture adds to each layer does not depend on the step. So it is computed once a row, by one
+product for all layers, and no UNet holds anything of an adapter.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from configs.app import IpAdapterArgs
+from configs.sources import fetch
+from deployments.diffusion.engine.adapters.files import LoraError, lora_file
 from deployments.diffusion.engine.policy.capabilities import ImageEmbeds
 
 
-class RowAttention(nn.Module):
-    """Attention with an image prompt per row: diffusers' `IPAdapterAttnProcessor2_0`, with one
-    scale per row and rows of different numbers of tokens.
+class CrossAttention(NamedTuple):
+    """A layer of a UNet that attends to the prompt.
 
-    Args:
-        to_k, to_v: the IP-Adapter's projections of this layer.
-        prompts: what the rows of the current call see; shared by all layers.
+    Attributes:
+        processor: its name among the UNet's `attn_processors`.
+        level: how often the latents have been halved before it.
+        width: of its keys, and of its values.
     """
 
-    def __init__(self, to_k: nn.Linear, to_v: nn.Linear, prompts: "ImagePrompts") -> None:
-        super().__init__()
-        self.to_k_ip = to_k
-        self.to_v_ip = to_v
-        self._prompts = prompts
-
-    def forward(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        """As any attention processor of a cross-attention layer of these UNets."""
-        if temb is not None:
-            raise ValueError("time embeddings are not used by cross-attention here")
-        mask = None if attention_mask is None else attention_mask[:, None]  # (B, 1, 1, tokens)
-        query = _heads(attn, attn.to_q(hidden_states))
-        key = _heads(attn, attn.to_k(encoder_hidden_states))
-        value = _heads(attn, attn.to_v(encoder_hidden_states))
-        out = _joined(F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
-        seen = self._prompts.seen
-        if seen is not None:
-            key = _heads(attn, self.to_k_ip(seen.tokens))
-            value = _heads(attn, self.to_v_ip(seen.tokens))
-            image = _joined(F.scaled_dot_product_attention(query, key, value, attn_mask=seen.mask))
-            out = out + seen.scales * image
-        projected: Tensor = attn.to_out[1](attn.to_out[0](out))
-        return projected / float(attn.rescale_output_factor)
+    processor: str
+    level: int
+    width: int
 
 
-def _heads(attn: Attention, x: Tensor) -> Tensor:
-    """(B, n, heads * d) to (B, heads, n, d)."""
-    batch, length, width = x.shape
-    return x.view(batch, length, attn.heads, width // attn.heads).transpose(1, 2)
+def cross_attentions(unet: UNet2DConditionModel) -> tuple[CrossAttention, ...]:
+    """The layers in the order in which files number them."""
+    deepest = len(unet.config.block_out_channels) - 1
+    found: list[CrossAttention] = []
+    for name in unet.attn_processors:
+        layer = name.removesuffix(".processor")
+        if not layer.endswith(".attn2"):
+            continue
+        width = unet.get_submodule(layer).to_k.out_features
+        found.append(CrossAttention(name, _level(layer, deepest), width))
+    return tuple(found)
 
 
-def _joined(x: Tensor) -> Tensor:
-    """(B, heads, n, d) to (B, n, heads * d)."""
-    return x.transpose(1, 2).flatten(-2)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """The image prompts of a call. `mask` hides the padding of shorter rows."""
-
-    tokens: Tensor  # (B, tokens, width)
-    scales: Tensor  # (B, 1, 1)
-    mask: Tensor  # (B, 1, 1, tokens), True where a token counts
-
-
-class ImagePrompts:
-    """What the rows of the current call see. Set before each call of the UNet."""
-
-    def __init__(self) -> None:
-        self.seen: _Seen | None = None
-        self._tokens: Tensor | None = None
-        self._rows: tuple[Tensor | None, ...] = ()
-
-    def set_rows(self, rows: Sequence[Tensor | None], counts: Tensor, scales: Tensor) -> None:
-        """One image prompt per row of the call, or none.
-
-        Args:
-            rows: (tokens, width) image tokens of each row.
-            counts: (B,) how many tokens a row sees; 1 for a row without: softmax needs something.
-            scales: (B,) how strongly they act; 0 for a row without.
-        """
-        given = [row for row in rows if row is not None]
-        if not given:
-            self.seen, self._tokens, self._rows = None, None, ()
-            return
-        if self._tokens is None or not _same(self._rows, rows):
-            self._tokens, self._rows = _padded(rows, given[0]), tuple(rows)
-        places = torch.arange(self._tokens.shape[1], device=counts.device)
-        mask = (places < counts[:, None])[:, None, None, :]
-        self.seen = _Seen(self._tokens, scales.to(self._tokens.dtype).view(-1, 1, 1), mask)
-
-
-def _same(some: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> bool:
-    """Whether they are the same tensors, not merely equal ones."""
-    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
-
-
-def _padded(rows: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    """(B, tokens, width): each row's tokens, and zeros behind them."""
-    length = max(len(row) for row in rows if row is not None)
-    tokens = like.new_zeros(len(rows), length, like.shape[1])
-    for index, row in enumerate(rows):
-        if row is not None:
-            tokens[index, : len(row)] = row
-    return tokens
+def _level(layer: str, deepest: int) -> int:
+    block, number = layer.split(".")[:2]
+    if block == "down_blocks":
+        return int(number)
+    return deepest - int(number) if block == "up_blocks" else deepest
 
 
 class IpAdapter:
-    """An IP-Adapter on a UNet.
+    """One IP-Adapter.
 
     Args:
-        unet: its cross-attention layers are given `RowAttention`.
+        unet: the UNet that it was made for; nothing of it is changed.
         file: safetensors in the layout of h94/IP-Adapter (`image_proj.*`, `ip_adapter.*`).
 
     Attributes:
         reads: which embeddings of a picture it reads.
+
+    Raises `ValueError` if it is no IP-Adapter, one for faces, or of another family.
     """
 
     def __init__(self, unet: UNet2DConditionModel, file: Path) -> None:
-        tensors = load_file(file)
-        parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            if part not in parts:
-                raise ValueError(f"{file.name} is not an IP-Adapter: unexpected tensor {name}")
-            parts[part][rest] = tensor
-        unet._load_ip_adapter_weights([parts])
-        self.project = unet.encoder_hid_proj.image_projection_layers[0].eval()
+        projection, attention = _parts(file)
+        width = int(unet.config.cross_attention_dim)
+        self._to_keys_values = _stacked(attention, cross_attentions(unet), width).to(unet.dtype)
+        if not self._to_keys_values.isfinite().all():
+            raise ValueError(f"it holds numbers that are not finite in {unet.dtype}")
+        self.project = _projection(unet, projection)
         first = next(layer for layer in self.project.modules() if isinstance(layer, nn.Linear))
         hidden = not isinstance(self.project, ImageProjection)
         self.reads = ImageEmbeds(hidden, int(first.in_features))
-        unet.encoder_hid_proj = None
-        unet.config.encoder_hid_dim_type = None
-        self.prompts = ImagePrompts()
-        processors = unet.attn_processors
-        for name, processor in processors.items():
-            if isinstance(processor, IPAdapterAttnProcessor2_0):
-                (to_k,), (to_v,) = processor.to_k_ip, processor.to_v_ip
-                processors[name] = RowAttention(to_k, to_v, self.prompts)
-        unet.set_attn_processor(processors)
-        unet.requires_grad_(False)
 
     def to(self, device: torch.device) -> "IpAdapter":
-        """Brings the projection to a device; what the UNet holds of it goes with the UNet."""
+        """Brings it to a device."""
         self.project.to(device)
+        self._to_keys_values = self._to_keys_values.to(device)
         return self
 
-    def tokens(self, embeds: Tensor) -> Tensor:
-        """Image tokens of a row: (images, ...) embeddings to (images * tokens, width)."""
-        projected: Tensor = self.project(embeds)
-        return projected.flatten(0, 1)
+    def keys_values(self, embeds: Tensor) -> Tensor:
+        """What a row attends to that sees some pictures.
+
+        Args:
+            embeds: (images, ...), as the adapter reads them.
+
+        Returns (images * tokens, width): of each token the key and the value for the first of the
+        UNet's `cross_attentions`, for the second, and so on.
+        """
+        tokens: Tensor = self.project(embeds)
+        return F.linear(tokens.flatten(0, 1), self._to_keys_values)
+
+
+def load_ip_adapters(
+    args: Mapping[str, IpAdapterArgs], unet: UNet2DConditionModel
+) -> dict[str, IpAdapter]:
+    """A model's IP-Adapters by name. Raises `ValueError` naming the one that does not fit."""
+    adapters: dict[str, IpAdapter] = {}
+    for name, one in args.items():
+        try:
+            adapters[name] = IpAdapter(unet, lora_file(fetch(one.adapter)))
+        except (LoraError, SafetensorError, ValueError) as error:
+            raise ValueError(f"IP-Adapter {name!r} ({one.adapter}): {error}") from error
+    return adapters
+
+
+Part = dict[str, Tensor]
+
+
+def _parts(file: Path) -> tuple[Part, Part]:
+    """The projection of pictures, and the layers' keys and values."""
+    parts: dict[str, Part] = {"image_proj": {}, "ip_adapter": {}}
+    for name, tensor in load_file(file).items():
+        part, _, rest = name.partition(".")
+        if part not in parts:
+            raise ValueError(f"it is no IP-Adapter: unexpected tensor {name}")
+        parts[part][rest] = tensor
+    projection, attention = parts["image_proj"], parts["ip_adapter"]
+    if not projection or not attention:
+        raise ValueError("it is no IP-Adapter: it needs image_proj.* and ip_adapter.*")
+    by_face = "norm.weight" in projection and "proj.0.weight" in projection
+    if by_face or any("_lora." in name for name in attention):
+        raise ValueError(
+            "it is a FaceID adapter: it reads embeddings of faces by insightface, which nothing "
+            "here makes; ip-adapter-plus-face reads faces out of pictures"
+        )
+    return projection, attention
+
+
+def _stacked(attention: Part, layers: tuple[CrossAttention, ...], width: int) -> Tensor:
+    """(all keys and values, width), as `IpAdapter.keys_values` returns them."""
+    needed = {
+        f"{1 + 2 * number}.to_{what}_ip.weight": (layer.width, width)
+        for number, layer in enumerate(layers)  # the file counts self-attentions, too
+        for what in "kv"
+    }
+    if set(attention) != set(needed):
+        raise ValueError(
+            f"it has {len(attention) / 2:g} layers of attention, this UNet has {len(layers)}: is "
+            "it of another family?"
+        )
+    for name, shape in needed.items():
+        if attention[name].shape != shape:
+            raise ValueError(
+                f"ip_adapter.{name} has the shape {tuple(attention[name].shape)}, this UNet needs "
+                f"{shape}: is it of another family?"
+            )
+    return torch.cat([attention[name] for name in needed])
+
+
+def _projection(unet: UNet2DConditionModel, tensors: Part) -> nn.Module:
+    """From embeddings to tokens: diffusers' module, by what the file holds."""
+    try:
+        module: nn.Module = unet._convert_ip_adapter_image_proj_to_diffusers(
+            tensors, low_cpu_mem_usage=False
+        )
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise ValueError(f"its image_proj.* are of no known kind ({error})") from error
+    return module.to(unet.dtype).eval().requires_grad_(False)

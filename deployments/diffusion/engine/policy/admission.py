@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from configs.app import Limits, ModelUserConfig, size_allowed
 from deployments.contracts.errors import InvalidRequest, NotFound
-from deployments.contracts.jobs import MAX_STEPS, Asset, ImageJob, PromptSyntax, real_steps
+from deployments.contracts.jobs import (
+    MAX_STEPS,
+    Asset,
+    ImageJob,
+    IpAdapterUse,
+    PromptSyntax,
+    real_steps,
+)
 from deployments.diffusion.engine.policy.capabilities import Capabilities
 from deployments.diffusion.engine.policy.spec import (
     LATENT_SCALE,
@@ -100,7 +107,7 @@ class Admission:
         self._check_video(job)
         asked = _loras(job, config)
         controls = self._controls(job, assets)
-        image_prompt = self._image_prompt(job, assets)
+        image_prompts = tuple(self._image_prompt(use, job, assets) for use in job.ip_adapters)
         source = self._source(job, assets)
         prompt = self._tokenize(job.prompt, "prompt", job.prompt_syntax)
         negative = None
@@ -125,7 +132,7 @@ class Admission:
                 source=source,
                 strength=job.strength,
                 controls=controls,
-                image_prompt=image_prompt,
+                image_prompts=image_prompts,
                 frames=job.num_frames,
                 clip_skip=job.clip_skip,
             )
@@ -154,7 +161,7 @@ class Admission:
         for param, given in (
             ("image", job.image is not None),
             ("controls", bool(job.controls)),
-            ("ip_adapter", job.ip_adapter is not None),
+            ("ip_adapter", bool(job.ip_adapters)),
             ("partial_images", job.partial_images > 0),
         ):
             if given:
@@ -209,26 +216,33 @@ class Admission:
             controls.append(control)
         return tuple(controls)
 
-    def _image_prompt(self, job: ImageJob, assets: Sequence[Asset]) -> ImagePrompt | None:
-        if job.ip_adapter is None:
-            return None
-        reads = self._can.image_prompt
-        if reads is None:
+    def _image_prompt(
+        self, use: IpAdapterUse, job: ImageJob, assets: Sequence[Asset]
+    ) -> ImagePrompt:
+        if not self._can.image_prompts:
             raise InvalidRequest("this model has no IP-Adapter", "ip_adapter")
-        embeds = tuple(assets[index] for index in job.ip_adapter.embeds)
+        reads = self._can.image_prompts.get(use.name)
+        if reads is None:
+            raise InvalidRequest(
+                f"IP-Adapter {use.name!r}: this model has {', '.join(self._can.image_prompts)}",
+                "ip_adapter",
+            )
+        embeds = tuple(assets[index] for index in use.embeds)
         dims = 3 if reads.hidden else 2
         for pair in embeds:
             # Anything else would break the call that this row shares with its neighbours.
             if pair.ndim != dims or len(pair) != 2 or pair.shape[-1] != reads.width:
                 needed = f"(2, {'tokens, ' if reads.hidden else ''}{reads.width})"
                 raise InvalidRequest(
-                    f"this model's IP-Adapter reads embeddings of {needed}; these have "
+                    f"IP-Adapter {use.name!r} reads embeddings of {needed}; these have "
                     f"{pair.shape}: its image encoder is another one",
                     "ip_adapter",
                 )
-        return ImagePrompt(
-            tuple(np.asarray(pair, dtype=np.float32) for pair in embeds), job.ip_adapter.scale
-        )
+        mask = None
+        if use.mask is not None:
+            mask = _array(assets[use.mask], (job.height, job.width), "ip_adapter")
+        pairs = tuple(np.asarray(pair, dtype=np.float32) for pair in embeds)
+        return ImagePrompt(use.name, pairs, use.scale, mask)
 
 
 def _no_step(steps: int, strength: float) -> str:

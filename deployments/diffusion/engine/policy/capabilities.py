@@ -1,5 +1,6 @@
 """What a model can be asked for. No torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deployments.contracts.jobs import MAX_STEPS
@@ -26,7 +27,7 @@ class Capabilities:
     Attributes:
         takes_mask: it only inpaints.
         controls: types of its ControlNets.
-        image_prompt: what its IP-Adapter reads; `None`: it has none.
+        image_prompts: what its IP-Adapters read, by their names.
         max_frames: of its motion layers; 0: it makes no videos.
         max_steps: of its schedule.
         max_clip_skip: layers of its text encoders that may be passed over.
@@ -34,7 +35,7 @@ class Capabilities:
 
     takes_mask: bool
     controls: frozenset[str]
-    image_prompt: ImageEmbeds | None
+    image_prompts: Mapping[str, ImageEmbeds]
     max_frames: int
     max_steps: int = MAX_STEPS
     max_clip_skip: int = 0

@@ -78,10 +78,18 @@ class Control:
 
 @dataclass(frozen=True, eq=False)
 class ImagePrompt:
-    """What the IP-Adapter sees: `embeds` of each picture, (2, ...) float32."""
+    """What one of the model's IP-Adapters sees.
 
+    Attributes:
+        name: of the adapter.
+        embeds: of each picture, (2, ...) float32: the picture's, and those of no picture.
+        mask: (height, width) uint8, 255 where it acts; `None`: everywhere.
+    """
+
+    name: str
     embeds: tuple[Embeds, ...]
     scale: float = 0.5
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +123,7 @@ class RowSpec:
     source: Source | None = None
     strength: float = 1.0
     controls: tuple[Control, ...] = ()
-    image_prompt: ImagePrompt | None = None
+    image_prompts: tuple[ImagePrompt, ...] = ()
     frames: int | None = None
     clip_skip: int = 0
 

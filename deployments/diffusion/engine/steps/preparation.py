@@ -16,6 +16,7 @@ from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Pixels
 from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.models.image_attention import Seen
 from deployments.diffusion.engine.models.placing import to_device
 from deployments.diffusion.engine.models.schedule import Step
 from deployments.diffusion.engine.models.t2i_adapters import features_of
@@ -29,6 +30,7 @@ from deployments.diffusion.engine.policy.spec import Control, ImagePrompt, Promp
 from deployments.diffusion.engine.prompts.encoder import Prompt, PromptEmbeds, PromptEncoder
 from deployments.diffusion.engine.pulse import Pulse
 from deployments.diffusion.engine.steps.row import Row
+from deployments.diffusion.engine.steps.seeing import weights_by_level
 
 # Of a row's noise: a CPU takes 2 ms for that of a step of 1024 x 1024 pixels in half precision. The
 # rest is drawn step by step, while a GPU is busy with the step before.
@@ -67,8 +69,8 @@ class _Shared:
     uncond: PromptEmbeds | None
     source: EncodedSource | None
     controls: tuple[tuple[Tensor, ...], ...]
-    seen: Tensor | None
-    seen_by_twin: Tensor | None
+    seen: tuple[Seen, ...]
+    seen_by_twin: tuple[Seen, ...]
 
 
 class Preparation:
@@ -135,13 +137,15 @@ class Preparation:
         if spec.source is not None:
             only_masked = spec.strength == 1 and parts.takes_mask
             source = encode_source(parts.vae, spec.source, parts.dtype, only_masked=only_masked)
+        prompts = [prompt for prompt in spec.image_prompts if prompt.scale > 0]
+        pairs = [self._seen(prompt, spec.latent_size) for prompt in prompts]
         return _Shared(
             cond=cond,
             uncond=uncond,
             source=source,
             controls=tuple(self._control(control) for control in spec.controls),
-            seen=self._seen(spec.image_prompt, 0),
-            seen_by_twin=self._seen(spec.image_prompt, 1) if spec.guided else None,
+            seen=tuple(seen for seen, _ in pairs),
+            seen_by_twin=tuple(nothing for _, nothing in pairs) if spec.guided else (),
         )
 
     def _row(self, spec: RowSpec, shared: _Shared) -> Row:
@@ -188,13 +192,21 @@ class Preparation:
         tensor = to_device(torch.from_numpy(pixels.copy()), self._parts.device)
         return (tensor.permute(2, 0, 1).float() / 255).to(self._parts.dtype)
 
-    def _seen(self, prompt: ImagePrompt | None, which: int) -> Tensor | None:
-        """The image tokens of a row (`which` 0) or of its unconditional twin (1)."""
-        adapter = self._parts.ip_adapter
-        if prompt is None or adapter is None:
-            return None
-        embeds = torch.from_numpy(np.stack([pair[which] for pair in prompt.embeds]))
-        return adapter.tokens(to_device(embeds, self._parts.device, self._parts.dtype))
+    def _seen(self, prompt: ImagePrompt, latent_size: tuple[int, ...]) -> tuple[Seen, Seen]:
+        """What a row sees, and what its unconditional twin does."""
+        parts = self._parts
+        attention, adapter = parts.image_attention, parts.ip_adapters[prompt.name]
+        assert attention is not None
+        height, width = latent_size[-2:]
+        levels = weights_by_level(prompt.scale, prompt.mask, (height, width), attention.levels)
+        sizes = [len(level) for level in levels]
+        weights = to_device(torch.cat(levels), parts.device, parts.dtype).split(sizes)
+        pairs = torch.from_numpy(np.stack(prompt.embeds))
+        pictures, nothing = to_device(pairs, parts.device, parts.dtype).unbind(dim=1)
+        return (
+            Seen(adapter.keys_values(pictures), weights),
+            Seen(adapter.keys_values(nothing), weights),
+        )
 
 
 def _noised(source: SourceLatents, first: Step, *, whole: bool) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deployments.diffusion.engine.models.image_attention import Seen
 from deployments.diffusion.engine.models.schedule import Step
 from deployments.diffusion.engine.pixels.sources import SourceLatents
 from deployments.diffusion.engine.policy.spec import RowSpec
@@ -23,7 +24,7 @@ class Row:
             been called without.
         uncond: what its unconditional twin attends to, where guidance is in force.
         controls: what each of the row's controls has of its map, in order: see `RowControl.seen`.
-        seen, seen_by_twin: (tokens, width) image tokens of the IP-Adapter.
+        seen, seen_by_twin: by IP-Adapters, in order.
         beside: (5, h, w) mask and masked picture, for a 9-channel UNet.
         generator: on the CPU; the row's noise comes from it, step by step.
         noise: z of the steps for which it was drawn, on the CPU; `None` where a step draws none.
@@ -38,8 +39,8 @@ class Row:
     uncond: PromptEmbeds | None
     source: SourceLatents | None
     controls: tuple[tuple[Tensor, ...], ...]
-    seen: Tensor | None
-    seen_by_twin: Tensor | None
+    seen: tuple[Seen, ...]
+    seen_by_twin: tuple[Seen, ...]
     beside: Tensor | None
     generator: torch.Generator
     noise: list[Tensor | None]
@@ -89,6 +90,7 @@ class Row:
             yield from (self.source.image, self.source.noise)
             if self.source.mask is not None:
                 yield self.source.mask
-        for tensor in (self.seen, self.seen_by_twin, self.beside):
-            if tensor is not None:
-                yield tensor
+        for seen in (*self.seen, *self.seen_by_twin):
+            yield from (seen.keys_values, *seen.weights)
+        if self.beside is not None:
+            yield self.beside

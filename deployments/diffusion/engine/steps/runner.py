@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from deployments.diffusion.engine.adapters.bank import Bank
 from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.models.image_attention import Seen
 from deployments.diffusion.engine.models.schedule import Step
 from deployments.diffusion.engine.policy.batch import (
     Advanced,
@@ -43,6 +44,7 @@ from deployments.diffusion.engine.steps.conditioning import (
     UNetInput,
 )
 from deployments.diffusion.engine.steps.row import Row
+from deployments.diffusion.engine.steps.seeing import SeenPlan
 from deployments.diffusion.engine.steps.staging import Numbers
 from deployments.diffusion.engine.steps.tcd import coefficients, tcd_step
 
@@ -89,7 +91,7 @@ class _Call:
     guidance: int
     adapters: int
     size_ids: int
-    seen: tuple[int, int]
+    seen: SeenPlan
     controls: ControlPlan
     noise: tuple[int | None, ...]
     tokens: int | None
@@ -247,7 +249,7 @@ class Runner:
             guidance=numbers.put([row.spec.guidance_scale for row in rows]),
             adapters=numbers.put(self._bank(specs).mix([dict(spec.loras) for spec in specs])),
             size_ids=numbers.put([_size_ids(spec) for spec in specs]),
-            seen=self._image_prompts(rows, guided, numbers),
+            seen=SeenPlan(_seen(rows, guided), numbers),
             controls=ControlPlan(
                 self._parts.controls,
                 [_controls(rows[index], cursors[index]) for index in twice],
@@ -264,16 +266,6 @@ class Runner:
     def _bank(self, specs: Sequence[RowSpec]) -> Bank:
         """The adapters of the UNet that computes these rows."""
         return self._parts.banks["unet" if specs[0].frames is None else "motion_unet"]
-
-    def _image_prompts(self, rows: Sequence[Row], guided: int, numbers: Numbers) -> tuple[int, int]:
-        """How many image tokens each row of the call sees, and how strongly they act."""
-        seen = [row.seen for row in rows] + [row.seen_by_twin for row in rows[:guided]]
-        scales = [
-            0.0 if row.spec.image_prompt is None else row.spec.image_prompt.scale
-            for row in (*rows, *rows[:guided])
-        ]
-        counts = [1 if tokens is None else len(tokens) for tokens in seen]
-        return numbers.put(counts), numbers.put(scales)
 
     def _step(self, call: _Call) -> Sequence[_Stepped]:
         """Where the step takes each row of the call."""
@@ -323,12 +315,9 @@ class Runner:
         if frames is not None:
             return self._predict_video(given, frames)
         pictures = False
-        if parts.ip_adapter is not None:
-            counts, scales = (numbers[place] for place in call.seen)
-            seen = [row.seen for row in call.rows]
-            seen += [row.seen_by_twin for row in call.rows[: call.guided]]
-            parts.ip_adapter.prompts.set_rows(seen, counts, scales)
-            pictures = parts.ip_adapter.prompts.seen is not None
+        if parts.image_attention is not None:
+            call.seen.show(parts.image_attention, numbers)
+            pictures = parts.image_attention.in_use
         residuals = call.controls.residuals(given, numbers)
         given = replace(given, sample=self._unet_sample(given.sample, call.with_twins))
         output: Tensor | None = None
@@ -403,6 +392,11 @@ def _attended(rows: Sequence[Row], guided: int) -> list[PromptEmbeds]:
     return [*(row.attended for row in rows), *twins]
 
 
+def _seen(rows: Sequence[Row], guided: int) -> list[tuple[Seen, ...]]:
+    """What each row of a call sees, and behind them the twins of the first `guided`."""
+    return [*(row.seen for row in rows), *(row.seen_by_twin for row in rows[:guided])]
+
+
 def _plain(like: Row, steps: tuple[Step, ...]) -> Row:
     """A row of the same kind, small, with nothing of what its request asked for: no adapters,
     pictures, controls or guidance, and zeros for latents."""
@@ -424,8 +418,8 @@ def _plain(like: Row, steps: tuple[Step, ...]) -> Row:
         uncond=None,
         source=None,
         controls=(),
-        seen=None,
-        seen_by_twin=None,
+        seen=(),
+        seen_by_twin=(),
         beside=None if like.beside is None else like.beside.new_zeros(5, *spec.latent_size),
         noise=[],
         ready=None,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from time import perf_counter
 from typing import TypeVar
 
@@ -58,6 +59,10 @@ class WarmUp:
                 self._tried(self._step, [spec] * 2)
                 if first:
                     self._tried(self._step, [spec, _longer(spec)])
+                if spec.image_prompts:
+                    blind = replace(spec, image_prompts=())
+                    self._tried(self._step, [spec, blind])
+                    self._tried(self._step, [spec, _longer(blind)])
             self._tried(self._decode, plain)
             first = False
             log.info(
@@ -97,12 +102,12 @@ class WarmUp:
             controls = tuple(Control(kind, nothing) for kind in parts.controls.models.values())
             yield replace(plain, controls=controls)
         styled = replace(plain, loras=((NAME, 1.0),))
-        if parts.ip_adapter is not None:
-            reads = parts.ip_adapter.reads
+        for name, adapter in islice(parts.ip_adapters.items(), 1):  # of all, blocks see the same
+            reads = adapter.reads
             embeds = np.zeros((2, *[STATES] * reads.hidden, reads.width), np.float32)
-            prompt = ImagePrompt((embeds,))
-            yield replace(plain, image_prompt=prompt)
-            yield replace(styled, image_prompt=prompt)
+            prompts = (ImagePrompt(name, (embeds,)),)
+            yield replace(plain, image_prompts=prompts)
+            yield replace(styled, image_prompts=prompts)
         yield styled
 
     def _step(self, specs: Sequence[RowSpec]) -> None:

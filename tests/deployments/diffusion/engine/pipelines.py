@@ -127,7 +127,7 @@ class Pipelines:
             noise = torch.randn(output[0].shape, generator=source)
             return (output[0] * (1 + change * noise),)
 
-        unet: UNet2DConditionModel = self._base(task.job.ip_adapter is not None).unet
+        unet: UNet2DConditionModel = self._base(bool(task.job.ip_adapters)).unet
         hook = unet.register_forward_hook(nudge)
         try:
             nudged = self._make(task, 0)
@@ -166,8 +166,8 @@ class Pipelines:
                 "control_guidance_start": _alone([c.start for c in job.controls]),
                 "control_guidance_end": _alone([c.end for c in job.controls]),
             }
-        if job.ip_adapter is not None:
-            pipe.set_ip_adapter_scale(job.ip_adapter.scale)
+        if job.ip_adapters:
+            pipe.set_ip_adapter_scale(job.ip_adapters[0].scale)
         image = pipe(**arguments).images[0]
         return Answer(latents[0].float().cpu().numpy(), np.asarray(image), ())
 
@@ -197,7 +197,7 @@ class Pipelines:
         return bool(config["in_channels"] == INPAINTING_CHANNELS)
 
     def _pipe(self, job: ImageJob) -> Any:
-        adapted = job.ip_adapter is not None
+        adapted = bool(job.ip_adapters)
         types = tuple(control.type for control in job.controls)
         start = "Img2Img" if job.image is not None else ""
         kind = ("ControlNet" if types else "") + ("Inpaint" if job.mask is not None else start)
@@ -223,9 +223,9 @@ class Pipelines:
 
     def _seen(self, task: Task) -> dict[str, object]:
         """What the IP-Adapter is shown."""
-        use = task.job.ip_adapter
-        if use is None:
+        if not task.job.ip_adapters:
             return {}
+        (use,) = task.job.ip_adapters
         if self._sees_pictures:
             return {"ip_adapter_image": [[Image.fromarray(picture) for picture in task.seen]]}
         pairs = torch.from_numpy(np.stack([task.assets[index] for index in use.embeds], axis=1))
@@ -235,7 +235,7 @@ class Pipelines:
         return {"ip_adapter_image_embeds": [embeds.to(self._place.device, self._place.dtype)]}
 
     def _weigh(self, job: ImageJob) -> None:
-        adapted = job.ip_adapter is not None
+        adapted = bool(job.ip_adapters)
         pipe, loaded = self._base(adapted), self._loaded[adapted]
         sources = demo_loras(self._models, self._family)
         for lora in job.loras:

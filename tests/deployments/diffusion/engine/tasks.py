@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.app import ModelArgs
+from configs.app import DEFAULT_IP_ADAPTER, ModelArgs
 from configs.families import FamilyName
 from deployments.contracts.jobs import (
     Asset,
@@ -152,18 +152,19 @@ def task(
         ControlUse(net.type, add(control_map(net.type, *size)), net.scale, net.start, net.end)
         for net in nets
     )
-    ip_adapter: IpAdapterUse | None = None
+    ip_adapters: tuple[IpAdapterUse, ...] = ()
     seen: tuple[Pixels, ...] = ()
     if sees is not None:
         checkpoint, count, scale = sees
         seen = tuple(picture(number, 150, 130) for number in range(count))
-        ip_adapter = IpAdapterUse(tuple(add(checkpoint.embeds(p)) for p in seen), scale)
+        embeds = tuple(add(checkpoint.embeds(p)) for p in seen)
+        ip_adapters = (IpAdapterUse(DEFAULT_IP_ADAPTER, embeds, scale),)
     job = replace(
         job,
         image=add(picture(9, *size)) if image else None,
         mask=None if mask is None else add(mask),
         controls=controls,
-        ip_adapter=ip_adapter,
+        ip_adapters=ip_adapters,
     )
     return Task(job, tuple(assets), seen)
 

@@ -216,7 +216,7 @@ def kind(one: Task) -> str:
         "image": job.image is not None,
         "mask": job.mask is not None,
         **{control.type: True for control in job.controls},
-        "ip_adapter": job.ip_adapter is not None,
+        "ip_adapter": bool(job.ip_adapters),
         "loras": bool(job.loras),
         "guidance": job.guidance_scale > 1,
     }

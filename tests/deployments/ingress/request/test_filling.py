@@ -37,7 +37,7 @@ CARD = ModelCard(
 def steps(quality: Quality | None, mask: int | None = None, named: int | None = None) -> int:
     request = ImageRequest("a", quality=quality, num_inference_steps=named)
     return image_job(
-        request, CARD, (64, 64), image=mask, mask=mask, controls=(), ip_adapter=None
+        request, CARD, (64, 64), image=mask, mask=mask, controls=(), ip_adapters=()
     ).num_inference_steps
 
 
@@ -70,7 +70,7 @@ def test_a_low_quality_leaves_a_step() -> None:
             update={"defaults": CARD.defaults.model_copy(update={"num_inference_steps": usual})}
         )
         return image_job(
-            request, card, (64, 64), image=0, mask=None, controls=(), ip_adapter=None
+            request, card, (64, 64), image=0, mask=None, controls=(), ip_adapters=()
         ).num_inference_steps
 
     assert [taken(usual) for usual in (2, 5, 6, 20)] == [2, 5, 5, 10]
@@ -87,7 +87,7 @@ def test_no_quality_takes_more_than_there_are() -> None:
         image=None,
         mask=None,
         controls=(),
-        ip_adapter=None,
+        ip_adapters=(),
     )
     assert job.num_inference_steps == 40
     assert (job.clip_skip, job.prompt_syntax) == (1, "plain")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from configs.app import ControlArgs, Dtype
+from configs.app import DEFAULT_IP_ADAPTER, ControlArgs, Dtype
 from configs.families import FAMILIES, FamilyName
 from deployments.contracts.jobs import LoraWeight
 from tests.conftest import demo_loras, model_args
@@ -200,12 +200,11 @@ def test_what_is_left_behind_is_found(demo_models: Path, walking: Walking) -> No
     """The mistake that these tests are for: an IP-Adapter's projection that stays on the CPU."""
     checkpoint = Checkpoint(demo_models, "sd15", "sd15", ADAPTERS["sd15"])
     walk = walking(checkpoint.args())
-    adapter = walk.parts.ip_adapter
-    assert adapter is not None
+    adapter = walk.parts.ip_adapters[DEFAULT_IP_ADAPTER]
     adapter.project.to_empty(device=torch.device("cpu"))
     left = left_on_the_host(walk.parts)
     assert left
-    assert all(name.startswith(".ip_adapter.project.") for name in left)
+    assert all(name.startswith(".ip_adapters.default.project.") for name in left)
     with Watch():
         walk.join(short("text"))
         with pytest.raises(LeftBehind, match=r"mixes .*cpu"):

@@ -39,13 +39,13 @@ class Calls:
     def __init__(self, parts: Components) -> None:
         self.seen: list[tuple[int, int, int, str]] = []
         bank, forward = parts.banks["unet"], parts.unet.forward
-        assert parts.ip_adapter is not None
-        prompts = parts.ip_adapter.prompts
+        attention = parts.image_attention
+        assert attention is not None
 
         def watched(sample: Tensor, *args: object, **more: object) -> object:
             acting = {
                 "adapters": bank.in_use,
-                "pictures": prompts.seen is not None,
+                "pictures": attention.in_use,
                 "controls": more["mid_block_additional_residual"] is not None,
                 "a mask": more["encoder_attention_mask"] is not None,
             }
@@ -72,6 +72,7 @@ def test_each_size_is_drawn_alone_and_together(folder: str, demo_models: Path) -
             (1, 8, 9, kind),
             (2, 8, 9, kind),
             (2, 8, 9, "a mask" if kind == "plain" else f"{kind} and a mask"),
+            *[(2, 8, 9, kind), (2, 8, 9, f"{kind} and a mask")] * ("pictures" in kind),
         )
     ]
     assert calls.seen == [*first, (1, 8, 8, "plain"), (2, 8, 8, "plain")]
