@@ -36,6 +36,7 @@ IP_ADAPTERS = {
     "sd15": "models/ip-adapter_sd15.safetensors",
     "sdxl": "sdxl_models/ip-adapter_sdxl.safetensors",
 }
+PLUS_ADAPTER = "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"  # of sd15's encoder
 IMAGE_ENCODERS = {"sd15": "models/image_encoder", "sdxl": "sdxl_models/image_encoder"}
 
 
@@ -88,16 +89,18 @@ def plain_model(models: Path, family: FamilyName, name: str) -> ModelArgs:
 
 
 def full_model(models: Path, family: FamilyName, name: str) -> ModelArgs:
-    """The same with depth and canny ControlNets and an IP-Adapter."""
+    """The same with depth and canny ControlNets and an IP-Adapter; sdxl with two, by name."""
     nets = models / "controlnet" / family
     motion = str(models / "motion-adapter" / "sd15") if family == "sd15" else None
-    adapter = IpAdapterArgs(
-        adapter=str(models / "ip-adapter" / IP_ADAPTERS[family]), image_encoder=family
-    )
+    adapters = models / "ip-adapter"
+    adapter = IpAdapterArgs(adapter=str(adapters / IP_ADAPTERS[family]), image_encoder=family)
+    plus = IpAdapterArgs(adapter=str(adapters / PLUS_ADAPTER), image_encoder="sd15")
+    several = {"base": adapter, "plus": plus} if family == "sdxl" else {}
     return plain_model(models, family, name).model_copy(
         update={
             "controls": {k: ControlArgs(source=str(nets / k)) for k in ("depth", "canny")},
-            "ip_adapter": adapter,
+            "ip_adapter": None if several else adapter,
+            "ip_adapters": several,
             "motion_adapter": motion,
         }
     )

@@ -31,6 +31,18 @@ VALID: dict[type[BaseModel], dict[str, object]] = {
 }
 
 
+def test_ip_adapters_stand_in_one_place() -> None:
+    one = VALID[IpAdapterArgs]
+    plus = {**one, "image_encoder": "vit-h"}
+    alone = ModelArgs.model_validate({**MODEL, "ip_adapter": one})
+    assert list(alone.named_ip_adapters) == ["default"]
+    several = ModelArgs.model_validate({**MODEL, "ip_adapters": {"plus": plus, "base": one}})
+    assert list(several.named_ip_adapters) == ["plus", "base"]
+    assert ModelArgs.model_validate(MODEL).named_ip_adapters == {}
+    with pytest.raises(ValidationError, match="both given; put all of them into ip_adapters"):
+        ModelArgs.model_validate({**MODEL, "ip_adapter": one, "ip_adapters": {"plus": plus}})
+
+
 @pytest.mark.parametrize("model", VALID)
 def test_an_unknown_key_is_named(model: type[BaseModel]) -> None:
     assert model.model_validate(VALID[model])

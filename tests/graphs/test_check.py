@@ -21,6 +21,7 @@ from graphs.service import build
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs" / "production").glob("*.yaml"))]
+PLUS = {"plus": {"adapter": "a/b/c.safetensors", "image_encoder": "vit"}}
 DEMO = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
 SERVICE, MODEL = 0, 1
 Edit = Callable[[dict[str, Any]], None]
@@ -208,6 +209,17 @@ def limits(**changed: int) -> Edit:
             lambda c: service(c)["args"].update(image_encoders={}),
             "model-sd15.args.ip_adapter.image_encoder: the service has no image encoder 'sd15'; it "
             "has: none",
+        ),
+        (
+            lambda c: model(c)["args"].update(ip_adapter=None, ip_adapters=PLUS),
+            "model-sd15.args.ip_adapters.plus.image_encoder: the service has no image encoder "
+            "'vit'; it has: sd15",
+        ),
+        (
+            lambda c: model(c)["args"].update(
+                ip_adapter=None, ip_adapters={"base": {"adapter": "s3://", "image_encoder": "sd15"}}
+            ),
+            "model-sd15.args.ip_adapters.base.adapter: ",
         ),
         (
             lambda c: service(c)["args"].pop("depth"),

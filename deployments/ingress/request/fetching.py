@@ -48,8 +48,8 @@ class Fetcher:
             return await self._workers.run(_from_data_url, text, param)
         if scheme not in ("https", "s3"):
             raise InvalidRequest(
-                f"{param} must be a data URL, an https:// URL or an s3:// URI, or in controls and "
-                f"ip_adapter the id of a control map; it begins with {text[:16]!r}",
+                f"{param} must be a data URL, an https:// URL or an s3:// URI, or as image in "
+                f"controls and ip_adapter the id of a control map; it begins with {text[:16]!r}",
                 param,
             )
         try:

@@ -1,9 +1,11 @@
 """How pictures reach a job, with a map store and preprocessors that are stand-ins."""
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections.abc import Generator
+from itertools import product
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,8 +14,9 @@ import pytest
 import ray
 
 from configs.app import ServiceArgs
+from deployments.contracts.cards import CardIpAdapter
 from deployments.contracts.errors import InvalidRequest, NotFound, NotReady, QueueFull
-from deployments.contracts.jobs import Control, ImageRequest, IpAdapter, Pixels
+from deployments.contracts.jobs import Control, ImageRequest, IpAdapter, IpAdapterUse, Pixels
 from deployments.contracts.maps import MapRef, MapSpec
 from deployments.contracts.refusal import Refusal
 from deployments.ingress.request.assembly import Assembled, Assembler
@@ -255,3 +258,50 @@ def test_an_s3_that_hangs_costs_only_who_asked_it(
     asyncio.run(asyncio.wait_for(scene(), 40))
     assert max(took) < 3 * patience_s
     assert sum(t.name.startswith("tcd-S3") for t in threading.enumerate()) <= 2
+
+
+def test_each_ip_adapter_reads_by_its_own_encoder(put: list[Pixels]) -> None:
+    adapters = {
+        "base": CardIpAdapter(adapter="none", image_encoder="bigg", hidden=False),
+        "plus": CardIpAdapter(adapter="none", image_encoder="vit", hidden=True),
+    }
+    card, store = CARD.model_copy(update={"ip_adapters": adapters}), Store()
+    pictures = [picture(number, 32, 32) for number in (1, 2)]
+    one, other = map(png, pictures)
+    half = np.zeros((20, 32, 3), np.uint8)
+    half[:, 16:] = 255
+    seen = (
+        IpAdapter((one,), 0.7, "plus", png(half)),
+        IpAdapter((one, other), 0.3),
+        IpAdapter((other,), name="plus"),
+    )
+    request = ImageRequest(**ASKED, ip_adapter=seen)
+    ready = asyncio.run(assembler(store).assemble(request, card))
+    assert ready.job.ip_adapters == (
+        IpAdapterUse("plus", (0,), 0.7, 1),
+        IpAdapterUse("base", (2, 3), 0.3),
+        IpAdapterUse("plus", (4,), 0.5),
+    )
+    digests = [hashlib.sha256(b"(32, 32, 3)" + pixels.tobytes()).hexdigest() for pixels in pictures]
+    encoders = (("vit", True), ("bigg", False))
+    assert set(store.maps) == {
+        MapSpec("image_encoder", digest, encoder=encoder, hidden=hidden).map_id
+        for digest, (encoder, hidden) in product(digests, encoders)
+    }
+    mask = ready.assets[1]
+    assert isinstance(mask, np.ndarray)
+    assert (mask.shape, mask.dtype) == ((64, 64), np.uint8)
+    assert (mask[:, :28] < 128).all()
+    assert (mask[:, 36:] >= 128).all()
+
+
+def test_pictures_and_masks_of_ip_adapters_count_together(put: list[Pixels]) -> None:
+    white = png(np.full((8, 8, 3), 255, np.uint8))
+    seen = tuple(IpAdapter((white, white), mask=white) for _ in range(3))
+    made_by = assembler(Store(), max_request_pictures=8)
+    with pytest.raises(InvalidRequest, match="9 pictures; 8 at most"):
+        assemble(made_by, ip_adapter=seen)
+    assemble(assembler(Store(), max_request_pictures=9), ip_adapter=seen)
+    pixels = assembler(Store(), max_request_pixels=9 * 64 - 1, max_image_pixels=64)
+    with pytest.raises(InvalidRequest, match="576 pixels together"):
+        assemble(pixels, ip_adapter=seen)

@@ -354,6 +354,36 @@ def generation_cases() -> dict[str, Case]:
         "ip_adapter of text": seen({"image": "x"}, "ip_adapter.image.0", "data URL"),
         "ip_adapter of a number": seen({"image": 7}, "ip_adapter.image", "list"),
         "ip_adapter that is a text": seen("x", "ip_adapter", "must be an object"),
+        "ip_adapter that is a list of texts": seen(["x"], "ip_adapter.0", "must be an object"),
+        "five ip_adapters": seen(5 * [{"image": "x"}], "ip_adapter", "at most 4"),
+        "the second ip_adapter's scale": seen(
+            [{"image": "x"}, {"image": "x", "scale": 3}], "ip_adapter.1.scale", "2"
+        ),
+        "an unknown field of the second ip_adapter": seen(
+            [{"image": "x"}, {"image": "x", "masks": "x"}], "ip_adapter.1.masks", "unknown field"
+        ),
+        "an ip_adapter that this model lacks": seen(
+            {"image": data_url(GOOD), "name": "face"}, "ip_adapter.name", "it has: default"
+        ),
+        "a second one that this model lacks": seen(
+            [{"image": data_url(GOOD)}, {"image": data_url(GOOD), "name": "base "}],
+            "ip_adapter.1.name",
+            "it has: base, plus",
+            model="sdxl",
+        ),
+        "an ip_adapter's mask of text": seen(
+            {"image": data_url(GOOD), "mask": "x"}, "ip_adapter.mask", "data URL"
+        ),
+        "an ip_adapter's mask that is a map": seen(
+            [{"image": data_url(GOOD), "mask": unknown}],
+            "ip_adapter.0.mask",
+            "or as image in controls",
+        ),
+        "an ip_adapter's mask that asks for nothing": seen(
+            {"image": data_url(GOOD), "mask": data_url(png(np.zeros((8, 8, 3), np.uint8)))},
+            "ip_adapter.mask",
+            "asks for nothing",
+        ),
     }
 
 

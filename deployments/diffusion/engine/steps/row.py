@@ -79,8 +79,8 @@ class Row:
 
     def _tensors(self) -> Iterator[Tensor]:
         yield self.latents
-        for seen in self.controls:
-            yield from seen
+        for features in self.controls:
+            yield from features
         for embeds in (self.cond, self.uncond):
             if embeds is not None:
                 yield embeds.hidden

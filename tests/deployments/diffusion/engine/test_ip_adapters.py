@@ -247,7 +247,7 @@ def test_what_does_not_act_changes_nothing(demo_models: Path, tmp_path: Path) ->
     white everywhere is none, and a scale of 0 is no picture."""
     torch.set_num_threads(1)
     files = adapter_files(demo_models, "sd15", tmp_path)
-    odd: dict[str, object] = {"width": 136, "height": 104, "num_inference_steps": 2}
+    odd: dict[str, Any] = {"width": 136, "height": 104, "num_inference_steps": 2}
     white = np.full((104, 136), 255, np.uint8)
     tasks = [
         seeing("sd15", "everywhere", (("plus", 2, 0.8, None),), **odd),
