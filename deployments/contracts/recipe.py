@@ -34,7 +34,7 @@ class Recipe:
     strength: float | None = None
     preserve_unmasked: bool = True
     controls: tuple[Control, ...] = ()
-    ip_adapter: IpAdapter | None = None
+    ip_adapters: tuple[IpAdapter, ...] = ()
     num_frames: int | None = None
     fps: int | None = None
     motion_loras: tuple[LoraWeight, ...] = ()

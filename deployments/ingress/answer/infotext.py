@@ -45,8 +45,8 @@ def _figures(recipe: Recipe, seed: int) -> dict[str, str]:
             f"Module: {control.type}, Weight: {control.conditioning_scale:g}, "
             f"Guidance Start: {control.start:g}, Guidance End: {control.end:g}"
         )
-    if recipe.ip_adapter is not None:
-        figures["IP-Adapter"] = f"{recipe.ip_adapter.scale:g}"
+    if recipe.ip_adapters:
+        figures["IP-Adapter"] = ", ".join(f"{adapter.scale:g}" for adapter in recipe.ip_adapters)
     if recipe.motion_loras:
         figures["Motion lora"] = _weights(recipe.motion_loras)
     if recipe.num_frames is not None:

@@ -88,7 +88,7 @@ def request_of(
         "strength": recipe.strength,
         "preserve_unmasked": recipe.preserve_unmasked if edit else None,
         "controls": [_said(asdict(control)) for control in recipe.controls],
-        "ip_adapter": _ip_adapter(recipe.ip_adapter),
+        "ip_adapter": _one_or_several(list(map(_ip_adapter, recipe.ip_adapters))),
         "num_frames": recipe.num_frames,
         "fps": recipe.fps,
         "motion_loras": [asdict(lora) for lora in recipe.motion_loras],
@@ -110,10 +110,19 @@ def wanted(asked: bool | None, written: bool) -> bool:
     return written if asked is None else asked
 
 
-def _ip_adapter(adapter: IpAdapter | None) -> dict[str, object] | None:
-    if adapter is None:
-        return None
-    return {"image": list(adapter.images), "scale": adapter.scale}
+def _ip_adapter(adapter: IpAdapter) -> dict[str, object]:
+    return _said(
+        {
+            "image": list(adapter.images),
+            "scale": adapter.scale,
+            "name": adapter.name,
+            "mask": adapter.mask,
+        }
+    )
+
+
+def _one_or_several(adapters: list[dict[str, object]]) -> object:
+    return adapters[0] if len(adapters) == 1 else adapters
 
 
 def _said(body: dict[str, object]) -> dict[str, object]:

@@ -251,8 +251,8 @@ class Assembler:
 
     async def _region(self, brought: Brought, size: tuple[int, int]) -> Mask:
         """Where an IP-Adapter acts, in the size of the images to be made."""
-        async with self._pictures.decoded(brought) as (loaded,):
-            mask = await self._pictures.workers.run(lambda: resize(edit_mask(loaded.picture), size))
+        async with self.pictures.decoded(brought) as (loaded,):
+            mask = await self.pictures.workers.run(lambda: resize(edit_mask(loaded.picture), size))
         return _asking(mask, brought.param, "where the adapter acts")
 
     async def _mapped(self, brought: Brought, spec_of: Callable[[Loaded], MapSpec]) -> MapRef:

@@ -26,7 +26,7 @@ def image_recipe(
         strength=None if job.image is None else job.strength,
         preserve_unmasked=request.preserve_unmasked,
         controls=tuple(_control(c, i, names) for i, c in enumerate(request.controls)),
-        ip_adapter=_ip_adapter(request.ip_adapter, names),
+        ip_adapters=tuple(_ip_adapter(a, p, names) for p, a in request.ip_adapters.items()),
     )
 
 
@@ -57,12 +57,12 @@ def _control(control: Control, index: int, names: Mapping[str, str]) -> Control:
     return replace(control, image=_name(control.image, f"controls.{index}.image", names))
 
 
-def _ip_adapter(adapter: IpAdapter | None, names: Mapping[str, str]) -> IpAdapter | None:
-    if adapter is None:
-        return None
-    seen = enumerate(adapter.images)
+def _ip_adapter(adapter: IpAdapter, place: str, names: Mapping[str, str]) -> IpAdapter:
+    seen, mask = enumerate(adapter.images), adapter.mask
     return replace(
-        adapter, images=tuple(_name(image, f"ip_adapter.image.{i}", names) for i, image in seen)
+        adapter,
+        images=tuple(_name(image, f"{place}.image.{i}", names) for i, image in seen),
+        mask=None if mask is None else _name(mask, f"{place}.mask", names),
     )
 
 

@@ -45,7 +45,7 @@ FULL = replace(
         Control("canny", "sha256:cc", end=0.5, low_threshold=50),
         Control("depth", "map-depth-dd", conditioning_scale=0.7),
     ),
-    ip_adapter=IpAdapter(("sha256:ee", "sha256:ff"), 0.6),
+    ip_adapters=(IpAdapter(("sha256:ee", "sha256:ff"), 0.6),),
 )
 # Words that break something somewhere: quotes, commas, colons, lines, what looks like a figure.
 PROMPTS = {
