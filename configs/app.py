@@ -72,6 +72,17 @@ def size_allowed(limits: SizeLimits, width: int, height: int) -> bool:
     return within and width * height <= limits.max_pixels
 
 
+# What no request may have, whatever a configuration says: see `deployments/contracts/jobs.py`.
+PROMPT_CHARS = 100_000
+TIMEOUT_S = 3600.0
+MAX_FRAMES = 256
+
+
+def _at_most(most: float) -> AfterValidator:
+    """More than is possible counts as what is."""
+    return AfterValidator(lambda value: min(value, most))
+
+
 class Limits(Frozen):
     """What one diffusion replica accepts and how much it works on at once.
 
@@ -91,7 +102,8 @@ class Limits(Frozen):
         max_pending: images accepted and not yet answered; above it a request gets 429. Shared
             between callers in the same way.
         max_loras: style adapters in one request.
-        max_frames: of one video.
+        max_frames: of one video, at most 256. Its frames share one UNet call: memory and time of a
+            call grow with them.
         lora_budget_mb: MiB of style adapters kept on the device; the least recently used
             go first, those in use never.
         prompt_cache_mb: MiB of prompt embeddings kept on the device.
@@ -110,7 +122,7 @@ class Limits(Frozen):
     max_running: int = Field(32, ge=1, le=1024)
     max_pending: int = Field(128, ge=1)
     max_loras: int = Field(8, ge=0)
-    max_frames: int = Field(32, ge=1)
+    max_frames: Annotated[int, _at_most(MAX_FRAMES)] = Field(32, ge=1)
     lora_budget_mb: int = Field(2048, ge=1)
     prompt_cache_mb: int = Field(256, ge=0)
     aging_steps: int = Field(16, ge=1)
@@ -378,10 +390,6 @@ class KeysArgs(Frozen):
 
 Guarded = Literal["metrics", "readyz", "docs", "playground"]
 
-# What no request may have, whatever a configuration says: see `deployments/contracts/jobs.py`.
-PROMPT_CHARS = 100_000
-TIMEOUT_S = 3600.0
-
 # Limits that follow another key where they are left out: that key, and their least value.
 FOLLOWING: Final = {
     "max_request_bytes": ("max_image_bytes", 40 * 2**20),
@@ -389,11 +397,6 @@ FOLLOWING: Final = {
     "max_decoding_pixels": ("max_request_pixels", 4 * 4096 * 4096),
     "max_timeout_s": ("request_timeout_s", 300.0),
 }
-
-
-def _at_most(most: float) -> AfterValidator:
-    """More than is possible counts as what is."""
-    return AfterValidator(lambda value: min(value, most))
 
 
 class ServiceArgs(Frozen):

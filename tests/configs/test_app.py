@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from configs.app import (
+    MAX_FRAMES,
     PROMPT_CHARS,
     TIMEOUT_S,
     Defaults,
@@ -173,6 +174,10 @@ def test_more_than_any_request_may_have_counts_as_that() -> None:
     assert VideoRequest("a", timeout_s=TIMEOUT_S)
     with pytest.raises(ValidationError, match="timeout_s"):
         VideoRequest("a", timeout_s=TIMEOUT_S + 1)
+    assert Limits(max_frames=1000).max_frames == MAX_FRAMES
+    assert VideoRequest("a", num_frames=MAX_FRAMES)
+    with pytest.raises(ValidationError, match="num_frames"):
+        VideoRequest("a", num_frames=MAX_FRAMES + 1)
 
 
 def test_protected_pages_need_keys_that_name_an_admin() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers import MotionAdapter, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -27,6 +27,7 @@ from deployments.diffusion.engine.models.ip_adapter import (
     cross_attentions,
     load_ip_adapters,
 )
+from deployments.diffusion.engine.models.motion import Motion, with_motion
 from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae, read_preview_vae
 from deployments.diffusion.engine.policy.capabilities import Capabilities
@@ -48,7 +49,7 @@ class Components:
         controls: the ControlNets and T2I-Adapters that requests may name.
         ip_adapters: those that requests may name; the first is that of requests that name none.
         image_attention: the UNet's to the pictures that they read; `None`: the model has none.
-        motion_unet: the UNet with AnimateDiff's motion layers, a copy of its own.
+        motion: what makes videos, if the model makes any.
         banks: style adapters by model name.
         lora_reader: reads style adapters for these models.
         compile: how calls of the UNet are to be made (see `ModelArgs.compile`).
@@ -70,7 +71,7 @@ class Components:
     controls: Controls
     ip_adapters: dict[str, IpAdapter]
     image_attention: ImageAttention | None
-    motion_unet: UNetMotionModel | None
+    motion: Motion | None
     banks: dict[str, Bank]
     lora_reader: LoraReader
     compile: CompileMode
@@ -101,12 +102,11 @@ class Components:
     @property
     def capabilities(self) -> Capabilities:
         """What requests may ask of these models."""
-        motion = self.motion_unet
         return Capabilities(
             takes_mask=self.takes_mask,
             controls=frozenset(self.controls.kinds),
             image_prompts={name: adapter.reads for name, adapter in self.ip_adapters.items()},
-            max_frames=0 if motion is None else int(motion.config.motion_max_seq_length),
+            makes_videos=self.motion is not None,
             max_steps=self.schedule.max_steps,
             max_clip_skip=_skippable(self.text_encoders),
         )
@@ -141,11 +141,11 @@ def load(args: ModelArgs) -> Components:
         fuse(unet, fetch(args.tcd_lora))
     models: dict[str, nn.Module] = {"unet": unet}
     models |= zip(TEXT_ENCODERS, base.text_encoders, strict=False)
-    motion_unet = None
+    motion = None
     if args.motion_adapter is not None:
-        motion = _motion_adapter(args.motion_adapter, args.variant, dtype)
-        motion_unet = UNetMotionModel.from_unet2d(unet, motion)
-        models["motion_unet"] = motion_unet
+        adapter = _motion_adapter(args.motion_adapter, args.variant, dtype)
+        motion = with_motion(unet, adapter)
+        models["motion_unet"] = motion.unet
     ip_adapters = load_ip_adapters(args.named_ip_adapters, unet)
     image_attention = ImageAttention(unet, cross_attentions(unet)) if ip_adapters else None
     controls = read_controls(args.controls, args.variant, unet, dtype)
@@ -176,7 +176,7 @@ def load(args: ModelArgs) -> Components:
         controls=controls,
         ip_adapters={name: adapter.to(device) for name, adapter in ip_adapters.items()},
         image_attention=image_attention,
-        motion_unet=motion_unet,
+        motion=motion,
         banks={name: Bank(model, dtype, compiled.get(name, ())) for name, model in models.items()},
         lora_reader=LoraReader(models, dtype, words=words, pin=device.type == "cuda"),
         compile=args.compile,

@@ -144,14 +144,14 @@ class Admission:
     @property
     def max_frames(self) -> int:
         """Most frames of a video; 0: this model makes none."""
-        return min(self.config.limits.max_frames, self._can.max_frames)
+        return self.config.limits.max_frames if self._can.makes_videos else 0
 
     def _check_video(self, job: ImageJob) -> None:
         if job.num_frames is None:
             if job.motion_loras:
                 raise InvalidRequest("motion_loras need num_frames: a video", "motion_loras")
             return
-        if not self._can.max_frames:
+        if not self._can.makes_videos:
             raise InvalidRequest("this model makes no videos: it has no motion adapter", "model")
         if job.num_frames > self.max_frames:
             raise InvalidRequest(

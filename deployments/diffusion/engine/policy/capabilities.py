@@ -28,7 +28,7 @@ class Capabilities:
         takes_mask: it only inpaints.
         controls: types of its ControlNets.
         image_prompts: what its IP-Adapters read, by their names.
-        max_frames: of its motion layers; 0: it makes no videos.
+        makes_videos: it has motion layers.
         max_steps: of its schedule.
         max_clip_skip: layers of its text encoders that may be passed over.
     """
@@ -36,6 +36,6 @@ class Capabilities:
     takes_mask: bool
     controls: frozenset[str]
     image_prompts: Mapping[str, ImageEmbeds]
-    max_frames: int
+    makes_videos: bool
     max_steps: int = MAX_STEPS
     max_clip_skip: int = 0

@@ -177,9 +177,13 @@ class Preparation:
         return row
 
     def _draw(self, spec: RowSpec, generator: torch.Generator) -> Tensor:
-        """Normal noise in the latents' shape, on the CPU."""
+        """Normal noise in the latents' shape, on the CPU; of a long video, `FreeNoise`'s."""
         shape = (1, self._parts.latent_channels, *spec.latent_size)
-        return torch.randn(shape, generator=generator, dtype=self._parts.dtype)[0]
+        noise = torch.randn(shape, generator=generator, dtype=self._parts.dtype)[0]
+        motion = self._parts.motion
+        if motion is not None and spec.frames is not None:
+            motion.free_noise.shuffle(noise, generator)
+        return noise
 
     def _control(self, control: Control) -> tuple[Tensor, ...]:
         """What a control has of its map: see `RowControl.seen`."""

@@ -343,9 +343,9 @@ class Runner:
 
     def _predict_video(self, given: UNetInput, frames: int) -> Tensor:
         """What the motion UNet says: (1, C, frames, H / 8, W / 8)."""
-        motion_unet = self._parts.motion_unet
-        assert motion_unet is not None
-        output: Tensor = motion_unet(
+        motion = self._parts.motion
+        assert motion is not None
+        output: Tensor = motion.unet(
             given.sample,
             given.timesteps,
             encoder_hidden_states=given.hidden.repeat_interleave(frames, dim=0),

@@ -25,7 +25,7 @@ def engine(demo_models: Path) -> Iterator[Engine]:
     args = model_args(demo_models, "sd15").model_copy(update={"motion_adapter": motion})
     motions = {"zoom-in": str(demo_models / "motion-loras" / "zoom-in.safetensors")}
     config = ModelUserConfig(
-        loras=demo_loras(demo_models, "sd15"), motion_loras=motions, limits=Limits(max_frames=20)
+        loras=demo_loras(demo_models, "sd15"), motion_loras=motions, limits=Limits(max_frames=40)
     )
     engine = Engine(load(args), config)
     yield engine
@@ -117,6 +117,48 @@ def test_two_videos_take_turns_and_do_not_mix(
         assert distance(ours, theirs) < TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
+def test_a_long_video_is_freenoise_s_beside_a_short_one(
+    engine: Engine, pipeline: AnimateDiffPipeline, demo_models: Path
+) -> None:
+    job = video(
+        "long",
+        num_frames=28,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        motion_loras=(LoraWeight("zoom-in", 1.2),),
+    )
+    runs = [engine.events(one) for one in (video("within", num_frames=24, seeds=(3,)), job)]
+    short, ours = (next(event for event in run if isinstance(event, FinishedImage)) for run in runs)
+    usual = {"width": 64, "height": 64, "eta": 0.3, "output_type": "latent"}
+    theirs = pipeline(
+        prompt=job.prompt,
+        num_frames=24,
+        num_inference_steps=5,
+        guidance_scale=0,
+        generator=torch.manual_seed(3),
+        **usual,
+    ).frames[0]
+    assert distance(short, theirs) < TOLERANCE
+
+    pipeline.enable_free_noise(context_length=16, context_stride=4)
+    zoom = demo_models / "motion-loras" / "zoom-in.safetensors"
+    pipeline.load_lora_weights(zoom, adapter_name="zoom-in")
+    pipeline.set_adapters(["zoom-in"], [1.2])
+    theirs = pipeline(
+        prompt=job.prompt,
+        num_frames=28,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        generator=torch.manual_seed(0),
+        **usual,
+    ).frames[0]
+    pipeline.unload_lora_weights()
+    pipeline.disable_free_noise()
+    assert ours.pixels.shape == (28, 64, 64, 3)
+    assert distance(ours, theirs) < TOLERANCE
+
+
 def test_an_image_goes_before_a_videos_next_step(engine: Engine) -> None:
     slow = engine.events(video("slow", num_inference_steps=50, priority=-1))
     assert isinstance(next(slow), Progress)
@@ -127,8 +169,8 @@ def test_an_image_goes_before_a_videos_next_step(engine: Engine) -> None:
 
 
 def test_what_videos_cannot_do(engine: Engine) -> None:
-    with pytest.raises(InvalidRequest, match="at most 20") as caught:
-        engine.generate(video("long", num_frames=21))
+    with pytest.raises(InvalidRequest, match="at most 40") as caught:
+        engine.generate(video("long", num_frames=41))
     assert caught.value.param == "num_frames"
     with pytest.raises(InvalidRequest, match="partial_images"):
         engine.generate(video("partial", partial_images=1))

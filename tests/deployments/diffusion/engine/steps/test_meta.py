@@ -170,8 +170,13 @@ def test_videos(dtype: Dtype, demo_models: Path, walking: Walking) -> None:
     mixed = {"loras": styles(neon=0.5), "motion_loras": (LoraWeight("zoom-in", 1.2),)}
     with Watch():
         walk.finish(walk.join(short("image")))
-        for name, more in (("plain", {}), ("guided", GUIDED), ("all", {**GUIDED, **mixed})):
-            for row in walk.join(short(name, num_frames=2, **more)):
+        for name, frames, more in (
+            ("plain", 2, {}),
+            ("guided", 2, GUIDED),
+            ("all", 2, {**GUIDED, **mixed}),
+            ("long", 27, {**GUIDED, **mixed}),
+        ):
+            for row in walk.join(short(name, num_frames=frames, **more)):
                 walk.finish([row])
     assert left_on_the_host(walk.parts) == []
 
