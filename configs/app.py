@@ -185,6 +185,20 @@ class VaeArgs(Frozen):
     dtype: Dtype | None = None
 
 
+class MotionSchedule(Frozen):
+    """What the schedule of a model's videos has otherwise than that of its images: few-step motion
+    adapters say it of themselves.
+
+    Attributes:
+        beta_schedule: how betas rise; `None`: as the checkpoint says.
+        timestep_spacing: "leading": the timesteps that TCD was distilled from; "trailing": evenly
+            over all, as adversarial distillation has them.
+    """
+
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | None = None
+    timestep_spacing: Literal["leading", "trailing"] = "leading"
+
+
 CompileMode = Literal["off", "blocks", "graphs"]
 
 
@@ -212,7 +226,9 @@ class ModelArgs(Frozen):
             configurations and tokenizers it shares; `None`: the family's base.
         controls: ControlNets and T2I-Adapters by the type that requests name (`depth`, `canny`,
             ...).
-        motion_adapter: AnimateDiff's motion modules; with it the model makes videos too.
+        motion_adapter: AnimateDiff's motion modules, a diffusers folder or one safetensors file;
+            with it the model makes videos too.
+        motion_schedule: of videos, where it is not that of images.
         ip_adapters: IP-Adapters by the name that requests use; the first is that of requests that
             name none. `ip_adapter` is one that needs no name; a model has the one or the others.
         vae: another VAE than the checkpoint's, or another precision of it.
@@ -240,6 +256,7 @@ class ModelArgs(Frozen):
     tcd_lora: str | None
     controls: dict[ModelName, ControlSource] = {}
     motion_adapter: str | None = None
+    motion_schedule: MotionSchedule = MotionSchedule()
     ip_adapter: IpAdapterArgs | None = None
     ip_adapters: dict[ModelName, IpAdapterArgs] = {}
     vae: VaeArgs = VaeArgs()
@@ -267,6 +284,12 @@ class ModelArgs(Frozen):
                 "ip_adapter and ip_adapters are both given; put all of them into ip_adapters, the "
                 "one that requests need not name first"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_schedule_is_of_videos(self) -> "ModelArgs":
+        if self.motion_adapter is None and self.motion_schedule != MotionSchedule():
+            raise ValueError("motion_schedule is of videos, and the model has no motion_adapter")
         return self
 
     @property

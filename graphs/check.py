@@ -44,6 +44,8 @@ MAPPINGS: dict[str, type[BaseModel]] = {
     "policy": AutoscalingPolicy,
     "ray_actor_options": RayActorOptionsSchema,
 }
+# Weights that are never opened, by the ends of their names.
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def main() -> None:
@@ -180,6 +182,8 @@ def _refused(schema: type[BaseModel], value: object, place: str) -> Iterator[str
                 parse(source)
             except SourceError as error:
                 yield f"{place}.{key}: {error}"
+            if source.endswith(PICKLES):
+                yield f"{place}.{key}: {source!r} is a pickle; only safetensors are read"
 
 
 def _sources(accepted: BaseModel) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -33,6 +34,12 @@ def test_nothing_is_wrong_with_ours(
 ) -> None:
     monkeypatch.setenv("TCD_API_KEYS", "as on the nodes")
     assert [*problems_of(path), *advice_of(path)] == []
+
+
+def test_nothing_is_wrong_with_the_example_of_a_page() -> None:
+    page = (ROOT / "docs/videos.md").read_text()
+    (example,) = re.findall("```yaml\n(.*?)```", page, re.DOTALL)
+    assert list(problems(yaml.safe_load(example))) == []
 
 
 def rename(old: str, new: str) -> Callable[[dict[str, Any]], None]:
@@ -121,6 +128,20 @@ def limits(**changed: int) -> Edit:
         (
             lambda c: model(c)["args"].update(device="gpu"),
             "model-sd15.args.device: String should match pattern '^(auto|(cpu|cuda|",
+        ),
+        (
+            lambda c: model(c)["args"].update(motion_adapter="guoyww/animatediff/mm_sd_v15.ckpt"),
+            "model-sd15.args.motion_adapter: 'guoyww/animatediff/mm_sd_v15.ckpt' is a pickle; only",
+        ),
+        (
+            lambda c: model(c)["args"].update(motion_schedule={"beta_schedule": "cosine"}),
+            "model-sd15.args.motion_schedule.beta_schedule: Input should be 'linear', 'scaled_lin",
+        ),
+        (
+            lambda c: model(c)["args"].update(
+                motion_adapter=None, motion_schedule={"timestep_spacing": "trailing"}
+            ),
+            "model-sd15.args: Value error, motion_schedule is of videos, and the model has no moti",
         ),
         (
             lambda c: model(c)["args"].update(motion_adapter=None),

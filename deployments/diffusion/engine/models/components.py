@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from diffusers import MotionAdapter, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -27,7 +27,7 @@ from deployments.diffusion.engine.models.ip_adapter import (
     cross_attentions,
     load_ip_adapters,
 )
-from deployments.diffusion.engine.models.motion import Motion, with_motion
+from deployments.diffusion.engine.models.motion import Motion, load_motion
 from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae, read_preview_vae
 from deployments.diffusion.engine.policy.capabilities import Capabilities
@@ -88,6 +88,12 @@ class Components:
         """Whether the UNet was trained to inpaint: it sees mask and masked picture."""
         return int(self.unet.config.in_channels) == INPAINTING_CHANNELS
 
+    def schedule_of(self, frames: int | None) -> Schedule:
+        """Of a video of so many frames, or of an image."""
+        if frames is None or self.motion is None:
+            return self.schedule
+        return self.motion.schedule
+
     @property
     def max_prompt_tokens(self) -> int:
         """Text tokens that every text encoder reads, begin and end marks not counted."""
@@ -143,8 +149,14 @@ def load(args: ModelArgs) -> Components:
     models |= zip(TEXT_ENCODERS, base.text_encoders, strict=False)
     motion = None
     if args.motion_adapter is not None:
-        adapter = _motion_adapter(args.motion_adapter, args.variant, dtype)
-        motion = with_motion(unet, adapter)
+        motion = load_motion(
+            args.motion_adapter,
+            unet,
+            base.schedule,
+            args.motion_schedule,
+            variant=args.variant,
+            dtype=dtype,
+        )
         models["motion_unet"] = motion.unet
     ip_adapters = load_ip_adapters(args.named_ip_adapters, unet)
     image_attention = ImageAttention(unet, cross_attentions(unet)) if ip_adapters else None
@@ -202,13 +214,3 @@ Model = TypeVar("Model", bound=nn.Module)
 def _settle(model: Model, device: torch.device) -> Model:
     """On its device, ready to be called."""
     return model.to(device).eval().requires_grad_(False)
-
-
-def _motion_adapter(source: str, variant: str | None, dtype: torch.dtype) -> MotionAdapter:
-    """Of the checkpoint's variant, where it is published in it."""
-    folder = fetch(source, variant=variant)
-    if variant is not None and not any(folder.glob(f"*.{variant}.safetensors")):
-        variant = None
-    return MotionAdapter.from_pretrained(
-        folder, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
-    )

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
+from configs.app import MotionSchedule
 from deployments.diffusion.engine.models.free_noise import FreeNoise, see_in_windows
+from deployments.diffusion.engine.models.motion_file import read_motion_adapter
+from deployments.diffusion.engine.models.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -14,15 +18,67 @@ class Motion:
     Attributes:
         unet: the UNet of images with motion layers in it, a copy of its own.
         free_noise: how it makes long videos.
+        schedule: of videos.
     """
 
     unet: UNetMotionModel
     free_noise: FreeNoise
+    schedule: Schedule
 
 
-def with_motion(unet: UNet2DConditionModel, adapter: MotionAdapter) -> Motion:
-    """A UNet of images with the motion layers of an adapter, as a copy."""
+def load_motion(
+    source: str,
+    unet: UNet2DConditionModel,
+    schedule: Schedule,
+    changed: MotionSchedule,
+    *,
+    variant: str | None,
+    dtype: torch.dtype,
+) -> Motion:
+    """A UNet of images with the motion layers of an adapter, as a copy.
+
+    Args:
+        source: of the adapter.
+        schedule: of images; `changed`: what is another of videos.
+
+    Raises `ValueError` naming `motion_adapter` if it is none, or not for such a UNet.
+    """
+    try:
+        adapter = read_motion_adapter(source, unet, variant, dtype)
+        _check_fits(adapter, unet)
+    except ValueError as error:
+        raise ValueError(f"motion_adapter {source}: {error}") from error
     moving = UNetMotionModel.from_unet2d(unet, adapter)
     free_noise = FreeNoise(int(adapter.config.motion_max_seq_length))
     see_in_windows(moving, free_noise)
-    return Motion(moving, free_noise)
+    return Motion(
+        moving, free_noise, schedule.changed(changed.beta_schedule, changed.timestep_spacing)
+    )
+
+
+def _check_fits(adapter: MotionAdapter, unet: UNet2DConditionModel) -> None:
+    if unet.config.in_channels != unet.config.out_channels:
+        raise ValueError("the model only inpaints, and makes no videos")
+    if adapter.config.conv_in_channels is not None:
+        raise ValueError("it wants a picture beside the latents (PIA), which is not made here")
+    theirs, ours = (tuple(config.block_out_channels) for config in (adapter.config, unet.config))
+    if theirs != ours:
+        raise ValueError(
+            f"its layers have {_listed(theirs)} channels, this model's blocks {_listed(ours)}: is "
+            "it of another family?"
+        )
+    layers = _each(adapter.config.motion_layers_per_block, len(theirs))
+    if layers != _each(unet.config.layers_per_block, len(ours)):
+        raise ValueError(
+            f"it has {_listed(layers)} motion layers in its blocks, and this model's blocks have "
+            f"{_listed(_each(unet.config.layers_per_block, len(ours)))} layers"
+        )
+
+
+def _each(count: int | list[int] | tuple[int, ...], blocks: int) -> tuple[int, ...]:
+    """Of each block, where a configuration may say it once for all."""
+    return (count,) * blocks if isinstance(count, int) else tuple(count)
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))

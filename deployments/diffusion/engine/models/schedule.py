@@ -60,6 +60,18 @@ class Schedule:
         self._abar: Tensor = scheduler.alphas_cumprod
         self._known: dict[tuple[int, float], tuple[Step, ...]] = {}
 
+    def changed(self, beta_schedule: str | None, timestep_spacing: str) -> "Schedule":
+        """The same schedule but for how its betas rise, if that is said, and where its timesteps
+        lie: "leading" takes them from those that TCD was distilled from, "trailing" from all,
+        evenly, the last included."""
+        base = self._scheduler.config
+        more: dict[str, object] = {}
+        if beta_schedule is not None:
+            more |= {"beta_schedule": beta_schedule, "trained_betas": None}
+        if timestep_spacing == "trailing":
+            more["original_inference_steps"] = base.num_train_timesteps
+        return Schedule(TCDScheduler.from_config(base, **more))
+
     def steps(
         self, num_inference_steps: int, eta: float, strength: float = 1.0
     ) -> tuple[Step, ...]:

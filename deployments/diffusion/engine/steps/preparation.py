@@ -151,7 +151,8 @@ class Preparation:
     def _row(self, spec: RowSpec, shared: _Shared) -> Row:
         parts = self._parts
         generator = torch.Generator("cpu").manual_seed(spec.seed)
-        steps = parts.schedule.steps(spec.num_inference_steps, spec.eta, spec.strength)
+        schedule = parts.schedule_of(spec.frames)
+        steps = schedule.steps(spec.num_inference_steps, spec.eta, spec.strength)
         source = None
         if shared.source is None:
             latents = to_device(self._draw(spec, generator), parts.device)
