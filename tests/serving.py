@@ -126,7 +126,7 @@ def served(demo_models: Path) -> Iterator[Served]:
         )
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-            usual = Limits(max_side=512)
+            usual = Limits(max_side=512, max_frames=48)
             models = [
                 full_model(demo_models, "sd15", "sd15"),
                 full_model(demo_models, "sdxl", "sdxl"),

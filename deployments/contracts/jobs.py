@@ -183,11 +183,13 @@ class ImageRequest:
         return {} if self.ip_adapter is None else {"ip_adapter": self.ip_adapter}
 
 
-@validated(frozen=True, config=_STRICT)
+@validated(frozen=True, config=_ARRAYS)
 class VideoRequest:
     """A video by AnimateDiff, as a caller asks for it; `None` means the model's default.
 
     Attributes:
+        image: the picture that each frame starts from.
+        strength: of it, how far the picture is noised.
         fps: frames a second of the file; the frames themselves do not depend on it.
         motion_loras: camera motions by their catalogue names.
         priority: below that of images, so that an image that waits goes before the next step.
@@ -210,6 +212,8 @@ class VideoRequest:
     seed: Seed | None = None
     loras: LoraWeights = ()
     motion_loras: LoraWeights = ()
+    image: ImageInput | None = None
+    strength: Strength | None = None
     priority: Priority = -1
     timeout_s: TimeoutS | None = None
 

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import from_json
 
 from deployments.contracts.api import (
     RANDOM,
@@ -24,6 +25,7 @@ from deployments.contracts.jobs import (
     Priority,
     PromptSyntax,
     Steps,
+    Strength,
     Text,
     TimeoutS,
     VideoRequest,
@@ -32,6 +34,25 @@ from deployments.contracts.jobs import (
 VideoFormat = Literal["mp4", "gif", "webp"]
 VideoVariant = Literal["video", "thumbnail", "spritesheet"]  # of what is made: which file
 FRAMES, FPS = 16, 8  # of a request that does not say
+
+
+def _said(reference: object) -> object:
+    """A picture may be said by its text alone; in a form, JSON comes as text, too."""
+    if not isinstance(reference, str):
+        return reference
+    return from_json(reference) if reference.startswith("{") else {"image_url": reference}
+
+
+class ReferenceBody(RequestBody):
+    """A picture that a video begins with, as OpenAI's clients say it."""
+
+    file_id: object = Field(None, description="not taken: no files are kept here")
+    image_url: str = Field(description="a data URL, an https:// URL or an s3:// URI")
+
+    @field_validator("file_id")
+    @classmethod
+    def _no_file_is_known(cls, _: object) -> None:
+        raise ValueError("is not taken: no files are kept here; send the picture, or image_url")
 
 
 class VideoBody(RequestBody):
@@ -44,7 +65,15 @@ class VideoBody(RequestBody):
     )
     size: Name | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")
 
-    input_reference: object = Field(None, description="not taken: videos begin with noise")
+    input_reference: (
+        Annotated[ReferenceBody, BeforeValidator(_said, json_schema_input_type=str | ReferenceBody)]
+        | None
+    ) = Field(
+        None, description="the picture that each frame starts from; or a file of a multipart body"
+    )
+    strength: Strength | None = Field(
+        None, description="of input_reference, how far it is noised; 0.8 by default"
+    )
     num_frames: Frames | None = Field(None, description="16 by default")
     fps: Fps | None = Field(
         None, description="8 by default; with seconds, as many as 16 frames allow"
@@ -72,19 +101,21 @@ class VideoBody(RequestBody):
     def _size_is_readable(cls, size: str | None) -> str | None:
         return readable_size(size)
 
-    @field_validator("input_reference")
-    @classmethod
-    def _begins_with_nothing(cls, _: object) -> None:
-        raise ValueError("a video cannot begin with a picture here; leave input_reference out")
-
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.seconds is not None and self.num_frames is not None:
             raise ValueError("seconds and num_frames both say how long the video is; send one")
         return self
 
-    def to_request(self) -> VideoRequest:
-        """The same request as other Ray applications would make it."""
+    def to_request(self, reference: bytes | None = None) -> VideoRequest:
+        """The same request as other Ray applications would make it.
+
+        Args:
+            reference: `input_reference`, if it came as a file.
+        """
+        image: bytes | str | None = reference
+        if self.input_reference is not None:
+            image = self.input_reference.image_url
         width, height = size_of(self.size)
         frames, fps = self.num_frames or FRAMES, self.fps or FPS
         if self.seconds is not None:
@@ -107,6 +138,8 @@ class VideoBody(RequestBody):
             seed=None if self.seed == RANDOM else self.seed,
             loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.loras),
             motion_loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.motion_loras),
+            image=image,
+            strength=self.strength,
             priority=self.priority,
             timeout_s=self.timeout_s,
         )

@@ -111,7 +111,7 @@ class Diffusion:
 
     @refusing
     async def check(self, job: ImageJob) -> None:
-        """Refuses a job without arrays for what `submit` would refuse it."""
+        """Refuses a job for what `submit` would refuse it with, whatever its arrays hold."""
         await self._threads.run(job, partial(self._engine.check, job))
 
     async def figures(self) -> EngineFigures:

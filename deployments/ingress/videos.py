@@ -5,15 +5,23 @@ is gone when the replica restarts.
 """
 
 import asyncio
+import hashlib
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
 from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull
-from deployments.contracts.jobs import Caller, Progress, VideoRequest, VideoResult
+from deployments.contracts.jobs import (
+    Caller,
+    ImageInput,
+    Progress,
+    VideoRequest,
+    VideoResult,
+)
 from deployments.contracts.places import Places
 from deployments.contracts.refusal import refusing
 from deployments.contracts.routes import Router
@@ -47,7 +55,12 @@ Files = dict[VideoVariant, tuple[bytes, str]]  # each with its media type
 
 @dataclass
 class _Video:
-    """A job and what came of it. `key`: the idempotency key that it was asked with."""
+    """A job and what came of it.
+
+    Attributes:
+        asked: with digests instead of pictures.
+        key: the idempotency key that it was asked with.
+    """
 
     card: VideoCard
     asked: Asked
@@ -95,7 +108,7 @@ class Videos:
         Refused with `QueueFull` if too many are unfinished (a caller who has less than its share
         of `max_videos` may go beyond them), and for what `Service.check_video` raises.
         """
-        asked = (request, output_format, metadata)
+        asked = (_without_pictures(request), output_format, metadata)
         if (known := self._known(key, caller, asked)) is not None:
             return known.card
         await self._quota.keys.renew()
@@ -248,3 +261,15 @@ def _files(result: VideoResult, asked: Asked) -> Files:
         "thumbnail": (thumbnail(result.frames), THUMBNAIL_TYPE),
         "spritesheet": (spritesheet(result.frames), SPRITESHEET_TYPE),
     }
+
+
+def _without_pictures(request: VideoRequest) -> VideoRequest:
+    """A request to be compared with others long after: of its picture, the digest."""
+    return replace(request, image=None if request.image is None else _digest(request.image))
+
+
+def _digest(image: ImageInput) -> str:
+    """SHA-256 of a picture as it came, as hex."""
+    if isinstance(image, np.ndarray):
+        image = image.tobytes()
+    return hashlib.sha256(image.encode() if isinstance(image, str) else image).hexdigest()

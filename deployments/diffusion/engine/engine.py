@@ -164,9 +164,10 @@ class Engine:
         self._inbox.put(Submit(entry, admitted.loras))
         return admitted.prompt_tokens
 
-    def check(self, job: ImageJob, assets: Sequence[Asset] = ()) -> None:
-        """Raises what `submit` would refuse a job with even if nothing else were to be done."""
-        self._admission.admit(job, assets)
+    def check(self, job: ImageJob) -> None:
+        """Raises what `submit` would refuse a job with even if nothing else were to be done,
+        whatever its arrays hold."""
+        self._admission.check(job)
 
     def cancel(self, job_id: str) -> None:
         """Stops a job at the next step boundary; unknown or ended jobs are none to stop."""

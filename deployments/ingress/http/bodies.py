@@ -66,11 +66,11 @@ class Bodies:
         reader = FormReader(boundary, model, files, self._max_file_bytes, self._longest)
         return await self._off_the_loop(await _received(request, reader.see), reader.form)
 
-    async def either(self, request: Request, model: type[Body]) -> Body:
-        """A form without files, or JSON."""
+    async def either(self, request: Request, model: type[Body], *files: str) -> Form[Body]:
+        """A form, which may hold `files`, or JSON."""
         if _kind(request) == FORM:
-            return (await self.form(request, model)).fields
-        return await self.json(request, model)
+            return await self.form(request, model, *files)
+        return Form(await self.json(request, model), {})
 
     async def _off_the_loop(self, size: int, read: Callable[[], Read]) -> Read:
         return read() if size <= SMALL else await self._workers.run(read)

@@ -140,3 +140,10 @@ def answer_to(scope: Scope, refusal: Failure) -> JSONResponse:
     content = {**refusal.body.model_dump(), "detail": refusal.body.error.message}
     basic = {"www-authenticate": 'Bearer, Basic realm="tcd"'} if refusal.status == 401 else {}
     return JSONResponse(content, refusal.status, refusal.headers | basic)
+
+
+def named_as_sent(error: InvalidRequest, within: str, sent: str) -> InvalidRequest:
+    """An error of a picture that is named `within` here, and `sent` to who sent it."""
+    if error.param != within:
+        return error
+    return InvalidRequest(str(error).replace(within, sent, 1), sent)

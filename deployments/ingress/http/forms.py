@@ -14,7 +14,8 @@ from deployments.ingress.http.failures import invalid
 from deployments.ingress.http.json_text import JsonWatch, parsed
 
 Fields = TypeVar("Fields", bound=BaseModel)
-NESTED = ("loras", "controls", "ip_adapter", "motion_loras", "svg")  # JSON text, or flattened
+# JSON text, or flattened.
+NESTED = ("loras", "controls", "ip_adapter", "motion_loras", "svg", "input_reference")
 MAX_PARTS = 256
 MAX_HEAD = 4096  # bytes of the headers of a part
 MAX_BOUNDARY = 70  # RFC 2046
@@ -66,7 +67,8 @@ class FormReader(Generic[Fields]):
 
     Args:
         model: of the fields.
-        files: names of the files that the form may hold.
+        files: names of the files that the form may hold; one that is a field of the model, too,
+            may come as a text.
         max_file_bytes: of one file.
         longest: bytes of a text in nested JSON: see `JsonWatch`.
     """
@@ -106,7 +108,7 @@ class FormReader(Generic[Fields]):
         flattened: dict[str, list[tuple[Path, str]]] = {}
         for part in self._parts:
             content = b"".join(part.content)
-            if part.expected:
+            if part.expected and (part.is_file or part.name not in self._model.model_fields):
                 file = File(content, part.is_file)
                 files.setdefault(part.name.removesuffix("[]"), []).append(file)
             elif (found := split_name(part.name)) is not None and found[0] in NESTED:
@@ -114,7 +116,7 @@ class FormReader(Generic[Fields]):
             elif part.name in fields:
                 raise InvalidRequest(f"{part.name} is given twice", part.name)
             else:
-                nested = part.name in NESTED
+                nested = part.name in NESTED and not part.expected
                 fields[part.name] = (_json if nested else _text)(part.name, content)
         for name, values in flattened.items():
             if name in fields:
@@ -183,7 +185,9 @@ class FormReader(Generic[Fields]):
             most, allowed = self._max_file_bytes, f"a file may have {self._max_file_bytes} bytes"
         else:
             most, allowed = 4 * MAX_TEXT, f"a text may have {MAX_TEXT} characters"
-        watch = JsonWatch(self._longest) if name in NESTED else None
+        flattened = split_name(name)
+        whole = name if flattened is None else flattened[0]
+        watch = JsonWatch(self._longest) if whole in NESTED and not is_file else None
         return _Part(name, is_file, expected, most, allowed, watch)
 
 

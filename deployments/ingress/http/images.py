@@ -21,7 +21,7 @@ from deployments.ingress.answer.media import Encoding
 from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.answer.storage import Storage
 from deployments.ingress.http.bodies import JSON, Bodies
-from deployments.ingress.http.failures import failure
+from deployments.ingress.http.failures import failure, named_as_sent
 from deployments.ingress.http.idempotency import idempotency_key, seeded
 from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.streams import stream_images, usage_body
@@ -71,17 +71,9 @@ def image_routes(
             asked = form.fields.to_request(form.file("image"))
             return await answers.images(request, form.fields, asked)
         except InvalidRequest as error:
-            raise named_as_sent(error) from error
+            raise named_as_sent(error, "ip_adapter.image.0", "image") from error
 
     return router
-
-
-def named_as_sent(error: InvalidRequest) -> InvalidRequest:
-    """An error of a variation's picture, which is the file `image` to who sent it."""
-    within = "ip_adapter.image.0"
-    if error.param != within:
-        return error
-    return InvalidRequest(str(error).replace(within, "image"), "image")
 
 
 class Answers:

@@ -6,10 +6,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.refusal import accepted
 from deployments.contracts.videos import VideoBody, VideoCard, VideosBody, VideoVariant
 from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.http.bodies import Bodies
+from deployments.ingress.http.failures import named_as_sent
 from deployments.ingress.http.idempotency import idempotency_key
 from deployments.ingress.http.keys import caller_of, owner_of
 from deployments.ingress.request.deaths import translated
@@ -27,11 +29,17 @@ def video_routes(
 
     @router.post("/v1/videos", response_model=VideoCard)
     async def create(request: Request) -> Response:
-        """Starts a video. JSON, or multipart without files; the fields of `VideoBody`."""
-        body = await bodies.either(request, VideoBody)
-        asked, key = body.to_request(), idempotency_key(request)
+        """Starts a video. JSON, or multipart with `input_reference` as a file; the fields of
+        `VideoBody`."""
+        form = await bodies.either(request, VideoBody, "input_reference")
+        body, key = form.fields, idempotency_key(request)
+        asked = body.to_request(form.optional_file("input_reference"))
         caller, written = caller_of(request), wanted(body.metadata, metadata)
-        return await _card(videos.create.remote(asked, body.output_format, key, caller, written))
+        creating = videos.create.remote(asked, body.output_format, key, caller, written)
+        try:
+            return await _card(creating)
+        except InvalidRequest as error:
+            raise named_as_sent(error, "image", "input_reference") from error
 
     @router.get("/v1/videos", response_model=VideosBody)
     async def page(

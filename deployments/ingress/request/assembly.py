@@ -22,6 +22,7 @@ from deployments.contracts.jobs import (
     IpAdapterUse,
     Mask,
     Pixels,
+    VideoRequest,
 )
 from deployments.contracts.maps import MapRef, MapSpec, is_map_id
 from deployments.contracts.recipe import Recipe
@@ -29,9 +30,9 @@ from deployments.contracts.refusal import Refusal, accepted
 from deployments.contracts.routes import Router
 from deployments.ingress.discovery.asking import asked
 from deployments.ingress.request.budget import pictures_of
-from deployments.ingress.request.filling import image_job, image_size
+from deployments.ingress.request.filling import image_job, video_job, wanted_size
 from deployments.ingress.request.pictures import Brought, Loaded, Pictures
-from deployments.ingress.request.recipes import image_recipe
+from deployments.ingress.request.recipes import image_recipe, video_recipe
 from deployments.ingress.request.workers import together
 from preprocessors.image_file import edit_mask
 from preprocessors.resize import resize
@@ -98,12 +99,15 @@ class Assembler:
         self._figures = MapFigures({}, {}, 0, 0)
         self._route = route
 
-    async def assemble(self, request: ImageRequest, card: ModelCard) -> Assembled:
+    async def assemble(self, request: ImageRequest | VideoRequest, card: ModelCard) -> Assembled:
         """The job that a request means for a model, without its time, which is running already.
 
         All pictures are brought in and held to the limits before the first is decoded; when one
         fails, what was begun for the others ends with it. Raises `InvalidRequest` or `NotFound`.
         """
+        _check_shape(request)
+        if isinstance(request, VideoRequest):
+            return await self._video(request, card)
         _check(request, card)
         routed = {r.index: r.preprocessor for r in self._route(request) if r.field == "controls"}
         brought = await self.pictures.bring(pictures_of(request))
@@ -150,8 +154,15 @@ class Assembler:
             tuple(parts.map_ids),
             start if keep else None,
             mask if keep else None,
-            image_recipe(request, card.id, job, {p: one.name for p, one in brought.items()}),
+            image_recipe(request, card.id, job, _names(brought)),
         )
+
+    async def _video(self, request: VideoRequest, card: ModelCard) -> Assembled:
+        brought = await self.pictures.bring(pictures_of(request))
+        size, start, _ = await self._start(request, card, brought)
+        job = video_job(request, card, size, image=None if start is None else 0)
+        recipe = video_recipe(request, card.id, job, _names(brought))
+        return Assembled(job, () if start is None else (start,), recipe=recipe)
 
     async def preprocess(self, control: Control) -> tuple[str, Pixels]:
         """A control map of the picture's own size: its id, and the map itself."""
@@ -182,15 +193,15 @@ class Assembler:
         return self._figures
 
     async def _start(
-        self, request: ImageRequest, card: ModelCard, brought: Mapping[str, Brought]
+        self, request: ImageRequest | VideoRequest, card: ModelCard, brought: Mapping[str, Brought]
     ) -> tuple[tuple[int, int], Pixels | None, Mask | None]:
-        """(width, height) of the images to be made; the picture that they start from, and the
+        """(width, height) of what is to be made; the picture that they start from, and the
         mask, both of that size."""
         files = [brought[name] for name in ("image", "mask") if name in brought]
         if not files:
-            return image_size(request, card, None), None, None
+            return wanted_size(request, card, None), None, None
         async with self.pictures.decoded(*files) as (start, *masks):
-            size = image_size(request, card, start.picture.size)
+            size = wanted_size(request, card, start.picture.size)
             workers = self.pictures.workers
             mask = await workers.run(_mask, start, masks[0] if masks else None, size)
             return size, await workers.run(resize, start.pixels, size), mask
@@ -290,13 +301,21 @@ class Assembler:
         return found
 
 
-def _check(request: ImageRequest, card: ModelCard) -> None:
+def _names(brought: Mapping[str, Brought]) -> dict[str, str]:
+    """What answers call pictures, by field."""
+    return {param: one.name for param, one in brought.items()}
+
+
+def _check_shape(request: ImageRequest | VideoRequest) -> None:
     if (request.width is None) != (request.height is None):
         raise InvalidRequest("width and height come together or not at all", "size")
-    if request.image is None:
-        for param, given in (("mask", request.mask), ("strength", request.strength)):
-            if given is not None:
-                raise InvalidRequest(f"{param} needs an image", param)
+    if request.image is None and request.strength is not None:
+        raise InvalidRequest("strength needs an image", "strength")
+
+
+def _check(request: ImageRequest, card: ModelCard) -> None:
+    if request.image is None and request.mask is not None:
+        raise InvalidRequest("mask needs an image", "mask")
     if request.ip_adapters and not card.ip_adapters:
         raise InvalidRequest(f"model {card.id!r} has no IP-Adapter", "ip_adapter")
     for place, adapter in request.ip_adapters.items():

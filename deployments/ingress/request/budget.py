@@ -35,13 +35,14 @@ def check(request: ImageRequest | VideoRequest, args: ServiceArgs) -> None:
             raise InvalidRequest(
                 f"{name} has {entries} entries; {args.max_request_entries} at most", name
             )
-    if isinstance(request, ImageRequest):
-        check_pictures(pictures_of(request), args)
+    check_pictures(pictures_of(request), args)
 
 
-def pictures_of(request: ImageRequest) -> dict[str, ImageInput]:
+def pictures_of(request: ImageRequest | VideoRequest) -> dict[str, ImageInput]:
     """The pictures of a request by the names of their fields, maps that are known by id left
     out."""
+    if isinstance(request, VideoRequest):
+        return {} if request.image is None else {"image": request.image}
     named = {f"controls.{i}.image": c.image for i, c in enumerate(request.controls)}
     given = {"image": request.image, "mask": request.mask}
     for place, adapter in request.ip_adapters.items():

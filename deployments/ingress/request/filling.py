@@ -10,7 +10,6 @@ from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import (
     MAX_SEED,
-    Caller,
     ControlUse,
     ImageJob,
     ImageRequest,
@@ -23,14 +22,15 @@ MASKED_STEPS, MASKED_STRENGTH, PLAIN_STRENGTH = 8, 0.99, 0.8
 STEPS_OF: Mapping[Quality, float] = {"low": 0.5, "high": 2, "hd": 2, "xhigh": 4, "max": 4}
 
 
-def image_size(
-    request: ImageRequest, card: ModelCard, start: tuple[int, int] | None
+def wanted_size(
+    request: ImageRequest | VideoRequest, card: ModelCard, start: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """(width, height): asked for, or the start picture's own, or the model's default.
+    """(width, height) of an image or a video: asked for, or the start picture's own, or the model's
+    default.
 
     Checked before anything is brought to it: pictures are enlarged here, and maps made.
     """
-    width, height = _wanted_size(request, card, start)
+    width, height = _asked_size(request, card, start)
     limits = card.limits
     if not size_allowed(limits, width, height):
         nearest = nearest_size(width, height, limits)
@@ -43,8 +43,8 @@ def image_size(
     return width, height
 
 
-def _wanted_size(
-    request: ImageRequest, card: ModelCard, start: tuple[int, int] | None
+def _asked_size(
+    request: ImageRequest | VideoRequest, card: ModelCard, start: tuple[int, int] | None
 ) -> tuple[int, int]:
     if request.width is not None and request.height is not None:
         return request.width, request.height
@@ -119,18 +119,21 @@ def _steps(quality: Quality | None, usual: int, strength: float, card: ModelCard
     return min(max(math.ceil(usual * STEPS_OF.get(quality, 1)), least), card.limits.max_steps)
 
 
-def video_job(request: VideoRequest, card: ModelCard, timeout_s: float, caller: Caller) -> ImageJob:
-    """The job that a request for a video means for a model."""
-    if (request.width is None) != (request.height is None):
-        raise InvalidRequest("width and height come together or not at all", "size")
+def video_job(
+    request: VideoRequest, card: ModelCard, size: tuple[int, int], *, image: int | None
+) -> ImageJob:
+    """The job that a request for a video means for a model, without its `timeout_s`."""
     defaults = card.defaults
+    strength = request.strength
+    if strength is None:
+        strength = 1.0 if image is None else PLAIN_STRENGTH
     return ImageJob(
         job_id=uuid.uuid4().hex,
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         seeds=(secrets.randbelow(2**32) if request.seed is None else request.seed,),
-        width=request.width or defaults.width,
-        height=request.height or defaults.height,
+        width=size[0],
+        height=size[1],
         num_inference_steps=request.num_inference_steps or defaults.num_inference_steps,
         eta=defaults.eta if request.eta is None else request.eta,
         guidance_scale=(
@@ -140,8 +143,8 @@ def video_job(request: VideoRequest, card: ModelCard, timeout_s: float, caller: 
         clip_skip=defaults.clip_skip if request.clip_skip is None else request.clip_skip,
         loras=request.loras,
         motion_loras=request.motion_loras,
+        image=image,
+        strength=strength,
         num_frames=request.num_frames,
         priority=request.priority,
-        timeout_s=request.timeout_s or timeout_s,
-        caller=caller,
     )

@@ -20,22 +20,22 @@ def image_recipe(
 ) -> Recipe:
     """`names`: of the request's pictures, by field."""
     return replace(
-        _recipe(model, job),
-        image=names.get("image"),
+        _recipe(model, job, names),
         mask=names.get("mask"),
-        strength=None if job.image is None else job.strength,
         preserve_unmasked=request.preserve_unmasked,
         controls=tuple(_control(c, i, names) for i, c in enumerate(request.controls)),
         ip_adapters=tuple(_ip_adapter(a, p, names) for p, a in request.ip_adapters.items()),
     )
 
 
-def video_recipe(request: VideoRequest, model: str, job: ImageJob) -> Recipe:
-    """Of a video, which begins with noise alone."""
-    return replace(_recipe(model, job), fps=request.fps)
+def video_recipe(
+    request: VideoRequest, model: str, job: ImageJob, names: Mapping[str, str]
+) -> Recipe:
+    """The same of a video."""
+    return replace(_recipe(model, job, names), fps=request.fps)
 
 
-def _recipe(model: str, job: ImageJob) -> Recipe:
+def _recipe(model: str, job: ImageJob, names: Mapping[str, str]) -> Recipe:
     return Recipe(
         model=model,
         prompt=job.prompt,
@@ -48,6 +48,8 @@ def _recipe(model: str, job: ImageJob) -> Recipe:
         prompt_syntax=job.prompt_syntax,
         clip_skip=job.clip_skip,
         loras=job.loras,
+        image=names.get("image"),
+        strength=None if job.image is None else job.strength,
         num_frames=job.num_frames,
         motion_loras=job.motion_loras,
     )

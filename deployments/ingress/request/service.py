@@ -54,8 +54,6 @@ from deployments.ingress.request.assembly import Assembled, Assembler
 from deployments.ingress.request.budget import check
 from deployments.ingress.request.catalogue import Catalogue, Model
 from deployments.ingress.request.deaths import FAILURES, died, pause, translated, twice
-from deployments.ingress.request.filling import video_job
-from deployments.ingress.request.recipes import video_recipe
 
 OnProgress = Callable[[Progress], None]
 NOBODY = Caller()
@@ -145,12 +143,7 @@ class Service:
         until = asyncio.get_running_loop().time() + timeout_s
 
         async def ask() -> VideoResult:
-            async with asyncio.timeout_at(until):
-                model = await self._video_model(request, lease)
-                await lease.turn()
-            job = video_job(request, model.card, timeout_s, caller)
-            lease.charge(work_of(job))
-            ready = Assembled(job, recipe=video_recipe(request, model.card.id, job))
+            model, ready = await self._assembled(request, until, lease)
             return await self._animate(model, ready, request.fps, progress)
 
         within = self._within(timeout_s, request.model)
@@ -172,27 +165,17 @@ class Service:
         self._quota.check(caller, 1)
         with translated(), self._within(CHECK_S, request.model):
             async with asyncio.timeout(CHECK_S):
-                model = await self._video_model(request, self._quota.lease(caller, 1))
+                check(request, self._args)
+                model = await self._model(request, self._quota.lease(caller, 1))
+                ready = await self.assembler.assemble(request, model.card)
                 name = model.card.id
                 if not self.catalogue.up(name):
                     return name  # it is checked when it is made, by the replica that is started
-                job = video_job(request, model.card, timeout_s, caller)
+                job = replace(ready.job, timeout_s=timeout_s, caller=caller)
                 response = model.handle.check.remote(job)
                 answer = await asked(cast(DeploymentResponse[Refusal | None], response))
         accepted(answer)
         return name
-
-    async def _video_model(self, request: VideoRequest, lease: Lease) -> Model:
-        check(request, self._args)
-        model = await self._model(request, lease)
-        if "video" not in model.card.tasks:
-            able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]
-            raise InvalidRequest(
-                f"model {model.card.id!r} makes no videos; models that do: "
-                f"{', '.join(able) or 'none'}",
-                "model",
-            )
-        return model
 
     async def _animate(
         self, model: Model, ready: Assembled, fps: int, progress: OnProgress
@@ -281,7 +264,7 @@ class Service:
             log.warning("the map store does not answer: %r", error)
 
     async def _assembled(
-        self, request: ImageRequest, until: float, lease: Lease
+        self, request: ImageRequest | VideoRequest, until: float, lease: Lease
     ) -> tuple[Model, Assembled]:
         """`until`: on the clock of the event loop; the job has what is left of the time."""
         check(request, self._args)
@@ -306,7 +289,15 @@ class Service:
     async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
         name = self._args.model_named(request.model) or await self.catalogue.only()
         lease.check(name, request.priority)  # what it may not ask it is told nothing of
-        return await self.catalogue.find(name)
+        model = await self.catalogue.find(name)
+        if isinstance(request, VideoRequest) and "video" not in model.card.tasks:
+            able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]
+            raise InvalidRequest(
+                f"model {model.card.id!r} makes no videos; models that do: "
+                f"{', '.join(able) or 'none'}",
+                "model",
+            )
+        return model
 
     def _patience(self, model: Model, job: ImageJob) -> float | None:
         """Until when a job's answer is waited for, on the clock of the event loop."""

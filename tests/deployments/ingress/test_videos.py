@@ -1,5 +1,6 @@
 """`/v1/videos` through the official client, against bare diffusers."""
 
+import base64
 import io
 import json
 import time
@@ -13,15 +14,23 @@ import numpy as np
 import openai
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, MotionAdapter, TCDScheduler
+from diffusers import (
+    AnimateDiffPipeline,
+    AnimateDiffVideoToVideoPipeline,
+    MotionAdapter,
+    TCDScheduler,
+)
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 from ray import serve
 
 from deployments.contracts.jobs import LoraWeight, VideoRequest, VideoResult
+from tests.deployments.ingress.images import png
 from tests.serving import Served
 
 LEVELS = 2
+PICTURE = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
+URL = "data:image/png;base64," + base64.b64encode(png(PICTURE)).decode()
 PROMPT = "best quality, masterpiece, 1girl, looking at viewer, upper body, dress"
 BODY: dict[str, Any] = {
     "model": "sd15",
@@ -118,6 +127,65 @@ def test_webp_keeps_the_frames(served: Served, frames_of_the_guide: NDArray[np.i
         "64x64",
     )
     assert card["progress"] == 100
+
+
+def test_48_frames(served: Served) -> None:
+    """Twice as many as the motion layers have positions for."""
+    _, content = made(served, num_frames=48, num_inference_steps=2, output_format="webp")
+    assert getattr(Image.open(io.BytesIO(content.content)), "n_frames", 1) == 48
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+def test_a_start_picture_however_it_is_sent(served: Served, demo_models: Path) -> None:
+    pipe = AnimateDiffVideoToVideoPipeline.from_pretrained(
+        demo_models / "sd15",
+        motion_adapter=MotionAdapter.from_pretrained(demo_models / "motion-adapter" / "sd15"),
+    )
+    pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(demo_models / "tcd-lora" / "sd15")
+    frames = pipe(
+        video=[Image.fromarray(PICTURE)] * 4,
+        prompt=PROMPT,
+        height=64,
+        width=64,
+        num_inference_steps=5,
+        strength=0.8,
+        eta=0.3,
+        guidance_scale=0,
+        generator=torch.manual_seed(0),
+    ).frames[0]
+    theirs = np.stack([np.asarray(frame) for frame in frames]).astype(np.int16)
+    usual: dict[str, Any] = {
+        **BODY,
+        "size": None,  # the picture's
+        "num_frames": 4,
+        "motion_loras": [],
+        "output_format": "webp",
+    }
+    own = {name: value for name, value in usual.items() if value is not None and value != []}
+    prompt, model = own.pop("prompt"), own.pop("model")
+    create = served.openai().videos.create
+    file = ("a.png", png(PICTURE))
+    flat = {**own, "prompt": prompt, "model": model, "input_reference[image_url]": URL}
+    posted: list[dict[str, Any]] = [
+        {"json": {**usual, "input_reference": URL}},
+        {"json": {**usual, "input_reference": {"image_url": URL}}},
+        # As the official client would write it, if it let that pass.
+        {"files": {name: (None, str(value)) for name, value in flat.items()}},
+    ]
+    answers = [httpx.post(f"{served.url}/v1/videos", timeout=60, **how) for how in posted]
+    assert [answer.status_code for answer in answers] == [200, 200, 200], answers[2].text
+    sent = [
+        create(prompt=prompt, model=model, input_reference=file, extra_body=own).id,
+        *(answer.json()["id"] for answer in answers),
+    ]
+    for video in sent:
+        assert ended(served, video)["size"] == "64x64"
+        content = httpx.get(f"{served.url}/v1/videos/{video}/content", timeout=60).content
+        webp = ImageSequence.Iterator(Image.open(io.BytesIO(content)))
+        ours = np.stack([np.asarray(f.convert("RGB")).astype(np.int16) for f in webp])
+        assert np.abs(ours - theirs).max() <= LEVELS
 
 
 def test_gif(served: Served) -> None:
@@ -256,7 +324,16 @@ def test_a_model_that_makes_no_videos(served: Served, model: str, status: int, s
         ({"prompt_syntax": "bold"}, "prompt_syntax"),
         ({"clip_skip": 2}, "clip_skip"),
         ({"negative_prompt": "blurry"}, "negative_prompt"),
-        ({"num_frames": 25}, "num_frames"),
+        ({"num_frames": 49}, "num_frames"),
+        ({"num_frames": 257}, "num_frames"),
+        ({"strength": 0.5}, "strength"),
+        ({"strength": 0, "input_reference": URL}, "strength"),
+        ({"strength": 0.1, "input_reference": URL}, "strength"),
+        ({"input_reference": "data:image/png;base64,AAAA"}, "input_reference"),
+        ({"input_reference": "map-canny-0"}, "input_reference"),
+        ({"input_reference": "{"}, "input_reference"),
+        ({"input_reference": {"file_id": "file-1"}}, "input_reference.file_id"),
+        ({"input_reference": [URL]}, "input_reference"),
         ({"size": "8x8"}, "size"),
         ({"size": "1024x1024"}, "size"),
         ({"loras": [{"name": "nope"}]}, "loras"),

@@ -50,6 +50,7 @@ class Components:
         ip_adapters: those that requests may name; the first is that of requests that name none.
         image_attention: the UNet's to the pictures that they read; `None`: the model has none.
         motion: what makes videos, if the model makes any.
+        motion_schedule: of videos.
         banks: style adapters by model name.
         lora_reader: reads style adapters for these models.
         compile: how calls of the UNet are to be made (see `ModelArgs.compile`).
@@ -72,6 +73,7 @@ class Components:
     ip_adapters: dict[str, IpAdapter]
     image_attention: ImageAttention | None
     motion: Motion | None
+    motion_schedule: Schedule
     banks: dict[str, Bank]
     lora_reader: LoraReader
     compile: CompileMode
@@ -90,9 +92,7 @@ class Components:
 
     def schedule_of(self, frames: int | None) -> Schedule:
         """Of a video of so many frames, or of an image."""
-        if frames is None or self.motion is None:
-            return self.schedule
-        return self.motion.schedule
+        return self.schedule if frames is None else self.motion_schedule
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -149,14 +149,7 @@ def load(args: ModelArgs) -> Components:
     models |= zip(TEXT_ENCODERS, base.text_encoders, strict=False)
     motion = None
     if args.motion_adapter is not None:
-        motion = load_motion(
-            args.motion_adapter,
-            unet,
-            base.schedule,
-            args.motion_schedule,
-            variant=args.variant,
-            dtype=dtype,
-        )
+        motion = load_motion(args.motion_adapter, unet, args.variant, dtype)
         models["motion_unet"] = motion.unet
     ip_adapters = load_ip_adapters(args.named_ip_adapters, unet)
     image_attention = ImageAttention(unet, cross_attentions(unet)) if ip_adapters else None
@@ -189,6 +182,9 @@ def load(args: ModelArgs) -> Components:
         ip_adapters={name: adapter.to(device) for name, adapter in ip_adapters.items()},
         image_attention=image_attention,
         motion=motion,
+        motion_schedule=base.schedule.changed(
+            args.motion_schedule.beta_schedule, args.motion_schedule.timestep_spacing
+        ),
         banks={name: Bank(model, dtype, compiled.get(name, ())) for name, model in models.items()},
         lora_reader=LoraReader(models, dtype, words=words, pin=device.type == "cuda"),
         compile=args.compile,

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
-from configs.app import MotionSchedule
 from deployments.diffusion.engine.models.free_noise import FreeNoise, see_in_windows
 from deployments.diffusion.engine.models.motion_file import read_motion_adapter
-from deployments.diffusion.engine.models.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -18,28 +16,16 @@ class Motion:
     Attributes:
         unet: the UNet of images with motion layers in it, a copy of its own.
         free_noise: how it makes long videos.
-        schedule: of videos.
     """
 
     unet: UNetMotionModel
     free_noise: FreeNoise
-    schedule: Schedule
 
 
 def load_motion(
-    source: str,
-    unet: UNet2DConditionModel,
-    schedule: Schedule,
-    changed: MotionSchedule,
-    *,
-    variant: str | None,
-    dtype: torch.dtype,
+    source: str, unet: UNet2DConditionModel, variant: str | None, dtype: torch.dtype
 ) -> Motion:
     """A UNet of images with the motion layers of an adapter, as a copy.
-
-    Args:
-        source: of the adapter.
-        schedule: of images; `changed`: what is another of videos.
 
     Raises `ValueError` naming `motion_adapter` if it is none, or not for such a UNet.
     """
@@ -51,9 +37,7 @@ def load_motion(
     moving = UNetMotionModel.from_unet2d(unet, adapter)
     free_noise = FreeNoise(int(adapter.config.motion_max_seq_length))
     see_in_windows(moving, free_noise)
-    return Motion(
-        moving, free_noise, schedule.changed(changed.beta_schedule, changed.timestep_spacing)
-    )
+    return Motion(moving, free_noise)
 
 
 def _check_fits(adapter: MotionAdapter, unet: UNet2DConditionModel) -> None:

@@ -19,7 +19,8 @@ HALF = 128  # of 255: from here on a mask counts as "make anew", as diffusers bi
 
 @dataclass(frozen=True)
 class SourceLatents:
-    """A start picture on the device. All tensors are (C, h, w) in latent pixels.
+    """A start picture on the device. All tensors are (C, h, w) in latent pixels; of a video, in
+    which each frame starts from it, `image` and `noise` are (C, frames, h, w).
 
     Attributes:
         image: the picture's latents; zeros where nothing of it is left.
@@ -65,23 +66,31 @@ class EncodedSource:
     mask: Tensor | None
     masked_image: Posterior | None
 
-    def draw(self, generator: torch.Generator) -> SourceLatents:
-        """One image's start, drawn from its generator in diffusers' order: the picture's
-        posterior, the noise, the masked picture's posterior."""
+    def draw(self, generator: torch.Generator, frames: int | None = None) -> SourceLatents:
+        """One image's or video's start, drawn from its generator in diffusers' order: the
+        picture's posterior, of each frame, the noise, the masked picture's posterior."""
         device = self.vae.model.device
-        image = None if self.image is None else self._drawn(self.image, generator)
-        noise = torch.randn(self.shape, generator=generator, dtype=self.dtype)
+        image = None if self.image is None else self._drawn(self.image, generator, frames)
+        noise = torch.randn((frames or 1, *self.shape), generator=generator, dtype=self.dtype)
         masked = None if self.masked_image is None else self._drawn(self.masked_image, generator)
-        noise = to_device(noise, device)
+        noise = _row(to_device(noise, device), frames)
         if image is None:
             image = torch.zeros_like(noise)
         return SourceLatents(image, noise, self.mask, masked)
 
-    def _drawn(self, posterior: Posterior, generator: torch.Generator) -> Tensor:
+    def _drawn(
+        self, posterior: Posterior, generator: torch.Generator, frames: int | None = None
+    ) -> Tensor:
         mean, std = posterior
-        drawn = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        shape = (frames or 1, *self.shape)
+        drawn = torch.randn(shape, generator=generator, dtype=mean.dtype)
         sample = (mean + std * to_device(drawn, mean.device)).to(self.dtype)
-        return self.vae.scaled(sample)[0]
+        return _row(self.vae.scaled(sample), frames)
+
+
+def _row(latents: Tensor, frames: int | None) -> Tensor:
+    """The latents of an image, from a batch of one, or of a video, from its frames."""
+    return latents[0] if frames is None else latents.movedim(0, 1)
 
 
 def encode_source(

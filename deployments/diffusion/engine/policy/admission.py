@@ -48,6 +48,14 @@ class Admitted(NamedTuple):
     prompt_tokens: int
 
 
+class Checked(NamedTuple):
+    """The texts of a job, and its adapters by key, with their weights."""
+
+    prompt: PromptIds
+    negative: PromptIds | None
+    loras: dict[str, tuple[LoraSource, float]]
+
+
 class Admission:
     """Turns jobs into rows. Thread-safe.
 
@@ -71,8 +79,8 @@ class Admission:
         self._can = capabilities
         self._tokenize = tokenize
 
-    def admit(self, job: ImageJob, assets: Sequence[Asset]) -> Admitted:
-        """The rows of a job with the arrays it names.
+    def check(self, job: ImageJob) -> Checked:
+        """What a job says beside its arrays.
 
         Raises `InvalidRequest` or `NotFound` naming the field, or `NotReady`.
         """
@@ -105,16 +113,23 @@ class Admission:
         if steps < 1:
             raise InvalidRequest(_no_step(job.num_inference_steps, job.strength), "strength")
         self._check_video(job)
+        self._check_source(job)
         asked = _loras(job, config)
-        controls = self._controls(job, assets)
-        image_prompts = tuple(self._image_prompt(use, job, assets) for use in job.ip_adapters)
-        source = self._source(job, assets)
         prompt = self._tokenize(job.prompt, "prompt", job.prompt_syntax)
         negative = None
         if job.guidance_scale > 1:
             text = job.negative_prompt or ""
             negative = self._tokenize(text, "negative_prompt", job.prompt_syntax)
         loras = {source.key(self._look(source)): (source, weight) for source, weight in asked}
+        return Checked(prompt, negative, loras)
+
+    def admit(self, job: ImageJob, assets: Sequence[Asset]) -> Admitted:
+        """The rows of a job with the arrays it names. Raises what `check` does."""
+        prompt, negative, loras = self.check(job)
+        controls = self._controls(job, assets)
+        image_prompts = tuple(self._image_prompt(use, job, assets) for use in job.ip_adapters)
+        source = _source(job, assets)
+        steps = real_steps(job.num_inference_steps, job.strength)
         weights = tuple((key, weight) for key, (_, weight) in loras.items())
         specs = [
             RowSpec(
@@ -159,7 +174,7 @@ class Admission:
                 "num_frames",
             )
         for param, given in (
-            ("image", job.image is not None),
+            ("mask", job.mask is not None),
             ("controls", bool(job.controls)),
             ("ip_adapter", bool(job.ip_adapters)),
             ("partial_images", job.partial_images > 0),
@@ -167,20 +182,16 @@ class Admission:
             if given:
                 raise InvalidRequest(f"{param} cannot be used with videos", param)
 
-    def _source(self, job: ImageJob, assets: Sequence[Asset]) -> Source | None:
-        if job.image is None:
-            if self._can.takes_mask:
-                raise InvalidRequest("this model only inpaints: image and mask are needed", "image")
-            if job.mask is not None or job.strength != 1:
-                param = "mask" if job.mask is not None else "strength"
+    def _check_source(self, job: ImageJob) -> None:
+        if job.image is not None:
+            if job.mask is None and self._can.takes_mask:
+                raise InvalidRequest("this model only inpaints: a mask is needed", "mask")
+            return
+        if self._can.takes_mask:
+            raise InvalidRequest("this model only inpaints: image and mask are needed", "image")
+        for param, given in (("mask", job.mask is not None), ("strength", job.strength != 1)):
+            if given:
                 raise InvalidRequest(f"{param} needs an image", param)
-            return None
-        if job.mask is None and self._can.takes_mask:
-            raise InvalidRequest("this model only inpaints: a mask is needed", "mask")
-        pixels = _array(assets[job.image], (job.height, job.width, 3), "image")
-        if job.mask is None:
-            return Source(pixels)
-        return Source(pixels, _array(assets[job.mask], (job.height, job.width), "mask"))
 
     def _controls(self, job: ImageJob, assets: Sequence[Asset]) -> tuple[Control, ...]:
         types = self._can.controls
@@ -243,6 +254,15 @@ class Admission:
             mask = _array(assets[use.mask], (job.height, job.width), "ip_adapter")
         pairs = tuple(np.asarray(pair, dtype=np.float32) for pair in embeds)
         return ImagePrompt(use.name, pairs, use.scale, mask)
+
+
+def _source(job: ImageJob, assets: Sequence[Asset]) -> Source | None:
+    if job.image is None:
+        return None
+    pixels = _array(assets[job.image], (job.height, job.width, 3), "image")
+    if job.mask is None:
+        return Source(pixels)
+    return Source(pixels, _array(assets[job.mask], (job.height, job.width), "mask"))
 
 
 def _no_step(steps: int, strength: float) -> str:

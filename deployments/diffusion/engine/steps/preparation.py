@@ -157,7 +157,7 @@ class Preparation:
         if shared.source is None:
             latents = to_device(self._draw(spec, generator), parts.device)
         else:
-            source = shared.source.draw(generator)
+            source = shared.source.draw(generator, spec.frames)
             latents = _noised(source, steps[0], whole=spec.strength == 1)
         row = Row(
             spec=spec,

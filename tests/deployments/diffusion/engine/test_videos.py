@@ -3,9 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, MotionAdapter, TCDScheduler
+from diffusers import (
+    AnimateDiffPipeline,
+    AnimateDiffVideoToVideoPipeline,
+    MotionAdapter,
+    TCDScheduler,
+)
+from PIL import Image
 
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import InvalidRequest
@@ -159,6 +166,34 @@ def test_a_long_video_is_freenoise_s_beside_a_short_one(
     assert distance(ours, theirs) < TOLERANCE
 
 
+@pytest.mark.parametrize("frames", [6, 28])
+def test_a_start_picture_is_a_video_that_stands_still(
+    engine: Engine, pipeline: AnimateDiffPipeline, frames: int
+) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    job = video("still", num_frames=frames, image=0, strength=0.8, guidance_scale=3.0, seeds=(5,))
+    (ours,) = engine.generate(job, (picture,))
+    theirs = AnimateDiffVideoToVideoPipeline(**pipeline.components)
+    theirs.set_progress_bar_config(disable=True)
+    if frames > 24:
+        theirs.enable_free_noise(context_length=16, context_stride=4)
+    latents = theirs(
+        video=[Image.fromarray(picture)] * frames,
+        prompt=job.prompt,
+        width=64,
+        height=64,
+        num_inference_steps=5,
+        strength=0.8,
+        eta=0.3,
+        guidance_scale=3.0,
+        generator=torch.manual_seed(5),
+        output_type="latent",
+    ).frames[0]
+    if frames > 24:
+        theirs.disable_free_noise()
+    assert distance(ours, latents) < TOLERANCE
+
+
 def test_an_image_goes_before_a_videos_next_step(engine: Engine) -> None:
     slow = engine.events(video("slow", num_inference_steps=50, priority=-1))
     assert isinstance(next(slow), Progress)
@@ -174,6 +209,14 @@ def test_what_videos_cannot_do(engine: Engine) -> None:
     assert caught.value.param == "num_frames"
     with pytest.raises(InvalidRequest, match="partial_images"):
         engine.generate(video("partial", partial_images=1))
+    with pytest.raises(InvalidRequest, match="mask cannot be used with videos"):
+        engine.check(video("masked", image=0, mask=1))
+    with pytest.raises(InvalidRequest, match="strength needs an image"):
+        engine.check(video("weak", strength=0.5))
+    with pytest.raises(InvalidRequest, match="leaves no step"):
+        engine.check(video("weak", image=0, strength=0.1))
+    with pytest.raises(InvalidRequest, match=r"\(64, 64, 3\) uint8 is needed"):
+        engine.generate(video("small", image=0), (np.zeros((8, 8, 3), np.uint8),))
     with pytest.raises(InvalidRequest, match="zoom-in"):
         engine.generate(video("unknown", motion_loras=(LoraWeight("roll"),)))
     still = ImageJob("m", "a", (0,), 64, 64, motion_loras=(LoraWeight("zoom-in"),))

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import MotionAdapter, TCDScheduler, UNet2DConditionModel, UNetMotionModel
+from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from configs.app import MotionSchedule
 from deployments.diffusion.engine.models.motion import Motion, load_motion
-from deployments.diffusion.engine.models.schedule import Schedule
 
 Tensors = dict[str, Tensor]
 
@@ -35,9 +33,7 @@ def theirs(unet: UNet2DConditionModel, adapter: MotionAdapter) -> Tensors:
 
 
 def read(source: Path, unet: UNet2DConditionModel) -> Motion:
-    schedule = Schedule(TCDScheduler())
-    dtype = torch.float32
-    return load_motion(str(source), unet, schedule, MotionSchedule(), variant=None, dtype=dtype)
+    return load_motion(str(source), unet, None, torch.float32)
 
 
 def animatediff_names(tensors: Tensors) -> Tensors:

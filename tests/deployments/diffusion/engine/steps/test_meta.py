@@ -175,6 +175,7 @@ def test_videos(dtype: Dtype, demo_models: Path, walking: Walking) -> None:
             ("guided", 2, GUIDED),
             ("all", 2, {**GUIDED, **mixed}),
             ("long", 27, {**GUIDED, **mixed}),
+            ("from a picture", 2, {**GUIDED, "image": True, "strength": 0.6}),
         ):
             for row in walk.join(short(name, num_frames=frames, **more)):
                 walk.finish([row])

@@ -27,7 +27,7 @@ from tests.deployments.diffusion.engine.tasks import Task
 MIB = 2**20
 COPIES = ("aten._to_copy.default", "aten.copy_.default")
 # What Components hold that belongs to the host.
-ON_THE_HOST = ("schedule", "tokenizers", "lora_reader")
+ON_THE_HOST = ("schedule", "motion_schedule", "tokenizers", "lora_reader")
 
 
 class LeftBehind(AssertionError):
