@@ -125,6 +125,8 @@ class FormReader(Generic[Fields]):
                 fields[name] = joined(values)
             except ValueError as error:
                 raise InvalidRequest(f"{name}: {error}", name) from error
+        for name in fields.keys() & files.keys():
+            raise InvalidRequest(f"{name} is given twice, as a file and as a text", name)
         try:
             return Form(self._model.model_validate(fields), files)
         except ValidationError as error:

@@ -195,8 +195,8 @@ class Assembler:
     async def _start(
         self, request: ImageRequest | VideoRequest, card: ModelCard, brought: Mapping[str, Brought]
     ) -> tuple[tuple[int, int], Pixels | None, Mask | None]:
-        """(width, height) of what is to be made; the picture that they start from, and the
-        mask, both of that size."""
+        """(width, height) of what is to be made; the picture that it starts from, and the mask,
+        both of that size."""
         files = [brought[name] for name in ("image", "mask") if name in brought]
         if not files:
             return wanted_size(request, card, None), None, None

@@ -1,10 +1,13 @@
 """Forms and JSON as they come, in any pieces."""
 
+from collections.abc import Callable
+
 import pytest
 
 from deployments.contracts.api import EditsForm
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import MAX_TEXT
+from deployments.contracts.videos import VideoBody
 from deployments.ingress.http.forms import Form, FormReader, boundary_of
 from deployments.ingress.http.json_text import MAX_MARKS, JsonWatch, parsed
 from tests.faults.hostile import BOUNDARY, field, file, form, part
@@ -124,3 +127,23 @@ def test_json_in_each_of_its_encodings(encoding: str) -> None:
 def test_json_in_no_encoding(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parsed(text)
+
+
+LARGE = b"data:image/png;base64," + b"A" * (5 * MAX_TEXT)
+
+
+@pytest.mark.parametrize("name", ["input_reference", "input_reference[image_url]"])
+def test_a_picture_as_a_text(name: str) -> None:
+    def sent(*more: Callable[[], bytes], longest: int = 10 * MAX_TEXT) -> Form[VideoBody]:
+        reader = FormReader(BOUNDARY, VideoBody, ("input_reference",), 1000, longest)
+        reader.see(form(lambda: field("prompt", b"a"), lambda: field(name, LARGE), *more)())
+        return reader.form()
+
+    got = sent()
+    assert got.optional_file("input_reference") is None
+    assert got.fields.to_request().image == LARGE.decode()
+    with pytest.raises(InvalidRequest, match="has more than 1000 bytes") as refused:
+        sent(longest=1000)
+    assert refused.value.param == name
+    with pytest.raises(InvalidRequest, match="twice, as a file and as a text"):
+        sent(lambda: file("input_reference", b"a"))
