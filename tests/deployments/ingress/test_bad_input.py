@@ -63,7 +63,7 @@ CASES: list[tuple[object, int, str | None, str]] = [
         "output_compression",
         "100",
     ),
-    ({**PROMPT, "response_format": "url"}, 400, "response_format", "b64_json"),
+    ({**PROMPT, "response_format": "file"}, 400, "response_format", "b64_json"),
     ({**PROMPT, "background": "transparent"}, 400, "background", "opaque"),
     ({**PROMPT, "quality": "ultra"}, 400, "quality", "'high'"),
     ({**PROMPT, "style": "bold"}, 400, "style", "vivid"),
