@@ -93,12 +93,12 @@ def bring(need: Need) -> str:
     source = parse(need.source)
     if source.kind == "hub":
         return _bring_from_hub(need, source)
-    fetch(need.source)
+    fetch(need.source, variant=need.variant, layout=need.layout)
     if source.kind == "local":
         return "on this machine"
     from configs import s3
 
-    objects = s3.check(source.location).objects
+    objects = s3.check(source, need.variant, need.layout).objects
     return f"{_amount(len(objects), sum(item.size for item in objects))}, as S3 holds them"
 
 

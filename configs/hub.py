@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,10 +24,8 @@ from configs.sources import (
     SourceError,
     SourceUnavailable,
     hub_errors,
-    hub_patterns,
-    no_weights,
     refused,
-    tried_variants,
+    select,
 )
 
 ATTEMPTS = 5  # without a single byte in between
@@ -63,12 +61,8 @@ def list_files(source: Source, variant: str | None, layout: Layout) -> Listing:
         if not named:
             raise SourceError(f"hub {source}: the repository has no such file")
         return Listing(source, commit, named)
-    for tried in tried_variants(variant, layout):
-        patterns = hub_patterns(source.folder, tried, layout)
-        matching = tuple(file for file in files if patterns.match(file.path))
-        if layout == "pipeline_configs" or _any_weights(matching):
-            return Listing(source, commit, matching)
-    raise no_weights(source, variant)
+    chosen = select((file.path for file in files), source, variant, layout)
+    return Listing(source, commit, tuple(file for file in files if file.path in chosen))
 
 
 def bring_large(listing: Listing, progress: Progress) -> None:
@@ -165,10 +159,6 @@ def _receive(listing: Listing, file: RepoFile, out: BinaryIO, progress: Progress
 def _begin_anew(out: BinaryIO) -> None:
     out.seek(0)
     out.truncate()
-
-
-def _any_weights(files: Iterable[RepoFile]) -> bool:
-    return any(file.path.endswith(".safetensors") for file in files)
 
 
 def _sha256(path: Path) -> str:

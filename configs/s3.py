@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.sources import CONFIG_SUFFIXES, SourceError, SourceUnavailable, refused
+from configs.sources import Layout, Source, SourceError, SourceUnavailable, refused, select
 
 # A server that accepts and says nothing is given up after half a minute, all attempts together.
 CONNECT_S = 5
@@ -24,7 +24,6 @@ LATER = (
     "SlowDown",
     "TooManyRequests",
 )
-WANTED_SUFFIXES = (*CONFIG_SUFFIXES, ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,10 @@ def cache_root() -> Path:
     return Path(os.environ.get("TCD_CACHE", "~/.cache/tcd")).expanduser()
 
 
-def list_objects(uri: str) -> Listing:
-    """Looks up a URI. Raises `SourceError` if nothing is stored there."""
+def list_objects(source: Source, variant: str | None, layout: Layout) -> Listing:
+    """Looks up what `sources.fetch` brings of a source in S3. Raises `SourceError` if nothing of it
+    is stored there."""
+    uri = source.location
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     folder = cache_root() / "s3" / hashlib.sha256(uri.encode()).hexdigest()[:16]
     with _errors(uri):
@@ -66,29 +67,33 @@ def list_objects(uri: str) -> Listing:
     # boto reads an answer that was cut as an empty one.
     if not all(page.keys() & {"Name", "IsTruncated", "KeyCount", "Contents"} for page in pages):
         raise SourceUnavailable(f"{uri} could not be looked up: the answer did not come whole")
-    found = [item for page in pages for item in page.get("Contents", ())]
-    prefix = key.rstrip("/") + "/"
+    found = {item["Key"]: item for page in pages for item in page.get("Contents", ())}
     # A console marks a folder with an empty object whose key ends in "/".
-    is_file = not key.endswith("/") and any(item["Key"] == key for item in found)
+    if not key.endswith("/") and key in found:
+        target = folder / Path(key).name
+        keys = {target.name: key}
+    else:
+        target = folder
+        prefix = key.rstrip("/") + "/"
+        below = {name.removeprefix(prefix): name for name in found if name.startswith(prefix)}
+        if not any(below):
+            raise SourceError(f"{uri}: nothing is stored there")
+        chosen = select(below, source, variant, layout)
+        keys = {path: name for path, name in below.items() if path in chosen}
     objects = []
-    for item in found:
-        name: str = item["Key"]
-        in_folder = name.startswith(prefix) and name.endswith(WANTED_SUFFIXES)
-        if not (name == key if is_file else in_folder):
-            continue
-        path = folder / (Path(key).name if is_file else name.removeprefix(prefix))
+    for name, item_key in keys.items():
+        path, item = folder / name, found[item_key]
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise SourceError(f"{uri}: the key {name!r} leads out of its folder")
-        objects.append(StoredObject(name, path, item["Size"], item.get("ETag", "")))
-    if not objects:
-        raise SourceError(f"{uri}: nothing is stored there")
-    return Listing(uri, bucket, folder / Path(key).name if is_file else folder, tuple(objects))
+            raise SourceError(f"{uri}: the key {item_key!r} leads out of its folder")
+        objects.append(StoredObject(item_key, path, item["Size"], item.get("ETag", "")))
+    return Listing(uri, bucket, target, tuple(objects))
 
 
-def bring(uri: str) -> Path:
+def bring(source: Source, variant: str | None = None, layout: Layout = "any") -> Path:
     """Downloads what is not here yet, or has changed. Raises `SourceError`; a file is here whole
     or not at all, so that a broken download goes on with the file at which it broke off."""
-    listing = list_objects(uri)
+    listing = list_objects(source, variant, layout)
+    uri = listing.uri
     with _errors(uri):
         client = _client()
         for item in listing.objects:
@@ -110,10 +115,11 @@ def bring(uri: str) -> Path:
     return listing.target
 
 
-def check(uri: str) -> Listing:
+def check(source: Source, variant: str | None = None, layout: Layout = "any") -> Listing:
     """Compares what was brought with what S3 holds: sizes, and contents where the entity tag is
     their MD5, as it is for files that were not uploaded in parts. Raises `SourceError`."""
-    listing = list_objects(uri)
+    listing = list_objects(source, variant, layout)
+    uri = listing.uri
     with _errors(uri):
         client = _client()
         for item in listing.objects:

@@ -5,7 +5,7 @@ weights enter. Only configuration, tokenizer and safetensors files are brought: 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -69,13 +69,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Patterns:
-    """Which paths of a hub repository are brought, as shell patterns whose `*` crosses `/`."""
+    """Which paths of a hub repository, or below a prefix in S3, are brought, as shell patterns
+    whose `*` crosses `/`."""
 
     allow: list[str]
     ignore: list[str]
 
     def match(self, path: str) -> bool:
-        """Whether a path of the repository is brought."""
+        """Whether a path is brought."""
         wanted = any(fnmatchcase(path, pattern) for pattern in self.allow)
         return wanted and not any(fnmatchcase(path, pattern) for pattern in self.ignore)
 
@@ -129,9 +130,9 @@ def fetch(text: str, *, variant: str | None = None, layout: Layout = "any") -> P
 
     Args:
         text: the source, as `parse` reads it.
-        variant: with a folder on the hub, bring weights of this variant ("fp16") only; the
+        variant: with a folder that is not here, bring weights of this variant ("fp16") only; the
             plain weights where a folder that is no pipeline has none of it.
-        layout: what of a folder on the hub is brought.
+        layout: what of such a folder is brought.
 
     Raises `SourceError` when it cannot be had; nothing half-written is left behind.
     """
@@ -141,14 +142,14 @@ def fetch(text: str, *, variant: str | None = None, layout: Layout = "any") -> P
     if source.kind == "s3":
         from configs import s3
 
-        return s3.bring(source.location)
+        return s3.bring(source, variant, layout)
     if source.file is not None:
         return _fetch_hub_file(source, source.file)
     return _fetch_hub_folder(source, variant, layout)
 
 
-def hub_patterns(folder: str | None, variant: str | None, layout: Layout) -> Patterns:
-    """The files of a hub repository, or of a folder in it, that `fetch` brings."""
+def patterns(folder: str | None, variant: str | None, layout: Layout) -> Patterns:
+    """The files that `fetch` brings of a hub repository, a folder in it, or a prefix in S3."""
     weights = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"] if variant else []
     ignore = [] if variant else [f"*.{other}{end}" for other in VARIANTS for end in (".*", "-*")]
     wanted = [f"*{suffix}" for suffix in CONFIG_SUFFIXES]
@@ -171,34 +172,49 @@ def _fetch_hub_file(source: Source, file: str) -> Path:
 def _fetch_hub_folder(source: Source, variant: str | None, layout: Layout) -> Path:
     from huggingface_hub import snapshot_download
 
-    for tried in tried_variants(variant, layout):
-        patterns = hub_patterns(source.folder, tried, layout)
+    for tried in _tried_variants(variant, layout):
+        wanted = patterns(source.folder, tried, layout)
         with hub_errors(source):
             root = Path(
                 snapshot_download(
                     source.location,
                     revision=source.revision,
-                    allow_patterns=patterns.allow,
-                    ignore_patterns=patterns.ignore,
+                    allow_patterns=wanted.allow,
+                    ignore_patterns=wanted.ignore,
                 )
             )
         folder = root / (source.folder or "")
         weights = (path.relative_to(root).as_posix() for path in folder.rglob("*.safetensors"))
-        if layout == "pipeline_configs" or any(map(patterns.match, weights)):
+        if layout == "pipeline_configs" or any(map(wanted.match, weights)):
             return folder
-    raise no_weights(source, variant)
+    raise _no_weights(source, variant)
 
 
-def tried_variants(variant: str | None, layout: Layout) -> tuple[str | None, ...]:
+def select(
+    paths: Iterable[str], source: Source, variant: str | None, layout: Layout
+) -> frozenset[str]:
+    """Those of a listed folder's paths that `fetch` brings. Raises `SourceError` if no weights are
+    among them that can be read."""
+    listed = tuple(paths)
+    for tried in _tried_variants(variant, layout):
+        wanted = patterns(source.folder, tried, layout)
+        chosen = frozenset(filter(wanted.match, listed))
+        if layout == "pipeline_configs" or any(path.endswith(".safetensors") for path in chosen):
+            return chosen
+    raise _no_weights(source, variant)
+
+
+def _tried_variants(variant: str | None, layout: Layout) -> tuple[str | None, ...]:
     """A folder that is no pipeline may have plain weights only."""
     return (variant, None) if variant and layout == "any" else (variant,)
 
 
-def no_weights(source: Source, variant: str | None) -> SourceError:
-    """The error of a hub folder without weights that can be read."""
+def _no_weights(source: Source, variant: str | None) -> SourceError:
+    cached = " (or offline, in the cache)" if source.kind == "hub" else ""
+    kind = "hub " if source.kind == "hub" else ""
     return SourceError(
-        f"hub {source}: no safetensors{f' of variant {variant}' if variant else ''} are there "
-        "(or offline, in the cache); nothing else is read"
+        f"{kind}{source}: no safetensors{f' of variant {variant}' if variant else ''} are there"
+        f"{cached}; nothing else is read"
     )
 
 

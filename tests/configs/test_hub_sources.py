@@ -11,8 +11,8 @@ from configs.sources import (
     SourceError,
     SourceUnavailable,
     fetch,
-    hub_patterns,
     parse,
+    patterns,
 )
 from tests.hub_cache import add, files_of
 
@@ -115,13 +115,13 @@ PIPELINE = [
     ],
 )
 def test_which_weights_come(variant: str | None, layout: Layout, weights: list[str]) -> None:
-    patterns = hub_patterns(None, variant, layout)
-    brought = [path for path in PIPELINE if patterns.match(path)]
+    wanted = patterns(None, variant, layout)
+    brought = [path for path in PIPELINE if wanted.match(path)]
     assert [path for path in brought if path.endswith(".safetensors")] == weights
     assert "model_index.json" in brought
     assert "tokenizer/merges.txt" in brought
     assert not [path for path in brought if path.endswith((".bin", ".msgpack", ".md"))]
-    inside = hub_patterns("sub/folder", variant, layout)
+    inside = patterns("sub/folder", variant, layout)
     assert [path for path in PIPELINE if inside.match(f"sub/folder/{path}")] == brought
     assert not any(map(inside.match, PIPELINE))
 

@@ -1,11 +1,14 @@
 """Local paths, and what of a bucket is brought: pages of keys, single files, only what changed."""
 
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import httpx
 import pytest
 
-from configs.sources import PROJECT_ROOT, Source, SourceError, fetch, parse
+from configs.sources import PROJECT_ROOT, Layout, Source, SourceError, fetch, parse
+from tests.http_server import serving
 from tests.object_store import BUCKET, ObjectStore
 
 
@@ -67,7 +70,7 @@ def test_a_folder_of_more_keys_than_one_page_is_brought_whole(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")  # S3 and moto have pages of 1000
-    files = {f"many/{n // 5}/{n}.json": str(n).encode() for n in range(25)}
+    files = {f"many/{n // 5}/{n}.safetensors": str(n).encode() for n in range(25)}
     put(store, files)
     assert len(store.keys()) == 10
     folder = fetch(f"s3://{BUCKET}/many")
@@ -106,24 +109,110 @@ def test_a_single_file_is_brought_as_a_file(store: ObjectStore) -> None:
 
 
 def test_the_marker_that_consoles_put_for_a_folder_is_no_file(store: ObjectStore) -> None:
-    put(store, {"model/": b"", "model/a.json": b"a", "model/b.json": b"b"})
+    put(store, {"model/": b"", "model/a.json": b"a", "model/b.safetensors": b"b"})
     for uri in (f"s3://{BUCKET}/model", f"s3://{BUCKET}/model/"):
-        assert brought(fetch(uri)) == {"a.json": b"a", "b.json": b"b"}
+        assert brought(fetch(uri)) == {"a.json": b"a", "b.safetensors": b"b"}
+    put(store, {"empty/": b""})
+    with pytest.raises(SourceError, match="nothing is stored there"):
+        fetch(f"s3://{BUCKET}/empty")
 
 
 def test_what_has_not_changed_is_not_brought_again(store: ObjectStore) -> None:
-    put(store, {"model/a.json": b"a", "model/b.json": b"b"})
+    put(store, {"model/a.json": b"a", "model/b.safetensors": b"b"})
     folder = fetch(f"s3://{BUCKET}/model")
     before = {path.name: path.stat().st_ino for path in folder.glob("*.json")}
-    put(store, {"model/b.json": b"new"})
+    put(store, {"model/b.safetensors": b"new"})
     assert fetch(f"s3://{BUCKET}/model") == folder
     after = {path.name: path.stat().st_ino for path in folder.glob("*.json")}
     assert after["a.json"] == before["a.json"]
-    assert brought(folder) == {"a.json": b"a", "b.json": b"new"}
+    assert brought(folder) == {"a.json": b"a", "b.safetensors": b"new"}
+
+
+PIPELINE = {
+    "model_index.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
+    "tokenizer/vocab.json": b"{}",
+    "unet/config.json": b"{}",
+    "unet/diffusion_pytorch_model.safetensors": b"plain",
+    "unet/diffusion_pytorch_model.fp16.safetensors": b"half",
+    "vae/diffusion_pytorch_model.safetensors": b"plain",
+    "vae/diffusion_pytorch_model.fp16.safetensors": b"half",
+}
+BESIDE = (
+    "README.md",
+    "feature_extractor/preprocessor_config.json",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "v1-5-pruned.safetensors",
+    "vae_1_0/diffusion_pytorch_model.safetensors",
+)
+
+
+@pytest.mark.parametrize(
+    ("variant", "layout", "left"),
+    [
+        (None, "pipeline", (".fp16.",)),
+        ("fp16", "pipeline", ("model.safetensors",)),
+        (None, "pipeline_configs", (".safetensors",)),
+    ],
+)
+def test_of_a_pipeline_only_what_is_read_is_asked_for(
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    variant: str | None,
+    layout: Layout,
+    left: tuple[str, ...],
+) -> None:
+    put(store, {f"p/{path}": body for path, body in PIPELINE.items()})
+    put(store, {f"p/{path}": b"not read" for path in BESIDE})
+    asked: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        """Writes down which files are asked for, and passes the question on."""
+
+        def do_GET(self) -> None:
+            self._answer("GET")
+            if "list-type" not in self.path:
+                asked.append(self.path.removeprefix(f"/{BUCKET}/p/").partition("?")[0])
+
+        def do_HEAD(self) -> None:
+            self._answer("HEAD")
+
+        def _answer(self, method: str) -> None:
+            headers = {name: value for name, value in self.headers.items() if name != "Host"}
+            answer = httpx.request(method, store.url + self.path, headers=headers)
+            self.send_response(answer.status_code)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with serving(Proxy) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        fetch(f"s3://{BUCKET}/p", variant=variant, layout=layout)
+    assert sorted(asked) == sorted(
+        path for path in PIPELINE if not any(part in path for part in left)
+    )
+
+
+def test_a_variant_that_is_not_there(store: ObjectStore) -> None:
+    put(store, {"net/config.json": b"{}", "net/model.safetensors": b"plain"})
+    assert "model.safetensors" in brought(fetch(f"s3://{BUCKET}/net", variant="fp16"))
+    put(store, {"p/model_index.json": b"{}", "p/unet/model.safetensors": b"plain"})
+    with pytest.raises(SourceError, match="/p: no safetensors of variant fp16 are there; nothing"):
+        fetch(f"s3://{BUCKET}/p", variant="fp16", layout="pipeline")
+    put(store, {"pickles/pytorch_model.bin": b"a pickle", "pickles/config.json": b"{}"})
+    with pytest.raises(SourceError, match="/pickles: no safetensors are there; nothing else"):
+        fetch(f"s3://{BUCKET}/pickles")
 
 
 def test_nothing_is_written_outside_the_cache(store: ObjectStore, tmp_path: Path) -> None:
-    put(store, {"model/a.json": b"a", "model/../../../../out.json": b"out"})
+    put(store, {"model/a.safetensors": b"a", "model/../../../../out.json": b"out"})
     with pytest.raises(SourceError, match="leads out of its folder"):
         fetch(f"s3://{BUCKET}/model")
     assert not list(tmp_path.rglob("out.json"))
