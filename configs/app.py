@@ -26,6 +26,7 @@ Alias = Annotated[str, Field(min_length=1, max_length=100)]
 Word = Annotated[str, Field(pattern=r"^\S+$", max_length=100)]  # of a prompt
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#]+)$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
+PredictionType = Literal["epsilon", "v_prediction"]
 
 
 class Frozen(BaseModel):
@@ -234,6 +235,9 @@ class ModelArgs(Frozen):
         vae: another VAE than the checkpoint's, or another precision of it.
         embeddings: textual inversions by the words that prompts use, each a source of one
             safetensors file.
+        prediction_type, rescale_betas_zero_snr: what the checkpoint's UNet was trained to say, and
+            whether its last timestep is noise alone, as in diffusers' schedulers; `None`: what a
+            single file says of itself, else its scheduler's configuration.
         preview_vae: source of a tiny autoencoder (diffusers' `AutoencoderTiny`), which decodes
             partial images at a fraction of the VAE's cost; `None`: the VAE decodes them.
         variant: which weights of a diffusers folder, as in `from_pretrained` ("fp16").
@@ -262,6 +266,8 @@ class ModelArgs(Frozen):
     vae: VaeArgs = VaeArgs()
     embeddings: dict[Word, str] = {}
     preview_vae: str | None = None
+    prediction_type: PredictionType | None = None
+    rescale_betas_zero_snr: bool | None = None
     dtype: Dtype = "float16"
     variant: str | None = None
     device: Device = "auto"

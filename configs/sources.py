@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 PIPELINE_PARTS = (
     "scheduler",
     "text_encoder",
@@ -87,11 +88,13 @@ def parse(text: str) -> Source:
     An `s3://` URI; an absolute path; a path relative to the project's root that exists; or
     `owner/name[/path][@revision]` on the hub, where a path that ends in a suffix is a file, and
     else a folder. A path below a folder of the project is none on the hub. Raises
-    `SourceError` for anything else.
+    `SourceError` for anything else, and for a pickle that would be brought here to be refused.
     """
     if text.startswith("s3://"):
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+/.+", text):
             raise SourceError(f"{text!r} is not of the form s3://bucket/key")
+        if (reason := pickle_refused(text)) is not None:
+            raise SourceError(reason)
         return Source("s3", text)
     local = PROJECT_ROOT / text
     if text and local.exists():
@@ -107,8 +110,20 @@ def parse(text: str) -> Source:
             "nor a hub id of the form owner/name[/path][@revision]"
         )
     is_file = path is not None and re.search(r"\.[A-Za-z]\w*$", path) is not None
+    if path is not None and (reason := pickle_refused(path)) is not None:
+        raise SourceError(reason)
     file, folder = (path, None) if is_file else (None, path)
     return Source("hub", hub["repo"], file, folder, hub["revision"])
+
+
+def pickle_refused(name: str) -> str | None:
+    """Why a file of this name is never opened, if it is a pickle."""
+    if not name.endswith(PICKLES):
+        return None
+    return (
+        f"{name} is a pickle, which can run code when it is opened: none ever is. Convert it to "
+        "safetensors first (docs/files.md says how)"
+    )
 
 
 def state(text: str) -> str:

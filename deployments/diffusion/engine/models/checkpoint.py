@@ -1,19 +1,34 @@
 """A base checkpoint from disk: a diffusers folder, or a single safetensors file."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, TCDScheduler, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from configs.app import ModelArgs
 from configs.families import Family
 from configs.sources import fetch
+from deployments.diffusion.engine.models.fitness import check_model
+from deployments.diffusion.engine.models.header import WrongFile
+from deployments.diffusion.engine.models.identity import Part
+from deployments.diffusion.engine.models.noise import Noise
 from deployments.diffusion.engine.models.schedule import Schedule
+from deployments.diffusion.engine.models.single_file import (
+    TextEncoder,
+    read_text_encoder,
+    read_unet,
+)
 from deployments.diffusion.engine.models.vae import read_vae
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -59,30 +74,41 @@ def read_checkpoint(
     Args:
         dtype: of all models but the VAE, which has the one that is safe for it.
         device: where they will run; they are read to the CPU.
+
+    Raises `WrongFile` if it is something else, or cannot be sampled by TCD's steps.
     """
     path = fetch(args.checkpoint, variant=args.variant, layout="pipeline")
     if path.is_dir():
-        return _from_folder(path, args, family, dtype, device)
+        noise = check_model(args, path, None)
+        return _from_folder(path, noise, args, family, dtype, device)
     configs = fetch(args.config or family.base, layout="pipeline_configs")
-    return _from_file(path, configs, args, family, dtype, device)
+    noise = check_model(args, path, configs)
+    try:
+        return _from_file(path, configs, noise, args, family, dtype, device)
+    except WrongFile as error:
+        raise WrongFile(f"checkpoint {path.name}: {error}") from error
 
 
 def _from_folder(
-    folder: Path, args: ModelArgs, family: Family, dtype: torch.dtype, device: torch.device
+    folder: Path,
+    noise: Noise,
+    args: ModelArgs,
+    family: Family,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Checkpoint:
     weights = {"use_safetensors": True, "variant": args.variant, "local_files_only": True}
-    classes = (CLIPTextModel, CLIPTextModelWithProjection)[: family.text_encoders]
     return Checkpoint(
         unet=UNet2DConditionModel.from_pretrained(
             folder, subfolder="unet", torch_dtype=dtype, **weights
         ),
         vae=read_vae(args.vae, folder, args.variant, dtype, device),
         text_encoders=tuple(
-            cls.from_pretrained(folder, subfolder=name, dtype=dtype, **weights)
-            for name, cls in zip(TEXT_ENCODERS, classes, strict=False)
+            kind.from_pretrained(folder, subfolder=name, dtype=dtype, **weights)
+            for name, kind in _encoders(family)
         ),
         tokenizers=_tokenizers(folder, family),
-        schedule=_schedule(folder),
+        schedule=_schedule(folder, noise),
         zero_empty_negative=_zero_empty_negative(folder),
     )
 
@@ -90,30 +116,33 @@ def _from_folder(
 def _from_file(
     file: Path,
     configs: Path,
+    noise: Noise,
     args: ModelArgs,
     family: Family,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Checkpoint:
-    # The single-file loader of text encoders is the pipelines'; they are slow to import.
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-    pipeline = StableDiffusionXLPipeline if family.text_encoders == 2 else StableDiffusionPipeline
-    options = {} if family.text_encoders == 2 else {"safety_checker": None}
-    vae = read_vae(args.vae, file, args.variant, dtype, device, configs=configs)
-    loaded = pipeline.from_single_file(
-        str(file), config=str(configs), local_files_only=True, torch_dtype=dtype, vae=vae, **options
-    )
+    unet = UNet2DConditionModel.load_config(configs, subfolder="unet", local_files_only=True)
     return Checkpoint(
-        unet=loaded.unet,
-        vae=vae,
+        unet=read_unet(file, unet, dtype),
+        vae=read_vae(args.vae, file, args.variant, dtype, device, configs=configs),
         text_encoders=tuple(
-            loaded.components[name] for name in TEXT_ENCODERS[: family.text_encoders]
+            read_text_encoder(
+                file, name, kind, CLIPTextConfig.from_pretrained(configs, subfolder=name), dtype
+            )
+            for name, kind in _encoders(family)
         ),
         tokenizers=_tokenizers(configs, family),
-        schedule=_schedule(configs),
+        schedule=_schedule(configs, noise),
         zero_empty_negative=_zero_empty_negative(configs),
     )
+
+
+def _encoders(family: Family) -> Iterator[tuple[Part, TextEncoder]]:
+    """Names and classes of a family's text encoders."""
+    yield "text_encoder", CLIPTextModel
+    if family.text_encoders == 2:
+        yield "text_encoder_2", CLIPTextModelWithProjection
 
 
 def _tokenizers(folder: Path, family: Family) -> tuple[CLIPTokenizer, ...]:
@@ -123,9 +152,9 @@ def _tokenizers(folder: Path, family: Family) -> tuple[CLIPTokenizer, ...]:
     )
 
 
-def _schedule(folder: Path) -> Schedule:
+def _schedule(folder: Path, noise: Noise) -> Schedule:
     config = TCDScheduler.load_config(folder, subfolder="scheduler", local_files_only=True)
-    return Schedule(TCDScheduler.from_config(config))
+    return Schedule(TCDScheduler.from_config(config, **asdict(noise)))
 
 
 def _zero_empty_negative(folder: Path) -> bool:

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from configs.app import Dtype, VaeArgs
 from configs.sources import fetch
+from deployments.diffusion.engine.models.fitness import check_vae
+from deployments.diffusion.engine.models.header import WrongFile, read_header
+from deployments.diffusion.engine.models.identity import identify
+from deployments.diffusion.engine.models.single_file import read_vae_part
 from deployments.diffusion.engine.policy.spec import LATENT_SCALE
 
 TORCH_DTYPES = {
@@ -108,20 +112,20 @@ def read_vae(
         checkpoint: whose VAE it is if `args` names no other: a diffusers folder or a single file.
         dtype: of the UNet beside it.
         device: where it will run.
-        configs: with a single file: the diffusers folder that describes it.
+        configs: with a checkpoint in a single file: the diffusers folder that describes it.
+
+    Raises `WrongFile` naming `vae` if a single file is none that fits.
     """
     path = checkpoint if args.source is None else fetch(args.source, variant=variant)
     if path.is_file():
-        described = path.parent if configs is None else configs
+        described = checkpoint if configs is None else configs
         config = AutoencoderKL.load_config(described, subfolder="vae", local_files_only=True)
         chosen = safe_dtype(args.dtype, dtype, device, half_overflows=overflows(config))
-        return AutoencoderKL.from_single_file(
-            str(path),
-            config=str(described),
-            subfolder="vae",
-            local_files_only=True,
-            torch_dtype=chosen,
-        )
+        try:
+            check_vae(identify(read_header(path)))
+            return read_vae_part(path, config, chosen)
+        except WrongFile as error:
+            raise WrongFile(f"vae {path.name}: {error}") from error
     subfolder = "vae" if (path / "vae").is_dir() else None
     config = AutoencoderKL.load_config(path, subfolder=subfolder, local_files_only=True)
     _check_class(config, "AutoencoderKL", "vae", args.source or str(checkpoint))
