@@ -28,7 +28,11 @@ from ray.serve.schema import (
 )
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
+from configs.families import FAMILIES
 from configs.sources import SourceError, parse
+from deployments.diffusion.engine.models.fitness import check_model, check_vae
+from deployments.diffusion.engine.models.header import WrongFile, read_header
+from deployments.diffusion.engine.models.identity import identify
 from graphs.agreement import MODEL, SERVICE, advice, disagreements
 
 # Where Ray's schemas hold others of their kind, by key.
@@ -184,6 +188,33 @@ def _refused(schema: type[BaseModel], value: object, place: str) -> Iterator[str
                 yield f"{place}.{key}: {error}"
             if source.endswith(PICKLES):
                 yield f"{place}.{key}: {source!r} is a pickle; only safetensors are read"
+        if isinstance(accepted, ModelArgs):
+            yield from _files(accepted, place)
+
+
+def _files(args: ModelArgs, place: str) -> Iterator[str]:
+    """What is wrong with a model's checkpoint and its VAE, where they are on this machine."""
+    checkpoint = _here(args.checkpoint)
+    if checkpoint is not None:
+        try:
+            check_model(args, checkpoint, _here(args.config or FAMILIES[args.family].base))
+        except WrongFile as error:
+            yield f"{place}.checkpoint: {error}"
+    vae = None if args.vae.source is None else _here(args.vae.source)
+    if vae is not None and vae.is_file():
+        try:
+            check_vae(identify(read_header(vae)))
+        except WrongFile as error:
+            yield f"{place}.vae.source: {error}"
+
+
+def _here(source: str) -> Path | None:
+    """Where a source lies, if that is on this machine."""
+    try:
+        found = parse(source)
+    except SourceError:
+        return None
+    return Path(found.location) if found.kind == "local" else None
 
 
 def _sources(accepted: BaseModel) -> Iterator[tuple[str, str]]:

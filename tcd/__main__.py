@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tcd")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser(
-        "check", help="say of adapter files what they are, and which models they load into"
+        "check",
+        help="say of adapters, checkpoints and VAEs what they are, and which models they are for",
     )
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
     check.add_argument("--family", choices=list(FAMILIES), help="ask of this one alone")

@@ -1,4 +1,4 @@
-"""`tcd check`: what adapter files are, and which families' published models they load into."""
+"""`tcd check`: what files of weights are, and which families they are for."""
 
 import json
 from collections.abc import Sequence
@@ -10,6 +10,13 @@ from configs.families import FamilyName
 from deployments.diffusion.engine.adapters.contents import Contents
 from deployments.diffusion.engine.adapters.files import LoraError, LoraFile, read_file
 from deployments.diffusion.engine.adapters.inspection import Inspection, inspect
+from deployments.diffusion.engine.models.fitness import (
+    INPAINTING_CHANNELS,
+    check_checkpoint,
+    check_vae,
+)
+from deployments.diffusion.engine.models.header import WrongFile, read_header
+from deployments.diffusion.engine.models.identity import CHECKPOINT, UNET, VAE, Identity, identify
 from deployments.diffusion.engine.models.skeletons import skeletons
 
 LOADS = "loads"
@@ -20,6 +27,9 @@ def check_files(paths: Sequence[Path], families: Sequence[FamilyName], *, as_jso
     whole = True
     for path in paths:
         try:
+            if (weights := _whole_weights(path)) is not None:
+                whole = _tell_weights(path, weights, families, as_json=as_json) and whole
+                continue
             file = read_file(path)
             found = inspect(file)
         except LoraError as error:
@@ -58,6 +68,61 @@ def told(found: Inspection) -> str:
         says.append(f"brings along {', '.join(map(repr, found.words))} (name it in embeddings too)")
     if found.looks_like is not None:
         says.append(f"looks like one for {found.looks_like}")
+    return "; ".join(says)
+
+
+def _whole_weights(path: Path) -> Identity | None:
+    """What a file is that holds a checkpoint or a part of one; `None`: it is something else."""
+    try:
+        found = identify(read_header(path))
+    except WrongFile:
+        return None  # those who read adapters say why
+    return found if found.kind in (CHECKPOINT, UNET, VAE) else None
+
+
+def _tell_weights(
+    path: Path, found: Identity, families: Sequence[FamilyName], *, as_json: bool
+) -> bool:
+    """Prints what a checkpoint or a VAE is. Returns whether it is for one of the families."""
+    verdicts = {family: _weights_verdict(found, family) for family in families}
+    if as_json:
+        told = {**asdict(found), "parts": sorted(found.parts)}
+        print(json.dumps({"file": str(path), **told, "families": verdicts}))
+    else:
+        print(f"{path}: {told_weights(found)}")
+        for family, says in verdicts.items():
+            print(f"  {family}: {says}")
+    return LOADS in verdicts.values()
+
+
+def _weights_verdict(found: Identity, family: FamilyName) -> str:
+    try:
+        if found.kind == VAE:
+            check_vae(found)
+        else:
+            check_checkpoint(found, family)
+    except WrongFile as error:
+        return str(error)
+    return LOADS
+
+
+def told_weights(found: Identity) -> str:
+    """A checkpoint or a VAE in a line."""
+    of = found.family or found.network
+    says = [f"{found.kind} of {of}" if of else str(found.kind)]
+    if found.in_channels == INPAINTING_CHANNELS:
+        says.append("for inpainting")
+    if found.process is not None:
+        says.append(f"trained by {found.process}")
+    if found.prediction_type is not None:
+        says.append(f"says {found.prediction_type}")
+    if found.zero_snr:
+        says.append("zero terminal SNR")
+    says += [" and ".join(found.dtypes), f"{found.nbytes / 2**20:.1f} MiB"]
+    if found.kind == CHECKPOINT:
+        says.append("with VAE" if "vae" in found.parts else "without VAE")
+    if found.ema:
+        says.append("EMA weights, which are not read")
     return "; ".join(says)
 
 

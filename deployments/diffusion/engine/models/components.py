@@ -21,6 +21,7 @@ from deployments.diffusion.engine.models.checkpoint import TEXT_ENCODERS, layers
 from deployments.diffusion.engine.models.compiler import CompiledBlock, Compiler, inductor
 from deployments.diffusion.engine.models.controls import Controls, read_controls
 from deployments.diffusion.engine.models.embeddings import Words, add_embeddings
+from deployments.diffusion.engine.models.fitness import INPAINTING_CHANNELS
 from deployments.diffusion.engine.models.image_attention import ImageAttention
 from deployments.diffusion.engine.models.ip_adapter import (
     IpAdapter,
@@ -32,8 +33,6 @@ from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae, read_preview_vae
 from deployments.diffusion.engine.policy.capabilities import Capabilities
 from deployments.diffusion.engine.policy.spec import MAX_WINDOWS
-
-INPAINTING_CHANNELS = 9  # latents 4, mask 1, masked picture 4
 
 
 @dataclass(frozen=True)

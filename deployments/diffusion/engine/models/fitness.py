@@ -29,8 +29,9 @@ _OTHER_INPUTS = {
     7: "a small picture beside the latents (an upscaler)",
     8: "a picture beside the latents (InstructPix2Pix)",
 }
-_IN_CHANNELS = (4, 9)  # latents; for inpainting also a mask and the masked latents
 _LATENTS = 4
+INPAINTING_CHANNELS = 9  # latents 4, mask 1, masked picture 4
+_IN_CHANNELS = (_LATENTS, INPAINTING_CHANNELS)
 _PLACES = {
     ADAPTER: "; adapters stand in `loras` or in `tcd_lora`",
     CONTROLNET: "; ControlNets stand in `controls`",

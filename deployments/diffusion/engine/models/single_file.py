@@ -18,7 +18,7 @@ from deployments.diffusion.engine.models.conversion import (
     unet_tensors,
     vae_tensors,
 )
-from deployments.diffusion.engine.models.header import Header, WrongFile
+from deployments.diffusion.engine.models.header import WrongFile
 from deployments.diffusion.engine.models.identity import PREFIXES, Part
 
 Config = Mapping[str, object]
@@ -36,14 +36,14 @@ def read_unet(file: Path, config: Config, dtype: torch.dtype) -> UNet2DCondition
     config = {**config, "in_channels": tensors["input_blocks.0.0.weight"].shape[1]}
     with init_empty_weights():
         model: UNet2DConditionModel = UNet2DConditionModel.from_config(config)
-    return _filled(model, placed_unet(tensors, model), dtype)
+    return _filled(model, _placed_unet(tensors, model), dtype)
 
 
 def read_vae_part(file: Path, config: Config, dtype: torch.dtype) -> AutoencoderKL:
     """The VAE of a checkpoint, or of a file of its own, on the CPU."""
     with init_empty_weights():
         model: AutoencoderKL = AutoencoderKL.from_config(config)
-    return _filled(model, placed_vae(read_part(file, "vae"), model), dtype)
+    return _filled(model, _placed_vae(read_part(file, "vae"), model), dtype)
 
 
 def read_text_encoder(
@@ -52,7 +52,7 @@ def read_text_encoder(
     """A text encoder of a checkpoint, on the CPU."""
     with init_empty_weights():
         model: nn.Module = kind(config)
-    tensors = placed_text(read_part(file, part), model, part, int(config.num_hidden_layers))
+    tensors = _placed_text(read_part(file, part), model, part, int(config.num_hidden_layers))
     return _filled(model, tensors, dtype)
 
 
@@ -64,14 +64,6 @@ def read_part(file: Path, part: Part) -> dict[str, Tensor]:
         return {short: opened.get_tensor(name) for short, name in _of_part(names, part).items()}
 
 
-def part_on_meta(header: Header, part: Part) -> dict[str, Tensor]:
-    """The same without a number, on torch's device `meta`."""
-    return {
-        short: torch.empty(header.shapes[name], device="meta")
-        for short, name in _of_part(list(header.shapes), part).items()
-    }
-
-
 def _of_part(names: list[str], part: Part) -> dict[str, str]:
     """Names in a part to names in the file."""
     for prefix in PREFIXES[part]:
@@ -81,7 +73,7 @@ def _of_part(names: list[str], part: Part) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def placed_unet(tensors: Tensors, model: UNet2DConditionModel) -> dict[str, Tensor]:
+def _placed_unet(tensors: Tensors, model: UNet2DConditionModel) -> dict[str, Tensor]:
     """The tensors of a UNet's part by the names of its model. Raises `WrongFile` if one of either
     is left over."""
     placed = unet_tensors(tensors, model.config)
@@ -92,12 +84,12 @@ def placed_unet(tensors: Tensors, model: UNet2DConditionModel) -> dict[str, Tens
     return _placed(placed, model, "unet")
 
 
-def placed_vae(tensors: Tensors, model: AutoencoderKL) -> dict[str, Tensor]:
+def _placed_vae(tensors: Tensors, model: AutoencoderKL) -> dict[str, Tensor]:
     """The same of a VAE."""
     return _placed(vae_tensors(tensors, model.config), model, "vae")
 
 
-def placed_text(tensors: Tensors, model: nn.Module, part: Part, layers: int) -> dict[str, Tensor]:
+def _placed_text(tensors: Tensors, model: nn.Module, part: Part, layers: int) -> dict[str, Tensor]:
     """The same of a text encoder of so many layers."""
     names = model.state_dict().keys()
     inner = "text_model." if any(name.startswith("text_model.") for name in names) else ""
