@@ -276,6 +276,15 @@ class ModelArgs(Frozen):
     warmup: tuple[WarmSize, ...] | None = None
 
     @model_validator(mode="after")
+    def _noise_can_be_read(self) -> "ModelArgs":
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "rescale_betas_zero_snr needs prediction_type: v_prediction: at zero SNR nothing can "
+                "be read out of predicted noise"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _graphs_have_a_device(self) -> "ModelArgs":
         if self.compile == "graphs" and self.device.partition(":")[0] not in ("auto", "cuda"):
             raise ValueError(f"compile: graphs needs a CUDA device; device is {self.device}")

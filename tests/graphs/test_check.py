@@ -126,6 +126,20 @@ def limits(**changed: int) -> Edit:
             "tcd.args.depth.checkpoint: 'demo/nope/x' does not exist",
         ),
         (
+            lambda c: model(c)["args"].update(family="sdxl"),
+            "model-sd15.args.checkpoint: sd15 is a checkpoint of sd15, and family is sdxl: set fa",
+        ),
+        (
+            lambda c: model(c)["args"].update(
+                prediction_type="epsilon", rescale_betas_zero_snr=True
+            ),
+            "model-sd15.args: Value error, rescale_betas_zero_snr needs prediction_type: v_predic",
+        ),
+        (
+            lambda c: model(c)["args"].update(prediction_type="rf"),
+            "model-sd15.args.prediction_type: Input should be 'epsilon' or 'v_prediction'",
+        ),
+        (
             lambda c: model(c)["args"].update(device="gpu"),
             "model-sd15.args.device: String should match pattern '^(auto|(cpu|cuda|",
         ),

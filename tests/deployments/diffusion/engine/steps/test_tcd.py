@@ -18,7 +18,13 @@ from deployments.diffusion.engine.steps.tcd import (
 )
 
 SHAPE = (4, 6, 5)
-PREDICTIONS = ("epsilon", "sample", "v_prediction")
+PREDICTIONS = (
+    "epsilon",
+    "sample",
+    "v_prediction",
+    "v_prediction at zero SNR",
+    "sample at zero SNR",
+)
 EXACT = 1e-5  # float32 rounding, of numbers around 1
 
 
@@ -33,12 +39,14 @@ class Row:
 
 
 def scheduler(prediction_type: str = "epsilon") -> TCDScheduler:
-    """Stable Diffusion's noise schedule."""
+    """Stable Diffusion's noise schedule; with "zero SNR" in its name, that of NoobAI and the like."""
+    kind, zero_snr, _ = prediction_type.partition(" at zero SNR")
     return TCDScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
-        prediction_type=prediction_type,
+        prediction_type=kind,
+        rescale_betas_zero_snr=bool(zero_snr),
     )
 
 
@@ -84,7 +92,7 @@ def together(rows: Sequence[Row], prediction_type: str) -> list[list[Tensor]]:
         )
         latents = torch.stack([x[i] for i in batch])
         numbers = coefficients(steps)
-        x_prev = tcd_step(latents, output, numbers, z, prediction_type).x_prev
+        x_prev = tcd_step(latents, output, numbers, z, schedule.prediction_type).x_prev
         for place, i in enumerate(batch):
             x[i] = x_prev[place]
             paths[i].append(x[i])
@@ -150,7 +158,8 @@ def test_the_estimate_of_x0_is_what_the_noise_is_taken_from(prediction_type: str
     alpha_t, sigma_t, *_ = coefficients(steps)
     x_t = alpha_t * x_0 + sigma_t * eps
     said = {"epsilon": eps, "sample": x_0, "v_prediction": alpha_t * eps - sigma_t * x_0}
-    output = tcd_step(x_t, said[prediction_type], coefficients(steps), eps, prediction_type)
+    kind = schedule.prediction_type
+    output = tcd_step(x_t, said[kind], coefficients(steps), eps, kind)
     torch.testing.assert_close(output.x_0, x_0, rtol=1e-3, atol=1e-3)
 
 
