@@ -279,8 +279,8 @@ class ModelArgs(Frozen):
     def _noise_can_be_read(self) -> "ModelArgs":
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
-                "rescale_betas_zero_snr needs prediction_type: v_prediction: at zero SNR nothing can "
-                "be read out of predicted noise"
+                "rescale_betas_zero_snr needs prediction_type: v_prediction: at zero SNR nothing "
+                "can be read out of predicted noise"
             )
         return self
 

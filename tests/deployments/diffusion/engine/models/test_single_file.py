@@ -83,7 +83,7 @@ def args_of(family: FamilyName, source: Path, configs: Path, **more: object) -> 
         tcd_lora=None,
         dtype="float32",
         device="cpu",
-        **more,  # type: ignore[arg-type]
+        **more,
     )
 
 

@@ -39,7 +39,7 @@ class Row:
 
 
 def scheduler(prediction_type: str = "epsilon") -> TCDScheduler:
-    """Stable Diffusion's noise schedule; with "zero SNR" in its name, that of NoobAI and the like."""
+    """Stable Diffusion's noise schedule, "at zero SNR" if its prediction is called so."""
     kind, zero_snr, _ = prediction_type.partition(" at zero SNR")
     return TCDScheduler(
         beta_start=0.00085,
