@@ -126,7 +126,7 @@ def limits(**changed: int) -> Edit:
             "tcd.args.depth.checkpoint: 'demo/nope/x' does not exist",
         ),
         (
-            lambda c: model(c)["args"].update(family="sdxl"),
+            lambda c: model(c)["args"].update(family="sdxl", motion_adapter=None),
             "model-sd15.args.checkpoint: sd15 is a checkpoint of sd15, and family is sdxl: set fa",
         ),
         (
