@@ -59,17 +59,16 @@ class TemporaryStore(FolderStore):
 
     def sweep(self) -> None:
         """Deletes what has expired, and the oldest files above the budget, but never the newest."""
-        files = sorted(self._files()) if self._owned() else []
-        total = sum(size for _, size, _ in files)
-        for index, (changed, size, path) in enumerate(files):
-            above = total > self._args.budget_mb * MIB and index < len(files) - 1
-            if above or self._expired(changed):
-                try:
+        try:
+            files = sorted(self._files()) if self._owned() else []
+            total = sum(size for _, size, _ in files)
+            for index, (changed, size, path) in enumerate(files):
+                above = total > self._args.budget_mb * MIB and index < len(files) - 1
+                if self._expired(changed) or above:
                     path.unlink(missing_ok=True)
-                except OSError as error:
-                    log.warning("%s could not be deleted: %s", path, error)
-                    return
-                total -= size
+                    total -= size
+        except OSError as error:
+            log.warning("%s cannot be swept: %s", self._folder, error)
 
     def _write(self, name: str, data: bytes) -> str:
         with suppress(OSError):

@@ -82,8 +82,10 @@ def make_app(
             yield
             return
         sweeping = asyncio.create_task(storage.keep_swept())
-        yield
-        sweeping.cancel()
+        try:
+            yield
+        finally:
+            sweeping.cancel()
 
     app = FastAPI(
         title="tcd",
