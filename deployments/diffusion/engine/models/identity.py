@@ -121,7 +121,7 @@ def identify(header: Header) -> Identity:
         process=_process(header, names),
         prediction_type=_prediction_type(header),
         zero_snr="ztsnr" in shapes,
-        in_channels=unet["input_blocks.0.0.weight"][1] if unet else None,
+        in_channels=_channels_in(unet.get("input_blocks.0.0.weight", ())),
         latent_channels=_latent_channels(shapes),
         parts=parts,
         ema=any(name.startswith("model_ema.") for name in shapes),
@@ -152,7 +152,7 @@ def _of_unet(unet: Mapping[str, Shape]) -> tuple[FamilyName | None, str | None]:
     into = [s for n, s in unet.items() if n.endswith(".1.proj_in.weight")]
     first = unet.get("input_blocks.0.0.weight", ())
     if len(first) != 4 or not prompts or not into:
-        return None, "a UNet without prompts"
+        return None, "a UNet without prompts or without its first layer"
     if "label_emb.weight" in unet:
         return None, "the x4 upscaler of Stable Diffusion 2"
     width = prompts[0][1]
@@ -193,7 +193,12 @@ def _says(header: Header) -> str:
 def _latent_channels(shapes: Mapping[str, Shape]) -> int | None:
     """Channels that a VAE's decoder takes."""
     for prefix in ("", *PREFIXES["vae"]):
-        shape = shapes.get(f"{prefix}decoder.conv_in.weight", ())
-        if len(shape) == 4:
-            return shape[1]
+        found = _channels_in(shapes.get(f"{prefix}decoder.conv_in.weight", ()))
+        if found is not None:
+            return found
     return None
+
+
+def _channels_in(kernel: Shape) -> int | None:
+    """Channels that a convolution takes; `None` for what is none."""
+    return kernel[1] if len(kernel) == 4 else None

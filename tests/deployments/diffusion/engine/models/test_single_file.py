@@ -184,7 +184,6 @@ def test_numbers_of_any_floating_type(folders: Path, tmp_path: Path, dtype: torc
 
 
 def test_the_picture_is_that_of_the_folder(folders: Path, tmp_path: Path) -> None:
-    """Also for inpainting, whose nine channels the configuration does not tell of."""
     folder, file = folders / "sd15", tmp_path / "odd.safetensors"
     save_file(with_ema(checkpoint(folder, "sd15")), file)
     job = ImageJob("1", "a house", (3,), 64, 64, num_inference_steps=2)

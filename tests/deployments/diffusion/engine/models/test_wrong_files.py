@@ -82,6 +82,14 @@ WRONG: dict[str, tuple[Shapes, str]] = {
         unet(256, 7, 1024) | {f"{UNET}label_emb.weight": (1000, 8)},
         "is of the x4 upscaler",
     ),
+    "no kernel": (
+        SD15 | {f"{UNET}input_blocks.0.0.weight": (320,)},
+        "is of a UNet without prompts",
+    ),
+    "no first layer": (
+        {f"{UNET}input_blocks.0.0.bias": (320,)} | CLIP_L,
+        "is of a UNet without prompts",
+    ),
     "ssd-1b": (
         unet(prompts=2048, blocks=28) | LABELS,
         "is of a UNet like sdxl's with other blocks (SSD-1B",
