@@ -256,6 +256,9 @@ def test_a_service_that_is_not_there(tmp_path: Path) -> None:
         answer = httpx.get(f"{url}/v1/files/SECRET", headers={"x-request-id": "abc"}, timeout=30)
         refused(answer, 503, "not_ready")
         assert answer.headers["x-request-id"] == "abc"
+    until = time.monotonic() + 10
+    while " abc " not in log.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
     (line,) = [line for line in log.read_text().splitlines() if " abc " in line]
     assert "GET /v1/files/... 503" in line
     assert "SECRET" not in log.read_text()
