@@ -98,7 +98,8 @@ def test_the_same_with_pictures_and_control_nets(checkpoint: Checkpoint) -> None
     with compiled_engine(checkpoint.args(), loras, warmup=SIZES) as engine:
         compiled = engine.figures().compiles_total
         kinds = 1 + 2  # one row; several, with prompts of one length and of several
-        assert compiled == (2 * 2 * kinds + 2) * WIDTHS, "pictures, too; two for the ControlNets"
+        seeing = kinds + 2  # and of several, of both kinds, a single one sees pictures
+        assert compiled == (2 * (kinds + seeing) + 2) * WIDTHS, "two are the ControlNets'"
         make_all(engine, [short(sees=one, width=200, height=72)])
         make_all(engine, [short(nets=canny, sees=pictures, loras=two), short(loras=ink)])
         make_all(engine, [short(nets=both), short(nets=canny, loras=ink, guidance_scale=2.0)])
