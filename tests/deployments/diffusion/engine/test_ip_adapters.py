@@ -19,13 +19,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from configs.app import IpAdapterArgs, ModelUserConfig
+from configs.app import IpAdapterArgs, ModelArgs, ModelUserConfig
 from configs.families import FamilyName
 from configs.sources import SourceError
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import Asset, Embeds, ImageJob, IpAdapterUse, Mask
 from deployments.diffusion.engine.engine import Engine
-from deployments.diffusion.engine.models.components import Components, load
+from deployments.diffusion.engine.models.components import load
 from deployments.diffusion.engine.models.image_attention import ImageAttention, Seen, Sight
 from deployments.diffusion.engine.models.ip_adapter import CrossAttention, load_ip_adapters
 from tests.conftest import demo_loras, model_args
@@ -36,6 +36,7 @@ from tests.deployments.diffusion.engine.oracle import (
     assert_same,
     distance,
 )
+from tests.deployments.diffusion.engine.steps.walk import Walk, Watch, left_on_the_host
 from tests.deployments.diffusion.engine.tasks import HEIGHT, WIDTH, Task, make_all
 from tests.deployments.diffusion.engine.test_tasks import CLEARLY_DIFFERENT, ROOMY, make_together
 
@@ -78,12 +79,11 @@ def adapter_files(models: Path, family: FamilyName, folder: Path) -> dict[str, P
     return files
 
 
-def loaded(models: Path, family: FamilyName, files: Mapping[str, Path]) -> Components:
-    args = model_args(models, family).model_dump()
-    args["ip_adapters"] = {
-        name: {"adapter": str(file), "image_encoder": "any"} for name, file in files.items()
+def model_with(models: Path, family: FamilyName, files: Mapping[str, Path]) -> ModelArgs:
+    adapters = {
+        name: IpAdapterArgs(adapter=str(file), image_encoder="any") for name, file in files.items()
     }
-    return load(type(model_args(models, family)).model_validate(args))
+    return model_args(models, family).model_copy(update={"ip_adapters": adapters})
 
 
 def embeds(family: FamilyName, name: str, number: int) -> Embeds:
@@ -220,7 +220,7 @@ def test_rows_of_different_adapters_and_regions(
     files = adapter_files(demo_models, family, tmp_path)
     oracle, tasks = Oracle(demo_models, family, files), crowd(family)
     config = ModelUserConfig(loras=demo_loras(demo_models, family), limits=ROOMY)
-    engine = Engine(loaded(demo_models, family, files), config)
+    engine = Engine(load(model_with(demo_models, family, files)), config)
     try:
         together = make_together(engine, tasks)
         alone = make_all(engine, tasks[3:4]) | make_all(engine, tasks[6:7])
@@ -256,7 +256,7 @@ def test_what_does_not_act_changes_nothing(demo_models: Path, tmp_path: Path) ->
         seeing("sd15", "nothing", **odd),
         seeing("sd15", "scale 0", (("plus", 2, 0.0, None),), **odd),
     ]
-    engine = Engine(loaded(demo_models, "sd15", files), ModelUserConfig())
+    engine = Engine(load(model_with(demo_models, "sd15", files)), ModelUserConfig())
     try:
         everywhere, as_white, a_half, nothing, unscaled = (
             made for task in tasks for made in make_all(engine, [task]).values()
@@ -374,9 +374,24 @@ def test_files_that_are_no_adapter_of_this_model(demo_models: Path, tmp_path: Pa
             "no known kind",
         ),
     ]
-    unet = loaded(demo_models, "sd15", {}).unet
+    unet = load(model_args(demo_models, "sd15")).unet
     for file, says in cases:
         args = {"mine": IpAdapterArgs(adapter=str(file), image_encoder="any")}
         with pytest.raises((ValueError, SourceError), match=says) as caught:
             load_ip_adapters(args, unet)
         assert file.name in str(caught.value)
+
+
+def test_a_step_uploads_once_whatever_its_rows_see(demo_models: Path, tmp_path: Path) -> None:
+    files = adapter_files(demo_models, "sd15", tmp_path)
+    walk = Walk(model_with(demo_models, "sd15", files), "float16")
+    try:
+        with Watch() as watch:
+            rows = walk.join(*crowd("sd15")[5:8])  # regions, guided and not
+            for _ in range(2):
+                before = len(watch.uploads)
+                walk.step(rows)
+                assert len(watch.uploads) == before + 1
+        assert left_on_the_host(walk.parts) == []
+    finally:
+        walk.close()
