@@ -31,18 +31,23 @@ class Answer:
     estimates: tuple[Tensor, ...]
 
 
+def tcd_pipeline(models: Path, family: FamilyName) -> Any:
+    """A family's pipeline with its TCD-LoRA fused."""
+    pipeline = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
+    pipe = pipeline.from_pretrained(models / family, local_files_only=True)
+    pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(models / "tcd-lora" / family, adapter_name="tcd")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    return pipe
+
+
 class Oracle:
     """One checkpoint as a diffusers pipeline: TCD-LoRA fused, styles as adapters."""
 
     def __init__(self, models: Path, family: FamilyName, loras: Mapping[str, str]) -> None:
-        pipeline = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
-        pipe = pipeline.from_pretrained(models / family, local_files_only=True)
-        pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.load_lora_weights(models / "tcd-lora" / family, adapter_name="tcd")
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
-        self._pipe = pipe
+        self._pipe = tcd_pipeline(models, family)
         self._sources = dict(loras)
         self._loaded: set[str] = set()
         self._known: dict[ImageJob, Answer] = {}

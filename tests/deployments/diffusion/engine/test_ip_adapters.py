@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    TCDScheduler,
     UNet2DConditionModel,
 )
 from diffusers.image_processor import IPAdapterMaskProcessor
@@ -35,6 +32,7 @@ from tests.deployments.diffusion.engine.oracle import (
     Answer,
     assert_same,
     distance,
+    tcd_pipeline,
 )
 from tests.deployments.diffusion.engine.steps.walk import Walk, Watch, left_on_the_host
 from tests.deployments.diffusion.engine.tasks import HEIGHT, WIDTH, Task, make_all
@@ -117,20 +115,13 @@ class Oracle:
     """diffusers' pipeline with all adapters of a model at once."""
 
     def __init__(self, models: Path, family: FamilyName, files: Mapping[str, Path]) -> None:
-        cls = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
-        pipe = cls.from_pretrained(models / family, local_files_only=True)
-        pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.load_lora_weights(models / "tcd-lora" / family)
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
-        pipe.load_ip_adapter(
+        self._pipe = tcd_pipeline(models, family)
+        self._pipe.load_ip_adapter(
             [str(file.parent) for file in files.values()],
             subfolder="",
             weight_name=[file.name for file in files.values()],
             image_encoder_folder=None,
         )
-        self._pipe: Any = pipe
         self._family, self._names = family, list(files)
 
     def image(self, task: Task) -> Answer:

@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AnimateDiffPipeline,
     AnimateDiffVideoToVideoPipeline,
+    DiffusionPipeline,
     MotionAdapter,
     TCDScheduler,
 )
@@ -56,6 +57,23 @@ def video(job_id: str, **fields: object) -> ImageJob:
     return ImageJob(job_id, "a girl in a garden", width=64, height=64, **(usual | fields))  # type: ignore[arg-type]
 
 
+def by_diffusers(pipeline: DiffusionPipeline, job: ImageJob, **more: object) -> torch.Tensor:
+    """The latents of a job's video; `more`: what is not of every pipeline."""
+    latents: torch.Tensor = pipeline(
+        prompt=job.prompt,
+        negative_prompt=job.negative_prompt,
+        width=job.width,
+        height=job.height,
+        num_inference_steps=job.num_inference_steps,
+        eta=job.eta,
+        guidance_scale=job.guidance_scale,
+        generator=torch.manual_seed(job.seeds[0]),
+        output_type="latent",
+        **more,
+    ).frames[0]
+    return latents
+
+
 def distance(ours: FinishedImage, theirs: torch.Tensor) -> float:
     return float((torch.from_numpy(ours.latents) - theirs).norm() / theirs.norm())
 
@@ -86,18 +104,7 @@ def test_motion_and_style_with_guidance_beside_images(
     for name, source in sources.items():
         pipeline.load_lora_weights(source, adapter_name=name)
     pipeline.set_adapters(["zoom-in", "neon"], [1.2, 0.5])
-    theirs = pipeline(
-        prompt=job.prompt,
-        negative_prompt="bad",
-        width=64,
-        height=64,
-        num_frames=6,
-        num_inference_steps=5,
-        eta=0.3,
-        guidance_scale=3.0,
-        generator=torch.manual_seed(0),
-        output_type="latent",
-    ).frames[0]
+    theirs = by_diffusers(pipeline, job, num_frames=6)
     pipeline.unload_lora_weights()
     assert ours.pixels.shape == (6, 64, 64, 3)
     assert distance(ours, theirs) < TOLERANCE
@@ -110,17 +117,7 @@ def test_two_videos_take_turns_and_do_not_mix(
     runs = [engine.events(job) for job in jobs]
     for job, run in zip(jobs, runs, strict=True):
         ours = next(event for event in run if isinstance(event, FinishedImage))
-        theirs = pipeline(
-            prompt=job.prompt,
-            width=64,
-            height=64,
-            num_frames=job.num_frames,
-            num_inference_steps=5,
-            eta=0.3,
-            guidance_scale=0,
-            generator=torch.manual_seed(job.seeds[0]),
-            output_type="latent",
-        ).frames[0]
+        theirs = by_diffusers(pipeline, job, num_frames=job.num_frames)
         assert distance(ours, theirs) < TOLERANCE
 
 
@@ -135,31 +132,16 @@ def test_a_long_video_is_freenoise_s_beside_a_short_one(
         guidance_scale=3.0,
         motion_loras=(LoraWeight("zoom-in", 1.2),),
     )
-    runs = [engine.events(one) for one in (video("within", num_frames=24, seeds=(3,)), job)]
+    within = video("within", num_frames=24, seeds=(3,))
+    runs = [engine.events(one) for one in (within, job)]
     short, ours = (next(event for event in run if isinstance(event, FinishedImage)) for run in runs)
-    usual = {"width": 64, "height": 64, "eta": 0.3, "output_type": "latent"}
-    theirs = pipeline(
-        prompt=job.prompt,
-        num_frames=24,
-        num_inference_steps=5,
-        guidance_scale=0,
-        generator=torch.manual_seed(3),
-        **usual,
-    ).frames[0]
-    assert distance(short, theirs) < TOLERANCE
+    assert distance(short, by_diffusers(pipeline, within, num_frames=24)) < TOLERANCE
 
     pipeline.enable_free_noise(context_length=16, context_stride=4)
     zoom = demo_models / "motion-loras" / "zoom-in.safetensors"
     pipeline.load_lora_weights(zoom, adapter_name="zoom-in")
     pipeline.set_adapters(["zoom-in"], [1.2])
-    theirs = pipeline(
-        prompt=job.prompt,
-        num_frames=28,
-        num_inference_steps=2,
-        guidance_scale=3.0,
-        generator=torch.manual_seed(0),
-        **usual,
-    ).frames[0]
+    theirs = by_diffusers(pipeline, job, num_frames=28)
     pipeline.unload_lora_weights()
     pipeline.disable_free_noise()
     assert ours.pixels.shape == (28, 64, 64, 3)
@@ -177,18 +159,8 @@ def test_a_start_picture_is_a_video_that_stands_still(
     theirs.set_progress_bar_config(disable=True)
     if frames > 24:
         theirs.enable_free_noise(context_length=16, context_stride=4)
-    latents = theirs(
-        video=[Image.fromarray(picture)] * frames,
-        prompt=job.prompt,
-        width=64,
-        height=64,
-        num_inference_steps=5,
-        strength=0.8,
-        eta=0.3,
-        guidance_scale=3.0,
-        generator=torch.manual_seed(5),
-        output_type="latent",
-    ).frames[0]
+    still = [Image.fromarray(picture)] * frames
+    latents = by_diffusers(theirs, job, video=still, strength=0.8)
     if frames > 24:
         theirs.disable_free_noise()
     assert distance(ours, latents) < TOLERANCE
