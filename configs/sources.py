@@ -205,6 +205,12 @@ def _fetch_hub_folder(source: Source, variant: str | None, layout: Layout) -> Pa
     raise _no_weights(source, variant)
 
 
+def published(folder: Path, variant: str | None) -> str | None:
+    """The variant that a folder of one model's weights is to be read in: the plain one, `None`,
+    where it has none of that."""
+    return variant if any(folder.glob(f"*.{variant}.safetensors")) else None
+
+
 def select(
     paths: Iterable[str], source: Source, variant: str | None, layout: Layout
 ) -> frozenset[str]:

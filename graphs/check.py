@@ -29,7 +29,7 @@ from ray.serve.schema import (
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
 from configs.families import FAMILIES
-from configs.sources import SourceError, parse
+from configs.sources import PICKLES, SourceError, parse
 from deployments.diffusion.engine.models.fitness import check_model, check_vae
 from deployments.diffusion.engine.models.header import WrongFile, read_header
 from deployments.diffusion.engine.models.identity import identify
@@ -48,8 +48,6 @@ MAPPINGS: dict[str, type[BaseModel]] = {
     "policy": AutoscalingPolicy,
     "ray_actor_options": RayActorOptionsSchema,
 }
-# Weights that are never opened, by the ends of their names.
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def main() -> None:

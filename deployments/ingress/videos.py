@@ -5,19 +5,16 @@ is gone when the replica restarts.
 """
 
 import asyncio
-import hashlib
 import time
 import uuid
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
 from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull
 from deployments.contracts.jobs import (
     Caller,
-    ImageInput,
     Progress,
     VideoRequest,
     VideoResult,
@@ -42,6 +39,7 @@ from deployments.ingress.answer.stills import (
 from deployments.ingress.answer.video_files import VIDEO_TYPES, encode_video
 from deployments.ingress.front import Front
 from deployments.ingress.http.failures import failure
+from deployments.ingress.request.pictures import name_of
 from deployments.ingress.request.service import NOBODY
 
 MIB = 2**20
@@ -265,11 +263,7 @@ def _files(result: VideoResult, asked: Asked) -> Files:
 
 def _without_pictures(request: VideoRequest) -> VideoRequest:
     """A request to be compared with others long after: of its picture, the digest."""
-    return replace(request, image=None if request.image is None else _digest(request.image))
-
-
-def _digest(image: ImageInput) -> str:
-    """SHA-256 of a picture as it came, as hex."""
-    if isinstance(image, np.ndarray):
-        image = image.tobytes()
-    return hashlib.sha256(image.encode() if isinstance(image, str) else image).hexdigest()
+    image = request.image
+    if image is None:
+        return request
+    return replace(request, image=name_of(image.encode() if isinstance(image, str) else image))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from deployments.contracts.api import OutputFormat
-from deployments.contracts.jobs import Pixels
+from deployments.contracts.jobs import Mask, Pixels
 from deployments.contracts.recipe import Recipe
 from deployments.ingress.answer.metadata import Metadata, metadata_of
 
@@ -20,7 +20,7 @@ PNG_COMPRESS_LEVEL = 1  # a fifth larger than Pillow's default and several times
 
 
 def encode(
-    pixels: Pixels,
+    pixels: Pixels | Mask,
     output_format: OutputFormat,
     quality: int | None = None,
     metadata: Metadata | None = None,
@@ -28,7 +28,7 @@ def encode(
     """An image file.
 
     Args:
-        pixels: (height, width, 3) uint8 RGB.
+        pixels: (height, width, 3) uint8 RGB, or (height, width) grey.
         quality: 0-100, of jpeg and webp; `None`: 100, which webp takes as lossless.
         metadata: in a png as text chunks, else as EXIF.
     """

@@ -23,6 +23,7 @@ from deployments.ingress.answer.storage import Storage
 from deployments.ingress.http.bodies import JSON, Bodies
 from deployments.ingress.http.failures import failure, named_as_sent
 from deployments.ingress.http.idempotency import idempotency_key, seeded
+from deployments.ingress.http.json_text import filled
 from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.streams import stream_images, usage_body
 from deployments.ingress.request.service import Service
@@ -164,10 +165,8 @@ def _in_order(made: Sequence[bytes], result: ImageResult) -> list[bytes]:
 
 
 def _with_images(told: ImagesBody, images: Sequence[bytes]) -> bytes:
-    """An answer as JSON. Its images, which are most of it, are JSON already: one thread that
-    writes all of them would keep every other from running."""
-    before, after = _json(told).split(b'"data":[]')
-    return b"".join([before, b'"data":[', b",".join(images), b"]", after])
+    """An answer as JSON."""
+    return filled(_json(told), "data", images)
 
 
 def _json(body: BaseModel) -> bytes:

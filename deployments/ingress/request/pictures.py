@@ -25,7 +25,7 @@ class Brought:
         param: the field that it came in.
         content: a file, or the pixels of a caller in Python.
         pixels: width x height, as its header says.
-        name: "sha256:" and the digest of the file, or of the shape and pixels, as hex.
+        name: see `name_of`.
     """
 
     param: str
@@ -84,8 +84,8 @@ class Pictures:
 
     async def _bring(self, param: str, given: ImageInput) -> Brought:
         if isinstance(given, np.ndarray):
-            digest = await self.workers.run(_digest, given)
-            return Brought(param, given, given.shape[0] * given.shape[1], f"sha256:{digest}")
+            name = await self.workers.run(name_of, given)
+            return Brought(param, given, given.shape[0] * given.shape[1], name)
         data = given if isinstance(given, bytes) else await self._fetcher.fetch(given, param)
         return await self.workers.run(self._measured, param, data)
 
@@ -97,7 +97,7 @@ class Pictures:
             )
         except ImageError as error:
             raise InvalidRequest(f"{param}: {error}", param) from error
-        return Brought(param, data, width * height, f"sha256:{hashlib.sha256(data).hexdigest()}")
+        return Brought(param, data, width * height, name_of(data))
 
     def _load(self, brought: Brought) -> Loaded:
         if isinstance(brought.content, np.ndarray):
@@ -123,6 +123,13 @@ def _seen(picture: Picture) -> Loaded:
     """A picture as it acts: on white."""
     seen = picture.on_white()
     return Loaded(seen, _digest(seen.rgb))
+
+
+def name_of(content: bytes | np.ndarray) -> str:
+    """What answers call a picture: "sha256:" and the digest of its file as hex, or of its shape and
+    pixels."""
+    digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else _digest(content)
+    return f"sha256:{digest}"
 
 
 def _digest(pixels: Pixels) -> str:

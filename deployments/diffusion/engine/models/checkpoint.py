@@ -21,7 +21,7 @@ from configs.families import Family
 from configs.sources import fetch
 from deployments.diffusion.engine.models.fitness import check_model
 from deployments.diffusion.engine.models.header import WrongFile
-from deployments.diffusion.engine.models.identity import Part
+from deployments.diffusion.engine.models.identity import TEXT_ENCODERS, Part
 from deployments.diffusion.engine.models.noise import Noise
 from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.models.single_file import (
@@ -31,7 +31,6 @@ from deployments.diffusion.engine.models.single_file import (
 )
 from deployments.diffusion.engine.models.vae import read_vae
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
@@ -140,9 +139,8 @@ def _from_file(
 
 def _encoders(family: Family) -> Iterator[tuple[Part, TextEncoder]]:
     """Names and classes of a family's text encoders."""
-    yield "text_encoder", CLIPTextModel
-    if family.text_encoders == 2:
-        yield "text_encoder_2", CLIPTextModelWithProjection
+    kinds: tuple[TextEncoder, ...] = (CLIPTextModel, CLIPTextModelWithProjection)
+    yield from zip(TEXT_ENCODERS, kinds[: family.text_encoders], strict=False)
 
 
 def _tokenizers(folder: Path, family: Family) -> tuple[CLIPTokenizer, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from deployments.contracts.cards import ControlKind
@@ -14,8 +14,9 @@ from deployments.diffusion.engine.adapters.files import lora_file
 from deployments.diffusion.engine.adapters.lineage import looks_like
 from deployments.diffusion.engine.adapters.names import Role, split
 from deployments.diffusion.engine.models.control_names import diffusers_names
+from deployments.diffusion.engine.models.header import Shape, read_header
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, Shape]
 
 # What steers a UNet too, and is not read, by what only its tensors are called.
 _OTHER_CONTROLS = {
@@ -91,9 +92,9 @@ def open_control(path: Path, variant: str | None) -> ControlFile:
     """
     folder = path if (path / "config.json").is_file() else None
     files = [lora_file(path)] if folder is None else _weights(path, variant)
-    found: dict[str, tuple[int, ...]] = {}
+    found: dict[str, Shape] = {}
     for file in files:
-        found |= _shapes(file)
+        found |= read_header(file).shapes
     names = diffusers_names(found)
     shapes = {ours: found[name] for name, ours in names.items()}
     name = (folder or files[0]).name
@@ -112,15 +113,6 @@ def _weights(folder: Path, variant: str | None) -> list[Path]:
         if files:
             return files
     raise ValueError(f"{folder.name} holds no diffusion_pytorch_model.safetensors")
-
-
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(file, "pt") as content:
-            names = content.offset_keys()
-            return {name: tuple(content.get_slice(name).get_shape()) for name in names}
-    except SafetensorError as error:
-        raise ValueError(f"{file.name} is not a readable safetensors file ({error})") from error
 
 
 def _kind(file: str, written: Collection[str], shapes: Shapes) -> ControlKind:

@@ -13,10 +13,10 @@ from deployments.diffusion.engine.models.identity import (
     ADAPTER,
     CHECKPOINT,
     CONTROLNET,
+    TEXT_ENCODERS,
     UNET,
     VAE,
     Identity,
-    Part,
     identify,
 )
 from deployments.diffusion.engine.models.noise import Noise, noise_of
@@ -42,7 +42,6 @@ _PLACES = {
     VAE: "; another VAE than the checkpoint's stands in `vae.source`",
     UNET: ": it has no text encoders. Give the whole checkpoint, or a diffusers folder",
 }
-_TEXT_ENCODERS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
 
 
 def check_model(args: ModelArgs, checkpoint: Path, configs: Path | None) -> Noise:
@@ -90,7 +89,7 @@ def check_checkpoint(file: Identity, family: FamilyName) -> None:
     if file.in_channels not in _IN_CHANNELS:
         raise WrongFile(_other_input(file.name, file.in_channels))
     _check_numbers(file)
-    for part in _TEXT_ENCODERS[: FAMILIES[family].text_encoders]:
+    for part in TEXT_ENCODERS[: FAMILIES[family].text_encoders]:
         if part not in file.parts:
             raise WrongFile(
                 f"{file.name} has no {part}: give the whole checkpoint, or a diffusers folder"
@@ -112,7 +111,7 @@ def check_vae(file: Identity) -> None:
 def check_folder(folder: Path, family: FamilyName, variant: str | None) -> None:
     """Raises `WrongFile` unless a folder is a diffusers pipeline of the family."""
     _check_unet(folder, family)
-    encoders = _TEXT_ENCODERS[: FAMILIES[family].text_encoders]
+    encoders = TEXT_ENCODERS[: FAMILIES[family].text_encoders]
     for part in ("unet", *encoders):
         _check_part(folder, part, variant)
 

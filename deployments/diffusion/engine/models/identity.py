@@ -12,6 +12,7 @@ from deployments.diffusion.engine.models.header import Header, Shape
 
 Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 Process = Literal["EDM", "flow matching"]
+TEXT_ENCODERS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
 # How the names of a checkpoint's parts begin.
 PREFIXES: Mapping[Part, tuple[str, ...]] = {
     "unet": ("model.diffusion_model.",),

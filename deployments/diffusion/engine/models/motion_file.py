@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from configs.sources import fetch
+from configs.sources import fetch, published
 from deployments.diffusion.engine.adapters.files import LoraError, lora_file
 
 # What files do not tell, and all that were published have in common.
@@ -61,10 +61,12 @@ def _from_folder(folder: Path, variant: str | None, dtype: torch.dtype) -> Motio
     kind = MotionAdapter.load_config(folder, local_files_only=True).get("_class_name")
     if kind != MotionAdapter.__name__:
         raise ValueError(f"it is a {kind}; a {MotionAdapter.__name__} is needed")
-    if not any(folder.glob(f"*.{variant}.safetensors")):
-        variant = None
     return MotionAdapter.from_pretrained(
-        folder, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
+        folder,
+        torch_dtype=dtype,
+        variant=published(folder, variant),
+        use_safetensors=True,
+        local_files_only=True,
     )
 
 

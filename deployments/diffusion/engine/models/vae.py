@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from configs.app import Dtype, VaeArgs
-from configs.sources import fetch
+from configs.sources import fetch, published
 from deployments.diffusion.engine.models.fitness import check_vae
 from deployments.diffusion.engine.models.header import WrongFile, read_header
 from deployments.diffusion.engine.models.identity import identify
@@ -130,13 +130,11 @@ def read_vae(
     config = AutoencoderKL.load_config(path, subfolder=subfolder, local_files_only=True)
     _check_class(config, "AutoencoderKL", "vae", args.source or str(checkpoint))
     chosen = safe_dtype(args.dtype, dtype, device, half_overflows=overflows(config))
-    if not any((path / (subfolder or "")).glob(f"*.{variant}.safetensors")):
-        variant = None
     return AutoencoderKL.from_pretrained(
         path,
         subfolder=subfolder,
         torch_dtype=chosen,
-        variant=variant,
+        variant=published(path / (subfolder or ""), variant),
         use_safetensors=True,
         local_files_only=True,
     )

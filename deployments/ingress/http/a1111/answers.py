@@ -13,6 +13,7 @@ from deployments.ingress.http.a1111.bodies import ProcessingBody
 from deployments.ingress.http.a1111.ignored import SAMPLER
 from deployments.ingress.http.a1111.runs import Run
 from deployments.ingress.http.failures import failure
+from deployments.ingress.http.json_text import filled
 from deployments.ingress.request.workers import Workers, together
 
 # Pictures that were sent are not sent back.
@@ -128,7 +129,6 @@ def _info(body: ProcessingBody, images: Sequence[FinishedImage]) -> Info:
 
 
 def _with_images(told: SdImagesBody, files: Sequence[str]) -> bytes:
-    """An answer as JSON, whose images, which are most of it, are put in as they are."""
-    before, after = told.model_dump_json().encode().split(b'"images":[]', 1)
-    listed = b",".join(b'"%s"' % file.encode("ascii") for file in files)
-    return b"".join([before, b'"images":[', listed, b"]", after])
+    """An answer as JSON."""
+    images = (b'"%s"' % file.encode("ascii") for file in files)
+    return filled(told.model_dump_json().encode(), "images", images)

@@ -4,14 +4,12 @@ Masks: white, or painted on nothing, is made anew. What a picture to start from 
 transparent is white, and no mask.
 """
 
-import io
-
 import numpy as np
-from PIL import Image
 
 from deployments.contracts.jobs import ImageInput
+from deployments.ingress.answer.media import encode
 from deployments.ingress.request.pictures import Pictures
-from preprocessors.image_file import TRANSPARENT, Picture
+from preprocessors.image_file import TRANSPARENT, Picture, edit_mask
 
 NAMED = ("data:", "https:", "http:", "s3:", "map-")  # base64 has neither a colon nor a hyphen
 
@@ -36,7 +34,7 @@ async def start_file(pictures: Pictures, image: str) -> ImageInput:
     async with pictures.decoded(brought) as (loaded,):
         if not _transparent(loaded.picture):
             return named
-        return await pictures.workers.run(_file, Image.fromarray(loaded.pixels))
+        return await pictures.workers.run(encode, loaded.pixels, "png")
 
 
 def made_anew(mask: Picture, inverted: bool) -> bytes:
@@ -44,15 +42,9 @@ def made_anew(mask: Picture, inverted: bool) -> bytes:
     if mask.alpha is not None and _transparent(mask):
         anew = np.where(mask.alpha > TRANSPARENT, 255, 0).astype(np.uint8)
     else:
-        anew = np.asarray(Image.fromarray(mask.rgb).convert("L"))
-    return _file(Image.fromarray(255 - anew if inverted else anew))
+        anew = edit_mask(mask)
+    return encode(255 - anew if inverted else anew, "png")
 
 
 def _transparent(seen: Picture) -> bool:
     return seen.alpha is not None and bool(seen.alpha.min() < TRANSPARENT)
-
-
-def _file(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
