@@ -460,8 +460,9 @@ class ServiceArgs(Frozen):
         metadata: whether files say how they were made (see docs/clients.md); a request may leave
             it out of its own.
         max_image_bytes, max_image_pixels: of one picture in a request.
-        max_request_pictures, max_request_bytes, max_request_pixels: pictures of one request, and
-            what they may have together; refused by their headers, before any is decoded.
+        max_request_pictures, max_request_bytes, max_request_pixels: pictures of one request (those
+            of a video's frames, of one control, count as one), and what all may have together;
+            refused by their headers, before any is decoded.
         max_request_entries: of each list of a request (loras, motion_loras, controls).
         max_decoding_pixels: of all pictures that one process decodes at a time; further ones wait.
         max_fetches: pictures that one process fetches from S3 at a time; further ones are refused.

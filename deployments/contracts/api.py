@@ -113,11 +113,10 @@ class LoraBody(RequestBody):
     weight: AdapterWeight = 1.0
 
 
-class ControlBody(RequestBody):
-    """One ControlNet of a request."""
+class ControlFields(RequestBody):
+    """How a ControlNet follows its picture."""
 
     type: Name = Field(description="a type from the model's `controls`")
-    image: str = Field(description=IMAGE)
     preprocessed: bool = Field(False, description="the image is the control map itself")
     conditioning_scale: Scale = 0.5
     start: Fraction = 0.0
@@ -126,16 +125,25 @@ class ControlBody(RequestBody):
     high_threshold: Threshold | None = None
 
 
+class ControlBody(ControlFields):
+    """One ControlNet of a request."""
+
+    image: str = Field(description=IMAGE)
+
+
 def _listed(image: object) -> object:
     return [image] if isinstance(image, str) else image
+
+
+Images = Annotated[  # one may be said without a list
+    list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])
+]
 
 
 class IpAdapterBody(RequestBody):
     """What the image should resemble, all of it or a part."""
 
-    image: Annotated[
-        list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])
-    ] = Field(
+    image: Images = Field(
         min_length=1, max_length=MAX_SEEN, description=IMAGE + f"; or up to {MAX_SEEN} of them"
     )
     scale: Scale = 0.5
@@ -163,6 +171,17 @@ IpAdapterField = Annotated[
     IpAdapterBody | list[IpAdapterBody],
     PlainValidator(_one_or_several, json_schema_input_type=IpAdapterBody | IpAdapterBodies),
 ]
+
+
+def resembled(field: IpAdapterField | None) -> IpAdapter | tuple[IpAdapter, ...] | None:
+    """What `ip_adapter` says, as other Ray applications would say it."""
+    if isinstance(field, list):
+        return tuple(map(_ip_adapter, field))
+    return None if field is None else _ip_adapter(field)
+
+
+def _ip_adapter(body: IpAdapterBody) -> IpAdapter:
+    return IpAdapter(tuple(body.image), body.scale, body.name, body.mask)
 
 
 def _still(output_format: object) -> object:
@@ -302,20 +321,11 @@ class ImagesRequestBody(RequestBody):
             strength=strength,
             preserve_unmasked=preserve_unmasked,
             controls=tuple(Control(**dict(control)) for control in self.controls),
-            ip_adapter=ip_adapter or self._ip_adapter(),
+            ip_adapter=ip_adapter or resembled(self.ip_adapter),
             partial_images=self.partial_images or 0,
             priority=self.priority,
             timeout_s=self.timeout_s,
         )
-
-    def _ip_adapter(self) -> IpAdapter | tuple[IpAdapter, ...] | None:
-        if isinstance(self.ip_adapter, list):
-            return tuple(map(_ip_adapter, self.ip_adapter))
-        return None if self.ip_adapter is None else _ip_adapter(self.ip_adapter)
-
-
-def _ip_adapter(body: IpAdapterBody) -> IpAdapter:
-    return IpAdapter(tuple(body.image), body.scale, body.name, body.mask)
 
 
 class GenerationsBody(ImagesRequestBody):
@@ -351,7 +361,7 @@ class EditsForm(ImagesRequestBody):
             mask=mask,
             strength=self.strength,
             preserve_unmasked=self.preserve_unmasked,
-            ip_adapter=_with_further(self._ip_adapter(), images[1:]),
+            ip_adapter=_with_further(resembled(self.ip_adapter), images[1:]),
         )
 
 

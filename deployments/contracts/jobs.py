@@ -31,6 +31,7 @@ MAX_IP_ADAPTERS = 4  # objects of one `ip_adapter`: adapters, regions
 MAX_TEXT = 100_000  # characters of a prompt
 MAX_NAME = 100  # characters of the name of a model, an adapter, a control, a size
 MAX_ENTRIES = 64  # of one list
+MAX_FRAMES = 256  # of a video
 
 
 def readable_text(text: object) -> object:
@@ -56,7 +57,7 @@ ClipSkip = Annotated[
     int, Field(ge=0, le=31, description="last layers of the text encoders that are passed over")
 ]
 Side = Annotated[int, Field(ge=8, multiple_of=8, description="pixels, a multiple of 8")]
-Frames = Annotated[int, Field(ge=1, le=256, description="frames of a video")]
+Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES, description="frames of a video")]
 Fps = Annotated[int, Field(ge=1, le=60, description="frames a second")]
 Count = Annotated[int, Field(ge=1, description="images to make")]
 Priority = Annotated[int, Field(ge=-10, le=10, description="higher goes first; 0 is normal")]
@@ -74,6 +75,7 @@ AdapterWeight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
 # A picture as a caller gives it: an array, the bytes of a file, or text: a data URL, an
 # https:// URL, an s3:// URI, or the id of a control map.
 ImageInput = np.ndarray | Annotated[bytes, Strict()] | Annotated[str, Strict()]
+FramePictures = Annotated[tuple[ImageInput, ...], Field(min_length=1, max_length=MAX_FRAMES)]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _ARRAYS = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -96,19 +98,25 @@ class Control:
 
     Attributes:
         image: the picture, of which the type's preprocessor makes a control map; with
-            `preprocessed`, the map itself, ready-made.
+            `preprocessed`, the map itself, ready-made. Of a video also a picture of each frame.
         start, end: fractions of the steps between which it acts.
         low_threshold, high_threshold: of canny, 0-255.
     """
 
     type: Name
-    image: ImageInput
+    image: ImageInput | FramePictures
     preprocessed: bool = False
     conditioning_scale: Scale = 0.5
     start: Fraction = 0.0
     end: Fraction = 1.0
     low_threshold: Threshold | None = None
     high_threshold: Threshold | None = None
+
+    def pictures(self, place: str) -> dict[str, ImageInput]:
+        """Those of `image` by how errors name them; `place`: of the control itself."""
+        if isinstance(self.image, tuple):
+            return {f"{place}.image.{index}": one for index, one in enumerate(self.image)}
+        return {f"{place}.image": self.image}
 
 
 @validated(frozen=True, config=_ARRAYS)
@@ -127,11 +135,32 @@ class IpAdapter:
     mask: ImageInput | None = None
 
 
-IpAdapters = Annotated[tuple[IpAdapter, ...], Field(max_length=MAX_IP_ADAPTERS)]
+IpAdapters = IpAdapter | Annotated[tuple[IpAdapter, ...], Field(max_length=MAX_IP_ADAPTERS)]
+
+ControlList = Annotated[tuple[Control, ...], Field(max_length=MAX_ENTRIES)]
+
+
+class Conditioned:
+    """What both kinds of requests can be conditioned on beside their words."""
+
+    controls: tuple[Control, ...]
+    ip_adapter: IpAdapters | None
+
+    @property
+    def named_controls(self) -> dict[str, Control]:
+        """`controls`, by how errors name them."""
+        return {f"controls.{index}": one for index, one in enumerate(self.controls)}
+
+    @property
+    def ip_adapters(self) -> dict[str, IpAdapter]:
+        """Those of `ip_adapter`, by how errors name them."""
+        if isinstance(self.ip_adapter, tuple):
+            return {f"ip_adapter.{index}": one for index, one in enumerate(self.ip_adapter)}
+        return {} if self.ip_adapter is None else {"ip_adapter": self.ip_adapter}
 
 
 @validated(frozen=True, config=_ARRAYS)
-class ImageRequest:
+class ImageRequest(Conditioned):
     """An image, as a caller asks for it; `None` means the model's default.
 
     Attributes:
@@ -169,27 +198,22 @@ class ImageRequest:
     mask: ImageInput | None = None
     strength: Strength | None = None
     preserve_unmasked: bool = True
-    controls: Annotated[tuple[Control, ...], Field(max_length=MAX_ENTRIES)] = ()
-    ip_adapter: IpAdapter | IpAdapters | None = None
+    controls: ControlList = ()
+    ip_adapter: IpAdapters | None = None
     partial_images: PartialImages = 0
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
 
-    @property
-    def ip_adapters(self) -> dict[str, IpAdapter]:
-        """Those of `ip_adapter`, by how errors name them."""
-        if isinstance(self.ip_adapter, tuple):
-            return {f"ip_adapter.{index}": one for index, one in enumerate(self.ip_adapter)}
-        return {} if self.ip_adapter is None else {"ip_adapter": self.ip_adapter}
-
 
 @validated(frozen=True, config=_ARRAYS)
-class VideoRequest:
+class VideoRequest(Conditioned):
     """A video by AnimateDiff, as a caller asks for it; `None` means the model's default.
 
     Attributes:
         image: the picture that each frame starts from.
         strength: of it, how far the picture is noised.
+        controls: each by one picture that all frames follow, or by a picture of each frame.
+        ip_adapter: as of images; each frame resembles the same pictures.
         fps: frames a second of the file; the frames themselves do not depend on it.
         motion_loras: camera motions by their catalogue names.
         priority: below that of images, so that an image that waits goes before the next step.
@@ -214,6 +238,8 @@ class VideoRequest:
     motion_loras: LoraWeights = ()
     image: ImageInput | None = None
     strength: Strength | None = None
+    controls: ControlList = ()
+    ip_adapter: IpAdapters | None = None
     priority: Priority = -1
     timeout_s: TimeoutS | None = None
 
@@ -242,10 +268,14 @@ class Caller:
 
 @dataclass(frozen=True)
 class ControlUse:
-    """A ControlNet of a job. `map`: the index of its control map among the job's arrays."""
+    """A ControlNet of a job.
+
+    Attributes:
+        maps: indices of its control maps among the job's arrays: one, or of a video one a frame.
+    """
 
     type: str
-    map: int
+    maps: tuple[int, ...]
     conditioning_scale: float = 0.5
     start: float = 0.0
     end: float = 1.0

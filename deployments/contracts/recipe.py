@@ -9,7 +9,7 @@ from deployments.contracts.jobs import Control, IpAdapter, LoraWeight, PromptSyn
 class Recipe:
     """A request with every gap filled, but for the seed, which each of its images has of its own.
 
-    The pictures themselves are not in it. A field that held one has its name: "sha256:" and the
+    The pictures themselves are not in it. A field that held some has their names: "sha256:" and the
     SHA-256 of its file as hex (of an array, of its shape and pixels), or the id of a control map.
 
     Attributes:

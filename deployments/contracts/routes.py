@@ -4,15 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from deployments.contracts.jobs import ImageRequest
+from deployments.contracts.jobs import ImageRequest, VideoRequest
 
 
 @dataclass(frozen=True)
 class Route:
-    """One picture of a request, and the preprocessor that it passes.
+    """What of a request passes a preprocessor, and which.
 
     Attributes:
-        field, index: which picture: of `controls`, or of all in `ip_adapter`.
+        field, index: which: of `controls`, each of whose pictures passes it, or of all pictures in
+            `ip_adapter`.
         preprocessor: "depth", "canny" or "image_encoder".
     """
 
@@ -21,4 +22,4 @@ class Route:
     preprocessor: str
 
 
-Router = Callable[[ImageRequest], tuple[Route, ...]]
+Router = Callable[[ImageRequest | VideoRequest], tuple[Route, ...]]

@@ -6,16 +6,24 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 from pydantic_core import from_json
 
 from deployments.contracts.api import (
+    IMAGE,
     RANDOM,
+    ControlFields,
+    Images,
+    IpAdapterField,
     LoraBody,
     RequestBody,
     WireSeed,
     readable_size,
+    resembled,
     size_of,
 )
 from deployments.contracts.jobs import (
     MAX_ENTRIES,
+    MAX_FRAMES,
+    MAX_IP_ADAPTERS,
     ClipSkip,
+    Control,
     Eta,
     Fps,
     Frames,
@@ -53,6 +61,21 @@ class ReferenceBody(RequestBody):
     @classmethod
     def _no_file_is_known(cls, _: object) -> None:
         raise ValueError("is not taken: no files are kept here; send the picture, or image_url")
+
+
+class VideoControlBody(ControlFields):
+    """One ControlNet of a video."""
+
+    image: Images = Field(
+        min_length=1,
+        max_length=MAX_FRAMES,
+        description=IMAGE + "; all frames follow it. Or as many of them as frames, one of each",
+    )
+
+    def control(self) -> Control:
+        """The same as other Ray applications would say it."""
+        one = len(self.image) == 1
+        return Control(**dict(self) | {"image": self.image[0] if one else self.image})
 
 
 class VideoBody(RequestBody):
@@ -93,6 +116,10 @@ class VideoBody(RequestBody):
     clip_skip: ClipSkip | None = None
     loras: list[LoraBody] = Field(default_factory=list, max_length=MAX_ENTRIES)
     motion_loras: list[LoraBody] = Field(default_factory=list, max_length=MAX_ENTRIES)
+    controls: list[VideoControlBody] = Field(default_factory=list, max_length=MAX_ENTRIES)
+    ip_adapter: IpAdapterField | None = Field(
+        None, description=f"or up to {MAX_IP_ADAPTERS} of them, which act together, on each frame"
+    )
     priority: Priority = -1
     timeout_s: TimeoutS | None = None
 
@@ -140,6 +167,8 @@ class VideoBody(RequestBody):
             motion_loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.motion_loras),
             image=image,
             strength=self.strength,
+            controls=tuple(control.control() for control in self.controls),
+            ip_adapter=resembled(self.ip_adapter),
             priority=self.priority,
             timeout_s=self.timeout_s,
         )

@@ -83,7 +83,7 @@ def test_a_model_loads_and_makes_an_image_with_all_it_has(case: Case) -> None:
     assets: list[Asset] = [ready, np.full((side, side), 255, np.uint8)]
     controls = []
     for kind in args.controls:
-        controls.append(ControlUse(kind, len(assets)))
+        controls.append(ControlUse(kind, (len(assets),)))
         assets.append(ready)
     ip_adapters = []
     for name, adapter in args.named_ip_adapters.items():

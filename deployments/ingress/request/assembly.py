@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import cast
 
 import numpy as np
@@ -105,69 +106,48 @@ class Assembler:
         All pictures are brought in and held to the limits before the first is decoded; when one
         fails, what was begun for the others ends with it. Raises `InvalidRequest` or `NotFound`.
         """
-        _check_shape(request)
-        if isinstance(request, VideoRequest):
-            return await self._video(request, card)
-        _check(request, card)
-        routed = {r.index: r.preprocessor for r in self._route(request) if r.field == "controls"}
-        brought = await self.pictures.bring(pictures_of(request))
+        brought = await self._brought(request, card)
         size, start, mask = await self._start(request, card, brought)
         parts = _Parts()
-        if start is not None:
-            parts.add(start)
-        if mask is not None:
-            parts.add(mask)
-        conditions = await together(
-            [
-                *(
-                    self._control(index, control, size, brought, routed.get(index))
-                    for index, control in enumerate(request.controls)
-                ),
-                *self._resembled(request, card, size, brought),
-            ]
-        )
-        places = iter([parts.add(condition) for condition in conditions])
-        job = image_job(
-            request,
-            card,
-            size,
-            image=None if start is None else 0,
-            mask=None if mask is None else 1,
-            controls=tuple(
-                ControlUse(c.type, next(places), c.conditioning_scale, c.start, c.end)
-                for c in request.controls
-            ),
-            ip_adapters=tuple(
-                IpAdapterUse(
-                    _name(adapter, card),
-                    tuple(next(places) for _ in adapter.images),
-                    adapter.scale,
-                    None if adapter.mask is None else next(places),
-                )
-                for adapter in request.ip_adapters.values()
-            ),
-        )
+        for picture in (start, mask):
+            if picture is not None:
+                parts.add(picture)
+        job = _job(request, card, size, start, mask)
+        followed = self._followed(request, size, brought)
+        for condition in await together(
+            chain(followed, self._resembled(request, card, size, brought))
+        ):
+            parts.add(condition)
+        assets, map_ids, names = tuple(parts.assets), tuple(parts.map_ids), _names(brought)
+        if isinstance(request, VideoRequest):
+            recipe = video_recipe(request, card.id, job, names)
+            return Assembled(job, assets, map_ids, recipe=recipe)
         keep = mask is not None and request.preserve_unmasked
         return Assembled(
             job,
-            tuple(parts.assets),
-            tuple(parts.map_ids),
+            assets,
+            map_ids,
             start if keep else None,
             mask if keep else None,
-            image_recipe(request, card.id, job, _names(brought)),
+            image_recipe(request, card.id, job, names),
         )
 
-    async def _video(self, request: VideoRequest, card: ModelCard) -> Assembled:
-        brought = await self.pictures.bring(pictures_of(request))
-        size, start, _ = await self._start(request, card, brought)
-        job = video_job(request, card, size, image=None if start is None else 0)
-        recipe = video_recipe(request, card.id, job, _names(brought))
-        return Assembled(job, () if start is None else (start,), recipe=recipe)
+    async def outline(self, request: VideoRequest, card: ModelCard) -> ImageJob:
+        """The job that `assemble` would make, before any work for it: its pictures can be read, and
+        no map is made. Raises what `assemble` does."""
+        brought = await self._brought(request, card)
+        size, start, mask = await self._start(request, card, brought)
+        for param, one in brought.items():
+            if param != "image":
+                async with self.pictures.decoded(one):
+                    pass
+        return _job(request, card, size, start, mask)
 
     async def preprocess(self, control: Control) -> tuple[str, Pixels]:
         """A control map of the picture's own size: its id, and the map itself."""
         _check_thresholds(control)
-        brought = await self.pictures.bring({"image": control.image})
+        (image,) = control.pictures("").values()
+        brought = await self.pictures.bring({"image": image})
         found = await self._mapped(
             brought["image"],
             lambda loaded: _control_spec(control, control.type, loaded, loaded.picture.size),
@@ -192,6 +172,14 @@ class Assembler:
             log.warning("the map store has no figures: %r", error)
         return self._figures
 
+    async def _brought(
+        self, request: ImageRequest | VideoRequest, card: ModelCard
+    ) -> dict[str, Brought]:
+        """A request's pictures by field, once nothing else is wrong with it."""
+        _check(request, card)
+        self._route(request)
+        return await self.pictures.bring(pictures_of(request))
+
     async def _start(
         self, request: ImageRequest | VideoRequest, card: ModelCard, brought: Mapping[str, Brought]
     ) -> tuple[tuple[int, int], Pixels | None, Mask | None]:
@@ -202,34 +190,49 @@ class Assembler:
             return wanted_size(request, card, None), None, None
         async with self.pictures.decoded(*files) as (start, *masks):
             size = wanted_size(request, card, start.picture.size)
-            workers = self.pictures.workers
-            mask = await workers.run(_mask, start, masks[0] if masks else None, size)
+            workers, mask = self.pictures.workers, None
+            if isinstance(request, ImageRequest):
+                mask = await workers.run(_mask, start, masks[0] if masks else None, size)
             return size, await workers.run(resize, start.pixels, size), mask
 
-    async def _control(
+    def _followed(
         self,
-        index: int,
-        control: Control,
+        request: ImageRequest | VideoRequest,
         size: tuple[int, int],
         brought: Mapping[str, Brought],
-        preprocessor: str | None,
-    ) -> MapRef | Pixels:
-        """The map of one control; `preprocessor`: what makes it, if the picture is not the map
-        itself."""
-        param = f"controls.{index}.image"
-        if is_map_id(control.image):
-            return await self._named_map(control.image, param)
-        if preprocessor is None:
-            async with self.pictures.decoded(brought[param]) as (loaded,):
-                return await self.pictures.workers.run(resize, loaded.pixels, size)
-        place = f"controls.{index}."
+    ) -> Iterator[Coroutine[object, object, MapRef | Pixels]]:
+        """What controls follow, to be awaited: the maps of one, then those of the next."""
+        routed = {r.index: r.preprocessor for r in self._route(request) if r.field == "controls"}
+        for index, (place, control) in enumerate(request.named_controls.items()):
+            for param, image in control.pictures(place).items():
+                if is_map_id(image):
+                    yield self._named_map(image, param)
+                elif index in routed:
+                    yield self._map(control, brought[param], routed[index], size, f"{place}.")
+                else:
+                    yield self._ready_map(brought[param], size)
+
+    async def _map(
+        self,
+        control: Control,
+        brought: Brought,
+        preprocessor: str,
+        size: tuple[int, int],
+        place: str,
+    ) -> MapRef:
+        """A control's map of a picture."""
         return await self._mapped(
-            brought[param], lambda loaded: _control_spec(control, preprocessor, loaded, size, place)
+            brought, lambda loaded: _control_spec(control, preprocessor, loaded, size, place)
         )
+
+    async def _ready_map(self, brought: Brought, size: tuple[int, int]) -> Pixels:
+        """A picture that is a map itself."""
+        async with self.pictures.decoded(brought) as (loaded,):
+            return await self.pictures.workers.run(resize, loaded.pixels, size)
 
     def _resembled(
         self,
-        request: ImageRequest,
+        request: ImageRequest | VideoRequest,
         card: ModelCard,
         size: tuple[int, int],
         brought: Mapping[str, Brought],
@@ -306,15 +309,58 @@ def _names(brought: Mapping[str, Brought]) -> dict[str, str]:
     return {param: one.name for param, one in brought.items()}
 
 
-def _check_shape(request: ImageRequest | VideoRequest) -> None:
+def _job(
+    request: ImageRequest | VideoRequest,
+    card: ModelCard,
+    size: tuple[int, int],
+    start: Pixels | None,
+    mask: Mask | None,
+) -> ImageJob:
+    """Its arrays in order: those of `start` and `mask` that there are, each control's maps, and of
+    each IP-Adapter the embeddings and the mask."""
+    places = count((start is not None) + (mask is not None))
+    controls = tuple(
+        ControlUse(
+            control.type,
+            tuple(next(places) for _ in control.pictures(place)),
+            control.conditioning_scale,
+            control.start,
+            control.end,
+        )
+        for place, control in request.named_controls.items()
+    )
+    ip_adapters = tuple(
+        IpAdapterUse(
+            _name(adapter, card),
+            tuple(next(places) for _ in adapter.images),
+            adapter.scale,
+            None if adapter.mask is None else next(places),
+        )
+        for adapter in request.ip_adapters.values()
+    )
+    image = None if start is None else 0
+    if isinstance(request, VideoRequest):
+        return video_job(
+            request, card, size, image=image, controls=controls, ip_adapters=ip_adapters
+        )
+    return image_job(
+        request,
+        card,
+        size,
+        image=image,
+        mask=None if mask is None else 1,
+        controls=controls,
+        ip_adapters=ip_adapters,
+    )
+
+
+def _check(request: ImageRequest | VideoRequest, card: ModelCard) -> None:
     if (request.width is None) != (request.height is None):
         raise InvalidRequest("width and height come together or not at all", "size")
     if request.image is None and request.strength is not None:
         raise InvalidRequest("strength needs an image", "strength")
-
-
-def _check(request: ImageRequest, card: ModelCard) -> None:
-    if request.image is None and request.mask is not None:
+    unmasked = isinstance(request, VideoRequest) or request.mask is None
+    if request.image is None and not unmasked:
         raise InvalidRequest("mask needs an image", "mask")
     if request.ip_adapters and not card.ip_adapters:
         raise InvalidRequest(f"model {card.id!r} has no IP-Adapter", "ip_adapter")
@@ -331,8 +377,8 @@ def _check(request: ImageRequest, card: ModelCard) -> None:
         raise InvalidRequest(
             f"model {card.id!r} has no control {unknown[0]!r}; it has: {known}", "controls"
         )
-    for index, control in enumerate(request.controls):
-        _check_thresholds(control, f"controls.{index}.")
+    for place, control in request.named_controls.items():
+        _check_thresholds(control, f"{place}.")
 
 
 def _name(adapter: IpAdapter, card: ModelCard) -> str:
@@ -341,7 +387,7 @@ def _name(adapter: IpAdapter, card: ModelCard) -> str:
 
 
 def _check_thresholds(control: Control, place: str = "") -> None:
-    ready = control.preprocessed or is_map_id(control.image)
+    ready = control.preprocessed or all(map(is_map_id, control.pictures(place).values()))
     for name, given in (
         ("low_threshold", control.low_threshold),
         ("high_threshold", control.high_threshold),

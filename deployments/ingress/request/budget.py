@@ -1,6 +1,8 @@
 """What one request may hold: counted before anything of it is loaded, fetched, decoded or asked
 elsewhere."""
 
+import re
+
 import numpy as np
 
 from configs.app import ServiceArgs
@@ -10,6 +12,7 @@ from deployments.contracts.maps import is_map_id
 from preprocessors.image_file import ImageError, check_size
 
 MAX_URL_CHARS = 2048  # of a picture that is named by URL or by the id of a map
+FRAME = re.compile(r"(controls\.\d+\.image)\.\d+")  # a picture of one frame of a video
 DATA_URL_HEADER = 128  # characters before the comma: a media type and its parameters
 
 
@@ -23,28 +26,47 @@ def check(request: ImageRequest | VideoRequest, args: ServiceArgs) -> None:
             raise InvalidRequest(
                 f"{name} has {len(text)} characters; {args.max_prompt_chars} at most", name
             )
-    lists: dict[str, int] = {"loras": len(request.loras)}
+    lists = {"loras": len(request.loras), "controls": len(request.controls)}
     if isinstance(request, VideoRequest):
         lists["motion_loras"] = len(request.motion_loras)
-    else:
-        lists["controls"] = len(request.controls)
-        if request.n > args.max_images:
-            raise InvalidRequest(f"n is {request.n}; {args.max_images} at most", "n")
+    elif request.n > args.max_images:
+        raise InvalidRequest(f"n is {request.n}; {args.max_images} at most", "n")
     for name, entries in lists.items():
         if entries > args.max_request_entries:
             raise InvalidRequest(
                 f"{name} has {entries} entries; {args.max_request_entries} at most", name
             )
+    _check_frames(request)
     check_pictures(pictures_of(request), args)
+
+
+def _check_frames(request: ImageRequest | VideoRequest) -> None:
+    """Whether each control has as many pictures as what is made can follow."""
+    for place, control in request.named_controls.items():
+        param, count = f"{place}.image", len(control.pictures(place))
+        if count == 1:
+            continue
+        if not isinstance(request, VideoRequest):
+            raise InvalidRequest(
+                f"{param} is one picture: several are for the frames of a video", param
+            )
+        if count != request.num_frames:
+            raise InvalidRequest(
+                f"{param} has {count} pictures, and the video {request.num_frames} frames: give "
+                "one picture that all of them follow, or one of each",
+                param,
+            )
 
 
 def pictures_of(request: ImageRequest | VideoRequest) -> dict[str, ImageInput]:
     """The pictures of a request by the names of their fields, maps that are known by id left
     out."""
-    if isinstance(request, VideoRequest):
-        return {} if request.image is None else {"image": request.image}
-    named = {f"controls.{i}.image": c.image for i, c in enumerate(request.controls)}
-    given = {"image": request.image, "mask": request.mask}
+    named: dict[str, ImageInput] = {}
+    for place, control in request.named_controls.items():
+        named |= control.pictures(place)
+    given = {"image": request.image}
+    if isinstance(request, ImageRequest):
+        given["mask"] = request.mask
     for place, adapter in request.ip_adapters.items():
         named |= {f"{place}.image.{i}": image for i, image in enumerate(adapter.images)}
         given[f"{place}.mask"] = adapter.mask
@@ -58,9 +80,10 @@ def pictures_of(request: ImageRequest | VideoRequest) -> dict[str, ImageInput]:
 def check_pictures(pictures: dict[str, ImageInput], args: ServiceArgs) -> None:
     """Raises `InvalidRequest` if the pictures are too many or, as far as their lengths tell, too
     large."""
-    if len(pictures) > args.max_request_pictures:
+    count = len({FRAME.sub(r"\1", param) for param in pictures})  # those of frames are one
+    if count > args.max_request_pictures:
         raise InvalidRequest(
-            f"the request has {len(pictures)} pictures; {args.max_request_pictures} at most",
+            f"the request has {count} pictures; {args.max_request_pictures} at most",
             next(reversed(pictures)).partition(".")[0],
         )
     for param, picture in pictures.items():

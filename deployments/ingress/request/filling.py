@@ -120,7 +120,13 @@ def _steps(quality: Quality | None, usual: int, strength: float, card: ModelCard
 
 
 def video_job(
-    request: VideoRequest, card: ModelCard, size: tuple[int, int], *, image: int | None
+    request: VideoRequest,
+    card: ModelCard,
+    size: tuple[int, int],
+    *,
+    image: int | None,
+    controls: tuple[ControlUse, ...],
+    ip_adapters: tuple[IpAdapterUse, ...],
 ) -> ImageJob:
     """The job that a request for a video means for a model, without its `timeout_s`."""
     defaults = card.defaults
@@ -145,6 +151,8 @@ def video_job(
         motion_loras=request.motion_loras,
         image=image,
         strength=strength,
+        controls=controls,
+        ip_adapters=ip_adapters,
         num_frames=request.num_frames,
         priority=request.priority,
     )

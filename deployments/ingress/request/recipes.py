@@ -20,11 +20,9 @@ def image_recipe(
 ) -> Recipe:
     """`names`: of the request's pictures, by field."""
     return replace(
-        _recipe(model, job, names),
+        _recipe(request, model, job, names),
         mask=names.get("mask"),
         preserve_unmasked=request.preserve_unmasked,
-        controls=tuple(_control(c, i, names) for i, c in enumerate(request.controls)),
-        ip_adapters=tuple(_ip_adapter(a, p, names) for p, a in request.ip_adapters.items()),
     )
 
 
@@ -32,10 +30,12 @@ def video_recipe(
     request: VideoRequest, model: str, job: ImageJob, names: Mapping[str, str]
 ) -> Recipe:
     """The same of a video."""
-    return replace(_recipe(model, job, names), fps=request.fps)
+    return replace(_recipe(request, model, job, names), fps=request.fps)
 
 
-def _recipe(model: str, job: ImageJob, names: Mapping[str, str]) -> Recipe:
+def _recipe(
+    request: ImageRequest | VideoRequest, model: str, job: ImageJob, names: Mapping[str, str]
+) -> Recipe:
     return Recipe(
         model=model,
         prompt=job.prompt,
@@ -50,13 +50,16 @@ def _recipe(model: str, job: ImageJob, names: Mapping[str, str]) -> Recipe:
         loras=job.loras,
         image=names.get("image"),
         strength=None if job.image is None else job.strength,
+        controls=tuple(_control(c, p, names) for p, c in request.named_controls.items()),
+        ip_adapters=tuple(_ip_adapter(a, p, names) for p, a in request.ip_adapters.items()),
         num_frames=job.num_frames,
         motion_loras=job.motion_loras,
     )
 
 
-def _control(control: Control, index: int, names: Mapping[str, str]) -> Control:
-    return replace(control, image=_name(control.image, f"controls.{index}.image", names))
+def _control(control: Control, place: str, names: Mapping[str, str]) -> Control:
+    named = tuple(_name(image, param, names) for param, image in control.pictures(place).items())
+    return replace(control, image=named if isinstance(control.image, tuple) else named[0])
 
 
 def _ip_adapter(adapter: IpAdapter, place: str, names: Mapping[str, str]) -> IpAdapter:

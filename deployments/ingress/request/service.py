@@ -167,11 +167,11 @@ class Service:
             async with asyncio.timeout(CHECK_S):
                 check(request, self._args)
                 model = await self._model(request, self._quota.lease(caller, 1))
-                ready = await self.assembler.assemble(request, model.card)
+                outline = await self.assembler.outline(request, model.card)
                 name = model.card.id
                 if not self.catalogue.up(name):
                     return name  # it is checked when it is made, by the replica that is started
-                job = replace(ready.job, timeout_s=timeout_s, caller=caller)
+                job = replace(outline, timeout_s=timeout_s, caller=caller)
                 response = model.handle.check.remote(job)
                 answer = await asked(cast(DeploymentResponse[Refusal | None], response))
         accepted(answer)

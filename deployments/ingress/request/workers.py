@@ -15,6 +15,7 @@ Made = TypeVar("Made")
 
 CPU_THREADS = min(4, os.cpu_count() or 1)
 CPU_WAITING = 256
+AT_ONCE = 8  # of the pictures, maps or files of one request
 
 
 class Workers:
@@ -63,11 +64,20 @@ class Workers:
 
 
 async def together(work: Iterable[Coroutine[object, object, Made]]) -> list[Made]:
-    """The results of all, in order. When one fails, the others are cancelled, and its error is
-    raised after they have ended."""
+    """The results of all, in order, `AT_ONCE` of them in the making at a time, each drawn from
+    `work` when it begins. When one fails, those are cancelled, and its error is raised after they
+    have ended."""
+    numbered = enumerate(work)
+    made: dict[int, Made] = {}
+
+    async def worker() -> None:
+        for index, each in numbered:
+            made[index] = await each
+
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in work]
+            for _ in range(AT_ONCE):
+                group.create_task(worker())
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
+    return [made[index] for index in sorted(made)]

@@ -109,7 +109,7 @@ def test_a_picture_goes_to_the_store_only_if_its_map_is_not_known(put: list[Pixe
     assert len(put) == 4
     assert again.assets == first.assets
     assert again.map_ids == first.map_ids
-    assert [control.map for control in first.job.controls] == [0, 1]
+    assert [control.maps for control in first.job.controls] == [(0,), (1,)]
     (seen,) = first.job.ip_adapters
     assert seen.embeds == (2, 3)
 

@@ -340,7 +340,7 @@ def test_everything_in_one_edit(served: Served, pipelines: Pipelines, demo_model
         checkpoint.embeds(seen),
         checkpoint.embeds(PICTURE),
     )
-    controls = (ControlUse("canny", 2, 0.8), ControlUse("depth", 3, 0.5, 0.2, 0.9))
+    controls = (ControlUse("canny", (2,), 0.8), ControlUse("depth", (3,), 0.5, 0.2, 0.9))
     asked = job(
         mask=1,
         loras=(LoraWeight("ink", 0.7),),

@@ -110,7 +110,7 @@ class Components:
         """What requests may ask of these models."""
         return Capabilities(
             takes_mask=self.takes_mask,
-            controls=frozenset(self.controls.kinds),
+            controls=self.controls.kinds,
             image_prompts={name: adapter.reads for name, adapter in self.ip_adapters.items()},
             makes_videos=self.motion is not None,
             max_steps=self.schedule.max_steps,
@@ -152,7 +152,11 @@ def load(args: ModelArgs) -> Components:
         motion = load_motion(args.motion_adapter, unet, args.variant, dtype)
         models["motion_unet"] = motion.unet
     ip_adapters = load_ip_adapters(args.named_ip_adapters, unet)
-    image_attention = ImageAttention(unet, cross_attentions(unet)) if ip_adapters else None
+    image_attention = None
+    if ip_adapters:
+        image_attention = ImageAttention(unet, cross_attentions(unet))
+        if motion is not None:
+            motion = motion.seeing(image_attention)
     controls = read_controls(args.controls, args.variant, unet, dtype)
     for model in (*models.values(), *controls.models):
         call_processors_directly(_settle(model, device))

@@ -1,11 +1,12 @@
 """What makes videos: AnimateDiff's motion layers in a UNet of their own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
 from deployments.diffusion.engine.models.free_noise import FreeNoise, see_in_windows
+from deployments.diffusion.engine.models.image_attention import ImageAttention
 from deployments.diffusion.engine.models.motion_file import read_motion_adapter
 
 
@@ -16,10 +17,16 @@ class Motion:
     Attributes:
         unet: the UNet of images with motion layers in it, a copy of its own.
         free_noise: how it makes long videos.
+        image_attention: the UNet's to the pictures that IP-Adapters read; `None`: there are none.
     """
 
     unet: UNetMotionModel
     free_noise: FreeNoise
+    image_attention: ImageAttention | None = None
+
+    def seeing(self, as_images: ImageAttention) -> "Motion":
+        """With attention to pictures in the same layers as the UNet of images."""
+        return replace(self, image_attention=ImageAttention(self.unet, as_images.layers))
 
 
 def load_motion(

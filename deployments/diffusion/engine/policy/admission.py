@@ -12,12 +12,13 @@ from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.jobs import (
     MAX_STEPS,
     Asset,
+    ControlUse,
     ImageJob,
     IpAdapterUse,
     PromptSyntax,
     real_steps,
 )
-from deployments.diffusion.engine.policy.capabilities import Capabilities
+from deployments.diffusion.engine.policy.capabilities import Capabilities, ImageEmbeds
 from deployments.diffusion.engine.policy.spec import (
     LATENT_SCALE,
     Control,
@@ -114,6 +115,9 @@ class Admission:
             raise InvalidRequest(_no_step(job.num_inference_steps, job.strength), "strength")
         self._check_video(job)
         self._check_source(job)
+        self._check_controls(job)
+        for use in job.ip_adapters:
+            self._reads(use)
         asked = _loras(job, config)
         prompt = self._tokenize(job.prompt, "prompt", job.prompt_syntax)
         negative = None
@@ -126,7 +130,7 @@ class Admission:
     def admit(self, job: ImageJob, assets: Sequence[Asset]) -> Admitted:
         """The rows of a job with the arrays it names. Raises what `check` does."""
         prompt, negative, loras = self.check(job)
-        controls = self._controls(job, assets)
+        controls = tuple(_control(use, job, assets) for use in job.controls)
         image_prompts = tuple(self._image_prompt(use, job, assets) for use in job.ip_adapters)
         source = _source(job, assets)
         steps = real_steps(job.num_inference_steps, job.strength)
@@ -175,8 +179,6 @@ class Admission:
             )
         for param, given in (
             ("mask", job.mask is not None),
-            ("controls", bool(job.controls)),
-            ("ip_adapter", bool(job.ip_adapters)),
             ("partial_images", job.partial_images > 0),
         ):
             if given:
@@ -193,10 +195,10 @@ class Admission:
             if given:
                 raise InvalidRequest(f"{param} needs an image", param)
 
-    def _controls(self, job: ImageJob, assets: Sequence[Asset]) -> tuple[Control, ...]:
+    def _check_controls(self, job: ImageJob) -> None:
         types = self._can.controls
         seen: set[str] = set()
-        controls: list[Control] = []
+        steps = real_steps(job.num_inference_steps, job.strength)
         for use in job.controls:
             if use.type not in types:
                 known = ", ".join(sorted(types)) or "none"
@@ -208,28 +210,28 @@ class Admission:
             if use.start >= use.end:
                 raise InvalidRequest("a control's start must be before its end", "controls")
             seen.add(use.type)
-            given = assets[use.map].shape
-            if given[:2] != (job.height, job.width):
+            if job.num_frames is not None and types[use.type] == "t2i-adapter":
                 raise InvalidRequest(
-                    f"the control map {use.type!r} is {given[1]}x{given[0]} pixels; it must have "
-                    f"the image's size, {job.width}x{job.height}",
+                    f"control {use.type!r} is a T2I-Adapter here, which videos cannot have; a "
+                    "ControlNet they can",
                     "controls",
                 )
-            pixels = _array(assets[use.map], (job.height, job.width, 3), "controls")
-            control = Control(use.type, pixels, use.conditioning_scale, use.start, use.end)
-            steps = real_steps(job.num_inference_steps, job.strength)
+            if len(use.maps) not in (1, job.num_frames or 1):
+                raise InvalidRequest(
+                    f"control {use.type!r} has {len(use.maps)} maps; one is needed, or of a video "
+                    "one a frame",
+                    "controls",
+                )
+            control = Control(use.type, (), use.conditioning_scale, use.start, use.end)
             if use.conditioning_scale and not any(control.scale_at(i, steps) for i in range(steps)):
                 raise InvalidRequest(
                     f"control {use.type!r}: none of the {steps} steps lies within {use.start:g} to "
                     f"{use.end:g}",
                     "controls",
                 )
-            controls.append(control)
-        return tuple(controls)
 
-    def _image_prompt(
-        self, use: IpAdapterUse, job: ImageJob, assets: Sequence[Asset]
-    ) -> ImagePrompt:
+    def _reads(self, use: IpAdapterUse) -> ImageEmbeds:
+        """Which embeddings the adapter reads that is meant."""
         if not self._can.image_prompts:
             raise InvalidRequest("this model has no IP-Adapter", "ip_adapter")
         reads = self._can.image_prompts.get(use.name)
@@ -238,6 +240,12 @@ class Admission:
                 f"IP-Adapter {use.name!r}: this model has {', '.join(self._can.image_prompts)}",
                 "ip_adapter",
             )
+        return reads
+
+    def _image_prompt(
+        self, use: IpAdapterUse, job: ImageJob, assets: Sequence[Asset]
+    ) -> ImagePrompt:
+        reads = self._reads(use)
         embeds = tuple(assets[index] for index in use.embeds)
         dims = 3 if reads.hidden else 2
         for pair in embeds:
@@ -254,6 +262,20 @@ class Admission:
             mask = _array(assets[use.mask], (job.height, job.width), "ip_adapter")
         pairs = tuple(np.asarray(pair, dtype=np.float32) for pair in embeds)
         return ImagePrompt(use.name, pairs, use.scale, mask)
+
+
+def _control(use: ControlUse, job: ImageJob, assets: Sequence[Asset]) -> Control:
+    for index in use.maps:
+        height, width = assets[index].shape[:2]
+        if (height, width) != (job.height, job.width):
+            raise InvalidRequest(
+                f"the control map {use.type!r} is {width}x{height} pixels; it must have the "
+                f"image's size, {job.width}x{job.height}",
+                "controls",
+            )
+    shape = (job.height, job.width, 3)
+    maps = tuple(_array(assets[index], shape, "controls") for index in use.maps)
+    return Control(use.type, maps, use.conditioning_scale, use.start, use.end)
 
 
 def _source(job: ImageJob, assets: Sequence[Asset]) -> Source | None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from deployments.contracts.cards import ControlKind
 from deployments.contracts.jobs import MAX_STEPS
 
 
@@ -26,7 +27,7 @@ class Capabilities:
 
     Attributes:
         takes_mask: it only inpaints.
-        controls: types of its ControlNets.
+        controls: what it can be controlled by, by type.
         image_prompts: what its IP-Adapters read, by their names.
         makes_videos: it has motion layers.
         max_steps: of its schedule.
@@ -34,7 +35,7 @@ class Capabilities:
     """
 
     takes_mask: bool
-    controls: frozenset[str]
+    controls: Mapping[str, ControlKind]
     image_prompts: Mapping[str, ImageEmbeds]
     makes_videos: bool
     max_steps: int = MAX_STEPS

@@ -61,11 +61,11 @@ class Control:
 
     Attributes:
         type: name of the net in the model's configuration.
-        pixels: control map, (height, width, 3) uint8.
+        maps: (height, width, 3) uint8 each: one, or of a video one a frame.
     """
 
     type: str
-    pixels: Pixels
+    maps: tuple[Pixels, ...]
     conditioning_scale: float = 0.5
     start: float = 0.0
     end: float = 1.0

@@ -187,10 +187,11 @@ class Preparation:
         return noise
 
     def _control(self, control: Control) -> tuple[Tensor, ...]:
-        """What a control has of its map: see `RowControl.seen`."""
-        map_ = self._map(control.pixels)
+        """What a control has of its maps: of each frame a ControlNet's map, or of an image what
+        `RowControl.seen` is."""
+        maps = tuple(map(self._map, control.maps))
         adapter = self._parts.controls.adapters.get(control.type)
-        return (map_,) if adapter is None else features_of(adapter, map_)
+        return maps if adapter is None else features_of(adapter, maps[0])
 
     def _map(self, pixels: Pixels) -> Tensor:
         """(3, height, width) in [0, 1]."""

@@ -24,6 +24,7 @@ class Row:
             been called without.
         uncond: what its unconditional twin attends to, where guidance is in force.
         controls: what each of the row's controls has of its map, in order: see `RowControl.seen`.
+            Of a video one map for all frames, or one of each.
         seen, seen_by_twin: by IP-Adapters, in order.
         beside: (5, h, w) mask and masked picture, for a 9-channel UNet.
         generator: on the CPU; the row's noise comes from it, step by step.
@@ -56,6 +57,11 @@ class Row:
     def attended(self) -> PromptEmbeds:
         """What it attends to in its next call."""
         return self.cond if self.half is None or self.uncond is None else self.uncond
+
+    @property
+    def sees(self) -> tuple[Seen, ...]:
+        """What it sees by IP-Adapters in its next call."""
+        return self.seen if self.half is None else self.seen_by_twin
 
     def wait(self) -> None:
         """Lets the current stream go on when the row is there, and keeps its memory until that

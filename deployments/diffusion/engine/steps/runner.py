@@ -238,6 +238,10 @@ class Runner:
         twice = [*range(len(rows)), *range(guided)]
         specs = [rows[index].spec for index in twice]
         tokens = [len(embeds.hidden) for embeds in _attended(rows, guided)]
+        seen = _seen(rows, guided)
+        frames = rows[0].spec.frames or 1
+        # A video is alone: its frames are the rows that see pictures and are controlled.
+        framed = [(index, frame) for index in twice for frame in range(frames)]
         numbers = Numbers(self._parts.device)
         call = _Call(
             rows=rows,
@@ -249,12 +253,12 @@ class Runner:
             guidance=numbers.put([row.spec.guidance_scale for row in rows]),
             adapters=numbers.put(self._bank(specs).mix([dict(spec.loras) for spec in specs])),
             size_ids=numbers.put([_size_ids(spec) for spec in specs]),
-            seen=SeenPlan(_seen(rows, guided), numbers),
+            seen=SeenPlan([seen[index] for index, _ in framed], numbers),
             controls=ControlPlan(
                 self._parts.controls,
-                [_controls(rows[index], cursors[index]) for index in twice],
-                tokens,
-                twins=len(rows),
+                [_controls(rows[index], cursors[index], frame) for index, frame in framed],
+                [tokens[index] for index, _ in framed],
+                twins=len(rows) * frames if rows[0].half is None else 0,
                 numbers=numbers,
             ),
             noise=tuple(_put_noise(row, cursor, numbers) for row, cursor in placed),
@@ -313,7 +317,7 @@ class Runner:
         self._bank([call.rows[0].spec]).weigh(numbers[call.adapters])
         frames = call.rows[0].spec.frames
         if frames is not None:
-            return self._predict_video(given, frames)
+            return self._predict_video(call, given, frames)
         pictures = False
         if parts.image_attention is not None:
             call.seen.show(parts.image_attention, numbers)
@@ -341,14 +345,25 @@ class Runner:
         )[0]
         return output
 
-    def _predict_video(self, given: UNetInput, frames: int) -> Tensor:
+    def _predict_video(self, call: _Call, given: UNetInput, frames: int) -> Tensor:
         """What the motion UNet says: (1, C, frames, H / 8, W / 8)."""
         motion = self._parts.motion
         assert motion is not None
+        if motion.image_attention is not None:
+            call.seen.show(motion.image_attention, call.numbers)
+        apart = UNetInput(
+            sample=given.sample[0].transpose(0, 1),
+            timesteps=given.timesteps.expand(frames),
+            hidden=given.hidden.repeat_interleave(frames, dim=0),
+            added=None,
+        )
+        residuals = call.controls.residuals(apart, call.numbers)
         output: Tensor = motion.unet(
             given.sample,
             given.timesteps,
-            encoder_hidden_states=given.hidden.repeat_interleave(frames, dim=0),
+            encoder_hidden_states=apart.hidden,
+            down_block_additional_residuals=residuals and residuals.down,
+            mid_block_additional_residual=residuals and residuals.mid,
             return_dict=False,
         )[0]
         return output
@@ -394,7 +409,7 @@ def _attended(rows: Sequence[Row], guided: int) -> list[PromptEmbeds]:
 
 def _seen(rows: Sequence[Row], guided: int) -> list[tuple[Seen, ...]]:
     """What each row of a call sees, and behind them the twins of the first `guided`."""
-    return [*(row.seen for row in rows), *(row.seen_by_twin for row in rows[:guided])]
+    return [*(row.sees for row in rows), *(row.seen_by_twin for row in rows[:guided])]
 
 
 def _plain(like: Row, steps: tuple[Step, ...]) -> Row:
@@ -432,11 +447,15 @@ def _size_ids(spec: RowSpec) -> tuple[float, ...]:
     return (spec.height, spec.width, 0, 0, spec.height, spec.width)
 
 
-def _controls(row: Row, cursor: int) -> list[RowControl]:
-    return [
-        RowControl(control.type, seen, control.scale_at(cursor, row.spec.steps))
-        for control, seen in zip(row.spec.controls, row.controls, strict=True)
-    ]
+def _controls(row: Row, cursor: int, frame: int) -> list[RowControl]:
+    """A row's controls in a step; of a video those of a frame."""
+    controls: list[RowControl] = []
+    for control, seen in zip(row.spec.controls, row.controls, strict=True):
+        if row.spec.frames is not None:
+            seen = (seen[frame if len(seen) > 1 else 0],)
+        scale = control.scale_at(cursor, row.spec.steps)
+        controls.append(RowControl(control.type, seen, scale))
+    return controls
 
 
 def _put_noise(row: Row, cursor: int, numbers: Numbers) -> int | None:

@@ -99,7 +99,7 @@ class WarmUp:
         parts = self._parts
         if parts.controls.models:
             nothing = np.zeros((plain.height, plain.width, 3), np.uint8)
-            controls = tuple(Control(kind, nothing) for kind in parts.controls.models.values())
+            controls = tuple(Control(kind, (nothing,)) for kind in parts.controls.models.values())
             yield replace(plain, controls=controls)
         styled = replace(plain, loras=((NAME, 1.0),))
         for name, adapter in islice(parts.ip_adapters.items(), 1):  # of all, blocks see the same

@@ -252,7 +252,7 @@ class Pipelines:
 def _pictures(task: Task) -> dict[str, object]:
     job = task.job
     given: dict[str, object] = {}
-    maps = [Image.fromarray(_pixels(task, control.map)) for control in job.controls]
+    maps = [Image.fromarray(_pixels(task, control.maps[0])) for control in job.controls]
     if job.image is not None:
         given |= {"image": Image.fromarray(_pixels(task, job.image)), "strength": job.strength}
         if maps:

@@ -149,7 +149,7 @@ def task(
         return len(assets) - 1
 
     controls = tuple(
-        ControlUse(net.type, add(control_map(net.type, *size)), net.scale, net.start, net.end)
+        ControlUse(net.type, (add(control_map(net.type, *size)),), net.scale, net.start, net.end)
         for net in nets
     )
     ip_adapters: tuple[IpAdapterUse, ...] = ()

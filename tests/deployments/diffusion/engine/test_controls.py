@@ -147,7 +147,7 @@ class Steered:
 
 
 def _map(one: Task, use: ControlUse, adapter: T2IAdapter | None = None) -> Image.Image:
-    map_ = Image.fromarray(np.asarray(one.assets[use.map], dtype=np.uint8))
+    map_ = Image.fromarray(np.asarray(one.assets[use.maps[0]], dtype=np.uint8))
     return map_.convert("L") if adapter is not None and adapter.config.in_channels == 1 else map_
 
 
