@@ -45,6 +45,7 @@ from deployments.contracts.recipe import Recipe
 from deployments.ingress.discovery.outlook import Outlook
 from deployments.ingress.http.app import make_app
 from deployments.ingress.keys.quota import Quota
+from deployments.ingress.request.budget import check
 from deployments.ingress.request.pictures import Pictures
 from deployments.ingress.request.service import NOBODY, OnProgress, Service
 from deployments.ingress.videos import Videos
@@ -101,9 +102,11 @@ RECIPE = Recipe(
 
 
 class NoModels(Service):
-    """Answers at once. Every fourth seed is refused, with each error of the tree in turn."""
+    """Answers at once what is within the limits. Every fourth seed is refused, with each error of
+    the tree in turn."""
 
     def __init__(self) -> None:
+        self._args = ServiceArgs()
         handle: Any = SimpleNamespace(options=lambda **_: handle)
         self.catalogue = knowing(Outlook("none", "RUNNING", "ready", CARD, handle))
         self.assembler: Any = SimpleNamespace(
@@ -117,6 +120,7 @@ class NoModels(Service):
         return CARD
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
+        check(request, self._args)
         fail_by(request.seed)
         seeds = tuple(range(request.n))
         return ImageResult("none", (picture(),) * request.n, seeds, SIDE, SIDE, USAGE)
@@ -124,6 +128,7 @@ class NoModels(Service):
     async def stream(
         self, request: ImageRequest, caller: Caller = NOBODY
     ) -> AsyncGenerator[StreamEvent]:
+        check(request, self._args)
         fail_by(request.seed)
         for index in range(request.n):
             yield Progress(index, 1, 4)
@@ -142,6 +147,7 @@ class NoModels(Service):
         return f"map-{preprocessor}-0", picture()
 
     async def check_video(self, request: VideoRequest, caller: Caller = NOBODY) -> str:
+        check(request, self._args)
         fail_by(request.seed)
         return "none"
 
