@@ -84,12 +84,14 @@ def test_only_the_hole_changes(client: Client) -> None:
     assert found.seam < found.true_seam + 6
 
 
+@pytest.mark.deep
 def test_videos_move_as_told(client: Client) -> None:
     found = motion.obeyed(client, held_out_scenes(6, pairs=0.0))
     assert np.mean(list(found.values())) >= 0.75
     assert min(found.values()) >= 0.5
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("camera", "grown", "gone"), [("zoom-in", 1.15, -3.0), ("pan-left", 0.8, 5.0)]
 )

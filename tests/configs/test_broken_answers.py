@@ -43,7 +43,7 @@ def test_an_s3_that_breaks_off(
     asyncio.run(ask())
 
 
-@pytest.mark.parametrize(("mode", "cut"), BROKEN)
+@pytest.mark.parametrize(("mode", "cut"), [*BROKEN[:2], *BROKEN[2::2]])  # asked again for 5 s
 def test_a_hub_that_breaks_off(
     mode: Mode, cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

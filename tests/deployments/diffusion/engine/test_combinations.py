@@ -183,8 +183,8 @@ def places(demo_models: Path) -> Iterator[Places]:
 
 
 @given(crowd=crowds())
-@settings(max_examples=12)
-def test_twelve_crowds(places: Places, crowd: Crowd) -> None:
+@settings(max_examples=6)
+def test_six_crowds(places: Places, crowd: Crowd) -> None:
     meet(places, crowd)
 
 

@@ -89,8 +89,8 @@ crowds = st.lists(neighbours(), min_size=1, max_size=8)
 
 
 @given(crowd=crowds)
-@settings(max_examples=10)
-def test_ten_crowds_leave_an_image_as_it_is(place: Place, crowd: list[Neighbour]) -> None:
+@settings(max_examples=5)
+def test_five_crowds_leave_an_image_as_it_is(place: Place, crowd: list[Neighbour]) -> None:
     meet(place, crowd)
 
 

@@ -161,24 +161,30 @@ def test_a_unet_of_nine_channels(
     walk_all(walk, hole_tasks(checkpoint))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_videos(dtype: Dtype, demo_models: Path, walking: Walking) -> None:
+def test_videos(demo_models: Path, walking: Walking) -> None:
+    checkpoint = Checkpoint(demo_models, "sd15", "sd15", ADAPTERS["sd15"])
     motion = str(demo_models / "motion-adapter" / "sd15")
-    args = model_args(demo_models, "sd15").model_copy(update={"motion_adapter": motion})
+    args = checkpoint.args().model_copy(update={"motion_adapter": motion})
     motions = {"zoom-in": str(demo_models / "motion-loras" / "zoom-in.safetensors")}
-    walk = walking(args, dtype, loras=demo_loras(demo_models, "sd15"), motion_loras=motions)
+    walk = walking(args, "float16", loras=demo_loras(demo_models, "sd15"), motion_loras=motions)
     mixed = {"loras": styles(neon=0.5), "motion_loras": (LoraWeight("zoom-in", 1.2),)}
+    conditions = {"nets": [Net("depth"), Net("canny", 0.8)], "sees": (checkpoint, 2, 0.5)}
     with Watch():
         walk.finish(walk.join(short("image")))
         for name, frames, more in (
-            ("plain", 2, {}),
+            ("plain", 2, {"num_inference_steps": 2}),
             ("guided", 2, GUIDED),
-            ("all", 2, {**GUIDED, **mixed}),
             ("long", 27, {**GUIDED, **mixed}),
-            ("from a picture", 2, {**GUIDED, "image": True, "strength": 0.6}),
+            ("from a picture", 2, {**GUIDED, **conditions, "image": True, "strength": 1}),
         ):
-            for row in walk.join(short(name, num_frames=frames, **more)):
+            asked = {"num_inference_steps": 1, "num_frames": frames, **more}
+            for row in walk.join(short(name, **asked)):
                 walk.finish([row])
+    (row,) = walk.join(short("controlled", num_frames=3, **GUIDED, **conditions))
+    for _ in range(2):  # the two calls of a step
+        with Watch() as watch:
+            walk.step([row])
+        assert len(watch.uploads) == 1
     assert left_on_the_host(walk.parts) == []
 
 
