@@ -307,12 +307,6 @@ class ModelArgs(Frozen):
             raise ValueError("motion_schedule is of videos, and the model has no motion_adapter")
         return self
 
-    @model_validator(mode="after")
-    def _videos_are_of_one_text_encoder(self) -> "ModelArgs":
-        if self.motion_adapter is not None and FAMILIES[self.family].text_encoders > 1:
-            raise ValueError(f"motion_adapter: no videos are made of models of {self.family} here")
-        return self
-
     @property
     def named_ip_adapters(self) -> dict[str, IpAdapterArgs]:
         """All IP-Adapters by name; the first is that of requests that name none."""

@@ -158,10 +158,6 @@ def limits(**changed: int) -> Edit:
             "model-sd15.args: Value error, motion_schedule is of videos, and the model has no moti",
         ),
         (
-            lambda c: model(c)["args"].update(family="sdxl"),
-            "model-sd15.args: Value error, motion_adapter: no videos are made of models of sdxl he",
-        ),
-        (
             lambda c: model(c)["args"].update(motion_adapter=None),
             "model-sd15.Diffusion.user_config.motion_loras: the model makes no videos",
         ),

@@ -42,6 +42,8 @@ def load_motion(
     except ValueError as error:
         raise ValueError(f"motion_adapter {source}: {error}") from error
     moving = UNetMotionModel.from_unet2d(unet, adapter)
+    if unet.add_embedding is not None:  # sdxl's, which diffusers leaves as they were drawn
+        moving.add_embedding.load_state_dict(unet.add_embedding.state_dict())
     free_noise = FreeNoise(int(adapter.config.motion_max_seq_length))
     see_in_windows(moving, free_noise)
     return Motion(moving, free_noise)

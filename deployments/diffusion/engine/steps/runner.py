@@ -351,17 +351,19 @@ class Runner:
         assert motion is not None
         if motion.image_attention is not None:
             call.seen.show(motion.image_attention, call.numbers)
+        added = given.added
         apart = UNetInput(
             sample=given.sample[0].transpose(0, 1),
             timesteps=given.timesteps.expand(frames),
-            hidden=given.hidden.repeat_interleave(frames, dim=0),
-            added=None,
+            hidden=given.hidden.expand(frames, -1, -1),
+            added=added and {name: one.expand(frames, -1) for name, one in added.items()},
         )
         residuals = call.controls.residuals(apart, call.numbers)
         output: Tensor = motion.unet(
             given.sample,
             given.timesteps,
             encoder_hidden_states=apart.hidden,
+            added_cond_kwargs=added,
             down_block_additional_residuals=residuals and residuals.down,
             mid_block_additional_residual=residuals and residuals.mid,
             return_dict=False,
