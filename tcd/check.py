@@ -10,14 +10,17 @@ from configs.families import FamilyName
 from deployments.diffusion.engine.adapters.contents import Contents
 from deployments.diffusion.engine.adapters.files import LoraError, LoraFile, read_file
 from deployments.diffusion.engine.adapters.inspection import Inspection, inspect
+from deployments.diffusion.engine.adapters.lineage import MOTION
 from deployments.diffusion.engine.models.fitness import (
     INPAINTING_CHANNELS,
+    PLACES,
     check_checkpoint,
     check_vae,
 )
 from deployments.diffusion.engine.models.header import WrongFile, read_header
 from deployments.diffusion.engine.models.identity import CHECKPOINT, UNET, VAE, Identity, identify
 from deployments.diffusion.engine.models.skeletons import skeletons
+from tcd.parts import READERS, motion_lora_refusal, refusal
 
 LOADS = "loads"
 
@@ -36,7 +39,11 @@ def check_files(paths: Sequence[Path], families: Sequence[FamilyName], *, as_jso
             whole = False
             print(json.dumps({"file": str(path), "error": str(error)}) if as_json else error)
             continue
-        verdicts = {family: verdict(file, family) for family in families}
+        moves = found.looks_like == MOTION
+        verdicts = {
+            family: (motion_lora_refusal(path, family) or LOADS) if moves else verdict(file, family)
+            for family in families
+        }
         whole = whole and LOADS in verdicts.values()
         if as_json:
             print(json.dumps({"file": str(path), **asdict(found), "families": verdicts}))
@@ -66,25 +73,27 @@ def told(found: Inspection) -> str:
     says += [" and ".join(found.dtypes), f"{found.nbytes / 2**20:.1f} MiB"]
     if found.words:
         says.append(f"brings along {', '.join(map(repr, found.words))} (name it in embeddings too)")
-    if found.looks_like is not None:
+    if found.looks_like == MOTION:
+        says.append("of motion layers; it stands in `motion_loras`")
+    elif found.looks_like is not None:
         says.append(f"looks like one for {found.looks_like}")
     return "; ".join(says)
 
 
 def _whole_weights(path: Path) -> Identity | None:
-    """What a file is that holds a checkpoint or a part of one; `None`: it is something else."""
+    """What a file is that holds networks, not changes of some; `None`: it is something else."""
     try:
         found = identify(read_header(path))
     except WrongFile:
         return None  # those who read adapters say why
-    return found if found.kind in (CHECKPOINT, UNET, VAE) else None
+    return found if found.kind in (CHECKPOINT, UNET, VAE, *READERS) else None
 
 
 def _tell_weights(
     path: Path, found: Identity, families: Sequence[FamilyName], *, as_json: bool
 ) -> bool:
-    """Prints what a checkpoint or a VAE is. Returns whether it is for one of the families."""
-    verdicts = {family: _weights_verdict(found, family) for family in families}
+    """Prints what such a file is. Returns whether it is for one of the families."""
+    verdicts = {family: _weights_verdict(path, found, family) for family in families}
     if as_json:
         told = {**asdict(found), "parts": sorted(found.parts)}
         print(json.dumps({"file": str(path), **told, "families": verdicts}))
@@ -95,7 +104,9 @@ def _tell_weights(
     return LOADS in verdicts.values()
 
 
-def _weights_verdict(found: Identity, family: FamilyName) -> str:
+def _weights_verdict(path: Path, found: Identity, family: FamilyName) -> str:
+    if found.kind is not None and found.kind in READERS:
+        return refusal(found.kind, path, family) or LOADS
     try:
         if found.kind == VAE:
             check_vae(found)
@@ -107,9 +118,11 @@ def _weights_verdict(found: Identity, family: FamilyName) -> str:
 
 
 def told_weights(found: Identity) -> str:
-    """A checkpoint or a VAE in a line."""
+    """Networks in a line."""
     of = found.family or found.network
     says = [f"{found.kind} of {of}" if of else str(found.kind)]
+    if found.kind is not None and found.kind in READERS:
+        says[0] += PLACES[found.kind]
     if found.in_channels == INPAINTING_CHANNELS:
         says.append("for inpainting")
     if found.process is not None:

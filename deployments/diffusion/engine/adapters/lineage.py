@@ -4,13 +4,14 @@ it does not fit."""
 import re
 from collections.abc import Mapping, Sequence
 
+MOTION = "AnimateDiff"
 # Other networks, by what only their layers are called. Dots and underscores are the same here.
 _NETWORKS = {
     r"double_blocks|single_blocks|single_transformer_blocks": "Flux",
     r"joint_blocks|transformer_transformer_blocks": "Stable Diffusion 3",
     r"blocks_\d+_cross_attn": "Wan",
     r"transformer_blocks_\d+_(ff_context|img_mod|txt_mod)": "a diffusion transformer",
-    r"motion_modules": "AnimateDiff",
+    r"motion_modules": MOTION,
     r"lora_te2_|lora_te3_|clip_g_|text_encoder_2_|label_emb|add_embedding": "sdxl",
 }
 # Channels of the prompts that the UNet attends to.

@@ -13,6 +13,9 @@ from deployments.diffusion.engine.models.identity import (
     ADAPTER,
     CHECKPOINT,
     CONTROLNET,
+    IP_ADAPTER,
+    MOTION_ADAPTER,
+    T2I_ADAPTER,
     TEXT_ENCODERS,
     UNET,
     VAE,
@@ -32,11 +35,12 @@ _OTHER_INPUTS = {
 _LATENTS = 4
 INPAINTING_CHANNELS = 9  # latents 4, mask 1, masked picture 4
 _IN_CHANNELS = (_LATENTS, INPAINTING_CHANNELS)
-_PLACES = {
+PLACES = {
     ADAPTER: "; adapters stand in `loras` or in `tcd_lora`",
-    CONTROLNET: "; ControlNets stand in `controls`",
-    "an IP-Adapter": "; it stands in `ip_adapter`",
-    "a motion adapter": "; it stands in `motion_adapter`",
+    CONTROLNET: "; it stands in `controls`",
+    T2I_ADAPTER: "; it stands in `controls`",
+    IP_ADAPTER: "; it stands in `ip_adapter`",
+    MOTION_ADAPTER: "; it stands in `motion_adapter`",
     "a textual inversion": "; textual inversions stand in `embeddings`",
     "a tiny autoencoder": "; it stands in `preview_vae`",
     VAE: "; another VAE than the checkpoint's stands in `vae.source`",
@@ -74,7 +78,7 @@ def check_checkpoint(file: Identity, family: FamilyName) -> None:
     """Raises `WrongFile` unless a single file is a whole checkpoint of the family."""
     if file.kind != CHECKPOINT:
         what = file.kind or "nothing that is known"
-        raise WrongFile(f"{file.name} is {what}, no checkpoint{_PLACES.get(what, '')}")
+        raise WrongFile(f"{file.name} is {what}, no checkpoint{PLACES.get(what, '')}")
     if file.family is None:
         raise WrongFile(f"{file.name} is of {file.network}; {SERVED} are served")
     if file.process is not None:

@@ -26,14 +26,15 @@ PREFIXES: Mapping[Part, tuple[str, ...]] = {
     "text_encoder_2": ("conditioner.embedders.1.", "text_encoders.clip_g."),
 }
 CHECKPOINT, UNET, VAE = "a checkpoint", "a UNet alone", "a VAE"
-ADAPTER, CONTROLNET = "an adapter", "a ControlNet"
+ADAPTER, CONTROLNET, T2I_ADAPTER = "an adapter", "a ControlNet", "a T2I-Adapter"
+IP_ADAPTER, MOTION_ADAPTER = "an IP-Adapter", "a motion adapter"
 # The first that fits. Adapters and ControlNets come first: they repeat the names of UNets.
 _KINDS = {
     r"lora[._](down|up|mid|[ABab])\b|\.lora\.|hada_w|lokr_w|dora_scale|oft_|\.diff(_b)?$": ADAPTER,
     r"^control_model\.|^input_hint_block\.|^controlnet_|^zero_convs\.": CONTROLNET,
-    r"^(image_proj|ip_adapter)\.": "an IP-Adapter",
-    r"motion_modules\.": "a motion adapter",
-    r"^(adapter\.)?body\.\d+\.(in_conv|block1|resnets)\b": "a T2I-Adapter",
+    r"^(image_proj|ip_adapter)\.": IP_ADAPTER,
+    r"motion_modules\.": MOTION_ADAPTER,
+    r"^(adapter\.)?body\.\d+\.(in_conv|block1|resnets)\b": T2I_ADAPTER,
     r"^(model\.diffusion_model\.)?input_blocks\.0\.0\.": UNET,
     r"^model_ema\.diffusion_model": "EMA weights alone",
     r"^down_blocks\.\d+\.(resnets|attentions)\.": "a UNet in diffusers' names, part of a folder",

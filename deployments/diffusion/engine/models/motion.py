@@ -38,18 +38,19 @@ def load_motion(
     """
     try:
         adapter = read_motion_adapter(source, unet, variant, dtype)
-        _check_fits(adapter, unet)
+        check_fits(adapter, unet)
     except ValueError as error:
         raise ValueError(f"motion_adapter {source}: {error}") from error
     moving = UNetMotionModel.from_unet2d(unet, adapter)
-    if unet.add_embedding is not None:  # sdxl's, which diffusers leaves as they were drawn
+    if unet.config.addition_embed_type is not None:  # sdxl's, which diffusers leaves as drawn
         moving.add_embedding.load_state_dict(unet.add_embedding.state_dict())
     free_noise = FreeNoise(int(adapter.config.motion_max_seq_length))
     see_in_windows(moving, free_noise)
     return Motion(moving, free_noise)
 
 
-def _check_fits(adapter: MotionAdapter, unet: UNet2DConditionModel) -> None:
+def check_fits(adapter: MotionAdapter, unet: UNet2DConditionModel) -> None:
+    """Raises `ValueError` if a motion adapter is not for such a UNet."""
     if unet.config.in_channels != unet.config.out_channels:
         raise ValueError("the model only inpaints, and makes no videos")
     if adapter.config.conv_in_channels is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel
+from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -54,7 +55,7 @@ def read_motion_adapter(
         tensors = load_file(file)
     except (LoraError, SafetensorError) as error:
         raise ValueError(str(error)) from error
-    return _from_tensors(tensors, int(unet.config.norm_num_groups)).to(dtype)
+    return _from_tensors(tensors, int(unet.config.norm_num_groups), dtype)
 
 
 def _from_folder(folder: Path, variant: str | None, dtype: torch.dtype) -> MotionAdapter:
@@ -70,7 +71,7 @@ def _from_folder(folder: Path, variant: str | None, dtype: torch.dtype) -> Motio
     )
 
 
-def _from_tensors(given: Mapping[str, Tensor], groups: int) -> MotionAdapter:
+def _from_tensors(given: Mapping[str, Tensor], groups: int, dtype: torch.dtype) -> MotionAdapter:
     tensors = {_renamed(name): tensor for name, tensor in given.items()}
     layers: dict[int, list[int]] = {}  # of each block, the channels of its layers
     for name, tensor in tensors.items():
@@ -81,17 +82,30 @@ def _from_tensors(given: Mapping[str, Tensor], groups: int) -> MotionAdapter:
         raise ValueError(f"it holds no motion layers, but {min(given, default='nothing')!r}{hint}")
     tables = [tensor for name, tensor in tensors.items() if name.endswith(_TABLE)]
     blocks = [layers[block] for block in sorted(layers)]
-    adapter = MotionAdapter(
-        block_out_channels=tuple(channels[0] for channels in blocks),
-        motion_layers_per_block=tuple(map(len, blocks)),
-        motion_num_attention_heads=HEADS,
-        motion_norm_num_groups=groups,
-        motion_max_seq_length=tables[0].shape[1] if tables else POSITIONS,
-        use_motion_mid_block=any(name.startswith("mid_block.") for name in tensors),
-    )
-    _check(tensors, adapter.state_dict())
-    adapter.load_state_dict(tensors, strict=False)
+    with torch.device("meta"):
+        adapter = MotionAdapter(
+            block_out_channels=tuple(channels[0] for channels in blocks),
+            motion_layers_per_block=tuple(map(len, blocks)),
+            motion_num_attention_heads=HEADS,
+            motion_norm_num_groups=groups,
+            motion_max_seq_length=tables[0].shape[1] if tables else POSITIONS,
+            use_motion_mid_block=any(name.startswith("mid_block.") for name in tensors),
+        )
+    needed = adapter.state_dict()
+    _check(tensors, needed)
+    whole = {
+        name: tensors[name] if name in tensors else _positions(like)
+        for name, like in needed.items()
+    }
+    adapter.load_state_dict({name: one.to(dtype) for name, one in whole.items()}, assign=True)
     return adapter
+
+
+def _positions(like: Tensor) -> Tensor:
+    """The table of positions that a file leaves out."""
+    _, frames, width = like.shape
+    table: Tensor = SinusoidalPositionalEmbedding(width, max_seq_length=frames).pe
+    return table
 
 
 def _renamed(name: str) -> str:

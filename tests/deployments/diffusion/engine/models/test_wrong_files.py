@@ -135,7 +135,7 @@ WRONG: dict[str, tuple[Shapes, str]] = {
     ),
     "controlnet": (
         {"control_model.input_blocks.0.0.weight": (8, 4, 3, 3)},
-        "is a ControlNet, no checkpoint; ControlNets stand in `controls`",
+        "is a ControlNet, no checkpoint; it stands in `controls`",
     ),
     "diffusers controlnet": (
         {

@@ -1,0 +1,91 @@
+"""Files that stand beside a checkpoint: what each is, where it goes, and the families that read it.
+
+Each is read as a model of the family reads it, for a UNet without weights.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from torch import nn
+
+from configs.app import ControlArgs, IpAdapterArgs
+from configs.families import FamilyName
+from configs.published import geometry
+from deployments.diffusion.engine.adapters.contents import Contents
+from deployments.diffusion.engine.adapters.files import LoraError, read_file
+from deployments.diffusion.engine.models.controls import read_controls
+from deployments.diffusion.engine.models.identity import (
+    CONTROLNET,
+    IP_ADAPTER,
+    MOTION_ADAPTER,
+    T2I_ADAPTER,
+)
+from deployments.diffusion.engine.models.ip_adapter import load_ip_adapters
+from deployments.diffusion.engine.models.motion import check_fits
+from deployments.diffusion.engine.models.motion_file import read_motion_adapter
+from deployments.diffusion.engine.models.skeletons import on_meta
+
+_NAME = "depth"  # of a control: one of the modes of a ControlNet-Union, too
+_DTYPE = torch.float16
+
+
+def refusal(kind: str, path: Path, family: FamilyName) -> str | None:
+    """Why a model of a family would not start with a file; `None`: it would."""
+    try:
+        READERS[kind](path, family)
+    except (LoraError, OSError, ValueError) as error:
+        # What it would be called in a configuration says nothing here.
+        said = str(error).removeprefix(f"controls.{_NAME}: ")
+        return said.removeprefix(f"IP-Adapter {_NAME!r} ({path}): ")
+    return None
+
+
+def motion_lora_refusal(path: Path, family: FamilyName) -> str | None:
+    """The same of an adapter for motion layers."""
+    try:
+        Contents({"unet": _motion_unet(family)}, words=None).of(read_file(path))
+    except LoraError as error:
+        return str(error).removeprefix(f"{path.name} ")
+    return None
+
+
+def _control(path: Path, family: FamilyName) -> None:
+    read_controls({_NAME: ControlArgs(source=str(path))}, None, _unet(family), _DTYPE)
+
+
+def _ip_adapter(path: Path, family: FamilyName) -> None:
+    args = IpAdapterArgs(adapter=str(path), image_encoder="any")
+    load_ip_adapters({_NAME: args}, _unet(family))
+
+
+def _motion_adapter(path: Path, family: FamilyName) -> None:
+    unet = _unet(family)
+    check_fits(read_motion_adapter(str(path), unet, None, _DTYPE), unet)
+
+
+READERS: Mapping[str, Callable[[Path, FamilyName], None]] = {
+    CONTROLNET: _control,
+    T2I_ADAPTER: _control,
+    IP_ADAPTER: _ip_adapter,
+    MOTION_ADAPTER: _motion_adapter,
+}
+
+
+@cache
+def _unet(family: FamilyName) -> UNet2DConditionModel:
+    return on_meta(UNet2DConditionModel, geometry(family).unet)
+
+
+@cache
+def _motion_unet(family: FamilyName) -> nn.Module:
+    """With motion layers everywhere that published adapters have some."""
+    unet = _unet(family)
+    with torch.device("meta"):
+        adapter = MotionAdapter(
+            block_out_channels=tuple(unet.config.block_out_channels), use_motion_mid_block=True
+        )
+        moving: nn.Module = UNetMotionModel.from_unet2d(unet, adapter, load_weights=False)
+    return moving
