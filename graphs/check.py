@@ -30,9 +30,9 @@ from ray.serve.schema import (
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
 from configs.families import FAMILIES
 from configs.sources import PICKLES, SourceError, parse
-from deployments.diffusion.engine.models.fitness import check_model, check_vae
-from deployments.diffusion.engine.models.header import WrongFile, read_header
-from deployments.diffusion.engine.models.identity import identify
+from deployments.diffusion.engine.models.checkpoints.fitness import check_model, check_vae
+from deployments.diffusion.engine.models.checkpoints.header import WrongFile, read_header
+from deployments.diffusion.engine.models.checkpoints.identity import identify
 from graphs.agreement import MODEL, SERVICE, advice, disagreements
 
 # Where Ray's schemas hold others of their kind, by key.

@@ -11,14 +11,20 @@ from deployments.diffusion.engine.adapters.contents import Contents
 from deployments.diffusion.engine.adapters.files import LoraError, LoraFile, read_file
 from deployments.diffusion.engine.adapters.inspection import Inspection, inspect
 from deployments.diffusion.engine.adapters.lineage import MOTION
-from deployments.diffusion.engine.models.fitness import (
+from deployments.diffusion.engine.models.checkpoints.fitness import (
     INPAINTING_CHANNELS,
     PLACES,
     check_checkpoint,
     check_vae,
 )
-from deployments.diffusion.engine.models.header import WrongFile, read_header
-from deployments.diffusion.engine.models.identity import CHECKPOINT, UNET, VAE, Identity, identify
+from deployments.diffusion.engine.models.checkpoints.header import WrongFile, read_header
+from deployments.diffusion.engine.models.checkpoints.identity import (
+    CHECKPOINT,
+    UNET,
+    VAE,
+    Identity,
+    identify,
+)
 from deployments.diffusion.engine.models.skeletons import skeletons
 from tcd.parts import READERS, motion_lora_refusal, refusal
 

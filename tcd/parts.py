@@ -16,16 +16,16 @@ from configs.families import FamilyName
 from configs.published import geometry
 from deployments.diffusion.engine.adapters.contents import Contents
 from deployments.diffusion.engine.adapters.files import LoraError, read_file
-from deployments.diffusion.engine.models.controls import read_controls
-from deployments.diffusion.engine.models.identity import (
+from deployments.diffusion.engine.models.checkpoints.identity import (
     CONTROLNET,
     IP_ADAPTER,
     MOTION_ADAPTER,
     T2I_ADAPTER,
 )
+from deployments.diffusion.engine.models.controls.controls import read_controls
 from deployments.diffusion.engine.models.ip_adapter import load_ip_adapters
-from deployments.diffusion.engine.models.motion import check_fits
-from deployments.diffusion.engine.models.motion_file import read_motion_adapter
+from deployments.diffusion.engine.models.motion.file import read_motion_adapter
+from deployments.diffusion.engine.models.motion.motion import check_fits
 from deployments.diffusion.engine.models.skeletons import on_meta
 
 _NAME = "depth"  # of a control: one of the modes of a ControlNet-Union, too

@@ -11,7 +11,7 @@ from torch import nn
 
 from configs.families import FAMILIES, FamilyName
 from configs.published import geometry
-from deployments.diffusion.engine.models.header import Shape
+from deployments.diffusion.engine.models.checkpoints.header import Shape
 from deployments.diffusion.engine.models.ip_adapter import cross_attentions
 from deployments.diffusion.engine.models.skeletons import on_meta
 from tests.tcd.test_check import run

@@ -17,19 +17,19 @@ from deployments.diffusion.engine.adapters.bank import Bank
 from deployments.diffusion.engine.adapters.fuse import fuse
 from deployments.diffusion.engine.adapters.reader import LoraReader
 from deployments.diffusion.engine.models.attention import call_processors_directly
-from deployments.diffusion.engine.models.checkpoint import layers_of, read_checkpoint
+from deployments.diffusion.engine.models.checkpoints.checkpoint import layers_of, read_checkpoint
+from deployments.diffusion.engine.models.checkpoints.fitness import INPAINTING_CHANNELS
+from deployments.diffusion.engine.models.checkpoints.identity import TEXT_ENCODERS
 from deployments.diffusion.engine.models.compiler import CompiledBlock, Compiler, inductor
-from deployments.diffusion.engine.models.controls import Controls, read_controls
+from deployments.diffusion.engine.models.controls.controls import Controls, read_controls
 from deployments.diffusion.engine.models.embeddings import Words, add_embeddings
-from deployments.diffusion.engine.models.fitness import INPAINTING_CHANNELS
-from deployments.diffusion.engine.models.identity import TEXT_ENCODERS
 from deployments.diffusion.engine.models.image_attention import ImageAttention
 from deployments.diffusion.engine.models.ip_adapter import (
     IpAdapter,
     cross_attentions,
     load_ip_adapters,
 )
-from deployments.diffusion.engine.models.motion import Motion, load_motion
+from deployments.diffusion.engine.models.motion.motion import Motion, load_motion
 from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.models.vae import TORCH_DTYPES, Vae, read_preview_vae
 from deployments.diffusion.engine.policy.capabilities import Capabilities

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from configs.families import FamilyName
 from configs.published import Config, geometry
-from deployments.diffusion.engine.models.identity import TEXT_ENCODERS
+from deployments.diffusion.engine.models.checkpoints.identity import TEXT_ENCODERS
 
 Model = TypeVar(
     "Model",

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from configs.app import Dtype, VaeArgs
 from configs.sources import fetch, published
-from deployments.diffusion.engine.models.fitness import check_vae
-from deployments.diffusion.engine.models.header import WrongFile, read_header
-from deployments.diffusion.engine.models.identity import identify
-from deployments.diffusion.engine.models.single_file import read_vae_part
+from deployments.diffusion.engine.models.checkpoints.fitness import check_vae
+from deployments.diffusion.engine.models.checkpoints.header import WrongFile, read_header
+from deployments.diffusion.engine.models.checkpoints.identity import identify
+from deployments.diffusion.engine.models.checkpoints.single_file import read_vae_part
 from deployments.diffusion.engine.policy.spec import LATENT_SCALE
 
 TORCH_DTYPES = {

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from deployments.diffusion.engine.adapters.bank import RowWeights
-from deployments.diffusion.engine.models.checkpoint import final_norm
+from deployments.diffusion.engine.models.checkpoints.checkpoint import final_norm
+from deployments.diffusion.engine.models.checkpoints.identity import TEXT_ENCODERS
 from deployments.diffusion.engine.models.components import Components
-from deployments.diffusion.engine.models.identity import TEXT_ENCODERS
 from deployments.diffusion.engine.models.placing import to_device
 from deployments.diffusion.engine.policy.spec import PromptIds
 

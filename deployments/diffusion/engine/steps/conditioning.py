@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deployments.diffusion.engine.models.controls import Controls
+from deployments.diffusion.engine.models.controls.controls import Controls
 from deployments.diffusion.engine.steps.staging import Numbers
 
 AddedConditions = dict[str, Tensor] | None

@@ -16,10 +16,10 @@ from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Pixels
 from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.components import Components
+from deployments.diffusion.engine.models.controls.t2i_adapters import features_of
 from deployments.diffusion.engine.models.image_attention import Seen
 from deployments.diffusion.engine.models.placing import to_device
 from deployments.diffusion.engine.models.schedule import Step
-from deployments.diffusion.engine.models.t2i_adapters import features_of
 from deployments.diffusion.engine.pixels.sources import (
     EncodedSource,
     SourceLatents,

@@ -8,8 +8,8 @@ from pathlib import Path
 from configs.app import ModelArgs
 from configs.families import FAMILIES, FamilyName
 from configs.sources import PICKLES, pickle_refused
-from deployments.diffusion.engine.models.header import WrongFile, read_header
-from deployments.diffusion.engine.models.identity import (
+from deployments.diffusion.engine.models.checkpoints.header import WrongFile, read_header
+from deployments.diffusion.engine.models.checkpoints.identity import (
     ADAPTER,
     CHECKPOINT,
     CONTROLNET,
@@ -22,7 +22,7 @@ from deployments.diffusion.engine.models.identity import (
     Identity,
     identify,
 )
-from deployments.diffusion.engine.models.noise import Noise, noise_of
+from deployments.diffusion.engine.models.checkpoints.noise import Noise, noise_of
 
 SERVED = ", ".join(FAMILIES)
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")

@@ -10,7 +10,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from torch import Tensor
 
-from deployments.diffusion.engine.models.identity import PREFIXES
+from deployments.diffusion.engine.models.checkpoints.identity import PREFIXES
 
 Tensors = Mapping[str, Tensor]
 _OF_VAE = re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\.")

@@ -13,8 +13,8 @@ from deployments.contracts.cards import ControlKind
 from deployments.diffusion.engine.adapters.files import lora_file
 from deployments.diffusion.engine.adapters.lineage import looks_like
 from deployments.diffusion.engine.adapters.names import Role, split
-from deployments.diffusion.engine.models.control_names import diffusers_names
-from deployments.diffusion.engine.models.header import Shape, read_header
+from deployments.diffusion.engine.models.checkpoints.header import Shape, read_header
+from deployments.diffusion.engine.models.controls.names import diffusers_names
 
 Shapes = Mapping[str, Shape]
 

@@ -6,7 +6,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.pipelines.free_noise_utils import AnimateDiffFreeNoiseMixin
 from torch import Tensor
 
-from deployments.diffusion.engine.models.free_noise import FreeNoise, WindowedBlock
+from deployments.diffusion.engine.models.motion.free_noise import FreeNoise, WindowedBlock
 
 CHANNELS = 16
 

@@ -10,7 +10,7 @@ from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deployments.diffusion.engine.models.motion import Motion, load_motion
+from deployments.diffusion.engine.models.motion.motion import Motion, load_motion
 
 Tensors = dict[str, Tensor]
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from configs.app import PredictionType
 from configs.families import FamilyName
-from deployments.diffusion.engine.models.header import Header, Shape
+from deployments.diffusion.engine.models.checkpoints.header import Header, Shape
 
 Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 Process = Literal["EDM", "flow matching"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from configs.published import Config
 from deployments.diffusion.engine.adapters.lineage import looks_like
-from deployments.diffusion.engine.models.control_files import ControlFile
+from deployments.diffusion.engine.models.controls.files import ControlFile
 from deployments.diffusion.engine.models.skeletons import on_meta
 
 ControlNet: TypeAlias = ControlNetModel | ControlNetUnionModel

@@ -12,14 +12,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from deployments.diffusion.engine.models.conversion import (
+from deployments.diffusion.engine.models.checkpoints.conversion import (
     Tensors,
     text_tensors,
     unet_tensors,
     vae_tensors,
 )
-from deployments.diffusion.engine.models.header import WrongFile
-from deployments.diffusion.engine.models.identity import PREFIXES, Part
+from deployments.diffusion.engine.models.checkpoints.header import WrongFile
+from deployments.diffusion.engine.models.checkpoints.identity import PREFIXES, Part
 
 Config = Mapping[str, object]
 Model = TypeVar("Model", bound=nn.Module)

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from configs.app import ModelArgs, VaeArgs
 from configs.families import FAMILIES
 from configs.sources import SourceError, fetch
-from deployments.diffusion.engine.models.checkpoint import read_checkpoint
-from deployments.diffusion.engine.models.fitness import check_vae
-from deployments.diffusion.engine.models.header import WrongFile, read_header
-from deployments.diffusion.engine.models.identity import identify
+from deployments.diffusion.engine.models.checkpoints.checkpoint import read_checkpoint
+from deployments.diffusion.engine.models.checkpoints.fitness import check_vae
+from deployments.diffusion.engine.models.checkpoints.header import WrongFile, read_header
+from deployments.diffusion.engine.models.checkpoints.identity import identify
 from graphs.check import problems
 from tcd.__main__ import main
 
@@ -387,6 +387,6 @@ def test_tcd_check_tells_what_it_is(
 
 
 def test_headers_are_read_without_torch() -> None:
-    code = "import sys; import deployments.diffusion.engine.models.fitness; "
+    code = "import sys; import deployments.diffusion.engine.models.checkpoints.fitness; "
     code += "sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

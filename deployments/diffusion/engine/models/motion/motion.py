@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
-from deployments.diffusion.engine.models.free_noise import FreeNoise, see_in_windows
 from deployments.diffusion.engine.models.image_attention import ImageAttention
-from deployments.diffusion.engine.models.motion_file import read_motion_adapter
+from deployments.diffusion.engine.models.motion.file import read_motion_adapter
+from deployments.diffusion.engine.models.motion.free_noise import FreeNoise, see_in_windows
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from configs.sources import fetch
 from configs.union_modes import UNION_MODES
 from deployments.contracts.cards import ControlKind
 from deployments.diffusion.engine.adapters.files import LoraError
-from deployments.diffusion.engine.models.control_files import ControlFile, open_control
-from deployments.diffusion.engine.models.controlnets import ControlNet, read_controlnet
-from deployments.diffusion.engine.models.t2i_adapters import read_t2i_adapter
+from deployments.diffusion.engine.models.controls.controlnets import ControlNet, read_controlnet
+from deployments.diffusion.engine.models.controls.files import ControlFile, open_control
+from deployments.diffusion.engine.models.controls.t2i_adapters import read_t2i_adapter
 
 
 @dataclass(frozen=True)

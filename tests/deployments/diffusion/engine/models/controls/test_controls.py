@@ -16,9 +16,9 @@ from configs.app import ControlArgs
 from configs.families import FAMILIES, FamilyName
 from demo.controlnet import GAINS
 from demo.init import fill, generator
-from deployments.diffusion.engine.models.controls import Controls, read_controls
+from deployments.diffusion.engine.models.controls.controls import Controls, read_controls
+from deployments.diffusion.engine.models.controls.t2i_adapters import features_of
 from deployments.diffusion.engine.models.skeletons import on_meta
-from deployments.diffusion.engine.models.t2i_adapters import features_of
 from tests.control_models import (
     WEIGHTS,
     original_adapter,

@@ -19,16 +19,16 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from configs.app import ModelArgs
 from configs.families import Family
 from configs.sources import fetch
-from deployments.diffusion.engine.models.fitness import check_model
-from deployments.diffusion.engine.models.header import WrongFile
-from deployments.diffusion.engine.models.identity import TEXT_ENCODERS, Part
-from deployments.diffusion.engine.models.noise import Noise
-from deployments.diffusion.engine.models.schedule import Schedule
-from deployments.diffusion.engine.models.single_file import (
+from deployments.diffusion.engine.models.checkpoints.fitness import check_model
+from deployments.diffusion.engine.models.checkpoints.header import WrongFile
+from deployments.diffusion.engine.models.checkpoints.identity import TEXT_ENCODERS, Part
+from deployments.diffusion.engine.models.checkpoints.noise import Noise
+from deployments.diffusion.engine.models.checkpoints.single_file import (
     TextEncoder,
     read_text_encoder,
     read_unet,
 )
+from deployments.diffusion.engine.models.schedule import Schedule
 from deployments.diffusion.engine.models.vae import read_vae
 
 TOKENIZERS = ("tokenizer", "tokenizer_2")

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.app import ModelArgs
-from deployments.diffusion.engine.models.header import WrongFile
-from deployments.diffusion.engine.models.identity import Identity
+from deployments.diffusion.engine.models.checkpoints.header import WrongFile
+from deployments.diffusion.engine.models.checkpoints.identity import Identity
 
 _BETAS = ("beta_schedule", "beta_start", "beta_end", "trained_betas")
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")

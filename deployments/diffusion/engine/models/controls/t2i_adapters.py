@@ -6,7 +6,7 @@ from diffusers import T2IAdapter, UNet2DConditionModel
 from torch import Tensor
 
 from configs.published import Config
-from deployments.diffusion.engine.models.control_files import ControlFile
+from deployments.diffusion.engine.models.controls.files import ControlFile
 from deployments.diffusion.engine.models.skeletons import on_meta
 
 # How the first layer reads a map, by its channels: pixels a side that become one, channels.

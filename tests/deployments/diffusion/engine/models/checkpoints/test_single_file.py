@@ -17,9 +17,9 @@ from configs.families import FAMILIES, FamilyName
 from demo.single_file import clip_tensors, openclip_tensors, unet_tensors, vae_tensors
 from deployments.contracts.jobs import ImageJob
 from deployments.diffusion.engine.engine import Engine
-from deployments.diffusion.engine.models.checkpoint import Checkpoint, read_checkpoint
+from deployments.diffusion.engine.models.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from deployments.diffusion.engine.models.checkpoints.header import WrongFile
 from deployments.diffusion.engine.models.components import load
-from deployments.diffusion.engine.models.header import WrongFile
 from tests.conftest import model_args
 
 CPU = torch.device("cpu")
