@@ -241,7 +241,7 @@ class Runner:
         seen = _seen(rows, guided)
         frames = rows[0].spec.frames or 1
         # A video is alone: its frames are the rows that see pictures and are controlled.
-        framed = [(index, frame) for index in twice for frame in range(frames)]
+        framed = [(place, frame) for place in range(len(twice)) for frame in range(frames)]
         numbers = Numbers(self._parts.device)
         call = _Call(
             rows=rows,
@@ -253,11 +253,11 @@ class Runner:
             guidance=numbers.put([row.spec.guidance_scale for row in rows]),
             adapters=numbers.put(self._bank(specs).mix([dict(spec.loras) for spec in specs])),
             size_ids=numbers.put([_size_ids(spec) for spec in specs]),
-            seen=SeenPlan([seen[index] for index, _ in framed], numbers),
+            seen=SeenPlan([seen[place] for place, _ in framed], numbers),
             controls=ControlPlan(
                 self._parts.controls,
-                [_controls(rows[index], cursors[index], frame) for index, frame in framed],
-                [tokens[index] for index, _ in framed],
+                [_controls(placed[twice[place]], frame) for place, frame in framed],
+                [tokens[place] for place, _ in framed],
                 twins=len(rows) * frames if rows[0].half is None else 0,
                 numbers=numbers,
             ),
@@ -449,8 +449,9 @@ def _size_ids(spec: RowSpec) -> tuple[float, ...]:
     return (spec.height, spec.width, 0, 0, spec.height, spec.width)
 
 
-def _controls(row: Row, cursor: int, frame: int) -> list[RowControl]:
-    """A row's controls in a step; of a video those of a frame."""
+def _controls(placed: _Placed, frame: int) -> list[RowControl]:
+    """A row's controls in its next step; of a video those of a frame."""
+    row, cursor = placed
     controls: list[RowControl] = []
     for control, seen in zip(row.spec.controls, row.controls, strict=True):
         if row.spec.frames is not None:
