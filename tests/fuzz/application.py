@@ -110,7 +110,7 @@ class NoModels(Service):
         handle: Any = SimpleNamespace(options=lambda **_: handle)
         self.catalogue = knowing(Outlook("none", "RUNNING", "ready", CARD, handle))
         self.assembler: Any = SimpleNamespace(
-            map_figures=_answering(MapFigures({}, {}, stored=0, stored_bytes=0)),
+            maps=SimpleNamespace(figures=_answering(MapFigures({}, {}, stored=0, stored_bytes=0))),
             pictures=Pictures(ServiceArgs()),
         )
 

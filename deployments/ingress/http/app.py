@@ -197,7 +197,7 @@ def make_app(
     async def metrics_text() -> Response:
         """Prometheus text: requests here, and every replica's engine."""
         figures, maps = await asyncio.gather(
-            service.catalogue.figures(), service.assembler.map_figures()
+            service.catalogue.figures(), service.assembler.maps.figures()
         )
         keys = quota.usage()
         text = await asyncio.to_thread(metrics.render, figures, maps, keys, quota.keys.faulty)

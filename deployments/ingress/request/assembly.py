@@ -1,18 +1,14 @@
 """A request made ready for a replica: gaps filled, pictures brought in, maps on their way."""
 
-import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count
-from typing import cast
 
 import numpy as np
-import ray
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from deployments.contracts.cards import CardIpAdapter, ModelCard
-from deployments.contracts.errors import MAX_QUOTED, InvalidRequest, NotFound
-from deployments.contracts.figures import MapFigures
+from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import (
     Control,
     ControlUse,
@@ -27,19 +23,15 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.maps import MapRef, MapSpec, is_map_id
 from deployments.contracts.recipe import Recipe
-from deployments.contracts.refusal import Refusal, accepted
 from deployments.contracts.routes import Router
-from deployments.ingress.discovery.asking import asked
 from deployments.ingress.request.budget import pictures_of
 from deployments.ingress.request.filling import image_job, video_job, wanted_size
+from deployments.ingress.request.maps import Maps
 from deployments.ingress.request.pictures import Brought, Loaded, Pictures
 from deployments.ingress.request.recipes import image_recipe, video_recipe
 from deployments.ingress.request.workers import together
 from preprocessors.image_file import edit_mask
 from preprocessors.resize import resize
-
-FIGURES_S = 0.5
-log = logging.getLogger("ray.serve.tcd.assembly")
 
 HALF = 128  # of 255: from here on a mask counts as "make anew"
 
@@ -92,12 +84,14 @@ class Assembler:
         pictures: brings them in; whoever else looks at some shares its room.
         maps: the map store's handle.
         route: which preprocessors a request needs (`graphs.routing`).
+
+    Attributes:
+        maps: what the store makes.
     """
 
     def __init__(self, pictures: Pictures, maps: DeploymentHandle[object], route: Router) -> None:
         self.pictures = pictures
-        self._maps = maps
-        self._figures = MapFigures({}, {}, 0, 0)
+        self.maps = Maps(pictures, maps)
         self._route = route
 
     async def assemble(self, request: ImageRequest | VideoRequest, card: ModelCard) -> Assembled:
@@ -148,29 +142,11 @@ class Assembler:
         _check_thresholds(control)
         (image,) = control.pictures("").values()
         brought = await self.pictures.bring({"image": image})
-        found = await self._mapped(
+        found = await self.maps.of(
             brought["image"],
             lambda loaded: _control_spec(control, control.type, loaded, loaded.picture.size),
         )
-        try:
-            return found.map_id, await cast(Awaitable[Pixels], found.ref)
-        except Exception:
-            await self.forget_failed((found.map_id,))
-            raise
-
-    async def forget_failed(self, map_ids: tuple[str, ...]) -> None:
-        """A call with these maps failed: whichever could not be made must be tried again."""
-        if map_ids:
-            await asked(cast(DeploymentResponse[None], self._maps.forget_failed.remote(map_ids)))
-
-    async def map_figures(self) -> MapFigures:
-        """What the map store made and reused; the last known if it is silent."""
-        response = cast(DeploymentResponse[MapFigures], self._maps.figures.remote())
-        try:
-            self._figures = await asked(response, FIGURES_S)
-        except Exception as error:
-            log.warning("the map store has no figures: %r", error)
-        return self._figures
+        return found.map_id, await self.maps.pixels(found)
 
     async def _brought(
         self, request: ImageRequest | VideoRequest, card: ModelCard
@@ -206,7 +182,7 @@ class Assembler:
         for index, (place, control) in enumerate(request.named_controls.items()):
             for param, image in control.pictures(place).items():
                 if is_map_id(image):
-                    yield self._named_map(image, param)
+                    yield self.maps.named(image, param)
                 elif index in routed:
                     yield self._map(control, brought[param], routed[index], size, f"{place}.")
                 else:
@@ -221,7 +197,7 @@ class Assembler:
         place: str,
     ) -> MapRef:
         """A control's map of a picture."""
-        return await self._mapped(
+        return await self.maps.of(
             brought, lambda loaded: _control_spec(control, preprocessor, loaded, size, place)
         )
 
@@ -259,49 +235,15 @@ class Assembler:
 
         if is_map_id(image):
             # The map goes from its preprocessor to the encoder; its id tells what it shows.
-            found = await self._named_map(image, param)
-            return await self._make(spec(image), found.ref)
-        return await self._mapped(brought[param], lambda loaded: spec(loaded.digest))
+            found = await self.maps.named(image, param)
+            return await self.maps.make(spec(image), found.ref)
+        return await self.maps.of(brought[param], lambda loaded: spec(loaded.digest))
 
     async def _region(self, brought: Brought, size: tuple[int, int]) -> Mask:
         """Where an IP-Adapter acts, in the size of the images to be made."""
         async with self.pictures.decoded(brought) as (loaded,):
             mask = await self.pictures.workers.run(lambda: resize(edit_mask(loaded.picture), size))
         return _asking(mask, brought.param, "where the adapter acts")
-
-    async def _mapped(self, brought: Brought, spec_of: Callable[[Loaded], MapSpec]) -> MapRef:
-        """The map of a picture: the one that the store has, or one that is made now."""
-        spec = await self._spec(brought, spec_of)
-        # Without the picture: a store that is silent keeps nobody else out of the room for pixels.
-        known = await asked(cast(DeploymentResponse[MapRef], self._maps.known.remote(spec)))
-        if known.ref is not None:
-            return known
-        return await self._make(spec, await self._put(brought, spec))
-
-    async def _spec(self, brought: Brought, spec_of: Callable[[Loaded], MapSpec]) -> MapSpec:
-        async with self.pictures.decoded(brought) as (loaded,):
-            return spec_of(loaded)
-
-    async def _put(self, brought: Brought, spec: MapSpec) -> object:
-        """A reference to the picture of which a map is made. It is decoded anew: its pixels were
-        not to be kept while the store was asked."""
-        async with self.pictures.decoded(brought) as (loaded,):
-            return await self.pictures.workers.run(_put, spec, loaded.pixels)
-
-    async def _make(self, spec: MapSpec, picture: object) -> MapRef:
-        """`picture`: a reference, in a list so that the store does not fetch it."""
-        making = cast(DeploymentResponse[MapRef | Refusal], self._maps.make.remote(spec, [picture]))
-        return accepted(await asked(making))
-
-    async def _named_map(self, map_id: str, param: str) -> MapRef:
-        found = await asked(cast(DeploymentResponse[MapRef], self._maps.find.remote(map_id)))
-        if found.ref is None:
-            raise NotFound(
-                f"{param}: control map {map_id[:MAX_QUOTED]!r} is not (or no longer) known; send "
-                "the picture itself, or have the map made again",
-                param,
-            )
-        return found
 
 
 def _names(brought: Mapping[str, Brought]) -> dict[str, str]:
@@ -438,14 +380,6 @@ def _control_spec(
             f"{place}low_threshold {low} is above high_threshold {high}", place + "low_threshold"
         )
     return MapSpec("canny", loaded.digest, *size, low, high)
-
-
-def _put(spec: MapSpec, pixels: Pixels) -> object:
-    """A reference to the picture of which a map is made. Canny's are made of the map's size: a
-    larger picture need not travel."""
-    size = (spec.width, spec.height)
-    smaller = spec.preprocessor == "canny" and spec.width * spec.height * 3 < pixels.nbytes
-    return ray.put(resize(pixels, size) if smaller else pixels)
 
 
 def _shown(size: tuple[int, int]) -> str:

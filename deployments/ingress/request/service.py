@@ -259,7 +259,7 @@ class Service:
         """Best effort: the map store may be what died."""
         try:
             async with asyncio.timeout(FORGET_S):
-                await self.assembler.forget_failed(ready.map_ids)
+                await self.assembler.maps.forget_failed(ready.map_ids)
         except (TimeoutError, RayError, RayServeException) as error:
             log.warning("the map store does not answer: %r", error)
 

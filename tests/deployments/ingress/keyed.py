@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -154,8 +155,9 @@ class NoMaps(Assembler):
 
     def __init__(self, args: ServiceArgs) -> None:
         super().__init__(Pictures(args), None, lambda _: ())  # type: ignore[arg-type]
+        self.maps: Any = SimpleNamespace(figures=self._figures)
 
-    async def map_figures(self) -> MapFigures:
+    async def _figures(self) -> MapFigures:
         return MapFigures({}, {}, 0, 0)
 
 
