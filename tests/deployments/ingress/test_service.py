@@ -138,11 +138,15 @@ class FakeAssembler:
     def __init__(self, *outcomes: Exception) -> None:
         self.outcomes = list(outcomes)
         self.forgot = 0
+        self.maps = self
 
-    async def assemble(self, *_: object) -> Assembled:
+    async def outline(self, *_: object) -> ImageJob:
         if self.outcomes:
             raise self.outcomes.pop(0)
-        return Assembled(ImageJob("job", "a", (0,), 64, 64))
+        return ImageJob("job", "a", (0,), 64, 64)
+
+    async def assemble(self, *asked: object) -> Assembled:
+        return Assembled(await self.outline(*asked))
 
     async def forget_failed(self, _: object) -> None:
         self.forgot += 1
