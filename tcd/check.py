@@ -19,8 +19,8 @@ from deployments.diffusion.engine.models.checkpoints.fitness import (
 )
 from deployments.diffusion.engine.models.checkpoints.header import WrongFile, read_header
 from deployments.diffusion.engine.models.checkpoints.identity import (
+    ADAPTER,
     CHECKPOINT,
-    UNET,
     VAE,
     Identity,
     identify,
@@ -92,7 +92,7 @@ def _whole_weights(path: Path) -> Identity | None:
         found = identify(read_header(path))
     except WrongFile:
         return None  # those who read adapters say why
-    return found if found.kind in (CHECKPOINT, UNET, VAE, *READERS) else None
+    return None if found.kind in (None, ADAPTER) else found
 
 
 def _tell_weights(

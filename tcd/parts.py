@@ -15,14 +15,16 @@ from configs.app import ControlArgs, IpAdapterArgs
 from configs.families import FamilyName
 from configs.published import geometry
 from deployments.diffusion.engine.adapters.contents import Contents
-from deployments.diffusion.engine.adapters.files import LoraError, read_file
+from deployments.diffusion.engine.adapters.files import LoraError, lora_file, read_file
 from deployments.diffusion.engine.models.checkpoints.identity import (
     CONTROLNET,
     IP_ADAPTER,
     MOTION_ADAPTER,
     T2I_ADAPTER,
+    TEXTUAL_INVERSION,
 )
 from deployments.diffusion.engine.models.controls.controls import read_controls
+from deployments.diffusion.engine.models.embeddings import read_embedding
 from deployments.diffusion.engine.models.ip_adapter import load_ip_adapters
 from deployments.diffusion.engine.models.motion.file import read_motion_adapter
 from deployments.diffusion.engine.models.motion.motion import check_fits
@@ -66,11 +68,17 @@ def _motion_adapter(path: Path, family: FamilyName) -> None:
     check_fits(read_motion_adapter(str(path), unet, None, _DTYPE), unet)
 
 
+def _embedding(path: Path, family: FamilyName) -> None:
+    widths = [int(str(config["hidden_size"])) for config in geometry(family).text_encoders]
+    read_embedding(path.stem, lora_file(path), widths)
+
+
 READERS: Mapping[str, Callable[[Path, FamilyName], None]] = {
     CONTROLNET: _control,
     T2I_ADAPTER: _control,
     IP_ADAPTER: _ip_adapter,
     MOTION_ADAPTER: _motion_adapter,
+    TEXTUAL_INVERSION: _embedding,
 }
 
 

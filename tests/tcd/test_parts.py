@@ -119,3 +119,37 @@ def test_a_cut_part_and_one_as_json(tmp_path: Path, capsys: pytest.CaptureFixtur
     told = json.loads(out)
     assert (code, told["kind"]) == (1, "a motion adapter")
     assert "layers" in told["families"]["sd15"]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        ({"emb_params": (4, 768)}, "loads"),
+        (
+            {"clip_l": (4, 768), "clip_g": (4, 1280)},
+            "one tensor is needed: is it of another family",
+        ),
+        ({"lllite_unet_input_blocks_4.down.0.weight": (32, 640)}, "is a ControlNet-LLLite, no"),
+        ({"lora_controlnet": (1,), "input_hint_block.0.weight": (16, 3, 3, 3)}, "a Control-LoRA"),
+        (
+            {"image_proj.norm.weight": (768,), "ip_adapter.0.to_q_lora.down.weight": (128, 320)},
+            "it is a FaceID adapter",
+        ),
+        (
+            {"vision_model.embeddings.class_embedding": (1280,)},
+            "is an image encoder, no checkpoint",
+        ),
+        ({"768.0.linear.0.weight": (1536, 768)}, "is a hypernetwork, no checkpoint"),
+        ({"decoder.layers.1.weight": (64, 4, 3, 3)}, "it stands in `preview_vae`"),
+        ({"down_blocks.0.resnets.0.conv1.weight": (320, 320, 3, 3)}, "diffusers' names, part of"),
+        ({"x": (1,)}, "holds no adapter's weights"),
+    ],
+)
+def test_files_of_other_kinds(
+    shapes: Shapes, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_zeros(tmp_path / "odd.safetensors", shapes)
+    code, out = run(capsys, "--family", "sd15", tmp_path / "odd.safetensors")
+    verdict = out.splitlines()[1]
+    assert says in verdict, out
+    assert code == (says != "loads")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.sources import pickle_refused
+
 PEFT_CONFIG = "adapter_config.json"
 
 
@@ -42,6 +44,8 @@ def lora_file(path: Path) -> Path:
     """The one safetensors file that `path` is or holds, else `LoraError`."""
     if path.is_file():
         if path.suffix != ".safetensors":
+            if (pickled := pickle_refused(path.name)) is not None:
+                raise LoraError(pickled)
             raise LoraError(f"{path.name} is not a safetensors file; no other format is read")
         return path
     if not path.exists():

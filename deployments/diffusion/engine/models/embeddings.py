@@ -34,11 +34,10 @@ def add_embeddings(
     words: Words = {}
     for word, source in sources.items():
         try:
-            vectors = _vectors(word, lora_file(fetch(source)), len(text_encoders))
-            words[word] = tuple(
-                _appended(encoder, added)
-                for encoder, added in zip(text_encoders, vectors, strict=True)
-            )
+            tables = [_table(encoder) for encoder in text_encoders]
+            widths = [table.embedding_dim for table in tables]
+            vectors = read_embedding(word, lora_file(fetch(source)), widths)
+            words[word] = tuple(map(_appended, tables, vectors))
         except (LoraError, SafetensorError, ValueError) as error:
             raise ValueError(f"embeddings.{word}: {error}") from error
     if words:
@@ -47,8 +46,10 @@ def add_embeddings(
     return words
 
 
-def _vectors(word: str, file: Path, encoders: int) -> list[Tensor]:
-    """(n, width) of each text encoder."""
+def read_embedding(word: str, file: Path, widths: Sequence[int]) -> list[Tensor]:
+    """A word's vectors, (n, width) for each text encoder. Raises `ValueError` if a file has none of
+    these widths."""
+    encoders = len(widths)
     tensors = _parts(word, load_file(file))
     if encoders == len(_PAIRS) and set(tensors) == set(_PAIRS):
         found = [tensors[name] for name in _PAIRS]
@@ -62,6 +63,14 @@ def _vectors(word: str, file: Path, encoders: int) -> list[Tensor]:
         )
     if any(tensor.ndim not in (1, 2) for tensor in found):
         raise ValueError(f"{file.name} holds no vectors")
+    for tensor, width in zip(found, widths, strict=True):
+        if tensor.shape[-1] != width:
+            raise ValueError(
+                f"its vectors have {tensor.shape[-1]} numbers, the text encoder's {width}: is it "
+                "of another family?"
+            )
+        if not tensor.float().isfinite().all():
+            raise ValueError("it holds numbers that are not finite")
     return [tensor.view(-1, tensor.shape[-1]) for tensor in found]
 
 
@@ -75,17 +84,9 @@ def _parts(word: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {part: tensors[name] for part, name in bundled[word.lower()].items()}
 
 
-def _appended(encoder: nn.Module, vectors: Tensor) -> tuple[int, ...]:
+def _appended(table: nn.Embedding, vectors: Tensor) -> tuple[int, ...]:
     """The ids of vectors that now stand behind a text encoder's table."""
-    table = _table(encoder)
-    first, width = table.weight.shape
-    if vectors.shape[-1] != width:
-        raise ValueError(
-            f"its vectors have {vectors.shape[-1]} numbers, the text encoder's {width}: is it of "
-            "another family?"
-        )
-    if not vectors.float().isfinite().all():
-        raise ValueError("it holds numbers that are not finite")
+    first = len(table.weight)
     whole = torch.cat([table.weight.detach(), vectors.to(table.weight)])
     table.weight = nn.Parameter(whole, requires_grad=False)
     table.num_embeddings = len(whole)

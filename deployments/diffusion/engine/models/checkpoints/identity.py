@@ -28,11 +28,13 @@ PREFIXES: Mapping[Part, tuple[str, ...]] = {
 CHECKPOINT, UNET, VAE = "a checkpoint", "a UNet alone", "a VAE"
 ADAPTER, CONTROLNET, T2I_ADAPTER = "an adapter", "a ControlNet", "a T2I-Adapter"
 IP_ADAPTER, MOTION_ADAPTER = "an IP-Adapter", "a motion adapter"
-# The first that fits. Adapters and ControlNets come first: they repeat the names of UNets.
+TEXTUAL_INVERSION = "a textual inversion"
+# The first that fits. What changes UNets, or steers them, repeats their names, and comes first.
 _KINDS = {
+    r"^(image_proj|ip_adapter)\.": IP_ADAPTER,
+    r"^lllite_": "a ControlNet-LLLite",
     r"lora[._](down|up|mid|[ABab])\b|\.lora\.|hada_w|lokr_w|dora_scale|oft_|\.diff(_b)?$": ADAPTER,
     r"^control_model\.|^input_hint_block\.|^controlnet_|^zero_convs\.": CONTROLNET,
-    r"^(image_proj|ip_adapter)\.": IP_ADAPTER,
     r"motion_modules\.": MOTION_ADAPTER,
     r"^(adapter\.)?body\.\d+\.(in_conv|block1|resnets)\b": T2I_ADAPTER,
     r"^(model\.diffusion_model\.)?input_blocks\.0\.0\.": UNET,
@@ -44,7 +46,8 @@ _KINDS = {
     r"(^|\.)(text_model\.|encoder\.layers|transformer\.resblocks|encoder\.block)\b": (
         "a text encoder alone"
     ),
-    r"^(emb_params|clip_[lg]|<.*>)$": "a textual inversion",
+    r"^(emb_params|clip_[lg]|<.*>)$": TEXTUAL_INVERSION,
+    r"^\d+\.\d+\.linear": "a hypernetwork",
     r"^(conv_first|RRDB_trunk|body\.\d+\.rdb1|model\.\d+\.(sub|weight))\b": "an upscaler",
 }
 # Networks that are none of ours, by what only their tensors are called.

@@ -617,7 +617,7 @@ def test_no_pickle_is_ever_opened(reader: LoraReader, tmp_path: Path) -> None:
 
     for name in ("style.bin", "style.pt", "style.safetensors"):
         (tmp_path / name).write_bytes(pickle.dumps(Trap()))
-        with pytest.raises(LoraError, match=r"not a (readable )?safetensors file"):
+        with pytest.raises(LoraError, match=r"is a pickle|not a readable safetensors file"):
             reader.read(tmp_path / name)
     assert not (tmp_path / "sprung").exists()
 

@@ -36,7 +36,7 @@ def broken_styles(demo_models: Path, tmp_path: Path) -> dict[str, tuple[str, str
     return {
         "short": (str(tmp_path / "short.safetensors"), "not a readable safetensors file"),
         "text": (str(tmp_path / "text.safetensors"), "not a readable safetensors file"),
-        "pickle": (str(tmp_path / "pickle.bin"), "no other format is read"),
+        "pickle": (str(tmp_path / "pickle.bin"), "is a pickle, which can run code"),
         "nan": (str(tmp_path / "nan.safetensors"), "not finite"),
         "oft": (str(tmp_path / "oft.safetensors"), "is OFT"),
         "missing": (str(tmp_path / "nowhere.safetensors"), "does not exist"),

@@ -149,5 +149,5 @@ def test_files_that_are_none(what: str, demo_models: Path, tmp_path: Path) -> No
 
 def test_no_other_format_is_read(demo_models: Path, tmp_path: Path) -> None:
     (tmp_path / "toy.pt").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"embeddings\.toy: toy\.pt is not a safetensors file"):
+    with pytest.raises(ValueError, match=r"embeddings\.toy: toy\.pt is a pickle"):
         loaded(demo_models, "sd15", {"toy": str(tmp_path / "toy.pt")})

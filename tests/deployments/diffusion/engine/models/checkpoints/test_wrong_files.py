@@ -152,7 +152,10 @@ WRONG: dict[str, tuple[Shapes, str]] = {
         {"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": (8,)},
         "is a motion adapter, no checkpoint; it stands in `motion_adapter`",
     ),
-    "embedding": ({"emb_params": (2, 768)}, "is a textual inversion, no checkpoint; textual inv"),
+    "embedding": (
+        {"emb_params": (2, 768)},
+        "is a textual inversion, no checkpoint; it stands in `em",
+    ),
     "tiny autoencoder": ({"decoder.layers.0.weight": (8, 4, 3, 3)}, "is a tiny autoencoder, no"),
     "text encoder": (
         {"text_model.encoder.layers.0.mlp.fc1.weight": (8, 8)},

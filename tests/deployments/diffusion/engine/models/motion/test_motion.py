@@ -147,7 +147,7 @@ def test_what_is_none(unet: UNet2DConditionModel, demo_models: Path, tmp_path: P
         (demo_models / "motion-loras" / "zoom-in.safetensors", "motion LoRAs go under motion_lor"),
         (demo_models / "sd15-community.safetensors", "it holds no motion layers, but 'cond_stage"),
         (demo_models / "sd15" / "unet", "it is a UNet2DConditionModel; a MotionAdapter is needed"),
-        (tmp_path / "motion.ckpt", "is not a safetensors file; no other format is read"),
+        (tmp_path / "motion.ckpt", "is a pickle, which can run code when it is opened"),
         (tmp_path / "broken.safetensors", "[Hh]eader"),
         (demo_models / "sd15", "holds 0 safetensors files"),
     ):
