@@ -15,6 +15,9 @@ from configs.app import ServiceArgs
 from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull
 from deployments.contracts.jobs import (
     Caller,
+    Control,
+    ImageInput,
+    IpAdapter,
     Progress,
     VideoRequest,
     VideoResult,
@@ -106,7 +109,7 @@ class Videos:
         Refused with `QueueFull` if too many are unfinished (a caller who has less than its share
         of `max_videos` may go beyond them), and for what `Service.check_video` raises.
         """
-        asked = (_without_pictures(request), output_format, metadata)
+        asked = (await asyncio.to_thread(_without_pictures, request), output_format, metadata)
         if (known := self._known(key, caller, asked)) is not None:
             return known.card
         await self._quota.keys.renew()
@@ -262,8 +265,35 @@ def _files(result: VideoResult, asked: Asked) -> Files:
 
 
 def _without_pictures(request: VideoRequest) -> VideoRequest:
-    """A request to be compared with others long after: of its picture, the digest."""
-    image = request.image
-    if image is None:
-        return request
-    return replace(request, image=name_of(image.encode() if isinstance(image, str) else image))
+    """A request to be compared with others long after: of its pictures, the digests."""
+    adapters = request.ip_adapter
+    if isinstance(adapters, tuple):
+        adapters = tuple(map(_unseen, adapters))
+    elif adapters is not None:
+        adapters = _unseen(adapters)
+    return replace(
+        request,
+        image=None if request.image is None else _name(request.image),
+        controls=tuple(map(_unfollowed, request.controls)),
+        ip_adapter=adapters,
+    )
+
+
+def _unfollowed(control: Control) -> Control:
+    image = control.image
+    return replace(
+        control, image=tuple(map(_name, image)) if isinstance(image, tuple) else _name(image)
+    )
+
+
+def _unseen(adapter: IpAdapter) -> IpAdapter:
+    mask = adapter.mask
+    return replace(
+        adapter,
+        images=tuple(map(_name, adapter.images)),
+        mask=None if mask is None else _name(mask),
+    )
+
+
+def _name(image: ImageInput) -> str:
+    return name_of(image.encode() if isinstance(image, str) else image)
