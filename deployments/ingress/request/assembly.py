@@ -184,21 +184,16 @@ class Assembler:
                 if is_map_id(image):
                     yield self.maps.named(image, param)
                 elif index in routed:
-                    yield self._map(control, brought[param], routed[index], size, f"{place}.")
+                    yield self._map(control, brought[param], routed[index], size)
                 else:
                     yield self._ready_map(brought[param], size)
 
     async def _map(
-        self,
-        control: Control,
-        brought: Brought,
-        preprocessor: str,
-        size: tuple[int, int],
-        place: str,
+        self, control: Control, brought: Brought, preprocessor: str, size: tuple[int, int]
     ) -> MapRef:
         """A control's map of a picture."""
         return await self.maps.of(
-            brought, lambda loaded: _control_spec(control, preprocessor, loaded, size, place)
+            brought, lambda loaded: _control_spec(control, preprocessor, loaded, size)
         )
 
     async def _ready_map(self, brought: Brought, size: tuple[int, int]) -> Pixels:
@@ -321,6 +316,13 @@ def _check(request: ImageRequest | VideoRequest, card: ModelCard) -> None:
         )
     for place, control in request.named_controls.items():
         _check_thresholds(control, f"{place}.")
+    if isinstance(request, VideoRequest) and request.num_frames > card.limits.max_frames:
+        # Here, too: a control may have a map of each frame.
+        raise InvalidRequest(
+            f"num_frames is {request.num_frames}; model {card.id!r} makes at most "
+            f"{card.limits.max_frames}",
+            "num_frames",
+        )
 
 
 def _name(adapter: IpAdapter, card: ModelCard) -> str:
@@ -338,6 +340,20 @@ def _check_thresholds(control: Control, place: str = "") -> None:
             raise InvalidRequest(
                 f"{place}{name} has an effect only on canny maps made here", place + name
             )
+    low, high = _thresholds(control)
+    if low > high:
+        raise InvalidRequest(
+            f"{place}low_threshold {low} is above high_threshold {high}", place + "low_threshold"
+        )
+
+
+def _thresholds(control: Control) -> tuple[int, int]:
+    """Canny's: those of the request, or else the usual ones."""
+    low, high = control.low_threshold, control.high_threshold
+    return (
+        MapSpec.low_threshold if low is None else low,
+        MapSpec.high_threshold if high is None else high,
+    )
 
 
 def _mask(start: Loaded, given: Loaded | None, size: tuple[int, int]) -> Mask | None:
@@ -368,18 +384,11 @@ def _asking(mask: Mask, param: str, what: str = "what is to be made anew") -> Ma
 
 
 def _control_spec(
-    control: Control, preprocessor: str, loaded: Loaded, size: tuple[int, int], place: str = ""
+    control: Control, preprocessor: str, loaded: Loaded, size: tuple[int, int]
 ) -> MapSpec:
-    plain = MapSpec(preprocessor, loaded.digest, *size)
     if preprocessor != "canny":
-        return plain
-    low = plain.low_threshold if control.low_threshold is None else control.low_threshold
-    high = plain.high_threshold if control.high_threshold is None else control.high_threshold
-    if low > high:
-        raise InvalidRequest(
-            f"{place}low_threshold {low} is above high_threshold {high}", place + "low_threshold"
-        )
-    return MapSpec("canny", loaded.digest, *size, low, high)
+        return MapSpec(preprocessor, loaded.digest, *size)
+    return MapSpec("canny", loaded.digest, *size, *_thresholds(control))
 
 
 def _shown(size: tuple[int, int]) -> str:

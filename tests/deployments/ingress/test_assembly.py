@@ -16,7 +16,14 @@ import ray
 from configs.app import ServiceArgs
 from deployments.contracts.cards import CardIpAdapter
 from deployments.contracts.errors import InvalidRequest, NotFound, NotReady, QueueFull
-from deployments.contracts.jobs import Control, ImageRequest, IpAdapter, IpAdapterUse, Pixels
+from deployments.contracts.jobs import (
+    Control,
+    ImageRequest,
+    IpAdapter,
+    IpAdapterUse,
+    Pixels,
+    VideoRequest,
+)
 from deployments.contracts.maps import MapRef, MapSpec
 from deployments.contracts.refusal import Refusal
 from deployments.ingress.request.assembly import Assembled, Assembler
@@ -305,3 +312,29 @@ def test_pictures_and_masks_of_ip_adapters_count_together(put: list[Pixels]) -> 
     pixels = assembler(Store(), max_request_pixels=9 * 64 - 1, max_image_pixels=64)
     with pytest.raises(InvalidRequest, match="576 pixels together"):
         assemble(pixels, ip_adapter=seen)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"low_threshold": 250}, "controls.0.low_threshold", "250 is above high_threshold 200"),
+        ({"high_threshold": 50}, "controls.0.low_threshold", "100 is above high_threshold 50"),
+        ({"frames": 33}, "num_frames", "num_frames is 33; model 'sd15' makes at most 32"),
+    ],
+)
+def test_what_a_video_cannot_have_is_said_before_a_picture_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], param: str, says: str
+) -> None:
+    async def bring(*_: object) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(Pictures, "bring", bring)
+    frames = {"frames": 2, **fields}["frames"]
+    said = {name: value for name, value in fields.items() if name != "frames"}
+    film = tuple(png(picture(number, 64, 64)) for number in range(frames))
+    request = VideoRequest(**ASKED, num_frames=frames, controls=(Control("canny", film, **said),))
+    made_by = assembler(Store())
+    for ready in (made_by.outline, made_by.assemble):
+        with pytest.raises(InvalidRequest, match=says) as caught:
+            asyncio.run(ready(request, CARD))
+        assert caught.value.param == param
