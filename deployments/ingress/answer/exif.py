@@ -7,6 +7,7 @@ import struct
 
 IMAGE_DESCRIPTION, EXIF_IFD, USER_COMMENT = 0x010E, 0x8769, 0x9286
 ASCII, LONG, UNDEFINED = 2, 4, 7
+EXIF_PREFIX = b"Exif\0\0"  # in front of the structure, in a JPEG
 HEADER_BYTES = 8
 UNICODE = b"UNICODE\0"  # what follows is UTF-16 in the byte order of the whole
 
@@ -24,7 +25,7 @@ def exif(comment: str | None, description: str | None) -> bytes:
         main.append((EXIF_IFD, LONG, struct.pack(">I", HEADER_BYTES)))
     place = HEADER_BYTES + len(inner)
     header = struct.pack(">2sHI", b"MM", 42, place)
-    return b"".join([b"Exif\0\0", header, inner, _directory(main, place)])
+    return b"".join([EXIF_PREFIX, header, inner, _directory(main, place)])
 
 
 def _directory(entries: list[Entry], place: int) -> bytes:

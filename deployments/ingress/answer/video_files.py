@@ -8,6 +8,7 @@ from PIL import Image
 
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.videos import VideoFormat
+from deployments.ingress.answer.exif import EXIF_PREFIX
 from deployments.ingress.answer.metadata import Metadata
 
 # Browsers show a frame of less than 20 ms for 100 ms; gif knows hundredths of a second.
@@ -36,7 +37,8 @@ def encode_video(
         _encode_mp4(file, frames, fps, metadata)
     elif output_format == "webp":
         times = frame_times(len(frames), fps, WEBP_TICK_MS)
-        exif = b"" if metadata is None else metadata.exif()
+        # Pillow takes the prefix, which a webp has not, from pictures alone.
+        exif = b"" if metadata is None else metadata.exif().removeprefix(EXIF_PREFIX)
         _save(file, "WEBP", frames, times, lossless=True, exif=exif)
     else:
         times = frame_times(len(frames), fps, GIF_TICK_MS, GIF_LEAST_MS)

@@ -95,6 +95,13 @@ def test_how_it_was_made(output_format: VideoFormat, written: bool) -> None:
     assert "n" not in asked
 
 
+def test_the_exif_of_a_webp_begins_as_its_format_says() -> None:
+    """With TIFF's header: `Exif` and two zeros are for JPEG."""
+    file = encode_video(greys(4), 8, "webp", metadata_of(RECIPE, 7, "webp"))
+    chunk = file.index(b"EXIF")
+    assert file[chunk + 8 : chunk + 12] == b"MM\0*"
+
+
 def comments(file: bytes, output_format: VideoFormat) -> tuple[str | None, str | None]:
     if output_format == "mp4":
         with av.open(io.BytesIO(file)) as container:
