@@ -127,14 +127,16 @@ class Assembler:
         )
 
     async def outline(self, request: VideoRequest, card: ModelCard) -> ImageJob:
-        """The job that `assemble` would make, before any work for it: its pictures can be read, and
-        no map is made. Raises what `assemble` does."""
+        """The job that `assemble` would make, before any work for it: its pictures can be read, the
+        maps that it names are known, and none is made. Raises what `assemble` does, but for masks
+        of IP-Adapters that ask for nothing."""
         brought = await self._brought(request, card)
         size, start, mask = await self._start(request, card, brought)
         for param, one in brought.items():
             if param != "image":
                 async with self.pictures.decoded(one):
                     pass
+        await together(self.maps.named(map_id, param) for param, map_id in _named_maps(request))
         return _job(request, card, size, start, mask)
 
     async def preprocess(self, control: Control) -> tuple[str, Pixels]:
@@ -239,6 +241,18 @@ class Assembler:
         async with self.pictures.decoded(brought) as (loaded,):
             mask = await self.pictures.workers.run(lambda: resize(edit_mask(loaded.picture), size))
         return _asking(mask, brought.param, "where the adapter acts")
+
+
+def _named_maps(request: ImageRequest | VideoRequest) -> Iterator[tuple[str, str]]:
+    """The maps that a request names by their ids, and the field of each."""
+    for place, control in request.named_controls.items():
+        for param, image in control.pictures(place).items():
+            if is_map_id(image):
+                yield param, image
+    for place, adapter in request.ip_adapters.items():
+        for index, image in enumerate(adapter.images):
+            if is_map_id(image):
+                yield f"{place}.image.{index}", image
 
 
 def _names(brought: Mapping[str, Brought]) -> dict[str, str]:

@@ -228,6 +228,19 @@ def test_a_map_that_is_gone() -> None:
             assemble(assembler(Store()), **fields)
 
 
+def test_a_map_that_is_gone_is_said_when_the_video_is_asked_for() -> None:
+    named = "map-canny-" + 32 * "0"
+    asked: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"controls": (Control("canny", (png(picture(1, 64, 64)), named)),)}, "controls.0.image.1"),
+        ({"ip_adapter": IpAdapter((named,))}, "ip_adapter.image.0"),
+    )
+    for fields, param in asked:
+        request = VideoRequest(**ASKED, num_frames=2, **fields)
+        with pytest.raises(NotFound, match="have the map made again") as caught:
+            asyncio.run(assembler(Store()).outline(request, CARD))
+        assert caught.value.param == param
+
+
 def test_an_s3_that_hangs_costs_only_who_asked_it(
     put: list[Pixels], black_hole: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
