@@ -80,9 +80,21 @@ def controlnet_routes(service: Service, bodies: Bodies, workers: Workers) -> API
             low_threshold=low if canny else None, high_threshold=high if canny else None
         )
         maps: list[str] = []
-        for sent in body.controlnet_input_images:
-            _, pixels = await service.preprocess(kind, picture(sent), form, caller_of(request))
+        for index, sent in enumerate(body.controlnet_input_images):
+            try:
+                _, pixels = await service.preprocess(kind, picture(sent), form, caller_of(request))
+            except InvalidRequest as error:
+                raise _as_sent(error, index) from error
             maps.append(await workers.run(MAP.text, pixels))
         return Response(DetectedBody(images=maps).model_dump_json(), media_type=JSON)
 
     return router
+
+
+def _as_sent(error: InvalidRequest, index: int) -> InvalidRequest:
+    """An error of the picture of this index, or of its thresholds, by the field as it was sent."""
+    sent = {
+        "image": f"controlnet_input_images.{index}",
+        "low_threshold": "controlnet_threshold_a",
+    }.get(error.param or "")
+    return error if sent is None else type(error)(f"{sent}: {error.message}", sent)

@@ -312,3 +312,19 @@ def test_errors_name_the_field_as_it_was_sent(
 def test_pictures_that_are_none(fields: dict[str, Any], param: str) -> None:
     error = refusal(client().post("/sdapi/v1/img2img", json=fields), 400)
     assert (error["param"] or "").startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"controlnet_input_images": ["AAAA"]}, "controlnet_input_images.0"),
+        ({"controlnet_threshold_a": 200, "controlnet_threshold_b": 10}, "controlnet_threshold_a"),
+    ],
+)
+def test_what_detect_cannot_read_is_named_as_it_was_sent(
+    change: dict[str, Any], param: str
+) -> None:
+    sent = {"controlnet_module": "canny", "controlnet_input_images": [PICTURE], **change}
+    error = refusal(client().post("/controlnet/detect", json=sent), 400)
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: ")
