@@ -11,8 +11,8 @@ model that Serve has given up.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import cast
 
@@ -160,18 +160,25 @@ class Service:
                         await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
 
     async def check_video(self, request: VideoRequest, caller: Caller = NOBODY) -> str:
-        """The name of the model that is to make a video. Raises a `TcdError` if none can."""
+        """The name of the model that is to make a video. Raises a `TcdError` if none can.
+
+        Its pictures have as long as those of an image: they may come slowly, and many others' may
+        be read before them.
+        """
         timeout_s = self._time_of(request)
+        pictures_s = min(timeout_s, self._args.request_timeout_s)
         self._quota.check(caller, 1)
-        with translated(), self._within(CHECK_S, request.model):
-            async with asyncio.timeout(CHECK_S):
+        with translated():
+            async with self._limited(CHECK_S, request.model):
                 check(request, self._args)
                 model = await self._model(request, self._quota.lease(caller, 1))
+            async with self._limited(pictures_s, request.model):
                 outline = await self.assembler.outline(request, model.card)
-                name = model.card.id
-                if not self.catalogue.up(name):
-                    return name  # it is checked when it is made, by the replica that is started
-                job = replace(outline, timeout_s=timeout_s, caller=caller)
+            name = model.card.id
+            if not self.catalogue.up(name):
+                return name  # it is checked when it is made, by the replica that is started
+            job = replace(outline, timeout_s=timeout_s, caller=caller)
+            async with self._limited(CHECK_S, request.model):
                 response = model.handle.check.remote(job)
                 answer = await asked(cast(DeploymentResponse[Refusal | None], response))
         accepted(answer)
@@ -305,6 +312,13 @@ class Service:
             return None
         grace_s = GRACE_S if self.catalogue.answers(model.card.id) else 0.0
         return asyncio.get_running_loop().time() + job.timeout_s + grace_s
+
+    @asynccontextmanager
+    async def _limited(self, timeout_s: float, model: str | None) -> AsyncIterator[None]:
+        """A part of a request, which has a time of its own."""
+        with self._within(timeout_s, model):
+            async with asyncio.timeout(timeout_s):
+                yield
 
     @contextmanager
     def _within(self, timeout_s: float, model: str | None) -> Iterator[None]:

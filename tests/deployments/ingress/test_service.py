@@ -241,6 +241,27 @@ def test_a_video_may_have_an_hour() -> None:
     assert [job.timeout_s for job in model.jobs] == pytest.approx([3600, 3600], abs=1)
 
 
+def test_a_videos_pictures_have_more_time_than_its_replica_to_say_yes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are fetched, and may wait for those of others."""
+    monkeypatch.setattr(service_module, "CHECK_S", TIMEOUT_S)
+
+    class Slow(FakeAssembler):
+        async def outline(self, *_: object) -> ImageJob:
+            await asyncio.sleep(4 * TIMEOUT_S)
+            return await super().outline()
+
+    def checked(**args: Any) -> Any:
+        return run(Replicas(None), lambda s: s.check_video(VideoRequest("a")), Slow(), **args)
+
+    assert checked() == "sd15"
+    with pytest.raises(DeadlineExceeded, match=f"within {2 * TIMEOUT_S:g} s"):
+        checked(request_timeout_s=2 * TIMEOUT_S)
+    with pytest.raises(DeadlineExceeded, match=f"within {TIMEOUT_S:g} s"):
+        run(Replicas(never), lambda s: s.check_video(VideoRequest("a")))
+
+
 def test_a_preprocessor_that_never_comes() -> None:
     with pytest.raises(DeadlineExceeded, match=f"within {TIMEOUT_S:g} s"):
         run(
