@@ -155,7 +155,10 @@ class NoMaps(Assembler):
 
     def __init__(self, args: ServiceArgs) -> None:
         super().__init__(Pictures(args), None, lambda _: ())  # type: ignore[arg-type]
-        self.maps: Any = SimpleNamespace(figures=self._figures)
+        self.maps: Any = SimpleNamespace(figures=self._figures, forget_failed=self._forget)
+
+    async def _forget(self, _: tuple[str, ...]) -> None:
+        pass
 
     async def _figures(self) -> MapFigures:
         return MapFigures({}, {}, 0, 0)
