@@ -13,7 +13,7 @@ from deployments.contracts.jobs import ImageInput, Pixels
 from deployments.ingress.request.budget import check_bytes, check_pictures, check_pixels
 from deployments.ingress.request.fetching import Fetcher
 from deployments.ingress.request.room import Room
-from deployments.ingress.request.workers import Workers, together
+from deployments.ingress.request.workers import AT_ONCE, Workers, together
 from preprocessors.image_file import ImageError, Picture, declared_size, read_image
 
 
@@ -69,7 +69,10 @@ class Pictures:
         """
         given = dict(named)
         check_pictures(given, self._args)
-        brought = await together(self._bring(param, image) for param, image in given.items())
+        # No request is refused for fetches of its own.
+        at_once = min(AT_ONCE, self._args.max_fetches)
+        bringing = (self._bring(param, image) for param, image in given.items())
+        brought = await together(bringing, at_once)
         files = {one.param: one.content for one in brought if isinstance(one.content, bytes)}
         check_bytes({param: len(file) for param, file in files.items()}, self._args)
         check_pixels({one.param: one.pixels for one in brought}, self._args)

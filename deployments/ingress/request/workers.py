@@ -63,8 +63,10 @@ class Workers:
             self._unfinished -= 1
 
 
-async def together(work: Iterable[Coroutine[object, object, Made]]) -> list[Made]:
-    """The results of all, in order, `AT_ONCE` of them in the making at a time, each drawn from
+async def together(
+    work: Iterable[Coroutine[object, object, Made]], at_once: int = AT_ONCE
+) -> list[Made]:
+    """The results of all, in order, `at_once` of them in the making at a time, each drawn from
     `work` when it begins. When one fails, those are cancelled, and its error is raised after they
     have ended."""
     numbered = enumerate(work)
@@ -76,7 +78,7 @@ async def together(work: Iterable[Coroutine[object, object, Made]]) -> list[Made
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(AT_ONCE):
+            for _ in range(at_once):
                 group.create_task(worker())
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None

@@ -241,6 +241,19 @@ def test_a_map_that_is_gone_is_said_when_the_video_is_asked_for() -> None:
         assert caught.value.param == param
 
 
+def test_a_request_has_no_more_fetches_at_a_time_than_there_may_be(
+    put: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> bytes:
+        time.sleep(0.01)
+        return png(picture(1, 64, 64))
+
+    monkeypatch.setattr(Fetcher, "_read_s3", read)
+    made_by = assembler(Store(), max_fetches=2, allowed_s3_buckets=("pictures",))
+    controls = tuple(Control("canny", f"s3://pictures/{n}.png") for n in range(8))
+    assert len(assemble(made_by, controls=controls).assets) == 8
+
+
 def test_an_s3_that_hangs_costs_only_who_asked_it(
     put: list[Pixels], black_hole: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
