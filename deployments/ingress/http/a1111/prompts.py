@@ -12,10 +12,11 @@ _TAG = re.compile(r"<(\w+):([^<>]+)>")
 ADAPTERS = ("lora", "lyco", "lycoris")
 
 
-def without_loras(prompt: str) -> tuple[str, tuple[LoraWeight, ...]]:
-    """The prompt without its tags, and what they say. Raises `InvalidRequest` for a tag of another
-    kind, or one that asks for more than one weight."""
-    loras = tuple(_lora(tag) for tag in _TAG.finditer(prompt))
+def without_loras(prompt: str, act: bool = True) -> tuple[str, tuple[LoraWeight, ...]]:
+    """The prompt without its tags, and what they say if they `act`: else, as in A1111, whatever
+    they say is nothing. Raises `InvalidRequest` for a tag of another kind, or one that asks for
+    more than one weight."""
+    loras = tuple(_lora(tag) for tag in _TAG.finditer(prompt)) if act else ()
     return _TAG.sub("", prompt), loras
 
 

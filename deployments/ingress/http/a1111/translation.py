@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from deployments.contracts.api import RANDOM
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest
@@ -11,6 +13,7 @@ from deployments.ingress.http.a1111.bodies import UNITS, Img2ImgBody, Processing
 from deployments.ingress.http.a1111.ignored import ignored
 from deployments.ingress.http.a1111.prompts import without_loras
 from deployments.ingress.http.a1111.units import conditions
+from deployments.ingress.http.failures import invalid
 
 # What the service calls a field, and what it was called as it was sent.
 SENT_AS: Mapping[str, str] = {
@@ -50,7 +53,7 @@ def translated(
     Raises `InvalidRequest` or `NotFound`.
     """
     passed_over = ignored(body)
-    prompt, loras = without_loras(body.prompt)
+    prompt, loras = without_loras(body.prompt, not body.disable_extra_networks)
     controls, resembled = conditions(body.units, start, card.controls)
     guidance = card.defaults.guidance_scale if body.cfg_scale is None else body.cfg_scale
     negative = body.negative_prompt
@@ -61,26 +64,29 @@ def translated(
     if skipped and card.family == "sdxl":  # as in A1111, which skips nothing of these models
         passed_over.append(SENT_AS["clip_skip"])
         skipped = None
-    request = ImageRequest(
-        prompt,
-        model=card.id,
-        negative_prompt=negative,
-        n=body.count,
-        width=body.width,
-        height=body.height,
-        num_inference_steps=body.steps,
-        eta=body.eta,
-        guidance_scale=body.cfg_scale,
-        prompt_syntax="weighted",
-        clip_skip=skipped,
-        seed=None if body.seed == RANDOM else body.seed,
-        loras=() if body.disable_extra_networks else loras,
-        image=start,
-        mask=mask,
-        strength=body.denoising_strength if isinstance(body, Img2ImgBody) else None,
-        controls=controls,
-        ip_adapter=resembled,
-    )
+    try:
+        request = ImageRequest(
+            prompt,
+            model=card.id,
+            negative_prompt=negative,
+            n=body.count,
+            width=body.width,
+            height=body.height,
+            num_inference_steps=body.steps,
+            eta=body.eta,
+            guidance_scale=body.cfg_scale,
+            prompt_syntax="weighted",
+            clip_skip=skipped,
+            seed=None if body.seed == RANDOM else body.seed,
+            loras=loras,
+            image=start,
+            mask=mask,
+            strength=body.denoising_strength if isinstance(body, Img2ImgBody) else None,
+            controls=controls,
+            ip_adapter=resembled,
+        )
+    except ValidationError as error:  # of what is no field of its own, such as tags in a prompt
+        raise invalid(error) from error
     return Translated(request, tuple(passed_over))
 
 

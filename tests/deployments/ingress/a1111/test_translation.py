@@ -328,3 +328,16 @@ def test_what_detect_cannot_read_is_named_as_it_was_sent(
     error = refusal(client().post("/controlnet/detect", json=sent), 400)
     assert error["param"] == param
     assert error["message"].startswith(f"{param}: ")
+
+
+def test_more_tags_than_are_read_are_said_of_the_prompt() -> None:
+    sent = {"prompt": "<lora:ink:0.1>" * 65}
+    error = refusal(client().post("/sdapi/v1/txt2img", json=sent), 400)
+    assert error["param"] == "prompt"
+    assert "at most 64" in error["message"]
+
+
+def test_tags_that_do_not_act_are_not_read() -> None:
+    tags = "<lora:ink:0.5><hypernet:any:1><lora:ink:1:2>"
+    request = txt2img(prompt=f"a {tags}", disable_extra_networks=True).request
+    assert (request.prompt, request.loras) == ("a ", ())
