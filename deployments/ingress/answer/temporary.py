@@ -23,6 +23,7 @@ from deployments.ingress.answer.storage import NAME, FolderStore, not_taken
 MIB = 2**20
 SWEEP_S = 2.0  # least time between two looks at the folder for what is stored
 IDLE_SWEEP_S = 60.0  # the same where nothing is stored
+WRITING_S = 600.0  # a file that is not done by then has no writer any more
 log = logging.getLogger("ray.serve.tcd.storage")
 
 
@@ -58,8 +59,11 @@ class TemporaryStore(FolderStore):
             await asyncio.sleep(min(IDLE_SWEEP_S, self._args.keep_s))
 
     def sweep(self) -> None:
-        """Deletes what has expired, and the oldest files above the budget, but never the newest."""
+        """Deletes what has expired, the oldest files above the budget, but never the newest, and
+        what a process that died had begun to write."""
         try:
+            for path in list(self._abandoned()) if self._owned() else []:
+                path.unlink(missing_ok=True)
             files = sorted(self._files()) if self._owned() else []
             total = sum(size for _, size, _ in files)
             for index, (changed, size, path) in enumerate(files):
@@ -105,6 +109,14 @@ class TemporaryStore(FolderStore):
                 with suppress(FileNotFoundError):  # another ingress sweeps, too
                     found = path.lstat()
                     yield found.st_mtime, found.st_size, path
+
+    def _abandoned(self) -> Iterator[Path]:
+        """What is written under another name until it is done, and has not been for long."""
+        for path in self._folder.iterdir():
+            if path.name.startswith("."):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.lstat().st_mtime > WRITING_S:
+                        yield path
 
     def _expired(self, changed: float) -> bool:
         return time.time() - changed > self._args.keep_s

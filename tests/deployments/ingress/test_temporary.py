@@ -82,6 +82,19 @@ def test_what_has_expired_is_not_shown_and_then_deleted(folder: Path) -> None:
     assert served.get(young).status_code == 200
 
 
+def test_what_a_dead_process_had_begun_is_deleted(folder: Path) -> None:
+    served = client(keep_s=100)
+    (url,) = urls(served)
+    dead, writing = folder / ".tmpdead", folder / ".tmpwriting"
+    for path, seconds in ((dead, 601), (writing, 200)):
+        path.write_bytes(b"half a file")
+        made_so_long_ago(folder, path.name, seconds)
+    urls(served)
+    assert not dead.exists()
+    assert writing.exists()
+    assert served.get(url).status_code == 200
+
+
 def test_it_is_deleted_while_nothing_is_stored(folder: Path) -> None:
     (url,) = urls(client(keep_s=100))
     made_so_long_ago(folder, url, 101)
