@@ -154,10 +154,12 @@ class Service:
                     lease.made(1)
                     return result
                 except QueueFull as error:
-                    async with asyncio.timeout_at(until):
-                        least, most = FULL_PAUSE_S
-                        pause_s = min(max(error.retry_after_ms / 1000, least), most)
-                        await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
+                    least, most = FULL_PAUSE_S
+                    pause_s = min(max(error.retry_after_ms / 1000, least), most)
+                    # Its frames hold what was made ready: hundreds of megabytes of maps, perhaps.
+                    error.__traceback__ = None
+                async with asyncio.timeout_at(until):
+                    await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
 
     async def check_video(self, request: VideoRequest, caller: Caller = NOBODY) -> str:
         """The name of the model that is to make a video. Raises a `TcdError` if none can.

@@ -1,6 +1,7 @@
 """A request's walk without a cluster: limits, processes that die under it, models not yet up."""
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
@@ -36,6 +37,7 @@ from deployments.contracts.jobs import (
     ImageRequest,
     ImageResult,
     PartialImage,
+    Pixels,
     Progress,
     StreamEvent,
     Usage,
@@ -104,7 +106,7 @@ class Replicas(FakeModel):
             raise outcome
         return outcome
 
-    def _stream(self, job: ImageJob) -> "Events":
+    def _stream(self, job: ImageJob, *_: object) -> "Events":
         self.jobs.append(job)
         return Events(cast("list[object]", self.outcomes.pop(0)))
 
@@ -260,6 +262,29 @@ def test_a_videos_pictures_have_more_time_than_its_replica_to_say_yes(
         checked(request_timeout_s=2 * TIMEOUT_S)
     with pytest.raises(DeadlineExceeded, match=f"within {TIMEOUT_S:g} s"):
         run(Replicas(never), lambda s: s.check_video(VideoRequest("a")))
+
+
+def test_a_video_that_waits_for_a_place_holds_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "FULL_PAUSE_S", (TIMEOUT_S, TIMEOUT_S))
+    made: list[weakref.ref[Pixels]] = []
+
+    class WithMaps(FakeAssembler):
+        async def assemble(self, *asked: object) -> Assembled:
+            array = GREY.copy()
+            made.append(weakref.ref(array))
+            return Assembled(await self.outline(*asked), (array,))
+
+    async def asked(service: Service) -> object:
+        making = asyncio.create_task(animated(service))
+        while not made:
+            await asyncio.sleep(0)
+        await asyncio.sleep(TIMEOUT_S / 2)
+        assert [array() is None for array in made] == [True]
+        return await making
+
+    full = Refusal(QueueFull("the queue is full", 1))
+    run(Replicas([full], [FINISHED, DONE]), asked, WithMaps())
+    assert len(made) == 2
 
 
 def test_a_preprocessor_that_never_comes() -> None:
