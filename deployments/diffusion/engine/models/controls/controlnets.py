@@ -37,6 +37,8 @@ _OF_THE_UNET = (
     "projection_class_embeddings_input_dim",
     "upcast_attention",
 )
+# In the name of a file: its maps are pooled, which no tensor tells (control_v11e_sd15_shuffle).
+_POOLED = "shuffle"
 
 
 class RowsApart(ResidualAttentionBlock):
@@ -95,7 +97,7 @@ def _check_made_for(file: ControlFile, unet: UNet2DConditionModel) -> None:
 
 
 def _config(kind: type[ControlNet], file: ControlFile, unet: UNet2DConditionModel) -> Config:
-    """A net's configuration: its folder's, or what its shapes tell beside the UNet's."""
+    """A net's configuration: its folder's, or what its shapes and name tell beside the UNet's."""
     shapes = file.shapes
     types = {}
     if file.kind == "controlnet-union":
@@ -137,4 +139,5 @@ def _config(kind: type[ControlNet], file: ControlFile, unet: UNet2DConditionMode
     }
     if file.kind == "controlnet":  # a union has no other
         config["mid_block_type"] = "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D"
+        config["global_pool_conditions"] = _POOLED in file.name.lower()
     return config

@@ -86,6 +86,20 @@ def test_a_net_is_the_same_in_a_folder_and_in_a_file_of_either_names(
             assert torch.equal(ours, theirs), kind
 
 
+def test_a_file_of_shuffled_pictures_is_pooled_by_its_name(
+    demo_models: Path, tmp_path: Path
+) -> None:
+    """As control_v11e_sd15_shuffle_fp16.safetensors: only its configuration ever said so."""
+    folder = demo_models / "controlnet" / "sd15" / "depth"
+    file = save(original_net(folder), tmp_path / "control_v11e_sd15_Shuffle_fp16.safetensors")
+    unet = unet_of(demo_models, "sd15")
+    (read_net,) = read(unet, shuffle=file).nets.values()
+    truth = ControlNetModel.from_pretrained(folder)
+    truth.register_to_config(global_pool_conditions=True)
+    for ours, theirs in zip(said_by(read_net.net, unet), said_by(truth, unet), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def said_by(net: ControlNetModel, unet: UNet2DConditionModel) -> list[Tensor]:
     """What a net says of some latents and a map."""
     source = torch.Generator().manual_seed(0)
