@@ -14,6 +14,7 @@ from deployments.diffusion.engine.models.checkpoints.identity import (
     CHECKPOINT,
     CONTROLNET,
     IP_ADAPTER,
+    LCM,
     MOTION_ADAPTER,
     T2I_ADAPTER,
     TEXT_ENCODERS,
@@ -157,7 +158,7 @@ def _check_part(folder: Path, part: str, variant: str | None) -> None:
 def _of_config(unet: Mapping[str, object]) -> tuple[FamilyName | None, str | None]:
     """The family of a UNet by its configuration, or what it is where it is of none."""
     if unet.get("time_cond_proj_dim") is not None:
-        return None, "a latent consistency model, whose UNet is told the guidance"
+        return None, LCM
     if unet.get("class_embed_type") is not None or unet.get("num_class_embeds") is not None:
         return None, "a network with classes (an upscaler, or an unCLIP)"
     if unet.get("addition_embed_type") == "text_time":

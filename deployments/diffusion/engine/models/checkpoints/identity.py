@@ -13,6 +13,7 @@ from deployments.diffusion.engine.models.checkpoints.header import Header, Shape
 Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 Process = Literal["EDM", "flow matching"]
 TEXT_ENCODERS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
+LCM = "a latent consistency model, whose UNet is told the guidance"
 # How the names of a checkpoint's parts begin.
 PREFIXES: Mapping[Part, tuple[str, ...]] = {
     "unet": ("model.diffusion_model.",),
@@ -33,7 +34,8 @@ TEXTUAL_INVERSION = "a textual inversion"
 _KINDS = {
     r"^(image_proj|ip_adapter)\.": IP_ADAPTER,
     r"^lllite_": "a ControlNet-LLLite",
-    r"lora[._](down|up|mid|[ABab])\b|\.lora\.|hada_w|lokr_w|dora_scale|oft_|\.diff(_b)?$": ADAPTER,
+    r"lora[._](down|up|mid|[ABab])\b|\.lora\.|hada_w|lokr_w|dora_scale|oft_|\.diff(_b)?$"
+    r"|\.[wb]_norm$": ADAPTER,
     r"^control_model\.|^input_hint_block\.|^controlnet_|^zero_convs\.": CONTROLNET,
     r"motion_modules\.": MOTION_ADAPTER,
     r"^(adapter\.)?body\.\d+\.(in_conv|block1|resnets)\b": T2I_ADAPTER,
@@ -158,6 +160,8 @@ def _of_unet(unet: Mapping[str, Shape]) -> tuple[FamilyName | None, str | None]:
     first = unet.get("input_blocks.0.0.weight", ())
     if len(first) != 4 or not prompts or not into:
         return None, "a UNet without prompts or without its first layer"
+    if "time_embed.cond_proj.weight" in unet:
+        return None, LCM
     if "label_emb.weight" in unet:
         return None, "the x4 upscaler of Stable Diffusion 2"
     width = prompts[0][1]

@@ -82,6 +82,10 @@ WRONG: dict[str, tuple[Shapes, str]] = {
         unet(256, 7, 1024) | {f"{UNET}label_emb.weight": (1000, 8)},
         "is of the x4 upscaler",
     ),
+    "lcm": (
+        SD15 | {f"{UNET}time_embed.cond_proj.weight": (320, 256)},
+        "is of a latent consistency model, whose UNet is told the guidance",
+    ),
     "no kernel": (
         SD15 | {f"{UNET}input_blocks.0.0.weight": (320,)},
         "is of a UNet without prompts",
@@ -129,6 +133,7 @@ WRONG: dict[str, tuple[Shapes, str]] = {
         {f"{UNET}input_blocks.0.0.lora_A.weight": (4, 8)},
         "is an adapter, no checkpoint",
     ),
+    "norms": ({f"{CLIP}encoder.layers.0.layer_norm1.w_norm": (8,)}, "is an adapter, no"),
     "vae": (
         {"decoder.conv_in.weight": (8, 4, 3, 3), "decoder.up.0.block.0.norm1.weight": (8,)},
         "is a VAE, no checkpoint; another VAE than the checkpoint's stands in `vae.source`",
@@ -143,6 +148,14 @@ WRONG: dict[str, tuple[Shapes, str]] = {
             "down_blocks.0.resnets.0.conv1.weight": (8, 8, 3, 3),
         },
         "is a ControlNet, no checkpoint",
+    ),
+    "faceid": (
+        {"image_proj.proj.0.weight": (8, 8), "ip_adapter.0.to_q_lora.down.weight": (8, 8)},
+        "is an IP-Adapter, no checkpoint",
+    ),
+    "lllite": (
+        {"lllite_unet_input_blocks_4_1.down.0.weight": (8, 8)},
+        "is a ControlNet-LLLite, no checkpoint",
     ),
     "ip-adapter": (
         {"image_proj.proj.weight": (8, 8)},
