@@ -111,6 +111,19 @@ def test_a_part_is_told_with_its_place(
     assert all(otherwise in told[name] for name in FAMILIES if name not in fits), out
 
 
+def test_an_adapter_that_reads_faces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """InstantID's, in the layout of plus: it would load, and no encoder would make what it reads."""
+    shapes: Shapes = {
+        "image_proj.latents": (1, 16, 1280),
+        "image_proj.proj_in.weight": (1280, 512),
+        "ip_adapter.1.to_k_ip.weight": (8, 8),
+    }
+    write_zeros(tmp_path / "face.safetensors", shapes)
+    code, out = run(capsys, "--family", "sdxl", tmp_path / "face.safetensors")
+    assert code == 1
+    assert "it is a FaceID adapter or InstantID's: it reads embeddings of faces" in out
+
+
 def test_a_cut_part_and_one_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = motion_adapter("sd15")
     del shapes["down_blocks.1.motion_modules.1.norm.weight"]

@@ -21,6 +21,8 @@ from configs.sources import fetch
 from deployments.diffusion.engine.adapters.files import LoraError, lora_file
 from deployments.diffusion.engine.policy.capabilities import ImageEmbeds
 
+FACE_WIDTH = 512  # of insightface's embeddings; no image encoder's states are as narrow
+
 
 class CrossAttention(NamedTuple):
     """A layer of a UNet that attends to the prompt.
@@ -127,10 +129,12 @@ def _parts(file: Path) -> tuple[Part, Part]:
     if not projection or not attention:
         raise ValueError("it is no IP-Adapter: it needs image_proj.* and ip_adapter.*")
     by_face = "norm.weight" in projection and "proj.0.weight" in projection
+    into = projection.get("proj_in.weight")  # InstantID's is else in the layout of plus
+    by_face |= into is not None and into.shape[-1:] == (FACE_WIDTH,)
     if by_face or any("_lora." in name for name in attention):
         raise ValueError(
-            "it is a FaceID adapter: it reads embeddings of faces by insightface, which nothing "
-            "here makes; ip-adapter-plus-face reads faces out of pictures"
+            "it is a FaceID adapter or InstantID's: it reads embeddings of faces by insightface, "
+            "which nothing here makes; ip-adapter-plus-face reads faces out of pictures"
         )
     return projection, attention
 
