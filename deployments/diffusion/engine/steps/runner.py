@@ -226,8 +226,13 @@ class Runner:
         return self._rows[slot].x_0
 
     def free(self, slot: int) -> None:
-        """Forgets the row of a slot, if it holds one."""
-        self._rows.pop(slot, None)
+        """Forgets the row of a slot, if it holds one, and what it saw."""
+        row = self._rows.pop(slot, None)
+        if row is not None and row.seen:
+            parts = self._parts
+            unet = parts if row.spec.frames is None else parts.motion
+            if unet is not None and unet.image_attention is not None:
+                unet.image_attention.show([])  # or it would keep them until its next call
 
     def _plan(self, rows_of_step: Sequence[_Placed]) -> _Call:
         """Puts all numbers of a step together and starts their upload."""

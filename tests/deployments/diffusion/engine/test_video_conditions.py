@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -32,6 +34,12 @@ from deployments.contracts.jobs import (
 )
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
+from deployments.diffusion.engine.policy.batch import Advanced, Batch
+from deployments.diffusion.engine.policy.spec import ImagePrompt, RowSpec
+from deployments.diffusion.engine.policy.trajectory import Trajectory
+from deployments.diffusion.engine.prompts.tokens import Tokenizers
+from deployments.diffusion.engine.steps.preparation import Order, Preparation
+from deployments.diffusion.engine.steps.runner import Runner
 from tests.conftest import demo_loras
 from tests.control_models import write_adapter
 from tests.deployments.diffusion.engine.tasks import (
@@ -287,6 +295,33 @@ def refused(engine: Engine, job: ImageJob) -> str:
         engine.check(job)
     assert caught.value.param in ("controls", "ip_adapter")
     return str(caught.value)
+
+
+def test_pictures_are_let_go_of_with_the_row_that_sees_them(demo_models: Path) -> None:
+    """The motion UNet, whose next call may never come, keeps none of a video that is done."""
+    parts = load(with_motion(demo_models))
+    runner, preparation = Runner(parts), Preparation(parts, 2**20)
+    (seen_as,) = sees(demo_models, 1)
+    pair = np.asarray(seen_as, np.float32)
+    spec = RowSpec(
+        prompt=Tokenizers(parts.tokenizers).tokenize("a girl", "prompt"),
+        seed=0,
+        height=64,
+        width=64,
+        num_inference_steps=1,
+        image_prompts=(ImagePrompt(DEFAULT_IP_ADAPTER, (pair,)),),
+    )
+    for frames in (None, 2):
+        row = Trajectory("one", replace(spec, frames=frames), slot=0)
+        with torch.inference_mode():
+            (ready,) = preparation.rows([Order("one", "job", row.spec)])
+        seen = ref(ready.seen[0])
+        runner.adopt(0, ready)
+        assert runner.run(Batch(row.key, (row,))) == Advanced({}, ANY)
+        runner.free(0)
+        preparation.forget("job")
+        del ready
+        assert seen() is None, frames
 
 
 def test_what_is_wrong_is_said_before_any_map_is_made(engine: Engine) -> None:
