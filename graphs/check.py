@@ -8,7 +8,7 @@ change has begun.
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,20 @@ from ray.serve.schema import (
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
 from configs.families import FAMILIES
 from configs.sources import PICKLES, SourceError, parse
-from deployments.diffusion.engine.models.checkpoints.fitness import check_model, check_vae
+from deployments.diffusion.engine.models.checkpoints.fitness import (
+    check_kind,
+    check_model,
+    check_vae,
+)
 from deployments.diffusion.engine.models.checkpoints.header import WrongFile, read_header
-from deployments.diffusion.engine.models.checkpoints.identity import identify
+from deployments.diffusion.engine.models.checkpoints.identity import (
+    CONTROLNET,
+    IP_ADAPTER,
+    MOTION_ADAPTER,
+    T2I_ADAPTER,
+    Identity,
+    identify,
+)
 from graphs.agreement import MODEL, SERVICE, advice, disagreements
 
 # Where Ray's schemas hold others of their kind, by key.
@@ -191,19 +202,37 @@ def _refused(schema: type[BaseModel], value: object, place: str) -> Iterator[str
 
 
 def _files(args: ModelArgs, place: str) -> Iterator[str]:
-    """What is wrong with a model's checkpoint and its VAE, where they are on this machine."""
+    """What is wrong with a model's checkpoint and the files beside it, where they are on this
+    machine."""
     checkpoint = _here(args.checkpoint)
     if checkpoint is not None:
         try:
             check_model(args, checkpoint, _here(args.config or FAMILIES[args.family].base))
         except WrongFile as error:
             yield f"{place}.checkpoint: {error}"
-    vae = None if args.vae.source is None else _here(args.vae.source)
-    if vae is not None and vae.is_file():
+    named: list[tuple[str, str | None, Callable[[Identity], None]]] = [
+        ("vae.source", args.vae.source, check_vae),
+        ("motion_adapter", args.motion_adapter, _is(MOTION_ADAPTER)),
+    ]
+    for kind, control in args.controls.items():
+        named.append((f"controls.{kind}", control.source, _is(CONTROLNET, T2I_ADAPTER)))
+    if args.ip_adapter is not None:
+        named.append(("ip_adapter.adapter", args.ip_adapter.adapter, _is(IP_ADAPTER)))
+    for name, adapter in args.ip_adapters.items():
+        named.append((f"ip_adapters.{name}.adapter", adapter.adapter, _is(IP_ADAPTER)))
+    for key, source, check in named:
+        path = None if source is None else _here(source)
+        if path is None or not path.is_file() or path.name.endswith(PICKLES):
+            continue
         try:
-            check_vae(identify(read_header(vae)))
+            check(identify(read_header(path)))
         except WrongFile as error:
-            yield f"{place}.vae.source: {error}"
+            yield f"{place}.{key}: {error}"
+
+
+def _is(*kinds: str) -> Callable[[Identity], None]:
+    """Refuses files of other kinds."""
+    return lambda file: check_kind(file, *kinds)
 
 
 def _here(source: str) -> Path | None:

@@ -12,9 +12,11 @@ from deployments.diffusion.engine.models.checkpoints.header import WrongFile, re
 from deployments.diffusion.engine.models.checkpoints.identity import (
     ADAPTER,
     CHECKPOINT,
+    CONTROL_LORA,
     CONTROLNET,
     IP_ADAPTER,
     LCM,
+    LLLITE,
     MOTION_ADAPTER,
     T2I_ADAPTER,
     TEXT_ENCODERS,
@@ -41,6 +43,8 @@ PLACES = {
     ADAPTER: "; adapters stand in `loras` or in `tcd_lora`",
     CONTROLNET: "; it stands in `controls`",
     T2I_ADAPTER: "; it stands in `controls`",
+    LLLITE: "; it is not read",
+    CONTROL_LORA: "; it is not read",
     IP_ADAPTER: "; it stands in `ip_adapter`",
     MOTION_ADAPTER: "; it stands in `motion_adapter`",
     TEXTUAL_INVERSION: "; it stands in `embeddings`",
@@ -112,6 +116,13 @@ def check_vae(file: Identity) -> None:
             f"3 and Flux have; {SERVED} have {_LATENTS}"
         )
     _check_numbers(file)
+
+
+def check_kind(file: Identity, *wanted: str) -> None:
+    """Raises `WrongFile` unless a single file is of one of these kinds."""
+    if file.kind not in wanted:
+        what = file.kind or "nothing that is known"
+        raise WrongFile(f"{file.name} is {what}, not {' or '.join(wanted)}{PLACES.get(what, '')}")
 
 
 def check_folder(folder: Path, family: FamilyName, variant: str | None) -> None:

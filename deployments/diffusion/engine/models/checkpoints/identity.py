@@ -13,6 +13,7 @@ from deployments.diffusion.engine.models.checkpoints.header import Header, Shape
 Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 Process = Literal["EDM", "flow matching"]
 TEXT_ENCODERS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
+LLLITE, CONTROL_LORA = "a ControlNet-LLLite", "a Control-LoRA"
 LCM = "a latent consistency model, whose UNet is told the guidance"
 # How the names of a checkpoint's parts begin.
 PREFIXES: Mapping[Part, tuple[str, ...]] = {
@@ -33,7 +34,8 @@ TEXTUAL_INVERSION = "a textual inversion"
 # The first that fits. What changes UNets, or steers them, repeats their names, and comes first.
 _KINDS = {
     r"^(image_proj|ip_adapter)\.": IP_ADAPTER,
-    r"^lllite_": "a ControlNet-LLLite",
+    r"^lllite_": LLLITE,
+    r"^lora_controlnet$": CONTROL_LORA,
     r"lora[._](down|up|mid|[ABab])\b|\.lora\.|hada_w|lokr_w|dora_scale|oft_|\.diff(_b)?$"
     r"|\.[wb]_norm$": ADAPTER,
     r"^control_model\.|^input_hint_block\.|^controlnet_|^zero_convs\.": CONTROLNET,

@@ -155,7 +155,11 @@ WRONG: dict[str, tuple[Shapes, str]] = {
     ),
     "lllite": (
         {"lllite_unet_input_blocks_4_1.down.0.weight": (8, 8)},
-        "is a ControlNet-LLLite, no checkpoint",
+        "is a ControlNet-LLLite, no checkpoint; it is not read",
+    ),
+    "control-lora": (
+        {"lora_controlnet": (0,), "input_hint_block.0.weight": (8, 8, 3, 3)},
+        "is a Control-LoRA, no checkpoint; it is not read",
     ),
     "ip-adapter": (
         {"image_proj.proj.weight": (8, 8)},
@@ -197,17 +201,22 @@ def args_of(checkpoint: Path | str, folder: Path, **more: object) -> ModelArgs:
     )
 
 
-def refused(args: ModelArgs) -> str:
-    """What the start of a model says; `make check-config` says the same."""
-    with pytest.raises(WrongFile) as caught:
-        read_checkpoint(args, FAMILIES[args.family], torch.float32, CPU)
+def checked(args: ModelArgs) -> list[str]:
+    """What `make check-config` says."""
     application = {
         "name": "model-odd",
         "route_prefix": None,
         "import_path": "graphs.model:build",
         "args": args.model_dump(exclude_unset=True),
     }
-    found = list(problems({"applications": [application]}))
+    return list(problems({"applications": [application]}))
+
+
+def refused(args: ModelArgs) -> str:
+    """What the start of a model says; `make check-config` says the same."""
+    with pytest.raises(WrongFile) as caught:
+        read_checkpoint(args, FAMILIES[args.family], torch.float32, CPU)
+    found = checked(args)
     assert [line for line in found if str(caught.value) in line], found
     return str(caught.value)
 
@@ -334,6 +343,35 @@ def test_a_wrong_folder(
     folder = shutil.copytree(demo_models / "sd15", tmp_path / "odd")
     change(folder)
     assert says in refused(args_of(folder, folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "shapes", "says"),
+    [
+        (
+            "controls.canny",
+            {"lllite_unet.up.0.weight": (8, 8)},
+            "is a ControlNet-LLLite, not a ControlNet or a T2I-Adapter; it is not read",
+        ),
+        ("ip_adapter.adapter", {"emb_params": (2, 768)}, "is a textual inversion, not an IP-Adap"),
+        ("ip_adapters.one.adapter", {"x": (1,)}, "is nothing that is known, not an IP-Adapter"),
+        ("motion_adapter", {"image_proj.x": (8,)}, "not a motion adapter; it stands in `ip_adap"),
+        ("controls.canny", {"control_model.x": (8,)}, None),
+        ("controls.canny", {"adapter.body.0.resnets.0.block1.weight": (8,)}, None),
+    ],
+)
+def test_a_config_is_told_of_wrong_files_beside_a_checkpoint(
+    key: str, shapes: Shapes, says: str | None, demo_models: Path, tmp_path: Path
+) -> None:
+    given: object = str(written(tmp_path, shapes))
+    for name in reversed(key.split(".")):
+        given = {name: given}
+        if name == "adapter":
+            given["image_encoder"] = "vit"
+    assert isinstance(given, dict)
+    args = args_of(demo_models / "sd15", demo_models / "sd15", **given)
+    found = [line for line in checked(args) if f".args.{key}: " in line]
+    assert (len(found) == 1 and says in found[0]) if says else found == []
 
 
 def test_a_part_of_a_folder(demo_models: Path) -> None:
