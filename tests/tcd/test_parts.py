@@ -112,7 +112,7 @@ def test_a_part_is_told_with_its_place(
 
 
 def test_an_adapter_that_reads_faces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """InstantID's, in the layout of plus: it would load, and no encoder would make what it reads."""
+    """InstantID's, in the layout of plus: no image encoder makes what it reads."""
     shapes: Shapes = {
         "image_proj.latents": (1, 16, 1280),
         "image_proj.proj_in.weight": (1280, 512),

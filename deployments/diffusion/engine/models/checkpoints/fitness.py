@@ -2,12 +2,13 @@
 alone: what `load` refuses before it reads a weight, and `make check-config` before that."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from configs.app import ModelArgs
 from configs.families import FAMILIES, FamilyName
-from configs.sources import PICKLES, pickle_refused
+from configs.sources import PICKLES, pickle_refused, published
 from deployments.diffusion.engine.models.checkpoints.header import WrongFile, read_header
 from deployments.diffusion.engine.models.checkpoints.identity import (
     ADAPTER,
@@ -36,6 +37,8 @@ _OTHER_INPUTS = {
     7: "a small picture beside the latents (an upscaler)",
     8: "a picture beside the latents (InstructPix2Pix)",
 }
+# What is not the variant in the names of a folder's weights.
+_PLAIN = re.compile(r"^[^.]*\.?|-\d+-of-\d+|\.?safetensors$")
 _LATENTS = 4
 INPAINTING_CHANNELS = 9  # latents 4, mask 1, masked picture 4
 _IN_CHANNELS = (_LATENTS, INPAINTING_CHANNELS)
@@ -65,7 +68,7 @@ def check_model(args: ModelArgs, checkpoint: Path, configs: Path | None) -> Nois
     if checkpoint.is_dir():
         check_folder(checkpoint, args.family, args.variant)
         if args.vae.source is None:
-            _check_part(checkpoint, "vae", None)
+            _check_part(checkpoint, "vae", published(checkpoint / "vae", args.variant))
         return noise_of(args, _scheduler(checkpoint), None)
     file = identify(read_header(checkpoint))
     check_checkpoint(file, args.family)
@@ -157,9 +160,15 @@ def _check_part(folder: Path, part: str, variant: str | None) -> None:
     inside = folder / part
     if not inside.is_dir():
         raise WrongFile(f"{folder.name} has no {part}")
-    wanted = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
-    if any(inside.glob(wanted)):
+    weights = sorted(file.name for file in inside.glob("*.safetensors"))
+    variants = [_PLAIN.sub("", name) for name in weights]
+    if (variant or "") in variants:
         return
+    if variant is None and variants:
+        raise WrongFile(
+            f"{folder.name} has no safetensors in {part} but those of variant {variants[0]}: set "
+            f"variant: {variants[0]}"
+        )
     pickles = sorted(file.name for file in inside.iterdir() if file.name.endswith(PICKLES))
     says = "" if not pickles else f": {pickle_refused(pickles[0])}"
     of = "" if variant is None else f" of variant {variant}"

@@ -297,6 +297,11 @@ def only_pickles(folder: Path) -> None:
     )
 
 
+def only_halves(folder: Path) -> None:
+    for file in folder.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+
+
 def a_file_in_a_folder(folder: Path) -> None:
     (folder / "model_index.json").unlink()
     (folder / "model.safetensors").touch()
@@ -327,6 +332,7 @@ def a_file_in_a_folder(folder: Path) -> None:
         (config(time_cond_proj_dim=256), "is of a latent consistency model"),
         (config(num_class_embeds=1000), "is of a network with classes"),
         (config(in_channels=8), "UNet has 8 input channels"),
+        (only_halves, "odd has no safetensors in unet but those of variant fp16: set variant: f"),
         (only_pickles, "has no safetensors in unet: diffusion_pytorch_model.bin is a pickle"),
         (lambda f: shutil.rmtree(f / "text_encoder"), "has no text_encoder"),
         (lambda f: shutil.rmtree(f / "vae"), "has no vae"),
