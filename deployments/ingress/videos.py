@@ -15,9 +15,6 @@ from configs.app import ServiceArgs
 from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull
 from deployments.contracts.jobs import (
     Caller,
-    Control,
-    ImageInput,
-    IpAdapter,
     Progress,
     VideoRequest,
     VideoResult,
@@ -42,7 +39,9 @@ from deployments.ingress.answer.stills import (
 from deployments.ingress.answer.video_files import VIDEO_TYPES, encode_video
 from deployments.ingress.front import Front
 from deployments.ingress.http.failures import failure
+from deployments.ingress.request.budget import pictures_of
 from deployments.ingress.request.pictures import name_of
+from deployments.ingress.request.recipes import named_controls, named_ip_adapters
 from deployments.ingress.request.service import NOBODY
 
 MIB = 2**20
@@ -266,34 +265,13 @@ def _files(result: VideoResult, asked: Asked) -> Files:
 
 def _without_pictures(request: VideoRequest) -> VideoRequest:
     """A request to be compared with others long after: of its pictures, the digests."""
-    adapters = request.ip_adapter
-    if isinstance(adapters, tuple):
-        adapters = tuple(map(_unseen, adapters))
-    elif adapters is not None:
-        adapters = _unseen(adapters)
+    names = {
+        param: name_of(image.encode() if isinstance(image, str) else image)
+        for param, image in pictures_of(request).items()
+    }
     return replace(
         request,
-        image=None if request.image is None else _name(request.image),
-        controls=tuple(map(_unfollowed, request.controls)),
-        ip_adapter=adapters,
+        image=names.get("image"),
+        controls=named_controls(request, names),
+        ip_adapter=named_ip_adapters(request, names),
     )
-
-
-def _unfollowed(control: Control) -> Control:
-    image = control.image
-    return replace(
-        control, image=tuple(map(_name, image)) if isinstance(image, tuple) else _name(image)
-    )
-
-
-def _unseen(adapter: IpAdapter) -> IpAdapter:
-    mask = adapter.mask
-    return replace(
-        adapter,
-        images=tuple(map(_name, adapter.images)),
-        mask=None if mask is None else _name(mask),
-    )
-
-
-def _name(image: ImageInput) -> str:
-    return name_of(image.encode() if isinstance(image, str) else image)

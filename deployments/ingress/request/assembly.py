@@ -24,7 +24,7 @@ from deployments.contracts.jobs import (
 from deployments.contracts.maps import MapRef, MapSpec, is_map_id
 from deployments.contracts.recipe import Recipe
 from deployments.contracts.routes import Router
-from deployments.ingress.request.budget import pictures_of
+from deployments.ingress.request.budget import check_maps, pictures_of
 from deployments.ingress.request.filling import image_job, video_job, wanted_size
 from deployments.ingress.request.maps import Maps
 from deployments.ingress.request.pictures import Brought, Loaded, Pictures
@@ -165,9 +165,12 @@ class Assembler:
         both of that size."""
         files = [brought[name] for name in ("image", "mask") if name in brought]
         if not files:
-            return wanted_size(request, card, None), None, None
+            size = wanted_size(request, card, None)
+            check_maps(request, size, self.pictures.args)
+            return size, None, None
         async with self.pictures.decoded(*files) as (start, *masks):
             size = wanted_size(request, card, start.picture.size)
+            check_maps(request, size, self.pictures.args)
             workers, mask = self.pictures.workers, None
             if isinstance(request, ImageRequest):
                 mask = await workers.run(_mask, start, masks[0] if masks else None, size)

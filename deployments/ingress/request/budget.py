@@ -103,6 +103,21 @@ def check_pixels(sizes: dict[str, int], args: ServiceArgs) -> None:
     _check_sum(sizes, args.max_request_pixels, "pixels")
 
 
+def check_maps(
+    request: ImageRequest | VideoRequest, size: tuple[int, int], args: ServiceArgs
+) -> None:
+    """Raises `InvalidRequest` if the control maps of a request, each of the (width, height) of what
+    is made, are too large together: small pictures make large maps."""
+    width, height = size
+    count = sum(len(control.pictures(place)) for place, control in request.named_controls.items())
+    if count * width * height > args.max_request_pixels:
+        raise InvalidRequest(
+            f"controls ask for {count} maps of {width}x{height}, {count * width * height} pixels "
+            f"together; at most {args.max_request_pixels} are allowed",
+            "controls",
+        )
+
+
 def longest_data_url(args: ServiceArgs) -> int:
     """Characters of a data URL that may hold a picture, in base64."""
     return DATA_URL_HEADER + -(-args.max_image_bytes // 3) * 4

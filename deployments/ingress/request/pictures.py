@@ -51,12 +51,13 @@ class Pictures:
     """Brings pictures in, within the service's limits, without holding up the event loop.
 
     Attributes:
+        args: the limits.
         workers: threads for whatever is done with pixels.
         room: what is decoded at a time, over all requests.
     """
 
     def __init__(self, args: ServiceArgs) -> None:
-        self._args = args
+        self.args = args
         self.workers = Workers("work on pictures")
         self.room = Room(args.max_decoding_pixels)
         self._fetcher = Fetcher(args, self.workers)
@@ -68,14 +69,14 @@ class Pictures:
         Raises `InvalidRequest` naming the field; the other fetches end with it.
         """
         given = dict(named)
-        check_pictures(given, self._args)
+        check_pictures(given, self.args)
         # No request is refused for fetches of its own.
-        at_once = min(AT_ONCE, self._args.max_fetches)
+        at_once = min(AT_ONCE, self.args.max_fetches)
         bringing = (self._bring(param, image) for param, image in given.items())
         brought = await together(bringing, at_once)
         files = {one.param: one.content for one in brought if isinstance(one.content, bytes)}
-        check_bytes({param: len(file) for param, file in files.items()}, self._args)
-        check_pixels({one.param: one.pixels for one in brought}, self._args)
+        check_bytes({param: len(file) for param, file in files.items()}, self.args)
+        check_pixels({one.param: one.pixels for one in brought}, self.args)
         return {one.param: one for one in brought}
 
     @asynccontextmanager
@@ -93,7 +94,7 @@ class Pictures:
         return await self.workers.run(self._measured, param, data)
 
     def _measured(self, param: str, data: bytes) -> Brought:
-        args = self._args
+        args = self.args
         try:
             width, height = declared_size(
                 data, max_pixels=args.max_image_pixels, max_bytes=args.max_image_bytes
@@ -105,7 +106,7 @@ class Pictures:
     def _load(self, brought: Brought) -> Loaded:
         if isinstance(brought.content, np.ndarray):
             return _of_array(brought.content)
-        args = self._args
+        args = self.args
         try:
             picture = read_image(
                 brought.content, max_pixels=args.max_image_pixels, max_bytes=args.max_image_bytes

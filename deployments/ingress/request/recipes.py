@@ -50,11 +50,25 @@ def _recipe(
         loras=job.loras,
         image=names.get("image"),
         strength=None if job.image is None else job.strength,
-        controls=tuple(_control(c, p, names) for p, c in request.named_controls.items()),
-        ip_adapters=tuple(_ip_adapter(a, p, names) for p, a in request.ip_adapters.items()),
+        controls=named_controls(request, names),
+        ip_adapters=named_ip_adapters(request, names),
         num_frames=job.num_frames,
         motion_loras=job.motion_loras,
     )
+
+
+def named_controls(
+    request: ImageRequest | VideoRequest, names: Mapping[str, str]
+) -> tuple[Control, ...]:
+    """A request's controls with names instead of their pictures."""
+    return tuple(_control(c, p, names) for p, c in request.named_controls.items())
+
+
+def named_ip_adapters(
+    request: ImageRequest | VideoRequest, names: Mapping[str, str]
+) -> tuple[IpAdapter, ...]:
+    """The same of its IP-Adapters."""
+    return tuple(_ip_adapter(a, p, names) for p, a in request.ip_adapters.items())
 
 
 def _control(control: Control, place: str, names: Mapping[str, str]) -> Control:

@@ -364,3 +364,19 @@ def test_what_a_video_cannot_have_is_said_before_a_picture_is_fetched(
         with pytest.raises(InvalidRequest, match=says) as caught:
             asyncio.run(ready(request, CARD))
         assert caught.value.param == param
+
+
+def test_small_pictures_do_not_make_large_maps_without_end(put: list[Pixels]) -> None:
+    """Each frame's map has the size of the video, however small its picture is."""
+    small = png(picture(1, 8, 8))
+    made_by = assembler(Store(), max_request_pixels=3 * 64 * 64, max_image_pixels=64 * 64)
+
+    def asked(frames: int) -> Assembled:
+        control = Control("canny", (small,) * frames, preprocessed=True)
+        video = VideoRequest("a", width=64, height=64, num_frames=frames, controls=(control,))
+        return asyncio.run(made_by.assemble(video, CARD))
+
+    assert len(asked(3).assets) == 3
+    with pytest.raises(InvalidRequest, match=r"4 maps of 64x64, 16384 pixels together") as caught:
+        asked(4)
+    assert caught.value.param == "controls"
