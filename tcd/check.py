@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configs.families import FamilyName
 from deployments.diffusion.engine.adapters.contents import Contents
-from deployments.diffusion.engine.adapters.files import LoraError, LoraFile, read_file
+from deployments.diffusion.engine.adapters.files import LoraError, LoraFile, lora_file, read_file
 from deployments.diffusion.engine.adapters.inspection import Inspection, inspect
 from deployments.diffusion.engine.adapters.lineage import MOTION
 from deployments.diffusion.engine.models.checkpoints.fitness import (
@@ -89,8 +89,8 @@ def told(found: Inspection) -> str:
 def _whole_weights(path: Path) -> Identity | None:
     """What a file is that holds networks, not changes of some; `None`: it is something else."""
     try:
-        found = identify(read_header(path))
-    except WrongFile:
+        found = identify(read_header(lora_file(path)))
+    except (LoraError, WrongFile):
         return None  # those who read adapters say why
     return None if found.kind in (None, ADAPTER) else found
 

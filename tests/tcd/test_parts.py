@@ -124,6 +124,18 @@ def test_an_adapter_that_reads_faces(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "it is a FaceID adapter or InstantID's: it reads embeddings of faces" in out
 
 
+def test_the_folder_of_a_part_is_told_as_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for says, shapes in (("a motion adapter", motion_adapter), ("a ControlNet", controlnet)):
+        folder = tmp_path / says
+        folder.mkdir()
+        write_zeros(folder / "diffusion_pytorch_model.safetensors", shapes("sd15"))
+        code, out = run(capsys, "--family", "sd15", "--json", folder)
+        told = json.loads(out)
+        assert (told["kind"], told["families"], code) == (says, {"sd15": "loads"}, 0)
+
+
 def test_a_cut_part_and_one_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = motion_adapter("sd15")
     del shapes["down_blocks.1.motion_modules.1.norm.weight"]
