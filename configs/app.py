@@ -302,6 +302,16 @@ class ModelArgs(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _words_differ_in_more_than_case(self) -> "ModelArgs":
+        seen: dict[str, str] = {}
+        for word in self.embeddings:
+            if (other := seen.setdefault(word.lower(), word)) != word:
+                raise ValueError(
+                    f"embeddings: {other!r} and {word!r} are one word: prompts name it in any case"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _a_schedule_is_of_videos(self) -> "ModelArgs":
         if self.motion_adapter is None and self.motion_schedule != MotionSchedule():
             raise ValueError("motion_schedule is of videos, and the model has no motion_adapter")

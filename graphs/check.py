@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -187,7 +187,9 @@ def _refused(schema: type[BaseModel], value: object, place: str) -> Iterator[str
         for fault in error.errors():
             message = fault["msg"]
             if fault["type"] == "extra_forbidden":
-                message = "there is no such key" + _hint(fault["loc"][-1], schema)
+                message = "there is no such key" + _hint(
+                    fault["loc"][-1], *_at(fault["loc"], schema)
+                )
             yield f"{'.'.join((place, *map(str, fault['loc'])))}: {message}"
     else:
         for key, source in _sources(accepted):
@@ -306,9 +308,27 @@ def _place(location: Sequence[int | str], config: object) -> str:
     return ".".join(parts) or "it"
 
 
-def _hint(key: object, schema: type[BaseModel]) -> str:
+def _at(location: Sequence[int | str], schema: type[BaseModel]) -> tuple[type[BaseModel], ...]:
+    """The schemas of what holds the last key of a fault's place: of a union, all."""
+    here: tuple[type[BaseModel], ...] = (schema,)
+    for part in location[:-1]:
+        fields = [at.model_fields[str(part)] for at in here if str(part) in at.model_fields]
+        # What is no field is a key of a mapping, a place in a list, or which of a union it is.
+        here = tuple(m for f in fields for m in _schemas(f.annotation)) if fields else here
+    return here
+
+
+def _schemas(annotation: object) -> Iterator[type[BaseModel]]:
+    """Those in a type, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _schemas(inner)
+
+
+def _hint(key: object, *schemas: type[BaseModel]) -> str:
     """The key that was probably meant, as the end of a message."""
-    near = get_close_matches(str(key), schema.model_fields, 1)
+    near = get_close_matches(str(key), [name for at in schemas for name in at.model_fields], 1)
     return f"; {near[0]}?" if near else ""
 
 

@@ -122,6 +122,18 @@ def limits(**changed: int) -> Edit:
             "tcd.args.max_imagse: there is no such key; max_images?",
         ),
         (
+            lambda c: model(c)["args"].update(embeddings={"cat": "a/b/c", "Cat": "a/b/d"}),
+            "model-sd15.args: Value error, embeddings: 'cat' and 'Cat' are one word: prompts nam",
+        ),
+        (
+            lambda c: diffusion(c)["user_config"]["limits"].update(max_framse=8),
+            "model-sd15.Diffusion.user_config.limits.max_framse: there is no such key; max_frames?",
+        ),
+        (
+            lambda c: service(c)["args"].update(storage={"kind": "folder", "path": "x", "pth": 1}),
+            "tcd.args.storage.folder.pth: there is no such key; path?",
+        ),
+        (
             lambda c: service(c)["args"]["depth"].update(checkpoint="demo/nope/x"),
             "tcd.args.depth.checkpoint: 'demo/nope/x' does not exist",
         ),
