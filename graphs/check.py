@@ -8,7 +8,7 @@ change has begun.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -37,11 +37,12 @@ from deployments.diffusion.engine.models.checkpoints.fitness import (
 )
 from deployments.diffusion.engine.models.checkpoints.header import WrongFile, read_header
 from deployments.diffusion.engine.models.checkpoints.identity import (
+    ADAPTER,
     CONTROLNET,
     IP_ADAPTER,
     MOTION_ADAPTER,
     T2I_ADAPTER,
-    Identity,
+    TEXTUAL_INVERSION,
     identify,
 )
 from graphs.agreement import MODEL, SERVICE, advice, disagreements
@@ -58,6 +59,18 @@ MAPPINGS: dict[str, type[BaseModel]] = {
     "logging_config": LoggingConfig,
     "policy": AutoscalingPolicy,
     "ray_actor_options": RayActorOptionsSchema,
+}
+
+# What files stand under keys of a model; an adapter may bring words of prompts along.
+KINDS: dict[str, tuple[str, ...]] = {
+    "tcd_lora": (ADAPTER,),
+    "loras": (ADAPTER,),
+    "motion_loras": (ADAPTER,),
+    "motion_adapter": (MOTION_ADAPTER,),
+    "controls": (CONTROLNET, T2I_ADAPTER),
+    "ip_adapter": (IP_ADAPTER,),
+    "ip_adapters": (IP_ADAPTER,),
+    "embeddings": (TEXTUAL_INVERSION, ADAPTER),
 }
 
 
@@ -199,42 +212,40 @@ def _refused(schema: type[BaseModel], value: object, place: str) -> Iterator[str
                 yield f"{place}.{key}: {error}"
             if source.endswith(PICKLES):
                 yield f"{place}.{key}: {source!r} is a pickle; only safetensors are read"
+            elif (said := _of_another_kind(key, source)) is not None:
+                yield f"{place}.{key}: {said}"
         if isinstance(accepted, ModelArgs):
             yield from _files(accepted, place)
 
 
 def _files(args: ModelArgs, place: str) -> Iterator[str]:
-    """What is wrong with a model's checkpoint and the files beside it, where they are on this
-    machine."""
+    """What is wrong with a model's checkpoint and its VAE, where they are on this machine."""
     checkpoint = _here(args.checkpoint)
     if checkpoint is not None:
         try:
             check_model(args, checkpoint, _here(args.config or FAMILIES[args.family].base))
         except WrongFile as error:
             yield f"{place}.checkpoint: {error}"
-    named: list[tuple[str, str | None, Callable[[Identity], None]]] = [
-        ("vae.source", args.vae.source, check_vae),
-        ("motion_adapter", args.motion_adapter, _is(MOTION_ADAPTER)),
-    ]
-    for kind, control in args.controls.items():
-        named.append((f"controls.{kind}", control.source, _is(CONTROLNET, T2I_ADAPTER)))
-    if args.ip_adapter is not None:
-        named.append(("ip_adapter.adapter", args.ip_adapter.adapter, _is(IP_ADAPTER)))
-    for name, adapter in args.ip_adapters.items():
-        named.append((f"ip_adapters.{name}.adapter", adapter.adapter, _is(IP_ADAPTER)))
-    for key, source, check in named:
-        path = None if source is None else _here(source)
-        if path is None or not path.is_file() or path.name.endswith(PICKLES):
-            continue
+    vae = None if args.vae.source is None else _here(args.vae.source)
+    if vae is not None and vae.is_file() and not vae.name.endswith(PICKLES):
         try:
-            check(identify(read_header(path)))
+            check_vae(identify(read_header(vae)))
         except WrongFile as error:
-            yield f"{place}.{key}: {error}"
+            yield f"{place}.vae.source: {error}"
 
 
-def _is(*kinds: str) -> Callable[[Identity], None]:
-    """Refuses files of other kinds."""
-    return lambda file: check_kind(file, *kinds)
+def _of_another_kind(key: str, source: str) -> str | None:
+    """Why a file on this machine cannot stand under a key, as far as its header tells."""
+    kinds, file = KINDS.get(key.partition(".")[0]), _here(source)
+    if kinds is None or file is None or not file.is_file():
+        return None
+    try:
+        found = identify(read_header(file))
+        if found.kind is not None:
+            check_kind(found, *kinds)
+    except WrongFile as error:
+        return str(error)
+    return None
 
 
 def _here(source: str) -> Path | None:

@@ -468,6 +468,35 @@ def places(value: object, path: tuple[str | int, ...]) -> list[tuple[str | int, 
     return here + [place for key, each in inner for place in places(each, (*path, key))]
 
 
+def test_files_that_are_something_else(demo_models: Path, tmp_path: Path) -> None:
+    """What the headers of files on this machine tell, wherever they are named."""
+    config = copy.deepcopy(DEMO)
+    args, changing = model(config)["args"], diffusion(config)["user_config"]
+    page, cut = tmp_path / "page.safetensors", tmp_path / "cut.safetensors"
+    page.write_text("<!DOCTYPE html><html>404</html>")
+    style = "demo/weights/loras/sd15/ink.safetensors"
+    whole = (ROOT / style).read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    args["tcd_lora"] = args["ip_adapter"]["adapter"]
+    args["controls"]["canny"] = args["motion_adapter"] = args["ip_adapter"]["adapter"] = style
+    args["embeddings"] = {"cat": args["tcd_lora"], "bundled": style}
+    changing["loras"] = {"page": str(page), "cut": str(cut), "ink": style}
+    said = [line for line in problems(config) if line.startswith("model-sd15.")]
+    adapter = "ink.safetensors is an adapter, not"
+    picture = "ip-adapter_sd15.safetensors is an IP-Adapter, not"
+    for key, says in {
+        "args.tcd_lora": f"{picture} an adapter; it stands in `ip_adapter`",
+        "args.controls.canny": f"{adapter} a ControlNet or a T2I-Adapter; adapters stand in `lor",
+        "args.motion_adapter": f"{adapter} a motion adapter; ",
+        "args.ip_adapter.adapter": f"{adapter} an IP-Adapter; ",
+        "args.embeddings.cat": f"{picture} a textual inversion or an adapter; ",
+        "Diffusion.user_config.loras.page": "page.safetensors is not a readable safetensors file",
+        "Diffusion.user_config.loras.cut": "cut.safetensors is not a readable safetensors file",
+    }.items():
+        assert [line for line in said if line.startswith(f"model-sd15.{key}: {says}")], (key, said)
+    assert len(said) == 7, said
+
+
 def test_the_command(tmp_path: Path, demo_models: Path) -> None:
     bad, none = tmp_path / "bad.yaml", tmp_path / "none.yaml"
     bad.write_text("[]")
