@@ -132,6 +132,8 @@ class ControlBody(ControlFields):
 
 
 def _listed(image: object) -> object:
+    if not isinstance(image, str | list | tuple):
+        raise ValueError("must be a picture, as text, or a list of them")
     return [image] if isinstance(image, str) else image
 
 

@@ -46,6 +46,8 @@ FRAMES, FPS = 16, 8  # of a request that does not say
 
 def _said(reference: object) -> object:
     """A picture may be said by its text alone; in a form, JSON comes as text, too."""
+    if not isinstance(reference, str | dict | ReferenceBody):
+        raise ValueError('must be a picture, as text, or {"image_url": ...}')
     if not isinstance(reference, str):
         return reference
     return from_json(reference) if reference.startswith("{") else {"image_url": reference}

@@ -4,7 +4,11 @@ import json
 
 import httpx
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from deployments.contracts.api import GenerationsBody
+from deployments.contracts.videos import VideoBody
+from deployments.ingress.http.failures import invalid
 from tests.serving import MAX_BODY_BYTES, Served
 
 PROMPT = {"prompt": "a red ball"}
@@ -71,6 +75,34 @@ CASES: list[tuple[object, int, str | None, str]] = [
     ({**PROMPT, "timeout_s": 0}, 400, "timeout_s", "0"),
     ({**PROMPT, "num_inference_step": 4}, 400, "num_inference_step", "num_inference_steps"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("schema", "body", "says"),
+    [
+        (
+            GenerationsBody,
+            {"ip_adapter": {"image": 5}},
+            "ip_adapter.image: must be a picture, as text, or a list of them",
+        ),
+        (
+            VideoBody,
+            {"controls": [{"type": "canny", "image": {}}]},
+            "controls.0.image: must be a picture, as text, or a list of them",
+        ),
+        (
+            VideoBody,
+            {"input_reference": 5},
+            'input_reference: must be a picture, as text, or {"image_url": ...}',
+        ),
+    ],
+)
+def test_what_may_be_said_in_two_ways_names_both(
+    schema: type[BaseModel], body: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        schema.model_validate({**PROMPT, **body})
+    assert str(invalid(refused.value)) == says
 
 
 @pytest.mark.parametrize("stream", [False, True])

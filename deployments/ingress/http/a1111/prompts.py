@@ -34,7 +34,7 @@ def _lora(tag: re.Match[str]) -> LoraWeight:
             f"{shown}: text encoder and UNet have the same weight here; give one", "prompt"
         )
     try:
-        return LoraWeight(name, weights.pop())
+        return LoraWeight(name=name, weight=weights.pop())
     except ValidationError as error:
         raise InvalidRequest(f"{shown}: {invalid(error)}", "prompt") from error
 

@@ -150,6 +150,11 @@ def test_clip_skip_counts_from_one_and_passes_over_sdxl() -> None:
     assert txt2img("sdxl", clip_skip=1).ignored == ()
 
 
+def test_a_tag_with_too_much_weight_names_it() -> None:
+    with pytest.raises(InvalidRequest, match=r"^<lora:ink:11>: weight: Input should be less"):
+        without_loras("a <lora:ink:11>")
+
+
 @pytest.mark.parametrize(
     ("prompt", "plain", "loras"),
     [
