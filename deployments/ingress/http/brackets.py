@@ -41,8 +41,12 @@ def _entries(values: Sequence[tuple[Path, str]]) -> list[object]:
     columns: dict[Path, list[str]] = {}
     for path, text in values:
         columns.setdefault(path, []).append(text)
+    if any("" in path for path in columns):
+        raise ValueError(
+            "lists within entries of a list cannot be told from further entries; send JSON text"
+        )
     counts = {len(column) for column in columns.values()}
-    if len(counts) > 1 or any("" in path for path in columns):
+    if len(counts) > 1:
         raise ValueError(
             "which values belong together cannot be told; give every entry the same fields, or "
             "send JSON text"

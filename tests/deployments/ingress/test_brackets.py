@@ -53,6 +53,12 @@ def test_what_the_official_client_flattens_is_read() -> None:
     assert read(sent(NESTED)) == NESTED
 
 
+def test_a_list_within_an_entry_wants_json() -> None:
+    control = {"type": "canny", "image": ["a", "b"]}
+    with pytest.raises(ValueError, match=r"lists within entries of a list .* send JSON text"):
+        read(sent({"controls": [control]}))
+
+
 @pytest.mark.parametrize(
     "name", ["loras", "loras[", "[]", "loras[]name", "loras[[]]", "a" + "[b]" * (MAX_DEPTH + 1)]
 )
