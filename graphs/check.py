@@ -241,7 +241,7 @@ def _of_another_kind(key: str, source: str) -> str | None:
         return None
     try:
         found = identify(read_header(file))
-        if found.kind is not None:
+        if found.kind is not None or ADAPTER not in kinds:  # which have names of many kinds
             check_kind(found, *kinds)
     except WrongFile as error:
         return str(error)
