@@ -1,0 +1,85 @@
+"""`Objects` in an S3 bucket, by conditional writes (`If-None-Match: *`, `If-Match`)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from deployments.contracts.errors import StorageUnavailable
+from deployments.jobs.objects import Stored
+
+ABSENT = ("NoSuchKey", "404")
+LOST = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", *ABSENT)
+
+
+class BucketObjects:
+    """Files of a bucket, whose keys begin with `prefix`.
+
+    Args:
+        client: boto3's. It may ask again by itself: see `_written`.
+    """
+
+    def __init__(self, client: Any, bucket: str, prefix: str = "") -> None:
+        self._client, self._bucket, self._prefix = client, bucket, prefix
+
+    def read(self, name: str) -> Stored | None:
+        """As `Objects`."""
+        with self._answering():
+            try:
+                found = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)
+                return Stored(found["Body"].read(), found["ETag"])
+            except ClientError as error:
+                if _code(error) in ABSENT:
+                    return None
+                raise
+
+    def create(self, name: str, content: bytes) -> str | None:
+        """As `Objects`."""
+        return self._written(name, content, IfNoneMatch="*")
+
+    def replace(self, name: str, content: bytes, tag: str) -> str | None:
+        """As `Objects`."""
+        return self._written(name, content, IfMatch=tag)
+
+    def delete(self, name: str) -> None:
+        """As `Objects`."""
+        with self._answering():
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """As `Objects`."""
+        with self._answering():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix
+            )
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield str(item["Key"]).removeprefix(self._prefix)
+
+    def _written(self, name: str, content: bytes, **condition: str) -> str | None:
+        """A write under a condition. If it does not hold, the file may be what was to be written: a
+        first try whose answer was lost."""
+        with self._answering():
+            try:
+                put: Callable[..., Any] = self._client.put_object
+                made = put(Bucket=self._bucket, Key=self._prefix + name, Body=content, **condition)
+                return str(made["ETag"])
+            except ClientError as error:
+                if _code(error) not in LOST:
+                    raise
+        found = self.read(name)
+        return found.tag if found is not None and found.content == content else None
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except (BotoCoreError, ClientError) as error:
+            raise StorageUnavailable(
+                f"s3://{self._bucket} does not answer ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

@@ -1,0 +1,142 @@
+"""What `Objects` promise, of a folder and of a bucket."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.contracts.errors import StorageUnavailable
+from deployments.jobs import folder
+from deployments.jobs.bucket import BucketObjects
+from deployments.jobs.folder import FolderObjects
+from deployments.jobs.objects import Objects
+from tests.object_store import BUCKET, ObjectStore
+
+COPIES = 8
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    if request.param == "folder":
+        return FolderObjects(tmp_path)
+    store: ObjectStore = request.getfixturevalue("object_store")
+    return BucketObjects(store.client, BUCKET, "tcd/")
+
+
+def test_a_file_is_written_once_and_replaced_by_who_saw_it_last(objects: Objects) -> None:
+    assert objects.read("jobs/a") is None
+    assert objects.replace("jobs/a", b"0", "any") is None
+    first = objects.create("jobs/a", b"1")
+    assert first is not None
+    assert objects.create("jobs/a", b"2") is None
+    stored = objects.read("jobs/a")
+    assert stored is not None
+    assert stored == (b"1", first)
+    second = objects.replace("jobs/a", b"3", first)
+    assert second is not None
+    assert objects.replace("jobs/a", b"4", first) is None
+    assert objects.read("jobs/a") == (b"3", second)
+
+
+def test_a_write_whose_answer_was_lost_is_told_when_it_is_made_again(objects: Objects) -> None:
+    tag = objects.create("jobs/a", b"mine")
+    assert objects.create("jobs/a", b"mine") == tag
+    assert tag is not None
+    newer = objects.replace("jobs/a", b"mine, too", tag)
+    assert objects.replace("jobs/a", b"mine, too", tag) == newer
+
+
+def test_names_are_in_order_and_what_is_deleted_is_gone(objects: Objects) -> None:
+    for name in ("jobs/b", "jobs/a", "results/a-1", "results/a-0"):
+        objects.create(name, b"x")
+    assert list(objects.names("jobs/")) == ["jobs/a", "jobs/b"]
+    assert list(objects.names("results/a-")) == ["results/a-0", "results/a-1"]
+    assert list(objects.names("nothing/")) == []
+    objects.delete("jobs/a")
+    objects.delete("jobs/a")
+    assert list(objects.names("jobs/")) == ["jobs/b"]
+    assert objects.read("jobs/a") is None
+
+
+def test_of_many_writers_one_wins(objects: Objects) -> None:
+    """Each time, in threads that begin together."""
+
+    def race(write: Callable[[bytes], str | None]) -> list[str]:
+        start, won = threading.Barrier(COPIES), list[str]()
+
+        def run(number: int) -> None:
+            start.wait()
+            if (tag := write(f"writer {number}".encode())) is not None:
+                won.append(tag)
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(COPIES)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return won
+
+    (tag,) = race(lambda content: objects.create("jobs/a", content))
+    for turn in range(5):
+        (tag,) = race(partial(_replace, objects, tag, turn))
+        stored = objects.read("jobs/a")
+        assert stored is not None
+        assert stored.tag == tag
+
+
+def _replace(objects: Objects, tag: str, turn: int, content: bytes) -> str | None:
+    return objects.replace("jobs/a", content + bytes(turn), tag)
+
+
+def test_a_storage_that_is_away_says_so(object_store: ObjectStore, tmp_path: Path) -> None:
+    bucket = BucketObjects(object_store.client, BUCKET)
+    missing = BucketObjects(object_store.client, "no-such-bucket")
+    calls: list[Callable[[Objects], Any]] = [
+        lambda objects: objects.create("a", b""),
+        lambda objects: objects.replace("a", b"", "tag"),
+        lambda objects: objects.delete("a"),
+        lambda objects: list(objects.names("")),
+    ]
+    for call in calls:
+        with pytest.raises(StorageUnavailable, match="s3://no-such-bucket does not answer"):
+            call(missing)
+    object_store.stop()
+    calls.append(lambda objects: objects.read("a"))
+    for call in calls:
+        with pytest.raises(StorageUnavailable, match=f"s3://{BUCKET} does not answer"):
+            call(bucket)
+    object_store.start()
+    (tmp_path / "files").write_text("no folder")
+    with pytest.raises(StorageUnavailable, match="the folder of jobs does not answer"):
+        FolderObjects(tmp_path).create("jobs/a", b"")
+
+
+def _hold(path: Path, held: Any) -> None:
+    with FolderObjects(path)._locked("jobs/a"):
+        held.set()
+        signal.pause()
+
+
+def test_a_dead_writer_holds_no_lock_and_one_that_hangs_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "PATIENCE_S", 0.2)
+    spawn = multiprocessing.get_context("spawn")
+    held = spawn.Event()
+    writer = spawn.Process(target=_hold, args=(tmp_path, held))
+    writer.start()
+    try:
+        assert held.wait(30)
+        with pytest.raises(StorageUnavailable, match="its writer hangs"):
+            FolderObjects(tmp_path).create("jobs/a", b"1")
+    finally:
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+    assert FolderObjects(tmp_path).create("jobs/a", b"1") is not None

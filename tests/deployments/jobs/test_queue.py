@@ -1,0 +1,421 @@
+"""The queue as a state machine: workers that die, stand still and lose answers, over both stores.
+
+Whatever happens, no job is lost, each is answered once, and by who holds it.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from deployments.contracts.errors import InvalidRequest, NotFound, StorageUnavailable
+from deployments.jobs.bucket import BucketObjects
+from deployments.jobs.folder import FolderObjects
+from deployments.jobs.objects import Objects, Stored
+from deployments.jobs.queue import MOST_ATTEMPTS, POISONED, JobQueue, LeaseLost
+from deployments.jobs.record import JobError, JobRecord, Lease
+from tests.object_store import BUCKET, ObjectStore
+
+LEASE_S = 30.0
+KEEP_S = 1000.0
+WORKERS = 2
+Fate = Literal["good", "lost", "unheard", "doubled", "late"]
+FATES: tuple[Fate, ...] = ("good", "good", "lost", "unheard", "doubled", "late")
+Work = Literal["renew", "complete", "fail", "stop", "give_back"]
+WORK: tuple[Work, ...] = ("renew", "complete", "fail", "stop", "give_back")
+
+
+Written = TypeVar("Written")
+
+
+class Unreliable:
+    """Objects whose next write is not made, is made but not answered, is made twice, or comes after
+    `between`: what somebody else does meanwhile."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self.fate: Fate = "good"
+        self.between: Callable[[], object] = lambda: None
+
+    def read(self, name: str) -> Stored | None:
+        return self.objects.read(name)
+
+    def create(self, name: str, content: bytes) -> str | None:
+        return self._made(lambda: self.objects.create(name, content))
+
+    def replace(self, name: str, content: bytes, tag: str) -> str | None:
+        return self._made(lambda: self.objects.replace(name, content, tag))
+
+    def delete(self, name: str) -> None:
+        self._made(lambda: self.objects.delete(name))
+
+    def names(self, prefix: str) -> Iterator[str]:
+        return self.objects.names(prefix)
+
+    def _made(self, write: Callable[[], Written]) -> Written:
+        fate, self.fate = self.fate, "good"
+        if fate == "lost":
+            raise StorageUnavailable("lost")
+        if fate == "late":
+            self.between()
+        made = write()
+        if fate == "unheard":
+            raise StorageUnavailable("made, but not answered")
+        return write() if fate == "doubled" else made
+
+
+class Clock:
+    """Of one process: it began anywhere, and is fast or slow."""
+
+    def __init__(self, began: float, rate: float) -> None:
+        self._began, self.rate, self.passed = began, rate, 0.0
+
+    def __call__(self) -> float:
+        return self._began + self.rate * self.passed
+
+
+def job(job_id: str, priority: int = 0, digest: str = "asked") -> JobRecord:
+    return JobRecord(
+        id=job_id,
+        kind="image",
+        owner="alice",
+        digest=digest,
+        request={"prompt": "a"},
+        created_at=0.0,
+        priority=priority,
+        keep_s=KEEP_S,
+    )
+
+
+class Jobs(RuleBasedStateMachine):
+    """Workers by number, each with a queue and a clock of its own, and jobs by id."""
+
+    objects: Objects  # given by the test
+    jobs: Bundle[str] = Bundle("jobs")
+
+    @initialize(
+        rates=st.lists(st.sampled_from([0.5, 1.0, 1.5]), min_size=WORKERS, max_size=WORKERS)
+    )
+    def begin(self, rates: tuple[float, ...]) -> None:
+        self.stores = [Unreliable(self.objects) for _ in range(WORKERS)]
+        self.clocks = [Clock(1e6 * number, rate) for number, rate in enumerate(rates)]
+        self.passed = 0.0
+        self.queues = [self._queue(number) for number in range(WORKERS)]
+        self.held: dict[int, JobRecord] = {}  # what each worker believes to hold
+        self.known: dict[str, int] = {}  # accepted, and how often each was taken
+        self.ends: dict[str, JobRecord] = {}  # as it was first seen to have ended
+        self.beats: dict[Lease, float] = {}  # when each was first there, in true seconds
+        self.count = 0
+
+    def _queue(self, number: int) -> JobQueue:
+        return JobQueue(
+            self.stores[number], LEASE_S, self.clocks[number], now=lambda: 1e9 + self.passed
+        )
+
+    @rule(
+        target=jobs,
+        worker=st.integers(0, WORKERS - 1),
+        fate=st.sampled_from(FATES),
+        priority=st.integers(-1, 1),
+    )
+    def add(self, worker: int, fate: Fate, priority: int) -> Any:
+        """Asked again until it is heard that it was accepted."""
+        self.count += 1
+        asked = job(f"job-{self.count}", priority)
+        self._bring_about(worker, fate)
+        with suppress(StorageUnavailable):
+            self.queues[worker].add(asked)
+        assert self.queues[worker].add(asked).id == asked.id
+        self.known[asked.id] = 0
+        return asked.id
+
+    @rule(job_id=jobs, worker=st.integers(0, WORKERS - 1))
+    def ask_for_something_else_under_the_same_key(self, job_id: str, worker: int) -> None:
+        if job_id in self.known:
+            with pytest.raises(InvalidRequest, match="came with another request"):
+                self.queues[worker].add(job(job_id, digest="other"))
+
+    @precondition(lambda self: len(self.held) < WORKERS)
+    @rule(fate=st.sampled_from(FATES), patient=st.booleans())
+    def take(self, fate: Fate, patient: bool) -> None:
+        """One that holds nothing takes a job; if it is patient, also from who stands still."""
+        self._take(self._idle(), fate, patient)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), fate=st.sampled_from(FATES))
+    def go_on(self, data: st.DataObject, fate: Fate) -> None:
+        """One that holds a job is still at it."""
+        self._work(data.draw(st.sampled_from(sorted(self.held))), fate, "renew")
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), fate=st.sampled_from(FATES), what=st.sampled_from(WORK[1:]))
+    def end(self, data: st.DataObject, fate: Fate, what: Work) -> None:
+        """One that holds a job is done with it."""
+        self._work(data.draw(st.sampled_from(sorted(self.held))), fate, what)
+
+    @precondition(lambda self: 0 < len(self.held) < WORKERS)
+    @rule(data=st.data(), fate=st.sampled_from(FATES), what=st.sampled_from(WORK))
+    def overtake(self, data: st.DataObject, fate: Fate, what: Work) -> None:
+        """One stands still until another may have its job, and then goes on with it."""
+        slow = data.draw(st.sampled_from(sorted(self.held)))
+        self._take(self._idle(), fate, patient=True)
+        self._work(slow, fate, what)
+
+    def _idle(self) -> int:
+        return next(number for number in range(WORKERS) if number not in self.held)
+
+    def _take(self, worker: int, fate: Fate, patient: bool) -> None:
+        other = next((n for n in range(WORKERS) if n not in self.held and n != worker), None)
+        before = self._records()
+        for wait_s in (0.0, 3 * LEASE_S if patient else 0.0):
+            self._wait(wait_s)
+            self._bring_about(worker, fate, lambda: None if other is None else self._taken(other))
+            with suppress(StorageUnavailable):
+                self._taken(worker)
+            self.stores[worker].fate = "good"
+            if worker in self.held:
+                break
+        for job_id, record in self._records().items():
+            took = record.attempts - before[job_id].attempts
+            self.known[job_id] += took
+            if took and before[job_id].lease is not None:
+                silent = max(clock.rate for clock in self.clocks) * self._silence(before[job_id])
+                assert silent > LEASE_S, "taken from one that was not silent for long"
+
+    def _taken(self, worker: int) -> JobRecord | None:
+        taken = self.queues[worker].take()
+        if taken is not None:
+            self.held[worker] = taken
+        return taken
+
+    def _silence(self, record: JobRecord) -> float:
+        """True seconds since a lease was last written, as far as the machine has seen."""
+        assert record.lease is not None
+        return self.passed - self.beats[record.lease]
+
+    def _work(self, worker: int, fate: Fate, what: Work) -> None:
+        """Asked again until it is heard that it is done, or that the lease is lost."""
+        mine = self.held[worker]
+        before = self._read(mine.id)
+        holds = before is not None and not before.ended and _holder(before) == _holder(mine)
+        queue = self.queues[worker]
+        self._bring_about(worker, fate, lambda: self.queues[worker - 1].cancel(mine.id))
+        calls: dict[Work, Callable[[], object]] = {
+            "renew": lambda: queue.renew(mine, 50),
+            "complete": lambda: queue.complete(mine, (f"results/{worker}-{mine.revision}",)),
+            "fail": lambda: queue.fail(mine, JobError(code="x", message="y")),
+            "stop": lambda: queue.stop(mine),
+            "give_back": lambda: queue.give_back(mine),
+        }
+        lost = False
+        try:
+            try:
+                calls[what]()
+            except StorageUnavailable:
+                calls[what]()
+        except LeaseLost:
+            # Of what was given back, and nobody heard: it is not its own any more.
+            lost = not (what == "give_back" and fate == "unheard" and holds)
+        self.stores[worker].fate = "good"
+        assert lost == (not holds)
+        if what == "renew" and holds:
+            renewed = self._read(mine.id)
+            assert renewed is not None
+            assert renewed.lease is not None
+            self.beats[renewed.lease] = self.passed
+        if what == "give_back" and holds:
+            self.known[mine.id] -= 1
+        if lost or what != "renew":
+            del self.held[worker]
+
+    def _bring_about(
+        self, worker: int, fate: Fate, between: Callable[[], object] = lambda: None
+    ) -> None:
+        self.stores[worker].fate, self.stores[worker].between = fate, between
+
+    @rule(job_id=jobs, worker=st.integers(0, WORKERS - 1), fate=st.sampled_from(FATES))
+    def cancel(self, job_id: str, worker: int, fate: Fate) -> None:
+        if job_id not in self.known:
+            return
+        self._bring_about(worker, fate)
+        with suppress(StorageUnavailable):
+            self.queues[worker].cancel(job_id)
+        self.stores[worker].fate = "good"
+        record = self.queues[worker].cancel(job_id)
+        assert record.ended or record.cancelled_by_caller
+
+    @rule(worker=st.integers(0, WORKERS - 1), seconds=st.sampled_from([1.0, 3 * LEASE_S]))
+    def die(self, worker: int, seconds: float) -> None:
+        """And come back after a while, with nothing but what is written."""
+        self.held.pop(worker, None)
+        self.queues[worker] = self._queue(worker)
+        self._wait(seconds)
+
+    @rule(worker=st.integers(0, WORKERS - 1), fate=st.sampled_from(FATES))
+    def sweep(self, worker: int, fate: Fate) -> None:
+        self._bring_about(worker, fate)
+        with suppress(StorageUnavailable):
+            self.queues[worker].sweep()
+        self.stores[worker].fate = "good"
+        for job_id in list(self.known):
+            if self._read(job_id) is None:
+                end = self.ends.pop(job_id)
+                assert end.ended_at is not None
+                assert 1e9 + self.passed >= end.ended_at + KEEP_S
+                del self.known[job_id]
+
+    @invariant()
+    def nothing_is_lost_and_what_has_ended_stays(self) -> None:
+        for job_id, taken in self.known.items():
+            record = self._read(job_id)
+            assert record is not None, f"{job_id} is lost"
+            assert record.attempts == taken <= MOST_ATTEMPTS
+            if record.lease is not None:
+                self.beats.setdefault(record.lease, self.passed)
+            if record.ended:
+                assert self.ends.setdefault(job_id, record) == record
+            assert record.error != POISONED or record.attempts == MOST_ATTEMPTS
+
+    def teardown(self) -> None:
+        """Time passes, and one worker does what is left."""
+        if not hasattr(self, "known"):
+            return
+        queue = self.queues[0]
+        for _ in range(2):
+            for _ in range(len(self.known) + 1):
+                if (mine := queue.take()) is not None:
+                    queue.complete(mine, ("results/last",))
+            self._wait(4 * LEASE_S)
+        while (mine := queue.take()) is not None:
+            queue.complete(mine, ("results/last",))
+        for job_id in self.known:
+            record = self._read(job_id)
+            assert record is not None
+            assert record.ended, record
+            assert self.ends.get(job_id, record) == record
+        self._wait(KEEP_S + 1)
+        queue.sweep()
+        assert list(self.objects.names("jobs/")) == []
+
+    def _wait(self, seconds: float) -> None:
+        self.passed += seconds
+        for clock in self.clocks:
+            clock.passed += seconds
+
+    def _read(self, job_id: str) -> JobRecord | None:
+        stored = self.objects.read(f"jobs/{job_id}")
+        return None if stored is None else JobRecord.model_validate_json(stored.content)
+
+    def _records(self) -> dict[str, JobRecord]:
+        return {job_id: record for job_id in self.known if (record := self._read(job_id))}
+
+
+def _holder(record: JobRecord) -> str | None:
+    return None if record.lease is None else record.lease.holder
+
+
+class InAFolder(Jobs):
+    """The same in a folder of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory()
+        self.objects = FolderObjects(Path(self._folder.name))
+
+    def teardown(self) -> None:
+        super().teardown()
+        self._folder.cleanup()
+
+
+def run(machine: type[Jobs], examples: int, steps: int) -> None:
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None)
+    )
+
+
+def test_in_a_folder() -> None:
+    run(InAFolder, 150, 40)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(3600)
+def test_in_a_folder_at_length() -> None:
+    run(InAFolder, 3000, 80)
+
+
+def test_in_a_bucket(object_store: ObjectStore) -> None:
+    number = 0
+
+    class InABucket(Jobs):
+        def __init__(self) -> None:
+            nonlocal number
+            super().__init__()
+            number += 1
+            self.objects = BucketObjects(object_store.client, BUCKET, f"{number}/")
+
+    run(InABucket, 5, 25)
+
+
+def test_the_oldest_of_the_highest_priority_goes_first(tmp_path: Path) -> None:
+    queue = JobQueue(FolderObjects(tmp_path))
+    for job_id, priority, at in (("a", 0, 2.0), ("b", 0, 1.0), ("c", -1, 0.0), ("d", 1, 3.0)):
+        queue.add(job(job_id, priority).model_copy(update={"created_at": at}))
+    taken = [queue.take() for _ in range(5)]
+    assert [one and one.id for one in taken] == ["d", "b", "a", "c", None]
+
+
+def test_a_job_that_ends_its_workers_fails(tmp_path: Path) -> None:
+    clock = Clock(0, 1)
+    queue = JobQueue(FolderObjects(tmp_path), LEASE_S, clock)
+    queue.add(job("poison"))
+    for _ in range(MOST_ATTEMPTS):
+        assert queue.take() is not None
+        assert queue.take() is None
+        clock.passed += LEASE_S + 1
+    assert queue.take() is None
+    record = queue.get("poison")
+    assert (record.status, record.error) == ("failed", POISONED)
+    with pytest.raises(NotFound, match="job 'other' does not exist"):
+        queue.get("other")
+
+
+def test_a_lease_that_is_renewed_in_time_is_kept(tmp_path: Path) -> None:
+    clock = Clock(0, 1)
+    mine, others = (JobQueue(FolderObjects(tmp_path), LEASE_S, clock) for _ in range(2))
+    mine.add(job("long"))
+    taken = mine.take()
+    assert taken is not None
+    for _ in range(5):
+        assert others.take() is None
+        clock.passed += LEASE_S - 1
+        mine.renew(taken, 10)
+    clock.passed += LEASE_S - 1
+    assert others.take() is None
+    assert mine.complete(taken, ("results/a",)).status == "completed"
+
+
+def test_an_answer_that_was_written_and_not_heard_of_is_given_again(tmp_path: Path) -> None:
+    store = Unreliable(FolderObjects(tmp_path))
+    queue = JobQueue(store)
+    queue.add(job("a"))
+    taken = queue.take()
+    assert taken is not None
+    store.fate = "unheard"
+    with pytest.raises(StorageUnavailable):
+        queue.complete(taken, ("results/a",))
+    assert queue.complete(taken, ("results/a",)).results == ("results/a",)
+    assert queue.get("a").revision == 2  # written once
