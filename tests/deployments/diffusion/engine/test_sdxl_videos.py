@@ -15,18 +15,17 @@ from diffusers import (
     TCDScheduler,
 )
 from PIL import Image
-from torch import Tensor
 
 from configs.app import Limits, ModelUserConfig
 from demo.motion import write_motion_adapter
-from deployments.contracts.jobs import Asset, ControlUse, ImageJob, IpAdapterUse, LoraWeight
+from deployments.contracts.jobs import ControlUse, ImageJob, IpAdapterUse, LoraWeight
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
 from tests.conftest import demo_loras
 from tests.deployments.diffusion.engine.oracle import tcd_pipeline
 from tests.deployments.diffusion.engine.tasks import ADAPTERS, Checkpoint, control_map, picture
+from tests.deployments.diffusion.engine.test_videos import TOLERANCE, by_diffusers, distance
 
-TOLERANCE = 1e-3
 WIDTH, HEIGHT, FRAMES = 72, 64, 3
 STILL, MOVING = "still", "moving"
 
@@ -66,30 +65,6 @@ def video(**fields: Any) -> ImageJob:
     return ImageJob("v", "a red ball", (4,), WIDTH, HEIGHT, **(usual | fields))
 
 
-def said(job: ImageJob) -> dict[str, Any]:
-    """What pipelines are told of a job."""
-    return {
-        "prompt": job.prompt,
-        "negative_prompt": job.negative_prompt,
-        "width": WIDTH,
-        "height": HEIGHT,
-        "num_inference_steps": job.num_inference_steps,
-        "eta": job.eta,
-        "guidance_scale": job.guidance_scale,
-        "generator": torch.manual_seed(job.seeds[0]),
-        "output_type": "latent",
-    }
-
-
-def latents(engine: Engine, job: ImageJob, assets: list[Asset]) -> Tensor:
-    (made,) = engine.generate(job, assets)
-    return torch.from_numpy(made.latents)
-
-
-def apart(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
-
-
 @pytest.mark.parametrize("guidance_scale", [0.0, 3.0])
 def test_motion(
     engine: tuple[str, Engine], demo_models: Path, adapters: Path, guidance_scale: float
@@ -104,8 +79,9 @@ def test_motion(
     pipe.set_progress_bar_config(disable=True)
     negative = "blue" if guidance_scale > 1 else None
     job = video(guidance_scale=guidance_scale, negative_prompt=negative, eta=0.4)
-    theirs = pipe(**said(job), num_frames=FRAMES).frames[0]
-    assert apart(latents(ours, job, []), theirs) < TOLERANCE
+    theirs = by_diffusers(pipe, job, num_frames=FRAMES)
+    (made,) = ours.generate(job)
+    assert distance(made, theirs) < TOLERANCE
 
 
 def test_frames_are_images_where_nothing_moves(
@@ -140,14 +116,21 @@ def test_frames_are_images_where_nothing_moves(
     pipe.set_progress_bar_config(disable=True)
     generator = torch.manual_seed(job.seeds[0])
     noise = torch.randn(1, 4, FRAMES, HEIGHT // 8, WIDTH // 8, generator=generator)
-    found = latents(ours, job, [map_, embeds])
+    (made,) = ours.generate(job, [map_, embeds])
+    found = torch.from_numpy(made.latents)
     for frame in range(FRAMES):
         theirs = pipe(
-            **said(job),
+            job.prompt,
+            width=WIDTH,
+            height=HEIGHT,
+            num_inference_steps=job.num_inference_steps,
+            eta=job.eta,
+            guidance_scale=job.guidance_scale,
+            output_type="latent",
             image=Image.fromarray(map_),
             controlnet_conditioning_scale=0.7,
             ip_adapter_image_embeds=[torch.from_numpy(np.stack([embeds[1:], embeds[:1]]))],
             latents=noise[:, :, frame],
         ).images[0]
-        distance = apart(found[:, frame], theirs)
-        assert distance < TOLERANCE if kind == STILL else distance > 10 * TOLERANCE
+        apart = float((found[:, frame] - theirs).norm() / theirs.norm())
+        assert apart < TOLERANCE if kind == STILL else apart > 10 * TOLERANCE

@@ -51,8 +51,8 @@ from tests.deployments.diffusion.engine.tasks import (
     picture,
     task,
 )
+from tests.deployments.diffusion.engine.test_videos import TOLERANCE, by_diffusers, distance
 
-TOLERANCE = 1e-3
 CLEARLY_DIFFERENT = 1e-2
 FRAMES = 6
 
@@ -146,18 +146,7 @@ class Oracle:
         pipe.set_progress_bar_config(disable=True)
         if frames > 24:
             pipe.enable_free_noise(context_length=16, context_stride=4)
-        made: torch.Tensor = pipe(
-            prompt=job.prompt,
-            negative_prompt=job.negative_prompt,
-            width=job.width,
-            height=job.height,
-            num_inference_steps=job.num_inference_steps,
-            eta=job.eta,
-            guidance_scale=job.guidance_scale,
-            generator=torch.manual_seed(job.seeds[0]),
-            output_type="latent",
-            **given,
-        ).frames[0]
+        made = by_diffusers(pipe, job, **given)
         if frames > 24:
             pipe.disable_free_noise()
         return made
@@ -186,10 +175,6 @@ def video(**fields: object) -> ImageJob:
     return ImageJob("v", "a girl in a garden", width=WIDTH, height=HEIGHT, **(usual | fields))  # type: ignore[arg-type]
 
 
-def apart(ours: FinishedImage, theirs: torch.Tensor) -> float:
-    return float((torch.from_numpy(ours.latents) - theirs).norm() / theirs.norm())
-
-
 def sees(models: Path, *numbers: int) -> list[Asset]:
     return [checkpoint(models).embeds(picture(number, 90, 80)) for number in numbers]
 
@@ -198,9 +183,9 @@ def test_a_map_of_each_frame_for_some_of_the_steps(engine: Engine, oracle: Oracl
     use = ControlUse("depth", tuple(range(FRAMES)), 0.8, 0.2, 0.9)
     job, maps = video(controls=(use,), guidance_scale=3.0, num_inference_steps=6), moving("depth")
     (ours,) = engine.generate(job, maps)
-    assert apart(ours, oracle.latents(job, maps)) < TOLERANCE
+    assert distance(ours, oracle.latents(job, maps)) < TOLERANCE
     other = oracle.latents(job, [*reversed(maps)])
-    assert apart(ours, other) > CLEARLY_DIFFERENT, "the frames' order does not matter"
+    assert distance(ours, other) > CLEARLY_DIFFERENT, "the frames' order does not matter"
 
 
 def test_two_controls_one_with_a_map_for_all_frames(engine: Engine, oracle: Oracle) -> None:
@@ -208,7 +193,7 @@ def test_two_controls_one_with_a_map_for_all_frames(engine: Engine, oracle: Orac
     job = video(controls=uses)
     assets = [control_map("canny", WIDTH, HEIGHT), *moving("depth")]
     (ours,) = engine.generate(job, assets)
-    assert apart(ours, oracle.latents(job, assets)) < TOLERANCE
+    assert distance(ours, oracle.latents(job, assets)) < TOLERANCE
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 3.0])
@@ -228,12 +213,12 @@ def test_pictures_to_resemble_beside_images_that_see_others(
     beside = [engine.events(one.job, one.assets) for one in others]
     ours = next(event for event in events if isinstance(event, FinishedImage))
     crowd = [next(e for e in run if isinstance(e, FinishedImage)) for run in beside]
-    assert apart(ours, oracle.latents(job, assets)) < TOLERANCE
+    assert distance(ours, oracle.latents(job, assets)) < TOLERANCE
     blind = oracle.latents(replace(job, ip_adapters=()), ())
-    assert apart(ours, blind) > CLEARLY_DIFFERENT
+    assert distance(ours, blind) > CLEARLY_DIFFERENT
     for one, found in zip(others, crowd, strict=True):
         (again,) = engine.generate(one.job, one.assets)
-        assert apart(found, torch.from_numpy(again.latents)) < TOLERANCE
+        assert distance(found, torch.from_numpy(again.latents)) < TOLERANCE
 
 
 def test_pictures_that_act_on_a_part_of_each_frame(
@@ -244,9 +229,9 @@ def test_pictures_that_act_on_a_part_of_each_frame(
     use = IpAdapterUse(DEFAULT_IP_ADAPTER, (0,), 0.9, mask=1)
     job, assets = video(ip_adapters=(use,)), [*sees(demo_models, 3), mask]
     (ours,) = engine.generate(job, assets)
-    assert apart(ours, oracle.latents(job, assets)) < TOLERANCE
+    assert distance(ours, oracle.latents(job, assets)) < TOLERANCE
     everywhere = replace(job, ip_adapters=(replace(use, mask=None),))
-    assert apart(ours, oracle.latents(everywhere, assets)) > CLEARLY_DIFFERENT
+    assert distance(ours, oracle.latents(everywhere, assets)) > CLEARLY_DIFFERENT
 
 
 def test_a_long_video_with_all_of_it(engine: Engine, oracle: Oracle, demo_models: Path) -> None:
@@ -259,7 +244,7 @@ def test_a_long_video_with_all_of_it(engine: Engine, oracle: Oracle, demo_models
     )
     assets = [*moving("depth", 28), *sees(demo_models, 4)]
     (ours,) = engine.generate(job, assets)
-    assert apart(ours, oracle.latents(job, assets)) < TOLERANCE
+    assert distance(ours, oracle.latents(job, assets)) < TOLERANCE
 
 
 def test_a_start_picture_with_controls(engine: Engine, oracle: Oracle) -> None:
@@ -271,7 +256,7 @@ def test_a_start_picture_with_controls(engine: Engine, oracle: Oracle) -> None:
     )
     assets = [picture(7, WIDTH, HEIGHT), *moving("canny")]
     (ours,) = engine.generate(job, assets)
-    assert apart(ours, oracle.latents(job, assets)) < TOLERANCE
+    assert distance(ours, oracle.latents(job, assets)) < TOLERANCE
 
 
 def test_a_style_goes_with_it_and_goes_again(engine: Engine, demo_models: Path) -> None:
