@@ -43,7 +43,7 @@ from deployments.ingress.http.events import (
 from deployments.ingress.http.forms import NESTED
 from deployments.ingress.http.idempotency import HEADER, MAX_CHARS
 from deployments.ingress.http.metrics import CONTENT_TYPE
-from deployments.ingress.http.paths import A1111
+from deployments.ingress.http.paths import A1111, PING_PATH
 
 Json = dict[str, Any]  # a part of the document
 REF = "#/components/schemas/{model}"
@@ -66,6 +66,7 @@ REFUSALS = {
 }
 PHRASES = {499: "Client Closed Request"}  # of statuses that no standard knows
 ALWAYS, OF_WORK, OF_KEYS = (400, 404, 413, 500, 503), (408, 429), (401, 403, 429)
+OPEN = ("/healthz", PING_PATH)  # whatever keys there are
 BINARY: Json = {"type": "string", "format": "binary"}
 # Each event as its fields, whose `data` is JSON in turn: as OpenAPI 3.2 describes such streams.
 EVENTS: Json = {
@@ -224,7 +225,7 @@ def described(app: FastAPI, keyed: bool) -> Json:
             a1111 = path.startswith(A1111)
             statuses = {*ALWAYS, *(OF_WORK if method == "post" else ())}
             statuses |= {499} if told.interruptible else set()
-            if keyed and not path.startswith(FILES_PATH) and path != "/healthz":
+            if keyed and not path.startswith(FILES_PATH) and path not in OPEN:
                 statuses |= set(OF_KEYS)
                 operation["security"] = [{"key": []}, *([{"password": []}] if a1111 else [])]
             _refuse(operation, statuses, "Detailed" if a1111 else "Refused")

@@ -3,6 +3,7 @@
 from starlette.types import Scope
 
 A1111 = ("/sdapi/", "/controlnet/")
+PING_PATH = "/internal/ping"  # of A1111, too, but asked without a key
 
 
 def path_of(scope: Scope) -> str:

@@ -110,6 +110,7 @@ class Memory(BaseModel):
     cuda: dict[str, str] = {"error": "see /metrics"}
 
 
+REFRESHED = ("checkpoints", "loras", "vae")
 EMPTY = ("sd-vae", "prompt-styles", "latent-upscale-modes", "hypernetworks", "face-restorers")
 
 
@@ -221,7 +222,14 @@ def listing_routes(service: Service, args: ServiceArgs, bodies: Bodies) -> APIRo
 
     for name in EMPTY:
         router.add_api_route(f"/{name}", nothing, methods=["GET"], name=name)
+    for name in REFRESHED:
+        router.add_api_route(f"/refresh-{name}", fresh, methods=["POST"], name=f"refresh-{name}")
     return router
+
+
+async def fresh() -> dict[str, str]:
+    """Lists are always as the models are."""
+    return {}
 
 
 async def nothing() -> list[str]:

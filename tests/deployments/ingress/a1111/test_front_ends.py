@@ -78,3 +78,10 @@ def test_an_image_of_dall_e_is_where_its_url_says(tmp_path: Path) -> None:
     answer = asked(call, False, tmp_path)
     (file,) = tmp_path.iterdir()
     assert found(answer.json(), "data.0.url").endswith(file.name)
+
+
+def test_whether_anything_listens_is_told_without_a_key() -> None:
+    keyed = client(None, entry("alice"))
+    answer = keyed.get("/internal/ping")
+    assert (answer.status_code, answer.json()) == (200, {})
+    assert keyed.post("/sdapi/v1/refresh-loras").status_code == 401
