@@ -31,6 +31,7 @@ from deployments.contracts.jobs import (
     Fraction,
     Guidance,
     ImageRequest,
+    Int,
     IpAdapter,
     LoraWeight,
     Name,
@@ -48,7 +49,7 @@ from deployments.contracts.jobs import (
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 RANDOM = -1  # as a seed: any
-WireSeed = Annotated[int, Field(ge=RANDOM, le=MAX_SEED, description="-1: any, as without")]
+WireSeed = Annotated[Int, Field(ge=RANDOM, le=MAX_SEED, description="-1: any, as without")]
 # What other servers act on. What they mean by it stands in `docs/clients.md`.
 IGNORED = (
     "moderation",
@@ -214,7 +215,7 @@ class ImagesRequestBody(RequestBody):
         "default, but for models asked for as dall-e-2 or dall-e-3 where there is storage",
     )
     output_format: Annotated[OutputFormat, BeforeValidator(_still)] = "png"
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+    output_compression: Annotated[Int, Field(ge=0, le=100)] | None = Field(
         None, description="quality of jpeg and webp, 0-100; 100 by default; ignored with png"
     )
     stream: bool = False
@@ -227,10 +228,10 @@ class ImagesRequestBody(RequestBody):
     background: Annotated[Literal["auto", "opaque"], BeforeValidator(_opaque)] | None = None
     moderation: Literal["auto", "low"] | None = Field(None, description="ignored")
     complexity: Literal["low", "medium", "high"] | None = Field(None, description="ignored")
-    frame_count: Annotated[int, Field(ge=1, le=1)] | None = Field(
+    frame_count: Annotated[Int, Field(ge=1, le=1)] | None = Field(
         None, description="ignored; see `POST /v1/videos`"
     )
-    frame_duration_ms: Annotated[int, Field(ge=0)] | None = Field(None, description="ignored")
+    frame_duration_ms: Annotated[Int, Field(ge=0)] | None = Field(None, description="ignored")
     svg: object = Field(None, description="not taken: pictures here are no drawings")
     style: Literal["vivid", "natural"] | None = Field(None, description="ignored; see loras")
     input_fidelity: Literal["low", "high"] | None = Field(

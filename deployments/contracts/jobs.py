@@ -44,33 +44,42 @@ def readable_text(text: object) -> object:
     return text
 
 
+def no_truth(number: object) -> object:
+    """`number` as it came; `ValueError` for what Python takes for 0 or 1, as no caller means it."""
+    if isinstance(number, bool):
+        raise ValueError("must be a number, not true or false")
+    return number
+
+
+Int = Annotated[int, BeforeValidator(no_truth)]
+Float = Annotated[float, BeforeValidator(no_truth)]
 Text = Annotated[str, Field(max_length=MAX_TEXT), BeforeValidator(readable_text)]
 Name = Annotated[str, Field(max_length=MAX_NAME), BeforeValidator(readable_text)]
-Steps = Annotated[int, Field(ge=1, le=MAX_STEPS, description="denoising steps, 1-50")]
-Eta = Annotated[float, Field(ge=0, le=1, description="stochasticity of TCD, the paper's gamma")]
+Steps = Annotated[Int, Field(ge=1, le=MAX_STEPS, description="denoising steps, 1-50")]
+Eta = Annotated[Float, Field(ge=0, le=1, description="stochasticity of TCD, the paper's gamma")]
 Guidance = Annotated[
-    float, Field(ge=0, le=30, description="classifier-free guidance; above 1 it is in force")
+    Float, Field(ge=0, le=30, description="classifier-free guidance; above 1 it is in force")
 ]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="image i of n uses seed + i")]
+Seed = Annotated[Int, Field(ge=0, le=MAX_SEED, description="image i of n uses seed + i")]
 PromptSyntax = Literal["plain", "weighted"]
 ClipSkip = Annotated[
-    int, Field(ge=0, le=31, description="last layers of the text encoders that are passed over")
+    Int, Field(ge=0, le=31, description="last layers of the text encoders that are passed over")
 ]
-Side = Annotated[int, Field(ge=8, multiple_of=8, description="pixels, a multiple of 8")]
-Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES, description="frames of a video")]
-Fps = Annotated[int, Field(ge=1, le=60, description="frames a second")]
-Count = Annotated[int, Field(ge=1, description="images to make")]
-Priority = Annotated[int, Field(ge=-10, le=10, description="higher goes first; 0 is normal")]
-TimeoutS = Annotated[float, Field(gt=0, le=3600, description="seconds until it is given up")]
+Side = Annotated[Int, Field(ge=8, multiple_of=8, description="pixels, a multiple of 8")]
+Frames = Annotated[Int, Field(ge=1, le=MAX_FRAMES, description="frames of a video")]
+Fps = Annotated[Int, Field(ge=1, le=60, description="frames a second")]
+Count = Annotated[Int, Field(ge=1, description="images to make")]
+Priority = Annotated[Int, Field(ge=-10, le=10, description="higher goes first; 0 is normal")]
+TimeoutS = Annotated[Float, Field(gt=0, le=3600, description="seconds until it is given up")]
 Strength = Annotated[
-    float, Field(gt=0, le=1, description="how far the start image is noised; 1: as far as it goes")
+    Float, Field(gt=0, le=1, description="how far the start image is noised; 1: as far as it goes")
 ]
 Quality = Literal["low", "medium", "standard", "auto", "high", "hd", "xhigh", "max"]
-Scale = Annotated[float, Field(ge=0, le=2, description="how strongly a condition acts")]
-Fraction = Annotated[float, Field(ge=0, le=1, description="of the steps")]
-Threshold = Annotated[int, Field(ge=0, le=255, description="of canny's edge strength")]
-PartialImages = Annotated[int, Field(ge=0, le=3, description="previews while it is made")]
-AdapterWeight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
+Scale = Annotated[Float, Field(ge=0, le=2, description="how strongly a condition acts")]
+Fraction = Annotated[Float, Field(ge=0, le=1, description="of the steps")]
+Threshold = Annotated[Int, Field(ge=0, le=255, description="of canny's edge strength")]
+PartialImages = Annotated[Int, Field(ge=0, le=3, description="previews while it is made")]
+AdapterWeight = Annotated[Float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)]
 
 # A picture as a caller gives it: an array, the bytes of a file, or text: a data URL, an
 # https:// URL, an s3:// URI, or the id of a control map.

@@ -25,6 +25,7 @@ from deployments.contracts.jobs import (
     ClipSkip,
     Control,
     Eta,
+    Float,
     Fps,
     Frames,
     Guidance,
@@ -85,7 +86,7 @@ class VideoBody(RequestBody):
 
     prompt: Text
     model: Name | None = Field(None, description="a model with the task video")
-    seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(
+    seconds: Annotated[Float, Field(gt=0, le=60)] | None = Field(
         None, description="length; num_frames says it exactly"
     )
     size: Name | None = Field(None, description="WIDTHxHEIGHT in multiples of 8, or auto")

@@ -29,6 +29,8 @@ CASES: list[tuple[object, int, str | None, str]] = [
     ({**PROMPT, "n": 0}, 400, "n", "1"),
     ({**PROMPT, "n": 5}, 400, "n", "4"),
     ({**PROMPT, "n": "many"}, 400, "n", "integer"),
+    ({**PROMPT, "n": True}, 400, "n", "must be a number, not true or false"),
+    ({**PROMPT, "eta": False}, 400, "eta", "must be a number, not true or false"),
     ({**PROMPT, "size": "large"}, 400, "size", "WIDTHxHEIGHT"),
     ({**PROMPT, "size": "100x128"}, 400, "size", "multiples of 8"),
     ({**PROMPT, "size": "0x128"}, 400, "size", "multiples of 8"),
