@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := configs deployments graphs preprocessors demo benchmarks examples tests
+SOURCES := tcd configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check bench bench-peers bench-gpu soak quality train clean
