@@ -91,7 +91,7 @@ def test_of_many_writers_one_wins(objects: Objects) -> None:
 
 
 def _replace(objects: Objects, tag: str, turn: int, content: bytes) -> str | None:
-    return objects.replace("jobs/a", content + bytes(turn), tag)
+    return objects.replace("jobs/a", content + b", %d" % turn, tag)
 
 
 def test_a_storage_that_is_away_says_so(object_store: ObjectStore, tmp_path: Path) -> None:
