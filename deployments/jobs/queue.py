@@ -7,7 +7,7 @@ not count.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -155,16 +155,12 @@ class JobQueue:
     def sweep(self) -> int:
         """Forgets the jobs whose time is over, with their results. Returns how many."""
         forgotten = 0
-        for name in self._objects.names(FOLDER):
-            stored = self._objects.read(name)
-            if stored is None:
-                continue
-            record = JobRecord.model_validate_json(stored.content)
+        for record, _ in self._kept():
             if record.ended_at is None or self._now() < record.ended_at + record.keep_s:
                 continue
             for result in record.results:
                 self._objects.delete(result)
-            self._objects.delete(name)
+            self._objects.delete(_name(record.id))
             self._ended.discard(record.id)
             forgotten += 1
         return forgotten
@@ -194,19 +190,24 @@ class JobQueue:
 
     def _open(self) -> Iterator[_Found]:
         """The jobs that have not ended."""
+        for found in self._kept(but=self._ended):
+            if found.record.ended:
+                self._ended.add(found.record.id)
+                self._seen.pop(found.record.id, None)
+            else:
+                yield found
+
+    def _kept(self, but: Collection[str] = ()) -> Iterator[_Found]:
+        """All jobs, but for those of these ids, which are not read."""
         for name in self._objects.names(FOLDER):
             job_id = name.removeprefix(FOLDER)
-            if job_id in self._ended:
+            if job_id in but:
                 continue
             try:
                 found = self._read(job_id)
             except NotFound:
-                continue
-            if found.record.ended:
-                self._ended.add(job_id)
-                self._seen.pop(job_id, None)
-            else:
-                yield found
+                continue  # it has been swept since
+            yield found
 
     def _change(self, job_id: str, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
         """Writes what `change` makes of a job, as often as others write between."""
