@@ -126,6 +126,13 @@ def pickle_refused(name: str) -> str | None:
     )
 
 
+def format_refused(name: str) -> str | None:
+    """Why a single file of weights of this name is never opened, if it is not."""
+    if Path(name).suffix == ".safetensors":
+        return None
+    return pickle_refused(name) or f"{name} is not a safetensors file; no other format is read"
+
+
 def state(text: str) -> str:
     """What tells a local source from what stood there before: its files' places on the disk, sizes
     and times of change. Empty for what lies elsewhere or is not there: such a source is looked at

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.sources import pickle_refused
+from configs.sources import format_refused
 
 PEFT_CONFIG = "adapter_config.json"
 
@@ -43,10 +43,8 @@ def read_file(path: Path) -> LoraFile:
 def lora_file(path: Path) -> Path:
     """The one safetensors file that `path` is or holds, else `LoraError`."""
     if path.is_file():
-        if path.suffix != ".safetensors":
-            if (pickled := pickle_refused(path.name)) is not None:
-                raise LoraError(pickled)
-            raise LoraError(f"{path.name} is not a safetensors file; no other format is read")
+        if (reason := format_refused(path.name)) is not None:
+            raise LoraError(reason)
         return path
     if not path.exists():
         raise LoraError(f"{path.name} does not exist")

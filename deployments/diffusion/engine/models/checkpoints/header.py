@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from configs.sources import pickle_refused
+from configs.sources import format_refused
 
 Shape = tuple[int, ...]
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F16": 16, "BF16": 16, "I16": 16}
@@ -45,10 +45,8 @@ class Header:
 
 def read_header(file: Path) -> Header:
     """Raises `WrongFile` for what is no safetensors file; never opens a pickle."""
-    if (reason := pickle_refused(file.name)) is not None:
+    if (reason := format_refused(file.name)) is not None:
         raise WrongFile(reason)
-    if file.suffix != ".safetensors":
-        raise WrongFile(f"{file.name} is not a safetensors file; no other format is read")
     try:
         with safe_open(file, framework="numpy") as opened:
             names: list[str] = list(opened.keys())
