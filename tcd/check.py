@@ -26,7 +26,7 @@ from deployments.diffusion.engine.models.checkpoints.identity import (
     identify,
 )
 from deployments.diffusion.engine.models.skeletons import skeletons
-from tcd.parts import READERS, motion_lora_refusal, refusal
+from tcd.parts import READERS, motion_contents, refusal
 
 LOADS = "loads"
 
@@ -45,11 +45,8 @@ def check_files(paths: Sequence[Path], families: Sequence[FamilyName], *, as_jso
             whole = False
             print(json.dumps({"file": str(path), "error": str(error)}) if as_json else error)
             continue
-        moves = found.looks_like == MOTION
-        verdicts = {
-            family: (motion_lora_refusal(path, family) or LOADS) if moves else verdict(file, family)
-            for family in families
-        }
+        contents = motion_contents if found.looks_like == MOTION else _contents
+        verdicts = {family: verdict(file, contents(family)) for family in families}
         whole = whole and LOADS in verdicts.values()
         if as_json:
             print(json.dumps({"file": str(path), **asdict(found), "families": verdicts}))
@@ -60,10 +57,10 @@ def check_files(paths: Sequence[Path], families: Sequence[FamilyName], *, as_jso
     return whole
 
 
-def verdict(file: LoraFile, family: FamilyName) -> str:
-    """`LOADS`, or why the family's published models refuse a file."""
+def verdict(file: LoraFile, contents: Contents) -> str:
+    """`LOADS`, or why models of these contents refuse a file."""
     try:
-        _contents(family).of(file)
+        contents.of(file)
     except LoraError as error:
         return str(error).removeprefix(f"{file.name} ")
     return LOADS

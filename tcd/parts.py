@@ -15,7 +15,7 @@ from configs.app import ControlArgs, IpAdapterArgs
 from configs.families import FamilyName
 from configs.published import geometry
 from deployments.diffusion.engine.adapters.contents import Contents
-from deployments.diffusion.engine.adapters.files import LoraError, lora_file, read_file
+from deployments.diffusion.engine.adapters.files import LoraError, lora_file
 from deployments.diffusion.engine.models.checkpoints.identity import (
     CONTROLNET,
     IP_ADAPTER,
@@ -42,15 +42,6 @@ def refusal(kind: str, path: Path, family: FamilyName) -> str | None:
         # What it would be called in a configuration says nothing here.
         said = str(error).removeprefix(f"controls.{_NAME}: ")
         return said.removeprefix(f"IP-Adapter {_NAME!r} ({path}): ")
-    return None
-
-
-def motion_lora_refusal(path: Path, family: FamilyName) -> str | None:
-    """The same of an adapter for motion layers."""
-    try:
-        Contents({"unet": _motion_unet(family)}, words=None).of(read_file(path))
-    except LoraError as error:
-        return str(error).removeprefix(f"{path.name} ")
     return None
 
 
@@ -88,12 +79,12 @@ def _unet(family: FamilyName) -> UNet2DConditionModel:
 
 
 @cache
-def _motion_unet(family: FamilyName) -> nn.Module:
-    """With motion layers everywhere that published adapters have some."""
+def motion_contents(family: FamilyName) -> Contents:
+    """Of adapters for motion layers, which are everywhere that published ones have some."""
     unet = _unet(family)
     with torch.device("meta"):
         adapter = MotionAdapter(
             block_out_channels=tuple(unet.config.block_out_channels), use_motion_mid_block=True
         )
         moving: nn.Module = UNetMotionModel.from_unet2d(unet, adapter, load_weights=False)
-    return moving
+    return Contents({"unet": moving}, words=None)
