@@ -24,7 +24,7 @@ from deployments.contracts.jobs import (
 from deployments.contracts.maps import MapRef, MapSpec, is_map_id
 from deployments.contracts.recipe import Recipe
 from deployments.contracts.routes import Router
-from deployments.ingress.request.budget import check_maps, pictures_of
+from deployments.ingress.request.budget import check_maps, named_maps, pictures_of
 from deployments.ingress.request.filling import image_job, video_job, wanted_size
 from deployments.ingress.request.maps import Maps
 from deployments.ingress.request.pictures import Brought, Loaded, Pictures
@@ -136,7 +136,9 @@ class Assembler:
             if param != "image":
                 async with self.pictures.decoded(one):
                     pass
-        await together(self.maps.named(map_id, param) for param, map_id in _named_maps(request))
+        await together(
+            self.maps.named(map_id, param) for param, map_id in named_maps(request).items()
+        )
         return _job(request, card, size, start, mask)
 
     async def preprocess(self, control: Control) -> tuple[str, Pixels]:
@@ -165,16 +167,25 @@ class Assembler:
         both of that size."""
         files = [brought[name] for name in ("image", "mask") if name in brought]
         if not files:
-            size = wanted_size(request, card, None)
-            check_maps(request, size, self.pictures.args)
-            return size, None, None
+            return self._size(request, card, None), None, None
         async with self.pictures.decoded(*files) as (start, *masks):
-            size = wanted_size(request, card, start.picture.size)
-            check_maps(request, size, self.pictures.args)
+            size = self._size(request, card, start.picture.size)
             workers, mask = self.pictures.workers, None
             if isinstance(request, ImageRequest):
                 mask = await workers.run(_mask, start, masks[0] if masks else None, size)
             return size, await workers.run(resize, start.pixels, size), mask
+
+    def _size(
+        self,
+        request: ImageRequest | VideoRequest,
+        card: ModelCard,
+        start: tuple[int, int] | None,
+    ) -> tuple[int, int]:
+        """(width, height) of what is to be made, within all limits; `start`: of the picture that it
+        starts from."""
+        size = wanted_size(request, card, start)
+        check_maps(request, size, self.pictures.args)
+        return size
 
     def _followed(
         self,
@@ -244,18 +255,6 @@ class Assembler:
         async with self.pictures.decoded(brought) as (loaded,):
             mask = await self.pictures.workers.run(lambda: resize(edit_mask(loaded.picture), size))
         return _asking(mask, brought.param, "where the adapter acts")
-
-
-def _named_maps(request: ImageRequest | VideoRequest) -> Iterator[tuple[str, str]]:
-    """The maps that a request names by their ids, and the field of each."""
-    for place, control in request.named_controls.items():
-        for param, image in control.pictures(place).items():
-            if is_map_id(image):
-                yield param, image
-    for place, adapter in request.ip_adapters.items():
-        for index, image in enumerate(adapter.images):
-            if is_map_id(image):
-                yield f"{place}.image.{index}", image
 
 
 def _names(brought: Mapping[str, Brought]) -> dict[str, str]:

@@ -61,20 +61,31 @@ def _check_frames(request: ImageRequest | VideoRequest) -> None:
 def pictures_of(request: ImageRequest | VideoRequest) -> dict[str, ImageInput]:
     """The pictures of a request by the names of their fields, maps that are known by id left
     out."""
-    named: dict[str, ImageInput] = {}
-    for place, control in request.named_controls.items():
-        named |= control.pictures(place)
-    given = {"image": request.image}
+    maps = named_maps(request)
+    return {param: image for param, image in _given(request).items() if param not in maps}
+
+
+def named_maps(request: ImageRequest | VideoRequest) -> dict[str, str]:
+    """The ids of maps that stand where pictures of controls and IP-Adapters could, by field."""
+    return {
+        param: image
+        for param, image in _given(request).items()
+        if ".image" in param and is_map_id(image) and len(image) <= MAX_URL_CHARS
+    }
+
+
+def _given(request: ImageRequest | VideoRequest) -> dict[str, ImageInput]:
+    """What stands where pictures do, by field."""
+    given: dict[str, ImageInput | None] = {"image": request.image}
     if isinstance(request, ImageRequest):
         given["mask"] = request.mask
     for place, adapter in request.ip_adapters.items():
-        named |= {f"{place}.image.{i}": image for i, image in enumerate(adapter.images)}
         given[f"{place}.mask"] = adapter.mask
-    return {param: image for param, image in given.items() if image is not None} | {
-        param: image
-        for param, image in named.items()
-        if not (is_map_id(image) and len(image) <= MAX_URL_CHARS)
-    }
+    for place, control in request.named_controls.items():
+        given |= control.pictures(place)
+    for place, adapter in request.ip_adapters.items():
+        given |= {f"{place}.image.{i}": image for i, image in enumerate(adapter.images)}
+    return {param: image for param, image in given.items() if image is not None}
 
 
 def check_pictures(pictures: dict[str, ImageInput], args: ServiceArgs) -> None:
