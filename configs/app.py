@@ -9,9 +9,7 @@ from typing import Annotated, Final, Literal, Protocol
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
@@ -19,6 +17,8 @@ from pydantic import (
 )
 
 from configs.families import FAMILIES, FamilyName
+from configs.frozen import Frozen
+from configs.jobs import JobsArgs
 from configs.union_modes import UnionMode
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
@@ -27,12 +27,6 @@ Word = Annotated[str, Field(pattern=r"^\S+$", max_length=100)]  # of a prompt
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#]+)$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 PredictionType = Literal["epsilon", "v_prediction"]
-
-
-class Frozen(BaseModel):
-    """Base of every configuration model: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Defaults(Frozen):
@@ -258,13 +252,13 @@ class ModelArgs(Frozen):
     checkpoint: str
     config: str | None = None
     tcd_lora: str | None
-    controls: dict[ModelName, ControlSource] = {}
+    controls: dict[ModelName, ControlSource] = Field({})
     motion_adapter: str | None = None
     motion_schedule: MotionSchedule = MotionSchedule()
     ip_adapter: IpAdapterArgs | None = None
-    ip_adapters: dict[ModelName, IpAdapterArgs] = {}
+    ip_adapters: dict[ModelName, IpAdapterArgs] = Field({})
     vae: VaeArgs = VaeArgs()
-    embeddings: dict[Word, str] = {}
+    embeddings: dict[Word, str] = Field({})
     preview_vae: str | None = None
     prediction_type: PredictionType | None = None
     rescale_betas_zero_snr: bool | None = None
@@ -351,8 +345,8 @@ class ModelUserConfig(Frozen):
         motion_loras: the same for camera motions of videos.
     """
 
-    loras: dict[ModelName, str] = {}
-    motion_loras: dict[ModelName, str] = {}
+    loras: dict[ModelName, str] = Field({})
+    motion_loras: dict[ModelName, str] = Field({})
     limits: Limits = Limits()
 
 
@@ -485,6 +479,7 @@ class ServiceArgs(Frozen):
             "https://app.example"; "*": all. None by default: only the playground's own.
         max_videos: unfinished at a time; shared between callers as `Limits.max_pending` is.
         video_ttl_s, video_cache_mb: how long, and in how many MiB, finished videos are kept.
+        jobs: where videos and asynchronous images are kept, and who makes them.
         request_timeout_s: a request without `timeout_s` of its own is given up after this; 3600
             is the most; more counts as that.
         max_timeout_s: longest `timeout_s` of a request for images; a video, which is made in the
@@ -500,9 +495,9 @@ class ServiceArgs(Frozen):
     """
 
     default_model: ModelName | None = None
-    aliases: dict[Alias, ModelName] = {}
+    aliases: dict[Alias, ModelName] = Field({})
     depth: PreprocessorArgs | None = None
-    image_encoders: dict[ModelName, PreprocessorArgs] = {}
+    image_encoders: dict[ModelName, PreprocessorArgs] = Field({})
     map_cache_mb: int = Field(512, ge=0)
     allowed_url_hosts: tuple[Host, ...] = ()
     allowed_s3_buckets: tuple[str, ...] = ()
@@ -526,6 +521,7 @@ class ServiceArgs(Frozen):
     max_videos: int = Field(32, ge=1)
     video_ttl_s: float = Field(3600.0, gt=0)
     video_cache_mb: int = Field(512, ge=1)
+    jobs: JobsArgs = JobsArgs()
     request_timeout_s: Annotated[float, _at_most(TIMEOUT_S)] = Field(300.0, gt=0)
     max_timeout_s: float = Field(None, gt=0, le=TIMEOUT_S, validate_default=True)
     discovery_period_s: float = Field(2.0, gt=0)

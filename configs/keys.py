@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from configs.app import Frozen, ModelName
+from configs.app import ModelName
+from configs.frozen import Frozen
 
 PREFIX = "tcd-"  # by which scanners for leaked secrets know one
 NAME, NAME_CHARS = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$", 64
@@ -42,6 +43,10 @@ class KeyEntry(Frozen):
             flow back before the next.
         max_priority: the highest `priority` of a request.
         models: names of the models that may be asked, and seen.
+        job_mb: MiB of pictures and results that its jobs may hold; further jobs are refused until
+            some are deleted or expire.
+        keep_s: from the end of one of its jobs until that is forgotten; by default as the service
+            keeps them.
         admin: may see the usage of every key, and the pages that `protect` names.
     """
 
@@ -53,6 +58,8 @@ class KeyEntry(Frozen):
     work_per_minute: int | None = Field(None, ge=1)
     max_priority: int | None = Field(None, ge=0, le=10)
     models: tuple[ModelName, ...] | None = None
+    job_mb: int | None = Field(None, ge=1)
+    keep_s: float | None = Field(None, gt=0)
     admin: bool = False
 
     def may_ask(self, model: str) -> bool:

@@ -9,14 +9,16 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
 from configs.app import Limits, ModelArgs, ModelUserConfig, ServiceArgs, TemporaryStorage
+from configs.jobs import TemporaryJobs
 from configs.sources import PROJECT_ROOT
 from graphs.limits import GRACE_S, HEALTH_CHECK_TIMEOUT_S, LASTING
 from graphs.model import DIFFUSION
 
 MODEL, SERVICE = "graphs.model:build", "graphs.service:build"
 # Those that remember for all others: of two, each would know half.
-SINGLETONS = ("Directory", "MapStore", "Videos")
-ALWAYS = ("Ingress", *SINGLETONS, "Canny")
+SINGLETONS = ("Directory", "MapStore", "JobStore")
+ALWAYS = ("Ingress", "Directory", "MapStore", "JobWorker", "Canny")
+PASSED_BY = ("Directory", "JobStore")  # no request passes through them
 Schema = TypeVar("Schema", bound=BaseModel)
 Value = TypeVar("Value")
 
@@ -110,7 +112,9 @@ def _service(
 def deployments_of(args: ServiceArgs) -> tuple[str, ...]:
     """The names of the deployments that `graphs.service` makes of its `args`."""
     depth = () if args.depth is None else ("Depth",)
-    return (*ALWAYS, *depth, *(f"ImageEncoder-{name}" for name in args.image_encoders))
+    store = ("JobStore",) if isinstance(args.jobs.storage, TemporaryJobs) else ()
+    encoders = (f"ImageEncoder-{name}" for name in args.image_encoders)
+    return (*ALWAYS, *store, *depth, *encoders)
 
 
 def _model_application(application: ServeApplicationSchema) -> Iterator[str]:
@@ -225,7 +229,7 @@ def _times(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
             deployment = given.get(name, DeploymentSchema(name=name))
             key = "graceful_shutdown_timeout_s"
             drain_s = _option(deployment, key, LASTING["graceful_shutdown_timeout_s"])
-            if drain_s < needed_s and name != "Directory":  # requests do not pass through that
+            if drain_s < needed_s and name not in PASSED_BY:
                 yield f"{place}.{key}: {drain_s:g} {short}"
             key = "health_check_timeout_s"
             silent_s = _option(deployment, key, LASTING["health_check_timeout_s"])
@@ -248,16 +252,21 @@ def _keys(place: str, service: ServiceArgs) -> Iterator[str]:
 
 
 def _files(application: ServeApplicationSchema, service: ServiceArgs) -> Iterator[str]:
-    """Files by URL are found by every ingress."""
-    if not isinstance(service.storage, TemporaryStorage):
-        return
+    """Files by URL are found by every ingress, and jobs outlive a node."""
     for deployment in application.deployments:
         several = _option(deployment, "num_replicas", 1) != 1
         scales = _option(deployment, "autoscaling_config", None) is not None
-        if deployment.name == "Ingress" and (several or scales):
+        if deployment.name != "Ingress" or not (several or scales):
+            continue
+        if isinstance(service.storage, TemporaryStorage):
             yield (
                 f"{application.name}.args.storage: temporary files are on the node that made them; "
                 "where the Ingress has several nodes say a shared folder, a bucket, or null"
+            )
+        if "storage" not in service.jobs.model_fields_set:
+            yield (
+                f"{application.name}.args.jobs.storage: jobs are kept on the node of JobStore, and "
+                "are lost with it; say a folder that all nodes share, a bucket, or kind: temporary"
             )
 
 

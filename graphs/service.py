@@ -5,11 +5,14 @@ The directory finds the diffusion deployments, which are applications of their o
 
 from ray import serve
 from ray.serve import Application, Deployment
+from ray.serve.config import AutoscalingPolicy
 
 from configs.app import ServiceArgs
+from configs.jobs import TemporaryJobs
 from deployments.ingress.deployment import Ingress
 from deployments.ingress.directory import Directory
-from deployments.ingress.videos import Videos
+from deployments.ingress.worker import ByOpenJobs, JobWorker
+from deployments.jobs.store import JobStore
 from deployments.preprocess.canny import Canny
 from deployments.preprocess.depth import Depth
 from deployments.preprocess.image_encoder import ImageEncoder
@@ -28,13 +31,26 @@ INGRESS = serve.deployment(
     ray_actor_options={"num_cpus": 0.1},
     **LASTING,
 )(Ingress)
-VIDEOS = serve.deployment(
-    name="Videos",
+JOB_WORKER = serve.deployment(
+    name="JobWorker",
+    max_ongoing_requests=MAX_ONGOING_REQUESTS,
+    autoscaling_config={
+        "min_replicas": 1,
+        "max_replicas": 4,
+        "policy": AutoscalingPolicy(policy_function=ByOpenJobs),
+    },
+    ray_actor_options={"num_cpus": 0.1},
+    logging_config={"enable_access_log": False},  # it is told of every job
+    **LASTING,
+)(JobWorker)
+JOB_STORE = serve.deployment(
+    name="JobStore",
     num_replicas=1,
     max_ongoing_requests=MAX_ONGOING_REQUESTS,
     ray_actor_options={"num_cpus": 0.1},
+    logging_config={"enable_access_log": False},  # every process asks it all the time
     **LASTING,
-)(Videos)
+)(JobStore).options(graceful_shutdown_timeout_s=2)  # whoever asks it asks the next one
 DIRECTORY = serve.deployment(
     name="Directory",
     num_replicas=1,
@@ -67,8 +83,9 @@ def _preprocessor(cls: type, name: str) -> Deployment:
 def build(args: ServiceArgs) -> Application:
     """`import_path: graphs.service:build` of the application named `tcd`.
 
-    Its deployments are `Ingress`, `Directory`, `Videos`, `MapStore`, `Canny`, `Depth` if one is
-    configured, and `ImageEncoder-<name>` for every image encoder.
+    Its deployments are `Ingress`, `Directory`, `JobWorker`, `JobStore` if jobs have no storage of
+    their own, `MapStore`, `Canny`, `Depth` if one is configured, and `ImageEncoder-<name>` for
+    every image encoder.
     """
     canny = _preprocessor(Canny, "Canny").bind()
     depth = None if args.depth is None else _preprocessor(Depth, "Depth").bind(args.depth)
@@ -78,5 +95,6 @@ def build(args: ServiceArgs) -> Application:
     }
     maps = MAP_STORE.bind(args.map_cache_mb * MIB, canny, depth, encoders)
     directory = DIRECTORY.bind(args)
-    videos = VIDEOS.bind(args, maps, directory, route)
-    return INGRESS.bind(args, maps, videos, directory, route)
+    store = JOB_STORE.bind() if isinstance(args.jobs.storage, TemporaryJobs) else None
+    worker = JOB_WORKER.bind(args, maps, directory, store, route)
+    return INGRESS.bind(args, maps, worker, store, directory, route)

@@ -86,6 +86,11 @@ def size_of(size: str | None) -> tuple[int, int] | tuple[None, None]:
     return (None, None) if found is None else (int(found[1]), int(found[2]))
 
 
+def wire_names(model: type[BaseModel]) -> list[str]:
+    """The fields of a body, as they are sent."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
 class RequestBody(BaseModel):
     """What a caller sends, in whole or in part: a misspelt field is refused, and a null means
     what leaving the field out means."""
@@ -103,7 +108,7 @@ class RequestBody(BaseModel):
         return {
             name: value
             for name, value in sent.items()
-            if value is not None or name not in cls.model_fields
+            if value is not None or name not in wire_names(cls)
         }
 
 
@@ -219,6 +224,11 @@ class ImagesRequestBody(RequestBody):
         None, description="quality of jpeg and webp, 0-100; 100 by default; ignored with png"
     )
     stream: bool = False
+    later: bool = Field(
+        False,
+        alias="async",
+        description="answer at once, with a job whose images are made in the background",
+    )
     partial_images: PartialImages | None = None
     quality: Quality | None = Field(
         None,
@@ -274,9 +284,16 @@ class ImagesRequestBody(RequestBody):
     @classmethod
     def _has_a_stream(cls, partial_images: int | None, fields: ValidationInfo) -> int | None:
         # Of a field that is wrong itself there is nothing to look up.
-        if partial_images and not fields.data.get("stream", True):
-            raise ValueError("needs stream: true")
+        if partial_images and not any(fields.data.get(name, True) for name in ("stream", "later")):
+            raise ValueError("needs stream: true, or async: true")
         return partial_images
+
+    @field_validator("later")
+    @classmethod
+    def _is_not_followed(cls, later: bool, fields: ValidationInfo) -> bool:
+        if later and fields.data.get("stream"):
+            raise ValueError("does not go with stream; follow the job's /events")
+        return later
 
     def by_url(self, stored: bool) -> bool:
         """Whether images are wanted by URL, if they can be `stored`: those of DALL-E are, where

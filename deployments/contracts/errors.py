@@ -28,6 +28,10 @@ class NotFound(InvalidRequest):
     """The request names a model or an adapter that does not exist."""
 
 
+class Conflict(InvalidRequest):
+    """The request says something else than one that it claims to be."""
+
+
 class QueueFull(TcdError):
     """No place is free. `retry_after_ms`: when one should be, from the measured step time where
     there is one."""
@@ -61,8 +65,12 @@ class NotReady(TcdError):
     """The model exists but no replica can answer now."""
 
 
+class WentAway(NotReady):
+    """What worked on the request died, more than once."""
+
+
 class StorageUnavailable(TcdError):
-    """The image was made, but the storage for files did not take it."""
+    """The storage of files or of jobs does not answer."""
 
 
 class Unauthorized(TcdError):

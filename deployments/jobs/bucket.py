@@ -7,7 +7,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from deployments.contracts.errors import StorageUnavailable
-from deployments.jobs.objects import Stored
+from deployments.jobs.objects import Listed, Stored
 
 ABSENT = ("NoSuchKey", "404")
 LOST = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", *ABSENT)
@@ -42,12 +42,19 @@ class BucketObjects:
         """As `Objects`."""
         return self._written(name, content, IfMatch=tag)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, tag: str | None = None) -> None:
         """As `Objects`."""
+        condition = {} if tag is None else {"IfMatch": tag}
         with self._answering():
-            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+            try:
+                self._client.delete_object(
+                    Bucket=self._bucket, Key=self._prefix + name, **condition
+                )
+            except ClientError as error:
+                if _code(error) not in LOST:
+                    raise
 
-    def names(self, prefix: str) -> Iterator[str]:
+    def listed(self, prefix: str) -> Iterator[Listed]:
         """As `Objects`."""
         with self._answering():
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -55,7 +62,8 @@ class BucketObjects:
             )
             for page in pages:
                 for item in page.get("Contents", ()):
-                    yield str(item["Key"]).removeprefix(self._prefix)
+                    name = str(item["Key"]).removeprefix(self._prefix)
+                    yield Listed(name, item["ETag"], item["LastModified"].timestamp())
 
     def _written(self, name: str, content: bytes, **condition: str) -> str | None:
         """A write under a condition. If it does not hold, the file may be what was to be written: a

@@ -7,11 +7,12 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import _TemporaryFileWrapper
 
 from deployments.contracts.errors import StorageUnavailable
-from deployments.jobs.objects import Stored
+from deployments.jobs.objects import Listed, Stored
 
 FILES, LOCKS = "files", "locks"
 LOCK_FILES = 64  # names share them: writers of other names seldom wait for each other
@@ -56,32 +57,31 @@ class FolderObjects:
                 return _tag(content)
         return found.tag if found is not None and found.content == content else None
 
-    def delete(self, name: str) -> None:
-        """As `Objects`."""
+    def delete(self, name: str, tag: str | None = None) -> None:
+        """As `Objects`. A folder of which nothing is left goes with it."""
         with self._locked(name):
+            if tag is not None and (found := self.read(name)) is not None and found.tag != tag:
+                return
             try:
                 (self._files / name).unlink(missing_ok=True)
             except OSError as error:
                 raise _unavailable(error) from error
+        with suppress(OSError):  # others are in it, or it is gone
+            (self._files / name).parent.rmdir()
 
-    def names(self, prefix: str) -> Iterator[str]:
+    def listed(self, prefix: str) -> Iterator[Listed]:
         """As `Objects`."""
         folder = self._files / prefix.rpartition("/")[0]
         try:
-            found = sorted(
-                file.relative_to(self._files).as_posix()
-                for file in folder.rglob("*")
-                if file.is_file() and not file.name.startswith(".")
-            )
+            found = sorted(_walked(folder, self._files))
         except OSError as error:
             raise _unavailable(error) from error
-        yield from (name for name in found if name.startswith(prefix))
+        yield from (one for one in found if one.name.startswith(prefix))
 
     def _write(self, name: str, content: bytes) -> None:
         place = self._files / name
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".", delete=False) as file:
+            with _new_file(place.parent) as file:
                 try:
                     file.write(content)
                     file.flush()
@@ -112,6 +112,31 @@ class FolderObjects:
             yield
         finally:
             os.close(lock)
+
+
+def _new_file(folder: Path) -> "_TemporaryFileWrapper[bytes]":
+    """A file without a name yet, in a folder that who deletes may remove at any time."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False)
+
+
+def _walked(folder: Path, root: Path) -> Iterator[Listed]:
+    """All whole files below a folder."""
+    for path, _, names in os.walk(folder, onerror=_unless_gone):
+        for name in names:
+            file = Path(path, name)
+            if not name.startswith("."):
+                with suppress(FileNotFoundError):  # it was removed since
+                    found = file.stat()
+                    version = f"{found.st_ino}-{found.st_mtime_ns}"
+                    yield Listed(file.relative_to(root).as_posix(), version, found.st_mtime)
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _taken(lock: int) -> bool:

@@ -15,6 +15,19 @@ class Stored(NamedTuple):
     tag: str
 
 
+class Listed(NamedTuple):
+    """A file as a list names it.
+
+    Attributes:
+        version: another one whenever the file was written; not its tag.
+        changed_at: when it was written, Unix time of the storage's clock.
+    """
+
+    name: str
+    version: str
+    changed_at: float
+
+
 class Objects(Protocol):
     """Files by name: letters, digits, `_`, `-`, `.`, and `/` between folders.
 
@@ -36,10 +49,10 @@ class Objects(Protocol):
         longer."""
         ...
 
-    def delete(self, name: str) -> None:
-        """Removes a file, if it is there."""
+    def delete(self, name: str, tag: str | None = None) -> None:
+        """Removes a file, if it is there; with `tag`, if it is still as it was read."""
         ...
 
-    def names(self, prefix: str) -> Iterator[str]:
-        """The names that begin so, in order."""
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        """The files whose names begin so, in order."""
         ...

@@ -6,21 +6,26 @@ nobody has written it since. A worker that stood still finds its lease taken, an
 not count.
 """
 
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from uuid import uuid4
 
-from deployments.contracts.errors import InvalidRequest, NotFound
-from deployments.jobs.objects import Objects
-from deployments.jobs.record import JobError, JobRecord, Lease
+from pydantic import JsonValue
 
-FOLDER = "jobs/"
+from deployments.contracts.errors import Conflict, NotFound
+from deployments.jobs.objects import Objects
+from deployments.jobs.record import JobError, JobFile, JobRecord, Kind, Lease
+
+RECORDS, FILES = "jobs/", "files/"
 MOST_ATTEMPTS = 3
 POISONED = JobError(
     code="attempts_exhausted",
     message=f"{MOST_ATTEMPTS} workers went away while they worked on it: it may be what ends them",
 )
+ORPHANED_S = 86_400.0  # files whose job nobody has accepted by then are of none
 
 
 class LeaseLost(Exception):
@@ -33,6 +38,13 @@ class _Found(NamedTuple):
     tag: str
 
 
+class _Known(NamedTuple):
+    """A job as it was read when the list named this version of it, or newer."""
+
+    version: str
+    found: _Found
+
+
 class _Seen(NamedTuple):
     """A lease, and when it was first seen like this."""
 
@@ -41,7 +53,7 @@ class _Seen(NamedTuple):
 
 
 class JobQueue:
-    """One process's view of the jobs. One thread at a time.
+    """One process's view of the jobs, from any of its threads.
 
     Every method raises `StorageUnavailable` if the storage does not answer; each may be called
     again then, with what it was called with.
@@ -64,57 +76,66 @@ class JobQueue:
         self._clock = clock
         self._now = now
         self._seen: dict[str, _Seen] = {}
-        self._ended: set[str] = set()  # they stay so: not read again when there is work to find
+        self._known: dict[str, _Known] = {}
+        self._looking = threading.Lock()
 
     def add(self, job: JobRecord) -> JobRecord:
         """Accepts a job: from here on it is never lost. If there is one of its id already, that is
-        the same job, asked for again. Raises `InvalidRequest` if it was another request."""
-        if self._objects.create(_name(job.id), _text(job)) is not None:
-            return job
-        known = self.get(job.id)
-        if known.digest != job.digest:
-            raise InvalidRequest(
-                "this Idempotency-Key came with another request before", "idempotency-key"
-            )
-        return known
+        the same job, asked for again. Raises `Conflict` if it was another request."""
+        while self._objects.create(_name(job.id), _text(job)) is None:
+            known = self._find(job.id)
+            if known is not None:
+                return same(known.record, job.digest)
+        return job
 
     def get(self, job_id: str) -> JobRecord:
         """A job. Raises `NotFound`."""
-        return self._read(job_id).record
+        found = self._find(job_id)
+        if found is None:
+            raise NotFound(f"job {job_id!r} does not exist", "job_id")
+        return found.record
+
+    def jobs(self) -> Sequence[JobRecord]:
+        """All jobs, the oldest first."""
+        records = [found.record for found in self._look()]
+        return sorted(records, key=lambda record: (record.created_at, record.id))
 
     def take(self) -> JobRecord | None:
-        """A job to work on: of the highest priority, the oldest that waits or whose worker is
-        silent. `None`: there is none. One that was taken too often before fails instead."""
-        for found in sorted(self._open(), key=lambda one: _turn(one.record)):
-            record = found.record
+        """A job to work on: `None`, if there is none. One that was taken too often before fails
+        instead."""
+        jobs = [found for found in self._look() if not found.record.ended]
+        places = {one.id: place for place, one in enumerate(in_turn([f.record for f in jobs]))}
+        for record, tag in sorted(jobs, key=lambda found: places[found.record.id]):
+            found = _Found(record, tag)
             if not self._is_free(record):
                 continue
-            if record.cancelled_by_caller:
-                self._put(found, self._ending(record, status="cancelled", lease=None))
-            elif record.attempts >= MOST_ATTEMPTS:
+            if record.attempts >= MOST_ATTEMPTS:
                 self._put(found, self._ending(record, status="failed", error=POISONED, lease=None))
-            else:
-                taken = record.changed(
-                    status="in_progress",
-                    attempts=record.attempts + 1,
-                    lease=Lease(holder=uuid4().hex),
-                    progress=0,
-                )
-                if self._put(found, taken):
-                    return taken
+                continue
+            taken = record.changed(
+                status="in_progress",
+                attempts=record.attempts + 1,
+                lease=Lease(holder=uuid4().hex),
+                progress=0,
+                previews=(),
+                started_at=self._now(),
+            )
+            if self._put(found, taken):
+                return taken
         return None
 
-    def renew(self, job: JobRecord, progress: int) -> JobRecord:
-        """Keeps a job that was taken, and says how far it is, in per cent; whoever works on it
-        stops if it is `cancelled_by_caller` by now. Raises `LeaseLost`."""
+    def renew(self, job: JobRecord, progress: int, previews: tuple[JobFile, ...] = ()) -> JobRecord:
+        """Keeps a job that was taken, and says how far it is, in per cent. Raises `LeaseLost`."""
 
         def beaten(record: JobRecord) -> JobRecord:
             lease = _held(record, job)
             return record.changed(
-                lease=lease.model_copy(update={"beat": lease.beat + 1}), progress=progress
+                lease=lease.model_copy(update={"beat": lease.beat + 1}),
+                progress=progress,
+                previews=previews,
             )
 
-        return self._change(job.id, beaten)
+        return self._change_held(job, beaten)
 
     def give_back(self, job: JobRecord) -> None:
         """Another worker may take it at once: this one is told to go. Raises `LeaseLost`."""
@@ -122,57 +143,95 @@ class JobQueue:
         def waiting(record: JobRecord) -> JobRecord:
             _held(record, job)
             return record.changed(
-                status="queued", lease=None, attempts=record.attempts - 1, progress=0
+                status="queued",
+                lease=None,
+                attempts=record.attempts - 1,
+                progress=0,
+                previews=(),
+                started_at=None,
             )
 
-        self._change(job.id, waiting)
+        self._change_held(job, waiting)
 
-    def complete(self, job: JobRecord, results: tuple[str, ...]) -> JobRecord:
-        """Answers a job that was taken, with the names of objects. Raises `LeaseLost`."""
-        return self._finish(job, status="completed", results=results, progress=100)
+    def complete(
+        self, job: JobRecord, results: tuple[JobFile, ...], outcome: Mapping[str, JsonValue]
+    ) -> JobRecord:
+        """Answers a job that was taken. Raises `LeaseLost`."""
+        return self._finish(
+            job, status="completed", results=results, outcome=dict(outcome), progress=100
+        )
 
     def fail(self, job: JobRecord, error: JobError) -> JobRecord:
         """The same for a job that cannot be done."""
         return self._finish(job, status="failed", error=error)
 
-    def stop(self, job: JobRecord) -> JobRecord:
-        """The same for a job that its caller has cancelled."""
-        return self._finish(job, status="cancelled")
-
     def cancel(self, job_id: str) -> JobRecord:
-        """Has a job stopped, if it has not ended: at once if nobody works on it. Raises
-        `NotFound`."""
+        """Ends a job, if it has not ended: whoever works on it has lost it. Raises `NotFound`."""
 
         def stopped(record: JobRecord) -> JobRecord:
-            if record.ended or record.cancelled_by_caller:
-                return record
-            if record.status == "queued":
-                return self._ending(record, status="cancelled")
-            return record.changed(cancelled_by_caller=True)
+            return record if record.ended else self._ending(record, status="cancelled")
 
         return self._change(job_id, stopped)
 
-    def sweep(self) -> int:
-        """Forgets the jobs whose time is over, with their results. Returns how many."""
+    def delete(self, job_id: str) -> None:
+        """Forgets a job, with all its files, whether it has ended or not. Raises `NotFound`."""
+        self.cancel(job_id)
+        found = self._find(job_id)
+        if found is not None:
+            self._forget(found)
+
+    def sweep(self, budgets: Mapping[Kind, int] | None = None) -> int:
+        """Forgets the jobs whose time is over, and the oldest of those that have ended while their
+        kind's take more bytes than its budget. Returns how many."""
+        ended = [found for found in self._look() if found.record.ended_at is not None]
+        ended.sort(key=lambda found: found.record.ended_at or 0.0)
+        left = Counter[str]()
+        for record, _ in ended:
+            left[record.kind] += record.size
         forgotten = 0
-        for record, _ in self._kept():
-            if record.ended_at is None or self._now() < record.ended_at + record.keep_s:
-                continue
-            for result in record.results:
-                self._objects.delete(result)
-            self._objects.delete(_name(record.id))
-            self._ended.discard(record.id)
-            forgotten += 1
+        for found in ended:
+            record = found.record
+            budget = (budgets or {}).get(record.kind)
+            above = budget is not None and left[record.kind] > budget
+            if above or (record.expires_at or 0.0) <= self._now():
+                self._forget(found)
+                left[record.kind] -= record.size
+                forgotten += 1
         return forgotten
+
+    def sweep_files(self) -> int:
+        """Removes files of jobs that were never accepted, or that went while they were made.
+        Returns how many."""
+        files = list(self._objects.listed(FILES))
+        folders = {found.record.folder for found in self._look()}  # after: none is accepted between
+        removed = 0
+        for file in files:
+            if _folder(file.name) not in folders and self._now() > file.changed_at + ORPHANED_S:
+                self._objects.delete(file.name)
+                removed += 1
+        return removed
+
+    def _forget(self, found: _Found) -> None:
+        """Its files first: a record without them can be forgotten again, files without a record are
+        found only by a search."""
+        for file in list(self._objects.listed(found.record.folder)):
+            self._objects.delete(file.name)
+        self._objects.delete(_name(found.record.id), found.tag)
+
+    def clear(self, job: JobRecord) -> None:
+        """Removes what was made for a job that has been forgotten meanwhile."""
+        if self._find(job.id) is None:
+            for file in list(self._objects.listed(job.folder)):
+                self._objects.delete(file.name)
 
     def _finish(self, job: JobRecord, **fields: object) -> JobRecord:
         def ended(record: JobRecord) -> JobRecord:
-            if record.ended and _lease(job, record) is not None:
+            if record.ended and record.status == fields["status"] and _same_lease(record, job):
                 return record  # it was answered, and whoever did so did not hear of it
             _held(record, job)
             return self._ending(record, **fields)
 
-        return self._change(job.id, ended)
+        return self._change_held(job, ended)
 
     def _ending(self, record: JobRecord, **fields: object) -> JobRecord:
         return record.changed(ended_at=self._now(), **fields)
@@ -188,67 +247,97 @@ class JobQueue:
             return False
         return self._clock() - seen.since > self._lease_s
 
-    def _open(self) -> Iterator[_Found]:
-        """The jobs that have not ended."""
-        for found in self._kept(but=self._ended):
-            if found.record.ended:
-                self._ended.add(found.record.id)
-                self._seen.pop(found.record.id, None)
-            else:
-                yield found
+    def _look(self) -> Sequence[_Found]:
+        """All jobs as they stand; those are read that were written since the last look."""
+        with self._looking:
+            known: dict[str, _Known] = {}
+            for listed in self._objects.listed(RECORDS):
+                job_id = listed.name.removeprefix(RECORDS)
+                before = self._known.get(job_id)
+                if before is not None and before.version == listed.version:
+                    known[job_id] = before
+                elif (found := self._find(job_id)) is not None:
+                    known[job_id] = _Known(listed.version, found)
+            self._known = known
+            self._seen = {job_id: seen for job_id, seen in self._seen.items() if job_id in known}
+            return [each.found for each in known.values()]
 
-    def _kept(self, but: Collection[str] = ()) -> Iterator[_Found]:
-        """All jobs, but for those of these ids, which are not read."""
-        for name in self._objects.names(FOLDER):
-            job_id = name.removeprefix(FOLDER)
-            if job_id in but:
-                continue
-            try:
-                found = self._read(job_id)
-            except NotFound:
-                continue  # it has been swept since
-            yield found
+    def _change_held(self, job: JobRecord, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
+        try:
+            return self._change(job.id, change)
+        except NotFound:
+            raise LeaseLost(job.id) from None
 
     def _change(self, job_id: str, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
         """Writes what `change` makes of a job, as often as others write between."""
         while True:
-            found = self._read(job_id)
+            found = self._find(job_id)
+            if found is None:
+                raise NotFound(f"job {job_id!r} does not exist", "job_id")
             changed = change(found.record)
             if changed is found.record or self._put(found, changed):
                 return changed
 
-    def _read(self, job_id: str) -> _Found:
+    def _find(self, job_id: str) -> _Found | None:
         stored = self._objects.read(_name(job_id))
         if stored is None:
-            raise NotFound(f"job {job_id!r} does not exist", "job_id")
+            return None
         return _Found(JobRecord.model_validate_json(stored.content), stored.tag)
 
     def _put(self, found: _Found, record: JobRecord) -> bool:
         return self._objects.replace(_name(record.id), _text(record), found.tag) is not None
 
 
+def is_held(record: JobRecord, job: JobRecord) -> bool:
+    """Whether a job, as it stands, is still of whoever took it."""
+    return not record.ended and _same_lease(record, job)
+
+
+def same(known: JobRecord, digest: str) -> JobRecord:
+    """A job that is asked for again. Raises `Conflict` if it was another request."""
+    if known.digest != digest:
+        raise Conflict("this Idempotency-Key came with another request before", "idempotency-key")
+    return known
+
+
+def in_turn(jobs: Sequence[JobRecord]) -> Sequence[JobRecord]:
+    """Jobs that have not ended, in the order in which they are to be taken: of the highest
+    priority; somebody waits for its answer; of the owner who has least in the making for its
+    weight; the oldest."""
+    places = Counter[str]()
+    for job in jobs:
+        places[job.owner] += job.lease is not None
+    shares: dict[str, float] = {}
+    for job in sorted(jobs, key=lambda job: (job.created_at, job.id)):
+        if job.lease is None:
+            shares[job.id] = places[job.owner] / job.weight
+            places[job.owner] += 1
+
+    def turn(job: JobRecord) -> tuple[int, bool, float, float, str]:
+        return -job.priority, not job.awaited, shares.get(job.id, 0.0), job.created_at, job.id
+
+    return sorted(jobs, key=turn)
+
+
 def _held(record: JobRecord, job: JobRecord) -> Lease:
     """The lease of a job, if it is the one that it was taken with. Raises `LeaseLost`."""
-    lease = _lease(job, record)
-    if lease is None or record.ended:
+    if record.lease is None or not is_held(record, job):
         raise LeaseLost(job.id)
-    return lease
+    return record.lease
 
 
-def _lease(job: JobRecord, record: JobRecord) -> Lease | None:
-    """A record's lease, if it is of the same taking as the job's."""
+def _same_lease(record: JobRecord, job: JobRecord) -> bool:
+    """Whether a record's lease is of the same taking as the job's."""
     mine, theirs = job.lease, record.lease
-    if mine is None or theirs is None or mine.holder != theirs.holder:
-        return None
-    return theirs
-
-
-def _turn(job: JobRecord) -> tuple[int, float, str]:
-    return -job.priority, job.created_at, job.id
+    return mine is not None and theirs is not None and mine.holder == theirs.holder
 
 
 def _name(job_id: str) -> str:
-    return FOLDER + job_id
+    return RECORDS + job_id
+
+
+def _folder(file: str) -> str:
+    return file[: file.index("/", len(FILES)) + 1]
 
 
 def _text(job: JobRecord) -> bytes:

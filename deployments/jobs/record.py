@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from deployments.contracts.jobs import Caller
+
 Kind = Literal["image", "video"]
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
@@ -29,10 +31,26 @@ class Lease(Kept):
 
 
 class JobError(Kept):
-    """Why a job failed."""
+    """Why a job failed. `param`: the field of the request that is to blame."""
 
     code: str
     message: str
+    param: str | None = None
+
+
+class JobFile(Kept):
+    """A file of a job.
+
+    Attributes:
+        name: below the job's `folder`; nobody can guess it.
+        role: which of the job's files it is, such as "video", or "0" of several images.
+        size: bytes.
+    """
+
+    name: str
+    role: str
+    media_type: str
+    size: int
 
 
 class JobRecord(Kept):
@@ -40,16 +58,20 @@ class JobRecord(Kept):
 
     Attributes:
         revision: writes so far: no two of a job are equal.
-        owner: name of the key that it was asked with.
+        owner: name of the key that it was asked with; `weight`: that key's.
         digest: of what was asked, to tell another request with the same idempotency key.
-        request: what was asked; its pictures are names of objects.
+        request: what was asked; its pictures are files in `folder`.
+        folder: of all its files: the prefix of their objects' names, this job's alone.
+        pictures_size: bytes of the request's pictures.
+        awaited: somebody waits at an open connection.
         priority: higher goes first.
-        created_at, ended_at: Unix time, for people; nothing is decided by it but expiry.
+        created_at, started_at, ended_at: Unix time, for people; nothing is decided by it but
+            expiry.
         keep_s: from its end until it is forgotten.
         attempts: how often it was taken.
         progress: per cent.
-        cancelled_by_caller: its worker is to stop it.
-        results: names of objects.
+        previews: files that show how far it is.
+        results, outcome: the files that came of it, and what is to be said of them.
     """
 
     id: str
@@ -57,7 +79,11 @@ class JobRecord(Kept):
     owner: str
     digest: str
     request: dict[str, JsonValue]
+    folder: str
     created_at: float
+    weight: float = 1.0
+    pictures_size: int = 0
+    awaited: bool = False
     priority: int = 0
     keep_s: float = 86_400.0
     revision: int = 0
@@ -65,15 +91,33 @@ class JobRecord(Kept):
     attempts: int = 0
     lease: Lease | None = None
     progress: int = 0
-    cancelled_by_caller: bool = False
-    results: tuple[str, ...] = ()
+    previews: tuple[JobFile, ...] = ()
+    results: tuple[JobFile, ...] = ()
+    outcome: dict[str, JsonValue] = {}
     error: JobError | None = None
+    started_at: float | None = None
     ended_at: float | None = None
 
     @property
     def ended(self) -> bool:
         """Whether it is completed, failed or cancelled."""
         return self.status in ENDED
+
+    @property
+    def caller(self) -> Caller:
+        """For whom it is done."""
+        return Caller(self.owner, self.weight)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        files = (*self.previews, *self.results)
+        return self.pictures_size + sum(file.size for file in files)
+
+    @property
+    def expires_at(self) -> float | None:
+        """Unix time; `None`: it has not ended."""
+        return None if self.ended_at is None else self.ended_at + self.keep_s
 
     def changed(self, **fields: object) -> "JobRecord":
         """The next revision."""

@@ -12,11 +12,11 @@ import uvicorn
 from configs.app import Limits, ServiceArgs
 from deployments.contracts.cards import CardDefaults, CardIpAdapter, CardLimits, ModelCard
 from deployments.contracts.errors import NotReady
-from deployments.contracts.jobs import VideoRequest
 from deployments.contracts.maps import MapRef, MapSpec
-from deployments.contracts.refusal import Refusal, refusing
+from deployments.contracts.refusal import Refusal
 from deployments.ingress.discovery.outlook import Outlook
 from deployments.ingress.http.app import make_app
+from deployments.ingress.jobs.asked import VideoAsked
 from deployments.ingress.request.assembly import Assembler
 from deployments.ingress.request.pictures import Pictures
 from deployments.ingress.request.service import Service
@@ -91,12 +91,10 @@ def main(port: int) -> None:
     model = Outlook(CARD.id, "RUNNING", "ready", CARD, cast(Any, handle))
     service = Service(args, knowing(model), assembler)
 
-    @refusing
-    async def create(request: VideoRequest, *_: object) -> Any:
-        await service.animate(request, lambda _: None)
+    async def submit(asked: VideoAsked, *_: object) -> None:
+        await service.animate(asked.request, lambda _: None)
 
-    videos = SimpleNamespace(create=Call(create))
-    app = make_app(service, cast(Any, videos), args)
+    app = make_app(service, cast(Any, SimpleNamespace(submit=submit)), args)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 

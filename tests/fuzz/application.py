@@ -1,7 +1,9 @@
 """The web application over a service that has no models: it draws, or fails, by the seed."""
 
 import asyncio
+import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +33,7 @@ from deployments.contracts.jobs import (
     Completed,
     FinishedImage,
     ImageInput,
+    ImageJob,
     ImageRequest,
     ImageResult,
     PartialImage,
@@ -44,12 +47,12 @@ from deployments.contracts.jobs import (
 from deployments.contracts.recipe import Recipe
 from deployments.ingress.discovery.outlook import Outlook
 from deployments.ingress.http.app import make_app
-from deployments.ingress.keys.quota import Quota
-from deployments.ingress.request.budget import check
+from deployments.ingress.request.assembly import Outline
+from deployments.ingress.request.budget import check, pictures_of
 from deployments.ingress.request.pictures import Pictures
 from deployments.ingress.request.service import NOBODY, OnProgress, Service
-from deployments.ingress.videos import Videos
 from tests.deployments.ingress.fakes import knowing
+from tests.deployments.ingress.local_jobs import local_desk
 
 SIDE = 8
 FAILURES: tuple[TcdError, ...] = (
@@ -146,10 +149,13 @@ class NoModels(Service):
         fail_by(len(image) + (form.low_threshold or 0))
         return f"map-{preprocessor}-0", picture()
 
-    async def check_video(self, request: VideoRequest, caller: Caller = NOBODY) -> str:
+    async def check_job(
+        self, request: ImageRequest | VideoRequest, caller: Caller = NOBODY
+    ) -> Outline:
         check(request, self._args)
         fail_by(request.seed)
-        return "none"
+        job = ImageJob("one", request.prompt, (request.seed or 0,), SIDE, SIDE)
+        return Outline("none", job, await self.assembler.pictures.bring(pictures_of(request)))
 
     async def animate(
         self, request: VideoRequest, progress: OnProgress, caller: Caller = NOBODY
@@ -157,26 +163,6 @@ class NoModels(Service):
         progress(Progress(0, 1, 4))
         frames = np.zeros((2, 16, 16, 3), np.uint8)
         return VideoResult("none", frames, 7, request.fps, USAGE)
-
-
-class NoVideos(Videos):
-    """The deployment of videos over `NoModels`."""
-
-    def __init__(self, args: ServiceArgs) -> None:
-        self._args = args
-        self._quota = Quota()
-        self._service = NoModels()
-        self._videos = {}
-
-
-class Remote:
-    """A deployment in this process, called as a handle is."""
-
-    def __init__(self, deployment: object) -> None:
-        self._deployment = deployment
-
-    def __getattr__(self, method: str) -> SimpleNamespace:
-        return SimpleNamespace(remote=getattr(self._deployment, method))
 
 
 def picture() -> Pixels:
@@ -190,8 +176,11 @@ def fail_by(seed: int | None) -> None:
 
 def application(args: ServiceArgs) -> FastAPI:
     """The application as the ingress makes it."""
-    videos: Any = Remote(NoVideos(args))
-    return make_app(NoModels(), videos, args)
+    service = NoModels()
+    folder = tempfile.TemporaryDirectory()
+    app = make_app(service, local_desk(service, args, Path(folder.name)), args)
+    app.state.jobs = folder  # it goes with the application
+    return app
 
 
 def _answering(value: object) -> Callable[..., Coroutine[Any, Any, object]]:

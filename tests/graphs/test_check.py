@@ -273,8 +273,8 @@ def limits(**changed: int) -> Edit:
             "tcd.Depth: there is no such deployment; there are Ingress, ",
         ),
         (
-            lambda c: service(c)["deployments"].append({"name": "Videos", "num_replicas": 2}),
-            "tcd.Videos: one replica remembers for all others",
+            lambda c: service(c)["deployments"].append({"name": "JobStore", "num_replicas": 2}),
+            "tcd.JobStore: one replica remembers for all others",
         ),
         (
             limits(min_side=128),
@@ -340,7 +340,7 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
         ),
         (
             lambda c: service(c)["args"].update(request_timeout_s=600),
-            "tcd.Videos.graceful_shutdown_timeout_s: 330 is below max_timeout_s 600",
+            "tcd.JobWorker.graceful_shutdown_timeout_s: 330 is below max_timeout_s 600",
         ),
         (
             lambda c: diffusion(c).update(graceful_shutdown_timeout_s=60),
@@ -365,6 +365,10 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
         (
             several_ingresses,
             "tcd.args.storage: temporary files are on the node that made them",
+        ),
+        (
+            several_ingresses,
+            "tcd.args.jobs.storage: jobs are kept on the node of JobStore",
         ),
     ],
 )

@@ -50,7 +50,8 @@ def test_diffusion_runs_on_gpus_and_the_rest_does_not(seen: dict[str, Any]) -> N
         expected = "gpu" if replica["deployment"] == "Diffusion" else "cpu"
         assert nodes[replica["node"]] == expected, replica
     ran = {replica["deployment"] for replica in seen["after"]}
-    assert ran == {"Ingress", "Directory", "MapStore", "Videos", "Canny", "Diffusion"}
+    service = {"Ingress", "Directory", "MapStore", "JobWorker", "JobStore", "Canny"}
+    assert ran == {*service, "Diffusion"}
 
 
 def test_no_two_replicas_share_a_gpu(seen: dict[str, Any]) -> None:

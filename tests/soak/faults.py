@@ -20,12 +20,11 @@ OUTAGE_REQUESTS = 4
 NOTHING: frozenset[str] = frozenset()
 # What a client sees of a process that dies with its request in hand.
 LOST = frozenset({"plain-text 500", "cut", "cut stream", "no connection"})
-# A killed ingress takes its streams along, a proxy every connection, and the videos' one keeper
-# what it keeps; no other process may cost an answer.
+# A killed ingress takes its streams along, a proxy every connection; no other process may cost an
+# answer.
 COSTS = {
     "tcd/Ingress": LOST,
     "proxy": LOST,
-    "tcd/Videos": frozenset({"lost video", "404 not_found"}),
 }
 
 

@@ -16,8 +16,8 @@ BURST = 100
 # Those feared most stand first: a short run gets through them.
 KINDS = (
     *("model-sd15/Diffusion", "tcd/MapStore", "model-sdxl/Diffusion", "tcd/Ingress"),
-    *("tcd/Directory", "tcd/Depth", "tcd/Canny", "tcd/ImageEncoder-sd15", "tcd/Videos"),
-    *("controller", "proxy"),
+    *("tcd/Directory", "tcd/Depth", "tcd/Canny", "tcd/ImageEncoder-sd15", "tcd/JobWorker"),
+    *("tcd/JobStore", "controller", "proxy"),
 )
 ENGINE = "/Diffusion"
 LONG_STOPS = ("model-sdxl/Diffusion", "tcd/MapStore", "tcd/Depth")

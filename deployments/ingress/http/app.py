@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
@@ -19,14 +18,16 @@ from deployments.contracts.api import PreprocessForm
 from deployments.contracts.cards import ModelCard, ModelsBody, ReadyBody
 from deployments.contracts.errors import NotFound, TcdError
 from deployments.ingress.answer.configured import make_storage
+from deployments.ingress.answer.failures import failure, from_faults, http_failure
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
 from deployments.ingress.answer.storage import FILES_PATH, FolderStore
 from deployments.ingress.answer.temporary import TemporaryStore
 from deployments.ingress.http.a1111.routes import a1111_routes
 from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.cors import METHODS, Cors
-from deployments.ingress.http.failures import answer_to, failure, from_faults, http_failure
-from deployments.ingress.http.images import image_routes
+from deployments.ingress.http.failures import answer_to
+from deployments.ingress.http.images import Jobs, image_routes
+from deployments.ingress.http.jobs import Shown, job_routes
 from deployments.ingress.http.keys import caller_of, key_routes, may_see
 from deployments.ingress.http.metrics import CONTENT_TYPE, Metrics
 from deployments.ingress.http.middleware import (
@@ -37,8 +38,10 @@ from deployments.ingress.http.middleware import (
     RequestCount,
     Unexpected,
 )
+from deployments.ingress.http.once import Once
 from deployments.ingress.http.openapi import describe
 from deployments.ingress.http.videos import video_routes
+from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.keys.keyring import make_keyring
 from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.service import Service
@@ -62,12 +65,12 @@ FILE_HEADERS = {
 
 def make_app(
     service: Service,
-    videos: DeploymentHandle[object],
+    desk: Desk,
     args: ServiceArgs,
     quota: Quota | None = None,
     name: str = "tcd",
 ) -> FastAPI:
-    """The web application around a service, and the deployment that keeps videos.
+    """The web application around a service, and the jobs beside it.
 
     Args:
         quota: the one that the service takes from; `None`: of the configured keys, for a service
@@ -126,7 +129,9 @@ def make_app(
     async def refuse(request: Request, error: TcdError) -> Response:
         return answer_to(request.scope, failure(error))
 
-    app.include_router(image_routes(service, storage, bodies, answers, args.metadata))
+    shown = Shown(desk, args.public_url)
+    jobs = Jobs(desk, shown, Once(desk, shown, args))
+    app.include_router(image_routes(service, storage, bodies, answers, jobs, args.metadata))
 
     @app.post("/v1/preprocess/{preprocessor}", response_class=Response)
     async def preprocess(preprocessor: Literal["depth", "canny"], request: Request) -> Response:
@@ -204,7 +209,8 @@ def make_app(
         return Response(text, media_type=CONTENT_TYPE)
 
     app.include_router(key_routes(quota))
-    app.include_router(video_routes(videos, bodies, args.metadata))
+    app.include_router(video_routes(desk, bodies, args.metadata))
+    app.include_router(job_routes(desk, shown))
     app.include_router(a1111_routes(service, args, bodies, answers))
     describe(app, keyed=quota.keys.closed)
     return app

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from configs.app import ServiceArgs
+from deployments.contracts.api import wire_names
 from deployments.contracts.errors import MAX_QUOTED, Cancelled, InvalidRequest
-from deployments.ingress.http.failures import invalid
+from deployments.ingress.answer.failures import invalid
 from deployments.ingress.http.forms import Form, FormReader, boundary_of
 from deployments.ingress.http.json_text import JsonWatch, parsed
 from deployments.ingress.request.budget import longest_data_url
@@ -81,7 +82,7 @@ def read_json(body: bytes, model: type[Body]) -> Body:
     try:
         return model.model_validate(parsed(body))
     except ValidationError as error:
-        raise invalid(error, tuple(model.model_fields)) from error
+        raise invalid(error, tuple(wire_names(model))) from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from error
 

@@ -7,7 +7,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from deployments.ingress.http.failures import answer, http_failure
+from deployments.ingress.answer.failures import http_failure
+from deployments.ingress.http.failures import answer
 
 METHODS = ("GET", "POST", "DELETE")
 # What a page may read of an answer, beside its body.

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from deployments.contracts.api import ErrorBody, OutputFormat, UsageBody
+from deployments.contracts.job_cards import JobCard
 from deployments.contracts.jobs import Quality
 
 
@@ -45,6 +46,24 @@ class FailedEvent(BaseModel):
     created_at: int
     image_index: int
     error: ErrorBody
+
+
+class JobEvent(BaseModel):
+    """A job as it stands: whenever that has changed, and when it has ended."""
+
+    type: Literal["job.progress", "job.completed", "job.failed", "job.cancelled"]
+    job: JobCard
+
+
+class JobPartialImageEvent(BaseModel):
+    """An estimate of an image of a job after `step` steps."""
+
+    type: Literal["job.partial_image"]
+    b64_json: str
+    media_type: str
+    image_index: int
+    partial_image_index: int
+    step: int
 
 
 class ErrorEvent(BaseModel):

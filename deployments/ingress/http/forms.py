@@ -7,10 +7,11 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 
+from deployments.contracts.api import wire_names
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import MAX_NAME, MAX_TEXT
+from deployments.ingress.answer.failures import invalid
 from deployments.ingress.http.brackets import Path, joined, split_name
-from deployments.ingress.http.failures import invalid
 from deployments.ingress.http.json_text import JsonWatch, parsed
 
 Fields = TypeVar("Fields", bound=BaseModel)
@@ -108,7 +109,7 @@ class FormReader(Generic[Fields]):
         flattened: dict[str, list[tuple[Path, str]]] = {}
         for part in self._parts:
             content = b"".join(part.content)
-            if part.expected and (part.is_file or part.name not in self._model.model_fields):
+            if part.expected and (part.is_file or part.name not in wire_names(self._model)):
                 file = File(content, part.is_file)
                 files.setdefault(part.name.removesuffix("[]"), []).append(file)
             elif (found := split_name(part.name)) is not None and found[0] in NESTED:
@@ -130,7 +131,7 @@ class FormReader(Generic[Fields]):
         try:
             return Form(self._model.model_validate(fields), files)
         except ValidationError as error:
-            raise invalid(error, (*self._files, *self._model.model_fields)) from error
+            raise invalid(error, (*self._files, *wire_names(self._model))) from error
 
     def _step(self) -> bool:
         """One step on; `False`: more must come first."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
@@ -17,15 +18,21 @@ from deployments.contracts.api import (
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import MAX_SEEN, ImageRequest, ImageResult, Pixels
 from deployments.contracts.recipe import Recipe
+from deployments.ingress.answer.failures import failure
 from deployments.ingress.answer.media import Encoding
 from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.answer.storage import Storage
+from deployments.ingress.answer.usage import usage_body
 from deployments.ingress.http.bodies import JSON, Bodies
-from deployments.ingress.http.failures import failure, named_as_sent
+from deployments.ingress.http.failures import named_as_sent
 from deployments.ingress.http.idempotency import idempotency_key, seeded
+from deployments.ingress.http.jobs import Shown
 from deployments.ingress.http.json_text import filled
 from deployments.ingress.http.keys import caller_of
-from deployments.ingress.http.streams import stream_images, usage_body
+from deployments.ingress.http.once import Once
+from deployments.ingress.http.streams import stream_images
+from deployments.ingress.jobs.asked import ImageAsked
+from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers, together
 
@@ -33,7 +40,12 @@ MAX_IMAGES = 1 + MAX_SEEN  # of an edit
 
 
 def image_routes(
-    service: Service, storage: Storage | None, bodies: Bodies, workers: Workers, metadata: bool
+    service: Service,
+    storage: Storage | None,
+    bodies: Bodies,
+    workers: Workers,
+    jobs: "Jobs",
+    metadata: bool,
 ) -> APIRouter:
     """Routes over the service.
 
@@ -43,7 +55,7 @@ def image_routes(
         metadata: whether files say how they were made, unless a request wants none.
     """
     router = APIRouter()
-    answers = Answers(service, storage, workers, metadata)
+    answers = Answers(service, storage, workers, jobs, metadata)
 
     @router.post("/v1/images/generations", response_model=ImagesBody)
     async def generations(request: Request) -> Response:
@@ -77,36 +89,42 @@ def image_routes(
     return router
 
 
+@dataclass(frozen=True)
+class Jobs:
+    """What becomes of requests that are made jobs."""
+
+    desk: Desk
+    shown: Shown
+    once: Once
+
+
 class Answers:
     """Answers to requests for images."""
 
     def __init__(
-        self, service: Service, storage: Storage | None, workers: Workers, metadata: bool
+        self,
+        service: Service,
+        storage: Storage | None,
+        workers: Workers,
+        jobs: Jobs,
+        metadata: bool,
     ) -> None:
         self._service = service
         self._storage = storage
         self._workers = workers
+        self._jobs = jobs
         self._metadata = metadata
 
     async def images(
         self, request: Request, body: ImagesRequestBody, asked: ImageRequest
     ) -> Response:
-        """The images that were asked for: all at once, or as events."""
-        by_url = body.by_url(self._storage is not None)
-        if by_url and self._storage is None:
-            raise InvalidRequest(
-                "this service stores no files: ask for response_format b64_json, or configure "
-                "`storage` in the args of the application",
-                "response_format",
-            )
-        if by_url and body.stream:
-            raise InvalidRequest(
-                "events carry their images: with stream, response_format is b64_json",
-                "response_format",
-            )
+        """The images that were asked for: all at once, as events, or as a job."""
+        key = idempotency_key(request)
+        if body.later or key is not None:
+            return await self._job(request, body, asked, key)
+        by_url = self._by_url(body)
         written = wanted(body.metadata, self._metadata)
         encoding = Encoding(body.output_format, body.output_compression, written)
-        asked = seeded(asked, idempotency_key(request))
         if body.stream:
             return await stream_images(self._service, request, body, asked, encoding, self._workers)
         result = await self._service.generate(asked, caller_of(request))
@@ -127,6 +145,44 @@ class Answers:
         )
         text = await self._workers.run(_with_images, told, _in_order(made, result))
         return Response(text, media_type=JSON)
+
+    def _by_url(self, body: ImagesRequestBody) -> bool:
+        """Whether the answer names its images by URL. Raises `InvalidRequest` if that cannot be."""
+        by_url = body.by_url(self._storage is not None)
+        if by_url and self._storage is None:
+            raise InvalidRequest(
+                "this service stores no files: ask for response_format b64_json, or configure "
+                "`storage` in the args of the application",
+                "response_format",
+            )
+        if by_url and body.stream:
+            raise InvalidRequest(
+                "events carry their images: with stream, response_format is b64_json",
+                "response_format",
+            )
+        return by_url
+
+    async def _job(
+        self, request: Request, body: ImagesRequestBody, asked: ImageRequest, key: str | None
+    ) -> Response:
+        """A request that is made a job: its card if it is to be done `async`, else its answer.
+        Images of a job can be had by URL on every service."""
+        job = ImageAsked(
+            request=seeded(asked, key),
+            output_format=body.output_format,
+            output_compression=body.output_compression,
+            metadata=wanted(body.metadata, self._metadata),
+            inline=body.response_format == "b64_json" if body.later else not self._by_url(body),
+            quality=body.quality or "auto",
+            ignored=tuple(body.ignored),
+            events=body.EVENTS,
+        )
+        if body.later:
+            record = await self._jobs.desk.submit(job, key, caller_of(request))
+            return await self._jobs.shown.card(request, record, status=202)
+        assert key is not None
+        answered = self._jobs.once.stream if body.stream else self._jobs.once.images
+        return await answered(request, job, key)
 
     async def _made(
         self,

@@ -2,6 +2,7 @@
 check."""
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,8 +21,9 @@ from deployments.contracts.errors import (
     TooLarge,
     Unauthorized,
 )
+from deployments.ingress.answer.failures import failure
 from deployments.ingress.answer.storage import FILES_PATH
-from deployments.ingress.http.failures import answer_to, failure
+from deployments.ingress.http.failures import answer_to
 from deployments.ingress.http.keys import noted_key, presented_key
 from deployments.ingress.http.metrics import Metrics
 from deployments.ingress.http.paths import A1111, path_of
@@ -199,6 +201,7 @@ class Unexpected:
 
 
 KEYED = ("/v1/", *A1111)
+JOB_FILE = re.compile(r"/v1/jobs/[^/]+/files/[^/]+")
 PAGES: dict[str, Guarded] = {
     "/metrics": "metrics",
     "/readyz": "readyz",
@@ -214,7 +217,7 @@ class Authentication:
     """Asks for a key below `KEYED`, if there are any, and for that of an `admin` on pages that are
     protected. What the request carries is noted for the routes and logs behind it.
 
-    Stored files are shown without one: their names are secrets themselves, as in a presigned URL.
+    Files are shown without one: their names are secrets themselves, as in a presigned URL.
     """
 
     def __init__(self, app: ASGIApp, keys: Keyring, protect: Sequence[Guarded] = ()) -> None:
@@ -227,7 +230,7 @@ class Authentication:
         if scope["type"] == "http" and self._keys.closed:
             path = path_of(scope)
             guarded = PAGES.get(path) in self._protect
-            if guarded or (path.startswith(KEYED) and not path.startswith(FILES_PATH)):
+            if guarded or (path.startswith(KEYED) and not _is_secret(path)):
                 await self._keys.renew()
                 error = self._refusal(scope, guarded)
                 if error is not None:
@@ -244,6 +247,11 @@ class Authentication:
         if guarded and not key.admin:
             return Forbidden(f"this page asks for the key of an admin; {key.name!r} is none")
         return None
+
+
+def _is_secret(path: str) -> bool:
+    """Whether a path is a key by itself: the URL of a file."""
+    return path.startswith(FILES_PATH) or JOB_FILE.fullmatch(path) is not None
 
 
 def _too_large(max_bytes: int) -> TooLarge:

@@ -17,7 +17,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from deployments.ingress.http.failures import Failure, answer_to, http_failure
+from deployments.ingress.answer.failures import Failure, http_failure
+from deployments.ingress.http.failures import answer_to
 
 HEAD_S = 20.0  # for the request line and all headers of a request; their size h11 bounds by 64 KiB
 REQUEST_ID = re.compile(rb"[!-~]{1,128}")

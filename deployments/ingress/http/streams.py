@@ -8,17 +8,17 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from deployments.contracts.api import ImagesRequestBody, InputTokens, UsageBody
+from deployments.contracts.api import ImagesRequestBody
 from deployments.contracts.jobs import (
     FailedImage,
     FinishedImage,
     ImageRequest,
     PartialImage,
     StreamEvent,
-    Usage,
 )
+from deployments.ingress.answer.failures import failure
 from deployments.ingress.answer.media import Encoding
-from deployments.ingress.http.failures import failure
+from deployments.ingress.answer.usage import usage_body
 from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.refusals import log_refusal
 from deployments.ingress.request.service import Service
@@ -135,14 +135,3 @@ def _event(
         **more,
     }
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
-
-
-def usage_body(usage: Usage) -> UsageBody:
-    """The usage figures as HTTP says them."""
-    return UsageBody(
-        input_tokens=usage.prompt_tokens,
-        input_tokens_details=InputTokens(text_tokens=usage.prompt_tokens),
-        output_tokens=usage.image_tokens,
-        total_tokens=usage.prompt_tokens + usage.image_tokens,
-        denoising_steps=usage.denoising_steps,
-    )

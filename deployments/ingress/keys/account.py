@@ -109,16 +109,21 @@ class Account:
                 _retry_ms(self._allowance.wait_s(limits.work_per_minute)),
             )
 
+    def check_size(self, images: int) -> None:
+        """Raises `Forbidden` if the key may never have so many images at a time."""
+        limits = self._limits()
+        if limits is not None and limits.running is not None and images > limits.running:
+            raise Forbidden(
+                f"n is {images}; key {self.name!r} may have {limits.running} images at a time"
+            )
+
     def check_places(self, images: int) -> None:
         """Raises what a request for so many images would be refused with now: `Forbidden` if the
         key may never have as many, `RateLimited` if too many wait."""
         limits = self._limits()
+        self.check_size(images)
         if limits is None or limits.running is None:
             return
-        if images > limits.running:
-            raise Forbidden(
-                f"n is {images}; key {self.name!r} may have {limits.running} images at a time"
-            )
         if limits.waiting is None or (not self._queue and self._has_place(images, self._clock())):
             return
         waiting = self._waiting + self._others().waiting

@@ -49,10 +49,8 @@ class Quota:
         return Lease(self._account(caller.name), caller, images)
 
     def check(self, caller: Caller, images: int) -> None:
-        """Raises what a request would be refused with now: `Forbidden` or `RateLimited`."""
-        account = self._account(caller.name)
-        account.check_work()
-        account.check_places(images)
+        """Raises `Forbidden` if a caller may never have so many images at a time."""
+        self._account(caller.name).check_size(images)
 
     def report(self) -> Report:
         """How all keys stand here."""

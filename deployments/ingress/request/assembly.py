@@ -62,6 +62,19 @@ class Assembled:
         return np.where(self.mask[:, :, None] >= HALF, pixels, self.original)
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a job before any work for it.
+
+    Attributes:
+        pictures: those of the request, by field.
+    """
+
+    model: str
+    job: ImageJob
+    pictures: Mapping[str, Brought]
+
+
 @dataclass
 class _Parts:
     """Assets and maps as they are gathered."""
@@ -126,20 +139,20 @@ class Assembler:
             image_recipe(request, card.id, job, names),
         )
 
-    async def outline(self, request: VideoRequest, card: ModelCard) -> ImageJob:
+    async def outline(self, request: ImageRequest | VideoRequest, card: ModelCard) -> Outline:
         """The job that `assemble` would make, before any work for it: its pictures can be read, the
         maps that it names are known, and none is made. Raises what `assemble` does, but for masks
         of IP-Adapters that ask for nothing."""
         brought = await self._brought(request, card)
         size, start, mask = await self._start(request, card, brought)
         for param, one in brought.items():
-            if param != "image":
+            if param not in ("image", "mask"):
                 async with self.pictures.decoded(one):
                     pass
         await together(
             self.maps.named(map_id, param) for param, map_id in named_maps(request).items()
         )
-        return _job(request, card, size, start, mask)
+        return Outline(card.id, _job(request, card, size, start, mask), brought)
 
     async def preprocess(self, control: Control) -> tuple[str, Pixels]:
         """A control map of the picture's own size: its id, and the map itself."""

@@ -15,7 +15,7 @@ from ray.exceptions import (
 )
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from deployments.contracts.errors import EngineFault, NotReady, QueueFull, TcdError
+from deployments.contracts.errors import EngineFault, QueueFull, TcdError, WentAway
 
 FAULT_PAUSE_S = 0.5  # for a replica whose engine broke to be out of Serve's rotation
 WENT_AWAY = "the model's replica, or what it needed, went away; try again"
@@ -36,11 +36,11 @@ def translated() -> Iterator[None]:
             raise error.cause from error
         if not died(error):
             raise
-        raise NotReady(WENT_AWAY) from error
+        raise WentAway(WENT_AWAY) from error
     except BackPressureError as error:
         raise QueueFull("the model's queue is full") from error
     except (RayError, RayServeException) as error:
-        raise NotReady(WENT_AWAY) from error
+        raise WentAway(WENT_AWAY) from error
 
 
 async def twice(ask: Callable[[], Awaitable[Answer]]) -> Answer:

@@ -58,25 +58,25 @@ def _recipe(
 
 
 def named_controls(
-    request: ImageRequest | VideoRequest, names: Mapping[str, str]
+    request: ImageRequest | VideoRequest, names: Mapping[str, ImageInput]
 ) -> tuple[Control, ...]:
-    """A request's controls with names instead of their pictures."""
+    """A request's controls with names, or other pictures, instead of theirs."""
     return tuple(_control(c, p, names) for p, c in request.named_controls.items())
 
 
 def named_ip_adapters(
-    request: ImageRequest | VideoRequest, names: Mapping[str, str]
+    request: ImageRequest | VideoRequest, names: Mapping[str, ImageInput]
 ) -> tuple[IpAdapter, ...]:
     """The same of its IP-Adapters."""
     return tuple(_ip_adapter(a, p, names) for p, a in request.ip_adapters.items())
 
 
-def _control(control: Control, place: str, names: Mapping[str, str]) -> Control:
+def _control(control: Control, place: str, names: Mapping[str, ImageInput]) -> Control:
     named = tuple(_name(image, param, names) for param, image in control.pictures(place).items())
     return replace(control, image=named if isinstance(control.image, tuple) else named[0])
 
 
-def _ip_adapter(adapter: IpAdapter, place: str, names: Mapping[str, str]) -> IpAdapter:
+def _ip_adapter(adapter: IpAdapter, place: str, names: Mapping[str, ImageInput]) -> IpAdapter:
     seen, mask = enumerate(adapter.images), adapter.mask
     return replace(
         adapter,
@@ -85,5 +85,5 @@ def _ip_adapter(adapter: IpAdapter, place: str, names: Mapping[str, str]) -> IpA
     )
 
 
-def _name(image: ImageInput, param: str, names: Mapping[str, str]) -> str:
+def _name(image: ImageInput, param: str, names: Mapping[str, ImageInput]) -> ImageInput:
     return image if is_map_id(image) else names[param]

@@ -50,14 +50,14 @@ from deployments.contracts.refusal import Refusal, accepted
 from deployments.ingress.discovery.asking import asked
 from deployments.ingress.keys.lease import Lease, work_of
 from deployments.ingress.keys.quota import Quota
-from deployments.ingress.request.assembly import Assembled, Assembler
+from deployments.ingress.request.assembly import Assembled, Assembler, Outline
 from deployments.ingress.request.budget import check
 from deployments.ingress.request.catalogue import Catalogue, Model
 from deployments.ingress.request.deaths import FAILURES, died, pause, translated, twice
 
 OnProgress = Callable[[Progress], None]
 NOBODY = Caller()
-CHECK_S = 10.0  # for a replica to say whether it would take a video
+CHECK_S = 10.0  # for a replica to say whether it would take a job
 LEAST_S = 0.001
 GRACE_S = 2.0  # the replica itself ends a late job; the ingress only waits no longer than this
 FULL_PAUSE_S = (0.5, 30.0)  # a video that finds the queue full asks again after this
@@ -161,30 +161,32 @@ class Service:
                 async with asyncio.timeout_at(until):
                     await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
 
-    async def check_video(self, request: VideoRequest, caller: Caller = NOBODY) -> str:
-        """The name of the model that is to make a video. Raises a `TcdError` if none can.
+    async def check_job(
+        self, request: ImageRequest | VideoRequest, caller: Caller = NOBODY
+    ) -> Outline:
+        """What is known of a job that is to be done later on. Raises a `TcdError` if it cannot be.
 
         Its pictures have as long as those of an image: they may come slowly, and many others' may
         be read before them.
         """
         timeout_s = self._time_of(request)
         pictures_s = min(timeout_s, self._args.request_timeout_s)
-        self._quota.check(caller, 1)
+        images = request.n if isinstance(request, ImageRequest) else 1
+        self._quota.check(caller, images)
         with translated():
             async with self._limited(CHECK_S, request.model):
                 check(request, self._args)
-                model = await self._model(request, self._quota.lease(caller, 1))
+                model = await self._model(request, self._quota.lease(caller, images))
             async with self._limited(pictures_s, request.model):
                 outline = await self.assembler.outline(request, model.card)
-            name = model.card.id
-            if not self.catalogue.up(name):
-                return name  # it is checked when it is made, by the replica that is started
-            job = replace(outline, timeout_s=timeout_s, caller=caller)
+            if not self.catalogue.up(model.card.id):
+                return outline  # the replica that is started for it checks it
+            job = replace(outline.job, timeout_s=timeout_s, caller=caller)
             async with self._limited(CHECK_S, request.model):
                 response = model.handle.check.remote(job)
                 answer = await asked(cast(DeploymentResponse[Refusal | None], response))
         accepted(answer)
-        return name
+        return outline
 
     async def _animate(
         self, model: Model, ready: Assembled, fps: int, progress: OnProgress

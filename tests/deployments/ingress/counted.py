@@ -16,7 +16,7 @@ from deployments.contracts.maps import MapSpec
 from deployments.ingress.deployment import Ingress
 from deployments.preprocess.canny import Canny
 from graphs.routing import route
-from graphs.service import DIRECTORY, MAP_STORE, MIB, VIDEOS
+from graphs.service import DIRECTORY, JOB_STORE, JOB_WORKER, MAP_STORE, MIB
 
 Objects = list[tuple[Any, object, object]]  # content, metadata, transport
 RAISES, DIES = (1, 2, 3), (3, 2, 1)  # the first pixel of pictures with which canny fails once
@@ -70,5 +70,6 @@ def counted(args: ServiceArgs, marks: Path) -> Application:
     maps = MAP_STORE.bind(args.map_cache_mb * MIB, canny, None, {})
     front = serve.deployment(name="Ingress", max_ongoing_requests=1000, ray_actor_options=small)
     directory = DIRECTORY.bind(args)
-    videos = VIDEOS.bind(args, maps, directory, route)
-    return front(Counted).bind(args, maps, videos, directory, route)
+    store = JOB_STORE.bind()
+    worker = JOB_WORKER.bind(args, maps, directory, store, route)
+    return front(Counted).bind(args, maps, worker, store, directory, route)

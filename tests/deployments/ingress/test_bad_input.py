@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from deployments.contracts.api import GenerationsBody
 from deployments.contracts.videos import VideoBody
-from deployments.ingress.http.failures import invalid
+from deployments.ingress.answer.failures import invalid
 from tests.serving import MAX_BODY_BYTES, Served
 
 PROMPT = {"prompt": "a red ball"}

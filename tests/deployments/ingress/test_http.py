@@ -135,8 +135,8 @@ def test_time_for_the_body_is_not_time_for_the_answer() -> None:
             await asyncio.sleep(0.2)
             return await super().generate(request)
 
-    videos: Any = None
-    app = make_app(Slow(), videos, ServiceArgs(body_timeout_s=0.05))
+    desk: Any = None
+    app = make_app(Slow(), desk, ServiceArgs(body_timeout_s=0.05))
     assert TestClient(app).post(GENERATIONS, json=BODY).status_code == 200
 
 
@@ -156,8 +156,8 @@ def test_what_nobody_expected(lines: list[logging.LogRecord]) -> None:
         async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
             raise RuntimeError(f"a secret of {request.prompt}")
 
-    videos: Any = None
-    app = make_app(Broken(), videos, ServiceArgs(cors_origins=("https://app.example",)))
+    desk: Any = None
+    app = make_app(Broken(), desk, ServiceArgs(cors_origins=("https://app.example",)))
     page = TestClient(app, headers={"origin": "https://app.example"})
     answer = page.post(GENERATIONS, json=BODY)
     assert "a secret" not in refused(answer, 500, "internal_error")["message"]

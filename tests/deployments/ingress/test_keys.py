@@ -5,6 +5,7 @@ import hmac
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,9 +24,8 @@ from deployments.ingress.http.app import make_app
 from deployments.ingress.keys import keyring as keyring_module
 from deployments.ingress.keys.keyring import Keyring, make_keyring
 from deployments.ingress.keys.quota import Quota
-from deployments.ingress.videos import Videos
-from tests.deployments.ingress.fakes import FakeDirectory
-from tests.deployments.ingress.keyed import LATENT, Keys, Local, Replica, entry, service
+from tests.deployments.ingress.keyed import LATENT, Keys, Replica, entry, service
+from tests.deployments.ingress.local_jobs import local_desk
 
 GENERATIONS = "/v1/images/generations"
 BALL = {"prompt": "a red ball"}
@@ -51,8 +51,8 @@ def app(
     named = KeysArgs(env="TCD_TEST_KEYS")  # not read: `keys` and `entries` are what it holds
     known = ServiceArgs(default_model="sd15", keys=named, **args)
     quota = Quota(keys or Keys(*entries))
-    videos: Any = None
-    return make_app(service(replica, quota, known), videos, known, quota)
+    desk: Any = None
+    return make_app(service(replica, quota, known), desk, known, quota)
 
 
 def client(*entries: KeyEntry, **more: Any) -> TestClient:
@@ -325,8 +325,8 @@ def test_a_stream_that_its_reader_leaves() -> None:
         keys = Keys(entry("alice", running=1))
         quota = Quota(keys)
         known = ServiceArgs(default_model="sd15")
-        videos: Any = None
-        served = make_app(service(replica, quota, known), videos, known, quota)
+        desk: Any = None
+        served = make_app(service(replica, quota, known), desk, known, quota)
         body = json.dumps({**BALL, "n": 1, "stream": True}).encode()
         messages = [{"type": "http.request", "body": body, "more_body": False}]
         sent: list[Any] = []
@@ -450,7 +450,9 @@ def test_neither_key_nor_hash_is_shown(
 
 
 @pytest.fixture
-def video_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClient, Replica]]:
+def video_client(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[tuple[TestClient, Replica]]:
     """Videos of three keys, of which one is an admin's; its loop runs as long as the test."""
     listed = [
         {"name": e.name, "sha256": e.sha256, "admin": e.admin, "running": e.running}
@@ -461,28 +463,41 @@ def video_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClient, 
     args = ServiceArgs(default_model="sd15", keys=KeysArgs(env="TCD_TEST_KEYS"), max_videos=2)
     replica = Replica()
 
-    def videos() -> Videos:
-        directory: Any = FakeDirectory()
-        kept = Videos(args, None, directory, lambda _: ())  # type: ignore[arg-type]
-        kept._service = service(replica, kept._quota, args)
-        return kept
-
-    handle: Any = Local(videos)
     quota = Quota(make_keyring(args))
-    with TestClient(make_app(service(replica, quota, args), handle, args, quota)) as served:
+    kept = service(replica, quota, args)
+    desk = local_desk(kept, args, tmp_path, quota.keys)
+    with TestClient(make_app(kept, desk, args, quota)) as served:
         yield served, replica
 
 
-def test_a_video_that_is_asked_again_at_the_keys_limit(
+def test_a_job_waits_where_a_request_is_refused(
     video_client: tuple[TestClient, Replica],
 ) -> None:
-    served, _ = video_client
+    """At the limit of a key that may have one image at a time, and none waiting."""
+    served, replica = video_client
     body, headers = {**BALL, "num_frames": 2}, {**bearer("alice"), "idempotency-key": "same"}
     first = served.post("/v1/videos", json=body, headers=headers).json()["id"]
-    assert served.post("/v1/videos", json=body, headers=bearer("alice")).status_code == 429
     again = served.post("/v1/videos", json=body, headers=headers)
     assert (again.status_code, again.json().get("id")) == (200, first)
-    served.delete(f"/v1/videos/{first}", headers=headers)
+    later = {**BALL, "seed": 7, "async": True}
+    second = served.post(GENERATIONS, json=later, headers=bearer("alice")).json()["id"]
+    seen = _seen(served, second, "in_progress")
+    assert seen["queue_position"] is None
+    assert served.post(GENERATIONS, json=BALL, headers=bearer("alice")).status_code == 429
+    assert {job.num_frames for job in replica.jobs} == {2}
+    replica.go.set()
+    assert _seen(served, second, "completed")["result"]["data"][0]["seed"] == 7
+
+
+def _seen(served: TestClient, job_id: str, status: str) -> dict[str, Any]:
+    """A job of alice's, as soon as it stands so."""
+    until = time.monotonic() + 30
+    while True:
+        card: dict[str, Any] = served.get(f"/v1/jobs/{job_id}", headers=bearer("alice")).json()
+        if card["status"] == status:
+            return card
+        assert time.monotonic() < until, card
+        time.sleep(0.02)
 
 
 def test_max_videos_are_shared_between_keys(video_client: tuple[TestClient, Replica]) -> None:

@@ -98,16 +98,22 @@ def test_places_are_shared() -> None:
     two(run, running=4)
 
 
+async def begin(front: Front) -> None:
+    """A request of alice's, which ends when its turn has come."""
+    with front.quota.lease(ALICE, 1) as lease:
+        await lease.turn()
+
+
 def test_those_who_wait_are_counted_together() -> None:
     async def run(one: Front, other: Front, clock: Clock) -> None:
         await one.ask(3)  # one runs, two wait
         await told([one, other])
         await other.ask(1)
         with pytest.raises(RateLimited, match="1 images in the service and 3 waiting; 3 wait now"):
-            other.quota.check(ALICE, 1)
+            await begin(other)
         await told([one, other])
         with pytest.raises(RateLimited, match="3 wait now"):
-            one.quota.check(ALICE, 1)
+            await begin(one)
 
     two(run, running=1, waiting=3)
 
@@ -179,7 +185,7 @@ def test_work_is_shared() -> None:
             lease.charge(70)
             await told([one, other])
             with pytest.raises(RateLimited) as used_up:
-                other.quota.check(ALICE, 1)
+                await begin(other)
             assert used_up.value.retry_after_ms == 10_000
         assert one.quota.usage_of("alice").work_left == 0
         clock.now += 30

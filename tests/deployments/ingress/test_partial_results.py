@@ -55,8 +55,8 @@ class SomeFail(Service):
 
 
 def client(*failing: int) -> TestClient:
-    videos: Any = None
-    return TestClient(make_app(SomeFail(*failing), videos, ServiceArgs()))
+    desk: Any = None
+    return TestClient(make_app(SomeFail(*failing), desk, ServiceArgs()))
 
 
 @pytest.mark.parametrize("failing", [(0,), (1,), (3,), (0, 1, 3)])
@@ -80,8 +80,8 @@ def test_what_is_made_is_not_refused_for_want_of_threads() -> None:
         async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
             return ImageResult("none", (PICTURE,) * 300, tuple(range(300)), 8, 8, USAGE)
 
-    videos: Any = None
-    answer = TestClient(make_app(Many(), videos, ServiceArgs())).post(
+    desk: Any = None
+    answer = TestClient(make_app(Many(), desk, ServiceArgs())).post(
         GENERATIONS, json={"prompt": "a"}
     )
     assert answer.status_code == 200, answer.text

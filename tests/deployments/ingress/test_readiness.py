@@ -30,8 +30,8 @@ def client(models: dict[str, Availability]) -> TestClient:
 
     args = ServiceArgs(default_model="one")
     service = Service(args, asyncio.run(known()), cast(Assembler, None))
-    videos: Any = None
-    return TestClient(make_app(service, videos, args))
+    desk: Any = None
+    return TestClient(make_app(service, desk, args))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ from deployments.contracts.jobs import (
 from deployments.contracts.refusal import Refusal
 from deployments.ingress.request import deaths
 from deployments.ingress.request import service as service_module
-from deployments.ingress.request.assembly import Assembled, Assembler
+from deployments.ingress.request.assembly import Assembled, Assembler, Outline
 from deployments.ingress.request.service import Service
 from tests.deployments.ingress.fakes import FakeModel, Method, following, heard, outlook
 
@@ -142,13 +142,13 @@ class FakeAssembler:
         self.forgot = 0
         self.maps = self
 
-    async def outline(self, *_: object) -> ImageJob:
+    async def outline(self, *_: object) -> Outline:
         if self.outcomes:
             raise self.outcomes.pop(0)
-        return ImageJob("job", "a", (0,), 64, 64)
+        return Outline("sd15", ImageJob("job", "a", (0,), 64, 64), {})
 
     async def assemble(self, *asked: object) -> Assembled:
-        return Assembled(await self.outline(*asked))
+        return Assembled((await self.outline(*asked)).job)
 
     async def forget_failed(self, _: object) -> None:
         self.forgot += 1
@@ -235,7 +235,7 @@ def test_a_video_may_have_an_hour() -> None:
     video = VideoRequest("a", timeout_s=3600)
 
     async def made(service: Service) -> None:
-        assert await service.check_video(video) == "sd15"
+        assert (await service.check_job(video)).model == "sd15"
         await service.animate(video, lambda _: None)
 
     model = Replicas(None, [FINISHED, DONE])
@@ -250,18 +250,18 @@ def test_a_videos_pictures_have_more_time_than_its_replica_to_say_yes(
     monkeypatch.setattr(service_module, "CHECK_S", TIMEOUT_S)
 
     class Slow(FakeAssembler):
-        async def outline(self, *_: object) -> ImageJob:
+        async def outline(self, *_: object) -> Outline:
             await asyncio.sleep(4 * TIMEOUT_S)
             return await super().outline()
 
     def checked(**args: Any) -> Any:
-        return run(Replicas(None), lambda s: s.check_video(VideoRequest("a")), Slow(), **args)
+        return run(Replicas(None), lambda s: s.check_job(VideoRequest("a")), Slow(), **args)
 
-    assert checked() == "sd15"
+    assert checked().model == "sd15"
     with pytest.raises(DeadlineExceeded, match=f"within {2 * TIMEOUT_S:g} s"):
         checked(request_timeout_s=2 * TIMEOUT_S)
     with pytest.raises(DeadlineExceeded, match=f"within {TIMEOUT_S:g} s"):
-        run(Replicas(never), lambda s: s.check_video(VideoRequest("a")))
+        run(Replicas(never), lambda s: s.check_job(VideoRequest("a")))
 
 
 def test_a_video_that_waits_for_a_place_holds_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +272,7 @@ def test_a_video_that_waits_for_a_place_holds_no_maps(monkeypatch: pytest.Monkey
         async def assemble(self, *asked: object) -> Assembled:
             array = GREY.copy()
             made.append(weakref.ref(array))
-            return Assembled(await self.outline(*asked), (array,))
+            return Assembled((await self.outline(*asked)).job, (array,))
 
     async def asked(service: Service) -> object:
         making = asyncio.create_task(animated(service))
@@ -438,8 +438,8 @@ def test_a_model_that_does_not_start_in_time(
 
 def test_a_video_of_a_model_that_is_not_up_is_checked_when_it_is_made() -> None:
     model = Replicas()
-    name = run(model, lambda s: s.check_video(VideoRequest("a")), availability="asleep")
-    assert name == "sd15"
+    outline = run(model, lambda s: s.check_job(VideoRequest("a")), availability="asleep")
+    assert outline.model == "sd15"
     assert model.jobs == []
 
 

@@ -42,8 +42,8 @@ class TwoPictures(Service):
 
 
 def app(storage: StorageArgs | None, **args: Any) -> FastAPI:
-    videos: Any = None
-    return make_app(TwoPictures(), videos, ServiceArgs(storage=storage, **args))
+    desk: Any = None
+    return make_app(TwoPictures(), desk, ServiceArgs(storage=storage, **args))
 
 
 def client(storage: StorageArgs | None, **args: Any) -> TestClient:

@@ -34,9 +34,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def client(name: str = "tcd", **storage: Any) -> TestClient:
-    videos: Any = None
+    desk: Any = None
     args = ServiceArgs(storage=TemporaryStorage(**storage)) if storage else ServiceArgs()
-    app = make_app(TwoPictures(), videos, args, name=name)
+    app = make_app(TwoPictures(), desk, args, name=name)
     return TestClient(app, base_url="http://service.test")
 
 

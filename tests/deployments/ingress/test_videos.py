@@ -380,7 +380,7 @@ def test_idempotency_key(served: Served) -> None:
     other = post("video-two").json()["id"]
     assert other != first
     refused = post("video-one", prompt="another")
-    assert refused.status_code == 400
+    assert refused.status_code == 409
     assert refused.json()["error"]["param"] == "idempotency-key"
     for video in (first, other):
         assert httpx.delete(f"{served.url}/v1/videos/{video}", timeout=60).status_code == 200
@@ -396,7 +396,7 @@ def test_a_refusal_leaves_no_traceback(served: Served) -> None:
     body = {**BODY, "loras": [{"name": "nope"}]}
     assert httpx.post(f"{served.url}/v1/videos", json=body, timeout=60).status_code == 404
     assert served.logs is not None
-    (log,) = served.logs.glob("replica_tcd_Videos_*.log")
+    (log,) = served.logs.glob("replica_tcd_Ingress_*.log")
     assert "Traceback" not in log.read_text()
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,35 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
         return FolderObjects(tmp_path)
     store: ObjectStore = request.getfixturevalue("object_store")
     return BucketObjects(store.client, BUCKET, "tcd/")
+
+
+def names(objects: Objects, prefix: str) -> list[str]:
+    return [one.name for one in objects.listed(prefix)]
+
+
+def test_a_list_tells_what_was_written_since(objects: Objects) -> None:
+    began = time.time()
+    first = objects.create("jobs/a", b"1")
+    objects.create("jobs/b", b"1")
+    before = list(objects.listed("jobs/"))
+    assert list(objects.listed("jobs/")) == before
+    assert first is not None
+    objects.replace("jobs/a", b"2", first)
+    a, b = objects.listed("jobs/")
+    assert a.version != before[0].version
+    assert b == before[1]
+    assert began - 2 <= a.changed_at <= time.time() + 2
+
+
+def test_what_has_been_written_since_is_not_deleted(objects: Objects) -> None:
+    first = objects.create("jobs/a", b"1")
+    assert first is not None
+    second = objects.replace("jobs/a", b"2", first)
+    objects.delete("jobs/a", first)
+    assert objects.read("jobs/a") == (b"2", second)
+    objects.delete("jobs/a", second)
+    assert objects.read("jobs/a") is None
+    objects.delete("jobs/a", second)
 
 
 def test_a_file_is_written_once_and_replaced_by_who_saw_it_last(objects: Objects) -> None:
@@ -55,12 +85,12 @@ def test_a_write_whose_answer_was_lost_is_told_when_it_is_made_again(objects: Ob
 def test_names_are_in_order_and_what_is_deleted_is_gone(objects: Objects) -> None:
     for name in ("jobs/b", "jobs/a", "results/a-1", "results/a-0"):
         objects.create(name, b"x")
-    assert list(objects.names("jobs/")) == ["jobs/a", "jobs/b"]
-    assert list(objects.names("results/a-")) == ["results/a-0", "results/a-1"]
-    assert list(objects.names("nothing/")) == []
+    assert names(objects, "jobs/") == ["jobs/a", "jobs/b"]
+    assert names(objects, "results/a-") == ["results/a-0", "results/a-1"]
+    assert names(objects, "nothing/") == []
     objects.delete("jobs/a")
     objects.delete("jobs/a")
-    assert list(objects.names("jobs/")) == ["jobs/b"]
+    assert names(objects, "jobs/") == ["jobs/b"]
     assert objects.read("jobs/a") is None
 
 
@@ -101,7 +131,7 @@ def test_a_storage_that_is_away_says_so(object_store: ObjectStore, tmp_path: Pat
         lambda objects: objects.create("a", b""),
         lambda objects: objects.replace("a", b"", "tag"),
         lambda objects: objects.delete("a"),
-        lambda objects: list(objects.names("")),
+        lambda objects: list(objects.listed("")),
     ]
     for call in calls:
         with pytest.raises(StorageUnavailable, match="s3://no-such-bucket does not answer"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
@@ -22,12 +23,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from deployments.contracts.errors import InvalidRequest, NotFound, StorageUnavailable
+from deployments.contracts.errors import Conflict, NotFound, StorageUnavailable
 from deployments.jobs.bucket import BucketObjects
 from deployments.jobs.folder import FolderObjects
-from deployments.jobs.objects import Objects, Stored
+from deployments.jobs.objects import Listed, Objects, Stored
 from deployments.jobs.queue import MOST_ATTEMPTS, POISONED, JobQueue, LeaseLost
-from deployments.jobs.record import JobError, JobRecord, Lease
+from deployments.jobs.record import JobError, JobFile, JobRecord, Lease
 from tests.object_store import BUCKET, ObjectStore
 
 LEASE_S = 30.0
@@ -35,8 +36,8 @@ KEEP_S = 1000.0
 WORKERS = 2
 Fate = Literal["good", "lost", "unheard", "doubled", "late"]
 FATES: tuple[Fate, ...] = ("good", "good", "lost", "unheard", "doubled", "late")
-Work = Literal["renew", "complete", "fail", "stop", "give_back"]
-WORK: tuple[Work, ...] = ("renew", "complete", "fail", "stop", "give_back")
+Work = Literal["renew", "complete", "fail", "give_back"]
+WORK: tuple[Work, ...] = ("renew", "complete", "fail", "give_back")
 
 
 Written = TypeVar("Written")
@@ -60,11 +61,11 @@ class Unreliable:
     def replace(self, name: str, content: bytes, tag: str) -> str | None:
         return self._made(lambda: self.objects.replace(name, content, tag))
 
-    def delete(self, name: str) -> None:
-        self._made(lambda: self.objects.delete(name))
+    def delete(self, name: str, tag: str | None = None) -> None:
+        self._made(lambda: self.objects.delete(name, tag))
 
-    def names(self, prefix: str) -> Iterator[str]:
-        return self.objects.names(prefix)
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        return self.objects.listed(prefix)
 
     def _made(self, write: Callable[[], Written]) -> Written:
         fate, self.fate = self.fate, "good"
@@ -88,17 +89,23 @@ class Clock:
         return self._began + self.rate * self.passed
 
 
-def job(job_id: str, priority: int = 0, digest: str = "asked") -> JobRecord:
-    return JobRecord(
-        id=job_id,
-        kind="image",
-        owner="alice",
-        digest=digest,
-        request={"prompt": "a"},
-        created_at=0.0,
-        priority=priority,
-        keep_s=KEEP_S,
-    )
+def job(job_id: str, priority: int = 0, digest: str = "asked", **fields: Any) -> JobRecord:
+    known: dict[str, Any] = {
+        "id": job_id,
+        "kind": "image",
+        "owner": "alice",
+        "digest": digest,
+        "request": {"prompt": "a"},
+        "folder": f"files/{uuid4().hex}/",
+        "created_at": 0.0,
+        "priority": priority,
+        "keep_s": KEEP_S,
+    }
+    return JobRecord(**known | fields)
+
+
+def made(name: str, size: int = 1) -> tuple[JobFile, ...]:
+    return (JobFile(name=name, role="0", media_type="image/png", size=size),)
 
 
 class Jobs(RuleBasedStateMachine):
@@ -137,16 +144,17 @@ class Jobs(RuleBasedStateMachine):
         self.count += 1
         asked = job(f"job-{self.count}", priority)
         self._bring_about(worker, fate)
+        self.objects.create(asked.folder + "picture", b"x")
         with suppress(StorageUnavailable):
             self.queues[worker].add(asked)
-        assert self.queues[worker].add(asked).id == asked.id
+        assert self.queues[worker].add(asked).folder == asked.folder
         self.known[asked.id] = 0
         return asked.id
 
     @rule(job_id=jobs, worker=st.integers(0, WORKERS - 1))
     def ask_for_something_else_under_the_same_key(self, job_id: str, worker: int) -> None:
         if job_id in self.known:
-            with pytest.raises(InvalidRequest, match="came with another request"):
+            with pytest.raises(Conflict, match="came with another request"):
                 self.queues[worker].add(job(job_id, digest="other"))
 
     @precondition(lambda self: len(self.held) < WORKERS)
@@ -214,11 +222,11 @@ class Jobs(RuleBasedStateMachine):
         holds = before is not None and not before.ended and _holder(before) == _holder(mine)
         queue = self.queues[worker]
         self._bring_about(worker, fate, lambda: self.queues[worker - 1].cancel(mine.id))
+        holds = holds and fate != "late"  # what is cancelled just before is held no more
         calls: dict[Work, Callable[[], object]] = {
             "renew": lambda: queue.renew(mine, 50),
-            "complete": lambda: queue.complete(mine, (f"results/{worker}-{mine.revision}",)),
+            "complete": lambda: queue.complete(mine, made(f"{worker}-{mine.revision}"), {}),
             "fail": lambda: queue.fail(mine, JobError(code="x", message="y")),
-            "stop": lambda: queue.stop(mine),
             "give_back": lambda: queue.give_back(mine),
         }
         lost = False
@@ -255,8 +263,36 @@ class Jobs(RuleBasedStateMachine):
         with suppress(StorageUnavailable):
             self.queues[worker].cancel(job_id)
         self.stores[worker].fate = "good"
-        record = self.queues[worker].cancel(job_id)
-        assert record.ended or record.cancelled_by_caller
+        assert self.queues[worker].cancel(job_id).ended
+
+    @rule(job_id=jobs, worker=st.integers(0, WORKERS - 1), fate=st.sampled_from(FATES))
+    def delete(self, job_id: str, worker: int, fate: Fate) -> None:
+        """Asked again until it is heard that it is gone."""
+        if job_id not in self.known:
+            return
+        self._bring_about(worker, fate)
+        with suppress(StorageUnavailable, NotFound):
+            self.queues[worker].delete(job_id)
+        self.stores[worker].fate = "good"
+        with suppress(NotFound):
+            self.queues[worker].delete(job_id)
+        del self.known[job_id]
+        self.ends.pop(job_id, None)
+        assert self._read(job_id) is None
+
+    @rule(job_id=jobs, worker=st.integers(0, WORKERS - 1), fate=st.sampled_from(FATES))
+    def ask_again_for_what_is_gone(self, job_id: str, worker: int, fate: Fate) -> None:
+        """It is another job, of the same id."""
+        if job_id in self.known:
+            return
+        asked = job(job_id)
+        self.objects.create(asked.folder + "picture", b"x")
+        self._bring_about(worker, fate)
+        with suppress(StorageUnavailable):
+            self.queues[worker].add(asked)
+        self.stores[worker].fate = "good"
+        assert self.queues[worker].add(asked).folder == asked.folder
+        self.known[job_id] = 0
 
     @rule(worker=st.integers(0, WORKERS - 1), seconds=st.sampled_from([1.0, 3 * LEASE_S]))
     def die(self, worker: int, seconds: float) -> None:
@@ -298,10 +334,10 @@ class Jobs(RuleBasedStateMachine):
         for _ in range(2):
             for _ in range(len(self.known) + 1):
                 if (mine := queue.take()) is not None:
-                    queue.complete(mine, ("results/last",))
+                    queue.complete(mine, made("last"), {})
             self._wait(4 * LEASE_S)
         while (mine := queue.take()) is not None:
-            queue.complete(mine, ("results/last",))
+            queue.complete(mine, made("last"), {})
         for job_id in self.known:
             record = self._read(job_id)
             assert record is not None
@@ -309,7 +345,7 @@ class Jobs(RuleBasedStateMachine):
             assert self.ends.get(job_id, record) == record
         self._wait(KEEP_S + 1)
         queue.sweep()
-        assert list(self.objects.names("jobs/")) == []
+        assert list(self.objects.listed("")) == []
 
     def _wait(self, seconds: float) -> None:
         self.passed += seconds
@@ -405,7 +441,7 @@ def test_a_lease_that_is_renewed_in_time_is_kept(tmp_path: Path) -> None:
         mine.renew(taken, 10)
     clock.passed += LEASE_S - 1
     assert others.take() is None
-    assert mine.complete(taken, ("results/a",)).status == "completed"
+    assert mine.complete(taken, made("a"), {}).status == "completed"
 
 
 def test_an_answer_that_was_written_and_not_heard_of_is_given_again(tmp_path: Path) -> None:
@@ -416,6 +452,6 @@ def test_an_answer_that_was_written_and_not_heard_of_is_given_again(tmp_path: Pa
     assert taken is not None
     store.fate = "unheard"
     with pytest.raises(StorageUnavailable):
-        queue.complete(taken, ("results/a",))
-    assert queue.complete(taken, ("results/a",)).results == ("results/a",)
+        queue.complete(taken, made("a"), {})
+    assert queue.complete(taken, made("a"), {}).results == made("a")
     assert queue.get("a").revision == 2  # written once

@@ -7,12 +7,12 @@ from pydantic import BaseModel, Field
 
 from deployments.contracts.api import ErrorAnswer, ErrorBody
 from deployments.contracts.jobs import FinishedImage
+from deployments.ingress.answer.failures import failure
 from deployments.ingress.answer.infotext import UNGUIDED, infotext
 from deployments.ingress.answer.media import Encoding
 from deployments.ingress.http.a1111.bodies import ProcessingBody
 from deployments.ingress.http.a1111.ignored import SAMPLER
 from deployments.ingress.http.a1111.runs import Run
-from deployments.ingress.http.failures import failure
 from deployments.ingress.http.json_text import filled
 from deployments.ingress.request.workers import Workers, together
 

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from deployments.contracts.errors import MAX_QUOTED, InvalidRequest
 from deployments.contracts.jobs import LoraWeight
-from deployments.ingress.http.failures import invalid
+from deployments.ingress.answer.failures import invalid
 
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
 ADAPTERS = ("lora", "lyco", "lycoris")

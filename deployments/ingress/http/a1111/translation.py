@@ -9,11 +9,11 @@ from deployments.contracts.api import RANDOM
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import ImageInput, ImageRequest
+from deployments.ingress.answer.failures import invalid
 from deployments.ingress.http.a1111.bodies import UNITS, Img2ImgBody, ProcessingBody
 from deployments.ingress.http.a1111.ignored import ignored
 from deployments.ingress.http.a1111.prompts import without_loras
 from deployments.ingress.http.a1111.units import conditions
-from deployments.ingress.http.failures import invalid
 
 # What the service calls a field, and what it was called as it was sent.
 SENT_AS: Mapping[str, str] = {

@@ -42,9 +42,9 @@ def client(replica: Replica | None = None, *keys: KeyEntry, **args: Any) -> Test
     known = ServiceArgs(default_model="sd15", aliases=ALIASES, keys=named, **args)
     models = [Outlook(n, "RUNNING", "ready", card(n), handle) for n in ("sd15", "sdxl")]
     quota = Quota(Keys(*keys))
-    videos: Any = None
+    desk: Any = None
     service = Service(known, knowing(*models), NoMaps(known), quota)
-    return TestClient(make_app(service, videos, known, quota), base_url="http://service.test")
+    return TestClient(make_app(service, desk, known, quota), base_url="http://service.test")
 
 
 def refusal(answer: Any, status: int) -> dict[str, str]:

@@ -1,0 +1,66 @@
+"""Where jobs are kept, for how long, and how they are made."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from configs.frozen import Frozen
+
+
+class TemporaryJobs(Frozen):
+    """Below the system's temporary folder of the node that runs `JobStore`: jobs survive the death
+    of every process, not that of the node or of the cluster."""
+
+    kind: Literal["temporary"] = "temporary"
+
+
+class FolderJobs(Frozen):
+    """In a folder that all nodes of the service share (on one node, any), with locks: a local disk,
+    NFS 4, EFS, Lustre. Jobs survive whatever the folder does.
+
+    Attributes:
+        path: absolute, or relative to the project's root.
+    """
+
+    kind: Literal["folder"]
+    path: str = Field(min_length=1)
+
+
+class S3Jobs(Frozen):
+    """In an S3 bucket that knows conditional writes (`If-None-Match`, `If-Match`), as Amazon's, R2
+    and MinIO do.
+
+    Attributes:
+        prefix: put before the name of every object.
+        endpoint_url: as in `S3Storage`.
+    """
+
+    kind: Literal["s3"]
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")
+    prefix: str = "tcd-jobs/"
+    endpoint_url: str | None = Field(None, pattern=r"^https?://\S+$")
+
+
+class JobsArgs(Frozen):
+    """Jobs: videos, images with `async: true`, and whatever came with an `Idempotency-Key`.
+
+    Attributes:
+        max_images: unfinished jobs of images; shared between callers as `max_videos` is.
+        keep_s: from the end of a job of images until it is forgotten, with what came of it. (Of
+            videos: `video_ttl_s`.)
+        budget_mb: MiB of what came of them, all together; above it the oldest go first. (Of
+            videos: `video_cache_mb`.)
+        at_once: that one replica of `JobWorker` works on; it computes little by itself.
+        lease_s: a job whose worker has been silent for so long is taken by another.
+        poll_s: how often a worker looks for jobs that it was not told of.
+    """
+
+    storage: Annotated[TemporaryJobs | FolderJobs | S3Jobs, Field(discriminator="kind")] = (
+        TemporaryJobs()
+    )
+    max_images: int = Field(1000, ge=1)
+    keep_s: float = Field(86_400.0, gt=0)
+    budget_mb: int = Field(4096, ge=1)
+    at_once: int = Field(16, ge=1, le=256)
+    lease_s: float = Field(30.0, ge=2)
+    poll_s: float = Field(1.0, ge=0.05)

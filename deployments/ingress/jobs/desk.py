@@ -1,0 +1,302 @@
+"""Where jobs are handed in and asked for: what HTTP routes and Python handles do with them."""
+
+import asyncio
+import hashlib
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
+
+from configs.app import ServiceArgs
+from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull, RateLimited
+from deployments.contracts.jobs import Caller, ImageRequest, VideoRequest
+from deployments.contracts.places import Places
+from deployments.ingress.jobs.asked import (
+    Asked,
+    VideoAsked,
+    digest_of,
+    file_of,
+    with_pictures,
+)
+from deployments.ingress.jobs.cards import positions, request_of
+from deployments.ingress.jobs.files import JobFiles
+from deployments.ingress.keys.keyring import Keyring
+from deployments.ingress.request.pictures import Brought
+from deployments.ingress.request.service import NOBODY, Service
+from deployments.ingress.request.workers import Workers, together
+from deployments.jobs.objects import Objects
+from deployments.jobs.queue import FILES, JobQueue, same
+from deployments.jobs.record import JobFile, JobRecord, Kind
+
+MIB = 2**20
+FULL_RETRY_MS = 10_000
+POLL_S = (0.03, 0.5)  # between two looks at a job that is waited for: more as it lasts longer
+POLL_GROWTH = 1.3
+PICTURE = "picture"  # suffix of the files of a request's pictures
+THREADS = 16
+
+Answer = TypeVar("Answer")
+Nudge = Callable[[], None]  # tells a worker that there is something to do
+
+
+class Page(NamedTuple):
+    """Some of the jobs, and the place of each that is queued."""
+
+    jobs: Sequence[JobRecord]
+    positions: dict[str, int]
+    has_more: bool
+
+
+class Desk:
+    """The jobs of a service, as its callers see them.
+
+    Where a method takes `owner`, only jobs of the caller of that name exist; `None`: all do. Where
+    it takes `kind`, only jobs of that kind. Every method may raise `StorageUnavailable`.
+
+    Args:
+        nudge: tells a worker that there is something to do.
+    """
+
+    def __init__(
+        self,
+        args: ServiceArgs,
+        service: Service,
+        keys: Keyring,
+        objects: Objects,
+        nudge: Nudge = lambda: None,
+    ) -> None:
+        self._args = args
+        self._service = service
+        self._keys = keys
+        self._queue = JobQueue(objects)
+        self._files = JobFiles(objects)
+        self._nudge = nudge
+        self._io = Workers("work on jobs", threads=THREADS)
+        self._glances: dict[str, asyncio.Task[JobRecord]] = {}
+
+    async def submit(
+        self, asked: Asked, key: str | None = None, caller: Caller = NOBODY, awaited: bool = False
+    ) -> JobRecord:
+        """Accepts a job, or finds the one that was asked for with the same idempotency `key`.
+
+        Raises what `Service.check_job` does; `Conflict`, if the key came with another request;
+        `QueueFull`, if too many jobs of its kind have not ended (a caller who has less than its
+        share may go beyond them); `RateLimited`, if what is kept for the caller takes as many bytes
+        as its key may have.
+
+        Args:
+            awaited: somebody waits for it at an open connection.
+        """
+        kind: Kind = "video" if isinstance(asked, VideoAsked) else "image"
+        digest = await self._io.run(digest_of, asked)
+        job_id = _id_of(kind, caller, key)
+        if key is not None and (known := await self._known(job_id)) is not None:
+            return same(known, digest)
+        await self._keys.renew()
+        outline = await self._service.check_job(asked.request, caller)
+        await self._check_room(kind, caller)
+        settled = _settled(asked.request, outline.model, outline.job.seeds[0])
+        folder = f"{FILES}{uuid.uuid4().hex}/"
+        pictures = await self._kept_pictures(folder, outline.pictures.values())
+        names = {param: file.name for param, file in pictures.items()}
+        entry = self._keys.named(caller.name)
+        usual_s = self._args.video_ttl_s if kind == "video" else self._args.jobs.keep_s
+        job = JobRecord(
+            id=job_id,
+            kind=kind,
+            owner=caller.name,
+            weight=caller.weight,
+            digest=digest,
+            request=request_of(
+                asked.model_copy(update={"request": with_pictures(settled, names)}), names
+            ),
+            folder=folder,
+            pictures_size=sum(file.size for file in pictures.values()),
+            created_at=time.time(),
+            awaited=awaited,
+            priority=asked.request.priority,
+            keep_s=usual_s if entry is None or entry.keep_s is None else entry.keep_s,
+        )
+        accepted = await self._io.run(self._queue.add, job)
+        if accepted.folder != folder:  # asked twice at once
+            await together(self._removed(folder, file) for file in pictures.values())
+        self._nudge()
+        return accepted
+
+    async def get(
+        self, job_id: str, owner: str | None = None, kind: Kind | None = None
+    ) -> JobRecord:
+        """A job as it stands. Raises `NotFound`."""
+        try:
+            record = await self._io.run(self._queue.get, job_id)
+        except NotFound:
+            record = None
+        if record is None or owner not in (None, record.owner) or kind not in (None, record.kind):
+            what = kind or "job"
+            param = "video_id" if kind == "video" else "job_id"
+            raise NotFound(f"{what} {job_id!r} does not exist", param)
+        return record
+
+    async def page(
+        self,
+        after: str | None,
+        limit: int,
+        newest_first: bool,
+        owner: str | None = None,
+        kind: Kind | None = None,
+    ) -> Page:
+        """Jobs in the order of their creation, from the one behind `after` on."""
+        every = await self._io.run(self._queue.jobs)
+        jobs = [job for job in every if owner in (None, job.owner) and kind in (None, job.kind)]
+        if newest_first:
+            jobs.reverse()
+        ids = [job.id for job in jobs]
+        if after is not None and after not in ids:
+            raise NotFound(f"{kind or 'job'} {after!r} does not exist", "after")
+        start = 0 if after is None else ids.index(after) + 1
+        return Page(
+            jobs[start : start + limit], positions(every), has_more=start + limit < len(jobs)
+        )
+
+    async def position(self, record: JobRecord) -> int | None:
+        """How many jobs are to be begun before one that is queued."""
+        if record.status != "queued":
+            return None
+        return positions(await self._io.run(self._queue.jobs)).get(record.id)
+
+    async def cancel(
+        self, job_id: str, owner: str | None = None, kind: Kind | None = None
+    ) -> JobRecord:
+        """Stops a job at its next step; one that has ended stays as it is."""
+        record = await self.get(job_id, owner, kind)
+        stopped = await self._io.run(self._queue.cancel, record.id)
+        self._nudge()
+        return stopped
+
+    async def delete(self, job_id: str, owner: str | None = None, kind: Kind | None = None) -> None:
+        """Stops a job if it is being done, and forgets it with all its files."""
+        record = await self.get(job_id, owner, kind)
+        await self._io.run(self._queue.delete, record.id)
+        self._nudge()
+
+    async def file(self, record: JobRecord, role: str) -> tuple[bytes, str]:
+        """A file that came of a job, and its media type. Raises `InvalidRequest` if it is not
+        completed, `NotFound` if there is no such file."""
+        if record.status != "completed":
+            param = "video_id" if record.kind == "video" else "job_id"
+            raise InvalidRequest(
+                f"{record.kind} {record.id!r} is {record.status}; only a completed one has content",
+                param,
+            )
+        for file in record.results:
+            if file.role == role:
+                return await self._io.run(self._files.read, record, file.name), file.media_type
+        roles = ", ".join(file.role for file in record.results)
+        raise NotFound(f"job {record.id!r} has no {role!r}; it has: {roles}", "index")
+
+    async def named_file(self, job_id: str, name: str) -> tuple[bytes, JobFile]:
+        """A file that came of a job, by its name, which is a secret."""
+        record = await self.get(job_id)
+        for file in record.results:
+            if secrets.compare_digest(file.name.encode(), name.encode()):
+                return await self._io.run(self._files.read, record, name), file
+        raise NotFound(f"job {job_id!r} has no such file", "name")
+
+    async def preview(self, record: JobRecord, file: JobFile) -> bytes | None:
+        """A file that shows how far a job is; `None`: it is gone, for the job has begun anew."""
+        try:
+            return await self._io.run(self._files.read, record, file.name)
+        except NotFound:
+            return None
+
+    async def ended(self, record: JobRecord, within_s: float | None) -> JobRecord:
+        """A job when it has ended. Raises `TimeoutError`, or `NotFound` if it is deleted."""
+        async with asyncio.timeout(within_s):
+            while not record.ended:
+                record = await self.changed(record)
+        return record
+
+    async def followed(self, record: JobRecord) -> AsyncIterator[JobRecord]:
+        """A job as it stands, and again whenever that has changed, until it has ended."""
+        yield record
+        while not record.ended:
+            record = await self.changed(record)
+            yield record
+
+    async def changed(self, record: JobRecord) -> JobRecord:
+        """A job at another revision than this."""
+        pause_s, most_s = POLL_S
+        while (found := await self._glance(record.id)).revision == record.revision:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * POLL_GROWTH, most_s)
+        return found
+
+    async def _glance(self, job_id: str) -> JobRecord:
+        """A job as it stands; who asks while another does shares that look."""
+        glance = self._glances.get(job_id)
+        if glance is None:
+            glance = asyncio.create_task(self._io.run(self._queue.get, job_id))
+            self._glances[job_id] = glance
+            glance.add_done_callback(lambda _: self._glances.pop(job_id))
+            glance.add_done_callback(_noted)
+        return await asyncio.shield(glance)
+
+    async def _known(self, job_id: str) -> JobRecord | None:
+        try:
+            return await self._io.run(self._queue.get, job_id)
+        except NotFound:
+            return None
+
+    async def _check_room(self, kind: Kind, caller: Caller) -> None:
+        jobs = await self._io.run(self._queue.jobs)
+        unfinished = [(job.caller, 1) for job in jobs if job.kind == kind and not job.ended]
+        most = self._args.max_videos if kind == "video" else self._args.jobs.max_images
+        if not Places(most, unfinished).allow(caller):
+            what = "videos" if kind == "video" else "jobs of images"
+            raise QueueFull(f"{len(unfinished)} {what} are unfinished already", FULL_RETRY_MS)
+        entry = self._keys.named(caller.name)
+        if entry is None or entry.job_mb is None:
+            return
+        kept = sum(job.size for job in jobs if job.owner == caller.name)
+        if kept >= entry.job_mb * MIB:
+            raise RateLimited(
+                f"the jobs of key {caller.name!r} hold {kept / MIB:.1f} MiB of the {entry.job_mb} "
+                "that it may have: delete some, or wait until they expire",
+                FULL_RETRY_MS,
+            )
+
+    async def _kept_pictures(self, folder: str, pictures: Iterable[Brought]) -> dict[str, JobFile]:
+        """The files of a request's pictures, by field."""
+
+        def keep(one: Brought) -> JobFile:
+            data = file_of(one.content)
+            return self._files.write(folder, one.param, data, PICTURE, "application/octet-stream")
+
+        files = await together(self._io.run(keep, one) for one in pictures)
+        return {file.role: file for file in files}
+
+    async def _removed(self, folder: str, file: JobFile) -> None:
+        await self._io.run(self._files.remove, folder, file.name)
+
+
+def _noted(glance: "asyncio.Task[JobRecord]") -> None:
+    """Whoever waited for it may have gone, and then nobody asks how it failed."""
+    if not glance.cancelled():
+        glance.exception()
+
+
+def _id_of(kind: Kind, caller: Caller, key: str | None) -> str:
+    """The same for the same key of the same caller."""
+    if key is None:
+        return f"{kind}_{uuid.uuid4().hex}"
+    named = f"{caller.name}\0{key}"
+    return f"{kind}_{hashlib.sha256(named.encode()).hexdigest()[:32]}"
+
+
+def _settled(
+    request: ImageRequest | VideoRequest, model: str, seed: int
+) -> ImageRequest | VideoRequest:
+    """A request that means the same however often it is done, and whenever."""
+    return replace(request, model=model, seed=seed)

@@ -1,0 +1,38 @@
+"""The files of jobs, in whatever keeps objects."""
+
+import secrets
+
+from deployments.contracts.errors import NotFound
+from deployments.jobs.objects import Objects
+from deployments.jobs.record import JobFile, JobRecord
+
+NAME_BYTES = 32
+
+
+def fresh_name(suffix: str) -> str:
+    """A file's name that nobody can guess: whoever knows it may see the file."""
+    return f"{secrets.token_urlsafe(NAME_BYTES)}.{suffix}"
+
+
+class JobFiles:
+    """Files in the folders of jobs. Calls block, and raise `StorageUnavailable`."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    def write(self, folder: str, role: str, data: bytes, suffix: str, media_type: str) -> JobFile:
+        """A new file."""
+        name = fresh_name(suffix)
+        self._objects.create(folder + name, data)
+        return JobFile(name=name, role=role, media_type=media_type, size=len(data))
+
+    def read(self, record: JobRecord, name: str) -> bytes:
+        """A file of a job. Raises `NotFound` if it is gone."""
+        stored = self._objects.read(record.folder + name)
+        if stored is None:
+            raise NotFound(f"a file of job {record.id!r} is gone", "job_id")
+        return stored.content
+
+    def remove(self, folder: str, name: str) -> None:
+        """Removes a file, if it is there."""
+        self._objects.delete(folder + name)

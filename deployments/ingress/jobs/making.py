@@ -1,0 +1,241 @@
+"""How a job is done: its request walks through the graph, and what comes of it becomes files."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from pydantic import JsonValue
+
+from deployments.contracts.api import ImageBody, ImagesBody
+from deployments.contracts.errors import (
+    DeadlineExceeded,
+    EngineFault,
+    NotReady,
+    QueueFull,
+    StorageUnavailable,
+    WentAway,
+)
+from deployments.contracts.jobs import (
+    Completed,
+    FailedImage,
+    FinishedImage,
+    PartialImage,
+    Progress,
+    VideoResult,
+)
+from deployments.ingress.answer.failures import failure
+from deployments.ingress.answer.media import MEDIA_TYPES, Encoding
+from deployments.ingress.answer.metadata import metadata_of
+from deployments.ingress.answer.stills import (
+    SPRITESHEET_TYPE,
+    THUMBNAIL_TYPE,
+    spritesheet,
+    thumbnail,
+)
+from deployments.ingress.answer.usage import usage_body
+from deployments.ingress.answer.video_files import VIDEO_TYPES, encode_video
+from deployments.ingress.jobs.asked import ImageAsked, VideoAsked, with_pictures
+from deployments.ingress.jobs.cards import asked_of, pictures_in
+from deployments.ingress.jobs.files import JobFiles
+from deployments.ingress.request.service import Service
+from deployments.ingress.request.workers import Workers
+from deployments.jobs.record import JobFile, JobRecord
+
+SAMPLED = 95  # per cent: sampling is done; the rest is decoding and encoding
+MOST_DEATHS = 3  # of replicas under one job, each of which was asked twice
+PAUSE_S = 1.0
+FULL_PAUSE_S = (0.5, 30.0)
+
+Report = Callable[[int, tuple[JobFile, ...]], None]  # how far it is, in per cent, and what shows it
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a job."""
+
+    results: tuple[JobFile, ...]
+    outcome: dict[str, JsonValue]
+
+
+@dataclass
+class _Images:
+    """The images of a job as they come, by index."""
+
+    previews: list[JobFile] = field(default_factory=list)
+    steps: dict[int, float] = field(default_factory=dict)
+    finished: dict[int, FinishedImage] = field(default_factory=dict)
+    failed: dict[int, FailedImage] = field(default_factory=dict)
+    completed: Completed | None = None
+
+
+class Making:
+    """Does jobs.
+
+    Args:
+        io: threads that read and write files.
+    """
+
+    def __init__(self, service: Service, files: JobFiles, timeout_s: float, io: Workers) -> None:
+        self._service = service
+        self._files = files
+        self._timeout_s = timeout_s
+        self._io = io
+        self._encoders = Workers("work on answers", waiting=None)
+
+    async def make(self, record: JobRecord, report: Report) -> Answer:
+        """Does a job within its time, which begins now. What is only not to be had yet is waited
+        for: room in the queue, a replica, the storage. Raises a `TcdError` if it cannot be done."""
+        asked = asked_of(record)
+        timeout_s = asked.request.timeout_s or self._timeout_s
+        if isinstance(asked, VideoAsked):
+            return await _persevering(
+                timeout_s, lambda left_s: self._video(record, asked, left_s, report)
+            )
+        return await _persevering(
+            timeout_s, lambda left_s: self._images(record, asked, left_s, report)
+        )
+
+    async def _images(
+        self, record: JobRecord, asked: ImageAsked, left_s: float, report: Report
+    ) -> Answer:
+        request = replace(
+            with_pictures(asked.request, await self._pictures(record)), timeout_s=left_s
+        )
+        encoding = Encoding(asked.output_format, asked.output_compression, asked.metadata)
+        so_far = _Images()
+        async with aclosing(self._service.stream(request, record.caller)) as events:
+            async for event in events:
+                match event:
+                    case Progress():
+                        so_far.steps[event.image_index] = event.step / event.steps
+                    case PartialImage():
+                        data = await self._encoders.run(encoding.file, event.pixels)
+                        role = f"{event.image_index}.{event.partial_index}.{event.step}"
+                        so_far.previews.append(await self._kept(record, role, data, encoding))
+                    case FinishedImage():
+                        so_far.finished[event.image_index] = event
+                    case FailedImage():
+                        so_far.failed[event.image_index] = event
+                    case Completed():
+                        so_far.completed = event
+                share = sum(so_far.steps.values()) / request.n
+                report(int(SAMPLED * share), tuple(so_far.previews))
+        if so_far.completed is None:
+            raise WentAway("the model's replica ended before the images were done")
+        if not so_far.finished:
+            raise so_far.failed[min(so_far.failed)].error
+        made = sorted(so_far.finished.items())
+        results = [
+            await self._kept(record, str(index), await self._encoded(encoding, image), encoding)
+            for index, image in made
+        ]
+        return Answer(tuple(results), _said(asked, so_far, so_far.completed))
+
+    async def _video(
+        self, record: JobRecord, asked: VideoAsked, left_s: float, report: Report
+    ) -> Answer:
+        request = replace(
+            with_pictures(asked.request, await self._pictures(record)), timeout_s=left_s
+        )
+        result = await self._service.animate(
+            request,
+            lambda event: report(SAMPLED * event.step // event.steps, ()),
+            record.caller,
+        )
+        files = await self._encoders.run(_video_files, result, asked)
+        results = [
+            await self._io.run(self._files.write, record.folder, role, data, suffix, media_type)
+            for role, data, suffix, media_type in files
+        ]
+        height, width = result.frames.shape[1:3]
+        said: dict[str, JsonValue] = {
+            "seed": result.seed,
+            "model": result.model,
+            "size": f"{width}x{height}",
+        }
+        return Answer(tuple(results), said)
+
+    async def _pictures(self, record: JobRecord) -> dict[str, bytes]:
+        return {
+            param: await self._io.run(self._files.read, record, name)
+            for param, name in pictures_in(record).items()
+        }
+
+    async def _encoded(self, encoding: Encoding, image: FinishedImage) -> bytes:
+        return await self._encoders.run(encoding.file, image.pixels, image.recipe, image.seed)
+
+    async def _kept(self, record: JobRecord, role: str, data: bytes, encoding: Encoding) -> JobFile:
+        kind = encoding.output_format
+        return await self._io.run(
+            self._files.write, record.folder, role, data, kind, MEDIA_TYPES[kind]
+        )
+
+
+async def _persevering(timeout_s: float, make: Callable[[float], Awaitable[Made]]) -> Made:
+    """What `make` comes to within the seconds that it is told, asked again for what passes."""
+    until = time.monotonic() + timeout_s
+    deaths = 0
+    last: Exception
+    late = last = DeadlineExceeded(f"the job was not done within {timeout_s:g} s")
+    while (left_s := until - time.monotonic()) > 0:
+        try:
+            return await make(left_s)
+        except DeadlineExceeded:
+            raise late from None
+        except QueueFull as error:
+            least, most = FULL_PAUSE_S
+            pause_s = min(max(error.retry_after_ms / 1000, least), most)
+        except (WentAway, EngineFault) as error:
+            deaths += 1
+            if deaths == MOST_DEATHS:
+                raise
+            pause_s, last = PAUSE_S, error
+        except (NotReady, StorageUnavailable) as error:
+            pause_s, last = PAUSE_S, error
+        # Its frames hold what was made ready: hundreds of megabytes of maps, perhaps.
+        last.__traceback__ = None
+        await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
+    raise last
+
+
+def _said(asked: ImageAsked, images: _Images, completed: Completed) -> dict[str, JsonValue]:
+    """The answer, in which an image's index stands where its URL will."""
+    first = next(iter(images.finished.values()))
+    height, width = first.pixels.shape[:2]
+    body = ImagesBody(
+        created=int(time.time()),
+        model=completed.model,
+        quality=asked.quality,
+        output_format=asked.output_format,
+        ignored=list(asked.ignored),
+        size=f"{width}x{height}",
+        data=[_entry(index, images, first) for index in range(asked.request.n)],
+        usage=usage_body(completed.usage),
+    )
+    return body.model_dump(mode="json", exclude_none=True)
+
+
+def _entry(index: int, images: _Images, first: FinishedImage) -> ImageBody:
+    """Image i of n has the seed of the first and i."""
+    seed = first.seed - first.image_index + index
+    if index in images.finished:
+        return ImageBody(url=str(index), seed=seed)
+    return ImageBody(error=failure(images.failed[index].error).body.error, seed=seed)
+
+
+def _video_files(result: VideoResult, asked: VideoAsked) -> Iterable[tuple[str, bytes, str, str]]:
+    """(role, contents, suffix, media type) of what is kept of a video."""
+    kind, metadata = asked.output_format, None
+    if asked.metadata and result.recipe is not None:
+        metadata = metadata_of(result.recipe, result.seed, kind)
+    data = encode_video(result.frames, result.fps, kind, metadata)
+    return (
+        ("video", data, kind, VIDEO_TYPES[kind]),
+        ("thumbnail", thumbnail(result.frames), "webp", THUMBNAIL_TYPE),
+        ("spritesheet", spritesheet(result.frames), "jpeg", SPRITESHEET_TYPE),
+    )

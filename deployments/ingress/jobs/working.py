@@ -1,0 +1,210 @@
+"""A worker: takes jobs, keeps its leases while it does them, and says how they ended."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from deployments.contracts.errors import StorageUnavailable
+from deployments.ingress.answer.failures import failure
+from deployments.ingress.jobs.making import Answer, Making
+from deployments.ingress.request.workers import Workers
+from deployments.jobs.queue import JobQueue, LeaseLost, is_held
+from deployments.jobs.record import JobError, JobFile, JobRecord, Kind
+
+RENEWALS = 6  # in the time of a lease
+LEAST_BEAT_S = 1.0  # between two writes of how far a job is
+SWEEP_S = 15.0
+SWEEP_FILES_S = 3600.0
+AWAY_S = 2.0  # between two tries while the storage does not answer
+Made = TypeVar("Made")
+log = logging.getLogger("ray.serve.tcd.jobs")
+
+
+@dataclass
+class _Work:
+    """A job that is being done.
+
+    Attributes:
+        news: how far it is, when that is worth writing at once.
+    """
+
+    job: JobRecord
+    progress: int = 0
+    previews: tuple[JobFile, ...] = ()
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    task: "asyncio.Task[None] | None" = None
+
+    def report(self, progress: int, previews: tuple[JobFile, ...]) -> None:
+        """As `Making.make` tells it."""
+        if (progress, previews) != (self.progress, self.previews):
+            self.progress, self.previews = progress, previews
+            self.news.set()
+
+
+class Working:
+    """Does the jobs of a queue, some at a time, until it is stopped.
+
+    Args:
+        lease_s: of the queue.
+        poll_s: between two looks for work that nobody told of.
+        budgets: bytes of what is kept, by kind.
+    """
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        making: Making,
+        *,
+        at_once: int,
+        lease_s: float,
+        poll_s: float,
+        budgets: Mapping[Kind, int],
+    ) -> None:
+        self._queue = queue
+        self._making = making
+        self._at_once = at_once
+        self._beat_s = max(lease_s / RENEWALS, 0.1)
+        self._poll_s = poll_s
+        self._budgets = budgets
+        self._io = Workers("work on jobs", waiting=None)
+        self._works: dict[str, _Work] = {}
+        self._told = asyncio.Event()
+        self._stopping = False
+        self.open = 0
+
+    def nudge(self) -> None:
+        """There may be work, or some that was called off."""
+        self._told.set()
+
+    async def run(self) -> None:
+        """Works until it is cancelled."""
+        sweeping = asyncio.create_task(self._sweep())
+        try:
+            while True:
+                self._told.clear()
+                try:
+                    await self._turn()
+                except StorageUnavailable as error:
+                    log.warning("jobs wait: %s", error)
+                    await asyncio.sleep(AWAY_S)
+                except Exception:
+                    log.exception("a look for jobs failed")
+                    await asyncio.sleep(AWAY_S)
+                try:
+                    async with asyncio.timeout(self._poll_s):
+                        await self._told.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            sweeping.cancel()
+
+    async def stop(self, patience_s: float = 0.0) -> None:
+        """Takes no more. What is not done within `patience_s` is given back: another worker takes
+        it at once."""
+        self._stopping = True
+        tasks = {work.task for work in self._works.values() if work.task is not None}
+        if tasks:
+            await asyncio.wait(tasks, timeout=patience_s)
+        works = list(self._works.values())
+        for work in works:
+            _cancel(work)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for work in works:
+            with suppress(LeaseLost, StorageUnavailable):
+                await self._io.run(self._queue.give_back, work.job)
+
+    async def _turn(self) -> None:
+        """Lets go of what is its own no more, and takes what there is room for."""
+        while len(self._works) < self._at_once and not self._stopping:
+            job = await self._io.run(self._queue.take)
+            if job is None:
+                break
+            work = self._works[job.id] = _Work(job)
+            work.task = asyncio.create_task(self._do(work))
+        works = list(self._works.values())
+        jobs = {job.id: job for job in await self._io.run(self._queue.jobs)}
+        for work in works:
+            if work.job.id not in jobs or not is_held(jobs[work.job.id], work.job):
+                _cancel(work)
+        self.open = sum(not job.ended for job in jobs.values())
+
+    async def _do(self, work: _Work) -> None:
+        job = work.job
+        beating = asyncio.create_task(self._beat(work))
+        try:
+            ending = await self._ending(work)
+            await self._persisted(ending)
+        except LeaseLost:
+            log.info("job %s is not this worker's any more", job.id)
+        finally:
+            beating.cancel()
+            if self._works.get(job.id) is work:
+                del self._works[job.id]
+            self.nudge()
+            await asyncio.shield(self._cleared(job))
+
+    async def _cleared(self, job: JobRecord) -> None:
+        """Of a job that was deleted while it was done nothing is left."""
+        with suppress(StorageUnavailable):
+            await self._io.run(self._queue.clear, job)
+
+    async def _ending(self, work: _Work) -> Callable[[], JobRecord]:
+        """How a job ends, as the write that says so."""
+        job = work.job
+        try:
+            answer: Answer = await self._making.make(job, work.report)
+        except Exception as error:
+            said = failure(error).body.error
+            fault = JobError(code=said.code or "failed", message=said.message, param=said.param)
+            return lambda: self._queue.fail(job, fault)
+        return lambda: self._queue.complete(job, answer.results, answer.outcome)
+
+    async def _beat(self, work: _Work) -> None:
+        """Renews a lease in time, and sooner where there is news."""
+        while True:
+            try:
+                async with asyncio.timeout(self._beat_s):
+                    await work.news.wait()
+            except TimeoutError:
+                pass
+            work.news.clear()
+            try:
+                await self._io.run(self._queue.renew, work.job, work.progress, work.previews)
+            except LeaseLost:
+                _cancel(work)
+                return
+            except StorageUnavailable as error:
+                log.warning("job %s could not be kept: %s", work.job.id, error)
+            await asyncio.sleep(min(LEAST_BEAT_S, self._beat_s))
+
+    async def _persisted(self, write: Callable[[], Made]) -> Made:
+        """What is made is not lost because the storage is away."""
+        while True:
+            try:
+                return await self._io.run(write)
+            except StorageUnavailable as error:
+                log.warning("an answer waits: %s", error)
+                await asyncio.sleep(AWAY_S)
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        searched = loop.time()
+        while True:
+            try:
+                await self._io.run(self._queue.sweep, self._budgets)
+                if loop.time() - searched > SWEEP_FILES_S:
+                    searched = loop.time()
+                    await self._io.run(self._queue.sweep_files)
+            except StorageUnavailable as error:
+                log.warning("jobs are not swept: %s", error)
+            except Exception:
+                log.exception("jobs are not swept")
+            await asyncio.sleep(SWEEP_S)
+
+
+def _cancel(work: _Work) -> None:
+    if work.task is not None:
+        work.task.cancel()

@@ -1,0 +1,93 @@
+"""The Serve shell around a worker: it does the jobs that wait, wherever they were handed in."""
+
+import asyncio
+
+from ray.serve.config import AutoscalingContext
+from ray.serve.handle import DeploymentHandle
+
+from configs.app import ServiceArgs
+from deployments.contracts.errors import NotReady
+from deployments.contracts.routes import Router
+from deployments.ingress.front import Front
+from deployments.ingress.jobs.files import JobFiles
+from deployments.ingress.jobs.making import Making
+from deployments.ingress.jobs.working import Working
+from deployments.ingress.request.workers import Workers
+from deployments.jobs.configured import make_objects
+from deployments.jobs.queue import JobQueue
+from deployments.jobs.record import Kind
+
+MIB = 2**20
+OPEN_JOBS = "open_jobs"
+PATIENCE_S = 20.0  # for jobs that are being done when a worker is told to go
+
+
+class JobWorker:
+    """Takes jobs from the storage that all workers share, and does them."""
+
+    def __init__(
+        self,
+        args: ServiceArgs,
+        maps: DeploymentHandle[object],
+        directory: DeploymentHandle[object],
+        store: DeploymentHandle[object] | None,
+        route: Router,
+    ) -> None:
+        jobs = args.jobs
+        self._front = Front(args, maps, directory, route)
+        objects = make_objects(jobs, store)
+        budgets: dict[Kind, int] = {
+            "video": args.video_cache_mb * MIB,
+            "image": jobs.budget_mb * MIB,
+        }
+        self._working = Working(
+            JobQueue(objects, jobs.lease_s),
+            Making(
+                self._front.service,
+                JobFiles(objects),
+                args.request_timeout_s,
+                Workers("work on files of jobs", waiting=None),
+            ),
+            at_once=jobs.at_once,
+            lease_s=jobs.lease_s,
+            poll_s=jobs.poll_s,
+            budgets=budgets,
+        )
+        self._run = asyncio.get_running_loop().create_task(self._working.run())
+
+    async def nudge(self) -> None:
+        """There may be work, or some that was called off."""
+        self._working.nudge()
+
+    def check_health(self) -> None:
+        """Called by Serve."""
+        if self._run.done():
+            raise NotReady("the worker's loop has ended")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve: what `ByOpenJobs` looks at."""
+        return {OPEN_JOBS: float(self._working.open)}
+
+    async def __del__(self) -> None:
+        """Called by Serve, when a replica is told to go."""
+        if hasattr(self, "_run"):
+            await self._working.stop(PATIENCE_S)
+            self._run.cancel()
+
+
+class ByOpenJobs:
+    """Wants so many workers that each has as many jobs as it works on at a time.
+
+    Args:
+        at_once: jobs of a worker; by default as `jobs.at_once` is by default.
+    """
+
+    def __init__(self, at_once: int = 16) -> None:
+        self._at_once = at_once
+
+    def __call__(self, ctx: AutoscalingContext) -> tuple[float, dict[str, object]]:
+        """Called by Serve's controller. Every worker sees the same jobs: the latest look counts."""
+        seen = (ctx.aggregated_metrics or {}).get(OPEN_JOBS, {})
+        if not seen:
+            return ctx.target_num_replicas, {}
+        return max(seen.values()) / self._at_once, {}

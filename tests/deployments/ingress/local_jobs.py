@@ -1,0 +1,53 @@
+"""Jobs in this process: a desk and a worker over a folder, without Serve."""
+
+import asyncio
+from pathlib import Path
+
+from configs.app import ServiceArgs
+from deployments.ingress.jobs.desk import Desk
+from deployments.ingress.jobs.files import JobFiles
+from deployments.ingress.jobs.making import Making
+from deployments.ingress.jobs.working import Working
+from deployments.ingress.keys.keyring import Keyring, make_keyring
+from deployments.ingress.request.service import Service
+from deployments.ingress.request.workers import Workers
+from deployments.jobs.folder import FolderObjects
+from deployments.jobs.objects import Objects
+from deployments.jobs.queue import JobQueue
+
+
+def local_desk(
+    service: Service,
+    args: ServiceArgs,
+    folder: Path,
+    keys: Keyring | None = None,
+    objects: Objects | None = None,
+) -> Desk:
+    """A desk whose worker begins, on the event loop, with the first job."""
+    objects = objects or FolderObjects(folder)
+    workers: list[Working] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    def nudge() -> None:
+        if not workers:
+            workers.append(local_worker(service, args, objects))
+            tasks.append(asyncio.create_task(workers[0].run()))
+        workers[0].nudge()
+
+    return Desk(args, service, keys or make_keyring(args), objects, nudge)
+
+
+def local_worker(service: Service, args: ServiceArgs, objects: Objects) -> Working:
+    """A worker as the deployment makes it."""
+    jobs = args.jobs
+    making = Making(
+        service, JobFiles(objects), args.request_timeout_s, Workers("files", waiting=None)
+    )
+    return Working(
+        JobQueue(objects, jobs.lease_s),
+        making,
+        at_once=jobs.at_once,
+        lease_s=jobs.lease_s,
+        poll_s=jobs.poll_s,
+        budgets={"video": args.video_cache_mb * 2**20, "image": jobs.budget_mb * 2**20},
+    )
