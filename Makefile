@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := tcd configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check bench bench-peers bench-gpu soak quality train clean
+.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check bench bench-peers bench-gpu soak survive quality train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,9 @@ bench-gpu: $(READY) ## the engine on a GPU, at most nine minutes; DEVICE=cpu QUI
 	$(BIN)/python -m benchmarks.gpu --device $(DEVICE) $(if $(QUICK),--quick)
 
 MINUTES ?= 30
+survive: $(READY) ## JOBS=1000 jobs while every process of the service is killed in turn; STORAGE=folder or s3
+	$(BIN)/python -m tests.survival --jobs $(or $(JOBS),1000) --storage $(or $(STORAGE),folder)
+
 soak: $(READY) ## mixed load and faults on the demo service for MINUTES; a report, out/soak.json
 	$(BIN)/python -m demo.standins
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from configs.families import FAMILIES, FamilyName
-from configs.frozen import Frozen
+from configs.frozen import Frozen, Host
 from configs.jobs import JobsArgs
 from configs.union_modes import UnionMode
 
@@ -44,7 +44,6 @@ class Defaults(Frozen):
 # Of the devices of torch, those that models run on; "auto" takes what Ray assigned.
 Device = Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|hpu|meta|mps|npu|xpu)(:\d+)?)$")]
 # Without scheme, port and path.
-Host = Annotated[str, Field(pattern=r"^[^\s/:?#@]+$")]
 
 
 class SizeLimits(Protocol):

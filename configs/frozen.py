@@ -1,9 +1,13 @@
-"""The base of every configuration model."""
+"""What all configuration models share."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Host = Annotated[str, Field(pattern=r"^[^\s/:?#@]+$")]  # its name alone
 
 
 class Frozen(BaseModel):
-    """Immutable; unknown keys are refused."""
+    """The base of every one: immutable; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.frozen import Frozen
+from configs.frozen import Frozen, Host
 
 
 class TemporaryJobs(Frozen):
@@ -41,6 +41,23 @@ class S3Jobs(Frozen):
     endpoint_url: str | None = Field(None, pattern=r"^https?://\S+$")
 
 
+class WebhookArgs(Frozen):
+    """Who may be told of what becomes of jobs, and how they know that it is true.
+
+    Attributes:
+        secret_env: name of the environment variable with the secret that signs what is sent, as
+            Standard Webhooks has it: "whsec_" and the base64 of 24 to 64 bytes. Several, separated
+            by spaces, sign it each: to change one without a gap.
+        allowed_hosts: hosts that a `webhook_url` may name, by name alone. A service that calls
+            whatever it is told to reaches what its callers cannot.
+        allow_http: also by plain http, which anybody on the way can read.
+    """
+
+    secret_env: str = Field(min_length=1)
+    allowed_hosts: tuple[Host, ...] = Field(min_length=1)
+    allow_http: bool = False
+
+
 class JobsArgs(Frozen):
     """Jobs: videos, images with `async: true`, and whatever came with an `Idempotency-Key`.
 
@@ -53,6 +70,7 @@ class JobsArgs(Frozen):
         at_once: that one replica of `JobWorker` works on; it computes little by itself.
         lease_s: a job whose worker has been silent for so long is taken by another.
         poll_s: how often a worker looks for jobs that it was not told of.
+        webhooks: who may be told of them; `None`: a request with `webhook_url` is refused.
     """
 
     storage: Annotated[TemporaryJobs | FolderJobs | S3Jobs, Field(discriminator="kind")] = (
@@ -64,3 +82,4 @@ class JobsArgs(Frozen):
     at_once: int = Field(16, ge=1, le=256)
     lease_s: float = Field(30.0, ge=2)
     poll_s: float = Field(1.0, ge=0.05)
+    webhooks: WebhookArgs | None = None

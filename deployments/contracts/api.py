@@ -64,6 +64,7 @@ IGNORED = (
 URL_MODELS = ("dall-e-2", "dall-e-3")  # aliases of models whose images OpenAI answers by URL
 MAX_USER = 256  # characters of OpenAI's `user`
 PICTURE = "a data URL, an https:// URL, an s3:// URI"
+WEBHOOK = "of a job: whom to tell when it begins and when it has ended, as Standard Webhooks has it"
 IMAGE = PICTURE + ", or the id of a control map"
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
@@ -229,6 +230,7 @@ class ImagesRequestBody(RequestBody):
         alias="async",
         description="answer at once, with a job whose images are made in the background",
     )
+    webhook_url: str | None = Field(None, description=WEBHOOK)
     partial_images: PartialImages | None = None
     quality: Quality | None = Field(
         None,
@@ -287,6 +289,13 @@ class ImagesRequestBody(RequestBody):
         if partial_images and not any(fields.data.get(name, True) for name in ("stream", "later")):
             raise ValueError("needs stream: true, or async: true")
         return partial_images
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _has_a_job(cls, webhook_url: str | None, fields: ValidationInfo) -> str | None:
+        if webhook_url is not None and not fields.data.get("later", True):
+            raise ValueError("needs async: true")
+        return webhook_url
 
     @field_validator("later")
     @classmethod

@@ -8,6 +8,7 @@ from pydantic_core import from_json
 from deployments.contracts.api import (
     IMAGE,
     RANDOM,
+    WEBHOOK,
     ControlFields,
     Images,
     IpAdapterField,
@@ -125,6 +126,7 @@ class VideoBody(RequestBody):
     )
     priority: Priority = -1
     timeout_s: TimeoutS | None = None
+    webhook_url: str | None = Field(None, description=WEBHOOK)
 
     @field_validator("size")
     @classmethod

@@ -91,6 +91,7 @@ class Ingress:
         *,
         idempotency_key: str | None = None,
         video_format: VideoFormat = "mp4",
+        webhook_url: str | None = None,
     ) -> JobCard:
         """Accepts a job, which is done whatever becomes of this call, of this process, or of the
         one that calls. With the key of an earlier call it is that call's job. Images become PNG
@@ -99,7 +100,9 @@ class Ingress:
         Raises what `generate` refuses a request with; `Conflict`, if the key came with another
         request; `QueueFull`, if too many jobs have not ended.
         """
-        return await self._handed.submit(request, caller, idempotency_key, video_format)
+        return await self._handed.submit(
+            request, caller, idempotency_key, video_format, webhook_url
+        )
 
     async def result(
         self, job_id: str, caller: Caller = NOBODY, timeout_s: float | None = None

@@ -9,6 +9,7 @@ from configs.app import ServiceArgs
 from deployments.contracts.errors import NotReady
 from deployments.contracts.routes import Router
 from deployments.ingress.front import Front
+from deployments.ingress.jobs.calling import Calling
 from deployments.ingress.jobs.files import JobFiles
 from deployments.ingress.jobs.making import Making
 from deployments.ingress.jobs.working import Working
@@ -40,8 +41,9 @@ class JobWorker:
             "video": args.video_cache_mb * MIB,
             "image": jobs.budget_mb * MIB,
         }
+        queue = JobQueue(objects, jobs.lease_s)
         self._working = Working(
-            JobQueue(objects, jobs.lease_s),
+            queue,
             Making(
                 self._front.service,
                 JobFiles(objects),
@@ -53,7 +55,10 @@ class JobWorker:
             poll_s=jobs.poll_s,
             budgets=budgets,
         )
-        self._run = asyncio.get_running_loop().create_task(self._working.run())
+        loop = asyncio.get_running_loop()
+        self._run = loop.create_task(self._working.run())
+        if jobs.webhooks is not None:
+            self._calling = loop.create_task(Calling(queue, jobs.webhooks).run())
 
     async def nudge(self) -> None:
         """There may be work, or some that was called off."""

@@ -9,7 +9,8 @@ not count.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -165,6 +166,34 @@ class JobQueue:
         """The same for a job that cannot be done."""
         return self._finish(job, status="failed", error=error)
 
+    def take_call(self, but: Collection[str] = ()) -> JobRecord | None:
+        """A job, none of these, of which somebody is to be told; nobody else tells it now. `None`:
+        there is none, as far as the last look at the jobs has shown."""
+        with self._looking:
+            every = [known.found for known in self._known.values()]
+        for found in sorted(every, key=lambda found: found.record.ended_at or 0.0):
+            record = found.record
+            if record.untold is None or record.id in but:
+                continue
+            if not self._is_silent(f"call of {record.id}", record.call):
+                continue
+            taken = record.changed(call=Lease(holder=uuid4().hex))
+            if self._put(found, taken):
+                return taken
+        return None
+
+    def end_call(self, job: JobRecord, told: str | None) -> None:
+        """Gives back what `take_call` gave: the event was delivered, or (`None`) it was not."""
+
+        def ended(record: JobRecord) -> JobRecord:
+            if record.call != job.call:
+                return record
+            events = record.told if told is None else (*record.told, told)
+            return record.changed(told=events, call=None)
+
+        with suppress(NotFound):
+            self._change(job.id, ended)
+
     def cancel(self, job_id: str) -> JobRecord:
         """Ends a job, if it has not ended: whoever works on it has lost it. Raises `NotFound`."""
 
@@ -238,12 +267,14 @@ class JobQueue:
 
     def _is_free(self, record: JobRecord) -> bool:
         """Whether nobody works on it: it waits, or its lease has not moved for too long."""
-        lease = record.lease
+        return self._is_silent(record.id, record.lease)
+
+    def _is_silent(self, what: str, lease: Lease | None) -> bool:
         if lease is None:
             return True
-        seen = self._seen.get(record.id)
+        seen = self._seen.get(what)
         if seen is None or seen.lease != lease:
-            self._seen[record.id] = _Seen(lease, self._clock())
+            self._seen[what] = _Seen(lease, self._clock())
             return False
         return self._clock() - seen.since > self._lease_s
 
@@ -259,7 +290,8 @@ class JobQueue:
                 elif (found := self._find(job_id)) is not None:
                     known[job_id] = _Known(listed.version, found)
             self._known = known
-            self._seen = {job_id: seen for job_id, seen in self._seen.items() if job_id in known}
+            for what in [w for w in self._seen if w.removeprefix("call of ") not in known]:
+                del self._seen[what]
             return [each.found for each in known.values()]
 
     def _change_held(self, job: JobRecord, change: Callable[[JobRecord], JobRecord]) -> JobRecord:

@@ -63,6 +63,9 @@ class JobRecord(Kept):
         request: what was asked; its pictures are files in `folder`.
         folder: of all its files: the prefix of their objects' names, this job's alone.
         pictures_size: bytes of the request's pictures.
+        webhook_url: who is told what becomes of it; `base_url`: of the service, as the request
+            named it.
+        told: the events that were delivered; `call`: of who delivers the next one.
         awaited: somebody waits at an open connection.
         priority: higher goes first.
         created_at, started_at, ended_at: Unix time, for people; nothing is decided by it but
@@ -83,6 +86,10 @@ class JobRecord(Kept):
     created_at: float
     weight: float = 1.0
     pictures_size: int = 0
+    webhook_url: str | None = None
+    base_url: str = ""
+    told: tuple[str, ...] = ()
+    call: Lease | None = None
     awaited: bool = False
     priority: int = 0
     keep_s: float = 86_400.0
@@ -118,6 +125,15 @@ class JobRecord(Kept):
     def expires_at(self) -> float | None:
         """Unix time; `None`: it has not ended."""
         return None if self.ended_at is None else self.ended_at + self.keep_s
+
+    @property
+    def untold(self) -> str | None:
+        """The next event that is to be delivered, if there is one."""
+        if self.webhook_url is None:
+            return None
+        events = [] if self.started_at is None else ["job.in_progress"]
+        events += [f"job.{self.status}"] if self.ended else []
+        return next((event for event in events if event not in self.told), None)
 
     def changed(self, **fields: object) -> "JobRecord":
         """The next revision."""

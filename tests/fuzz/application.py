@@ -129,7 +129,7 @@ class NoModels(Service):
         return ImageResult("none", (picture(),) * request.n, seeds, SIDE, SIDE, USAGE)
 
     async def stream(
-        self, request: ImageRequest, caller: Caller = NOBODY
+        self, request: ImageRequest, caller: Caller = NOBODY, timeout_s: float | None = None
     ) -> AsyncGenerator[StreamEvent]:
         check(request, self._args)
         fail_by(request.seed)

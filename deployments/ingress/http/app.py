@@ -130,7 +130,7 @@ def make_app(
         return answer_to(request.scope, failure(error))
 
     shown = Shown(desk, args.public_url)
-    jobs = Jobs(desk, shown, Once(desk, shown, args))
+    jobs = Jobs(desk, shown, Once(service, desk, shown))
     app.include_router(image_routes(service, storage, bodies, answers, jobs, args.metadata))
 
     @app.post("/v1/preprocess/{preprocessor}", response_class=Response)
@@ -209,7 +209,7 @@ def make_app(
         return Response(text, media_type=CONTENT_TYPE)
 
     app.include_router(key_routes(quota))
-    app.include_router(video_routes(desk, bodies, args.metadata))
+    app.include_router(video_routes(desk, shown, bodies, args.metadata))
     app.include_router(job_routes(desk, shown))
     app.include_router(a1111_routes(service, args, bodies, answers))
     describe(app, keyed=quota.keys.closed)

@@ -176,9 +176,12 @@ class Answers:
             quality=body.quality or "auto",
             ignored=tuple(body.ignored),
             events=body.EVENTS,
+            webhook_url=body.webhook_url,
         )
         if body.later:
-            record = await self._jobs.desk.submit(job, key, caller_of(request))
+            record = await self._jobs.desk.submit(
+                job, key, caller_of(request), base_url=self._jobs.shown.base_url(request)
+            )
             return await self._jobs.shown.card(request, record, status=202)
         assert key is not None
         answered = self._jobs.once.stream if body.stream else self._jobs.once.images

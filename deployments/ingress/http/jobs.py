@@ -8,14 +8,14 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from deployments.contracts.api import ImageBody, ImagesBody
+from deployments.contracts.api import ImagesBody
 from deployments.contracts.errors import TcdError
 from deployments.contracts.job_cards import JobCard, JobsBody
 from deployments.ingress.answer.failures import failure
 from deployments.ingress.http.events import JobEvent, JobPartialImageEvent
 from deployments.ingress.http.keys import owner_of
 from deployments.ingress.jobs.asked import ImageAsked
-from deployments.ingress.jobs.cards import asked_of, images_body, job_card
+from deployments.ingress.jobs.cards import asked_of, images_body, images_by_url, job_card
 from deployments.ingress.jobs.desk import Desk
 from deployments.jobs.record import JobFile, JobRecord, Kind
 
@@ -105,10 +105,7 @@ class Shown:
 
     def by_url(self, request: Request, record: JobRecord, position: int | None) -> JobCard:
         """A job's card, its images by URL."""
-        card = job_card(record, position)
-        if card.result is not None:
-            card.result.data = _by_url(self._base(request), record, card.result)
-        return card
+        return job_card(record, position, self.base_url(request))
 
     async def card(self, request: Request, record: JobRecord, status: int = 200) -> Response:
         """A job's card as a response, with the images in it if they were asked for so."""
@@ -121,10 +118,9 @@ class Shown:
 
     async def images(self, request: Request, record: JobRecord) -> ImagesBody:
         """The answer of images that are completed."""
-        body = images_body(record)
         if not _inline(record):
-            body.data = _by_url(self._base(request), record, body)
-            return body
+            return images_by_url(record, self.base_url(request))
+        body = images_body(record)
         for image in body.data:
             if image.url is not None:
                 data, _ = await self._desk.file(record, image.url)
@@ -148,17 +144,9 @@ class Shown:
         except TcdError as error:  # it has been deleted, or the storage does not answer
             yield f"event: error\ndata: {failure(error).body.model_dump_json()}\n\n"
 
-    def _base(self, request: Request) -> str:
+    def base_url(self, request: Request) -> str:
+        """Where clients reach the service."""
         return (self._public_url or str(request.base_url)).rstrip("/")
-
-
-def _by_url(base: str, record: JobRecord, body: ImagesBody) -> list[ImageBody]:
-    """The images of an answer, each by the URL of its file."""
-    urls = {file.role: f"{base}/v1/jobs/{record.id}/files/{file.name}" for file in record.results}
-    return [
-        image if image.url is None else image.model_copy(update={"url": urls[image.url]})
-        for image in body.data
-    ]
 
 
 def _inline(record: JobRecord) -> bool:

@@ -13,7 +13,6 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from PIL import Image
 
-from configs.app import ServiceArgs
 from deployments.contracts.api import ImagesBody
 from deployments.contracts.errors import Cancelled, DeadlineExceeded, TcdError
 from deployments.contracts.jobs import Usage
@@ -26,16 +25,17 @@ from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.refusals import log_refusal
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.desk import Desk
+from deployments.ingress.request.service import Service
 from deployments.jobs.record import JobFile, JobRecord
 
 
 class Once:
     """Answers that come once."""
 
-    def __init__(self, desk: Desk, shown: Shown, args: ServiceArgs) -> None:
+    def __init__(self, service: Service, desk: Desk, shown: Shown) -> None:
+        self._service = service
         self._desk = desk
         self._shown = shown
-        self._args = args
 
     async def images(self, request: Request, asked: ImageAsked, key: str) -> Response:
         """The answer to a request for images. Raises the `TcdError` that it failed with; one that
@@ -52,10 +52,11 @@ class Once:
         return StreamingResponse(events, media_type="text/event-stream")
 
     async def _submitted(self, request: Request, asked: ImageAsked, key: str) -> JobRecord:
+        self._service.time_of(asked.request)
         return await self._desk.submit(asked, key, caller_of(request), awaited=True)
 
     async def _ended(self, record: JobRecord, asked: ImageAsked) -> JobRecord:
-        timeout_s = asked.request.timeout_s or self._args.request_timeout_s
+        timeout_s = self._service.time_of(asked.request)
         try:
             ended = await self._desk.ended(record, timeout_s)
         except TimeoutError:

@@ -11,7 +11,7 @@ from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.failures import named_as_sent
 from deployments.ingress.http.idempotency import idempotency_key
-from deployments.ingress.http.jobs import POLL_HEADER, POLL_MS
+from deployments.ingress.http.jobs import POLL_HEADER, POLL_MS, Shown
 from deployments.ingress.http.keys import caller_of, owner_of
 from deployments.ingress.jobs.asked import VideoAsked
 from deployments.ingress.jobs.cards import video_card
@@ -19,7 +19,7 @@ from deployments.ingress.jobs.desk import Desk
 from deployments.jobs.record import JobRecord
 
 
-def video_routes(desk: Desk, bodies: Bodies, metadata: bool = True) -> APIRouter:
+def video_routes(desk: Desk, shown: Shown, bodies: Bodies, metadata: bool = True) -> APIRouter:
     """Routes over the jobs of the service that are videos; `metadata`: whether files say how they
     were made, unless a request wants none."""
     router = APIRouter()
@@ -34,9 +34,11 @@ def video_routes(desk: Desk, bodies: Bodies, metadata: bool = True) -> APIRouter
             request=body.to_request(form.optional_file("input_reference")),
             output_format=body.output_format,
             metadata=wanted(body.metadata, metadata),
+            webhook_url=body.webhook_url,
         )
+        base_url = shown.base_url(request)
         try:
-            return _card(await desk.submit(asked, key, caller_of(request)))
+            return _card(await desk.submit(asked, key, caller_of(request), base_url=base_url))
         except InvalidRequest as error:
             raise named_as_sent(error, "image", "input_reference") from error
 

@@ -24,12 +24,14 @@ class ImageAsked(Kept):
     """Images, and how they are to be answered.
 
     Attributes:
+        webhook_url: who is told what becomes of them.
         inline: the answer carries its images, instead of their URLs.
         quality, ignored: what the answer repeats of the request.
         events: how the names of the answer's events begin.
     """
 
     request: ImageRequest
+    webhook_url: str | None = None
     output_format: OutputFormat = "png"
     output_compression: int | None = None
     metadata: bool = True
@@ -40,9 +42,10 @@ class ImageAsked(Kept):
 
 
 class VideoAsked(Kept):
-    """A video, and what its file is to be."""
+    """A video, what its file is to be, and who is told what becomes of it."""
 
     request: VideoRequest
+    webhook_url: str | None = None
     output_format: VideoFormat = "mp4"
     metadata: bool = True
 

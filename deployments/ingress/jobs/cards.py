@@ -65,8 +65,20 @@ def images_body(record: JobRecord) -> ImagesBody:
     return ImagesBody.model_validate(record.outcome)
 
 
-def job_card(record: JobRecord, position: int | None = None) -> JobCard:
-    """A job of any kind. `position`: of one that is queued."""
+def images_by_url(record: JobRecord, base_url: str) -> ImagesBody:
+    """The same with the URLs of the files. `base_url`: of the service; "": paths alone."""
+    body = images_body(record)
+    urls = {
+        file.role: f"{base_url}/v1/jobs/{record.id}/files/{file.name}" for file in record.results
+    }
+    for image in body.data:
+        if image.url is not None:
+            image.url = urls[image.url]
+    return body
+
+
+def job_card(record: JobRecord, position: int | None = None, base_url: str = "") -> JobCard:
+    """A job of any kind. `position`: of one that is queued; `base_url`: see `images_by_url`."""
     request = asked_of(record).request
     error = record.error
     done = record.kind == "image" and record.status == "completed"
@@ -83,7 +95,7 @@ def job_card(record: JobRecord, position: int | None = None) -> JobCard:
         completed_at=_whole(record.ended_at),
         expires_at=_whole(record.expires_at),
         error=None if error is None else JobFault(**error.model_dump()),
-        result=images_body(record) if done else None,
+        result=images_by_url(record, base_url) if done else None,
         video=video_card(record) if record.kind == "video" else None,
     )
 

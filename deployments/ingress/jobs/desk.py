@@ -20,6 +20,7 @@ from deployments.ingress.jobs.asked import (
     file_of,
     with_pictures,
 )
+from deployments.ingress.jobs.calling import check_webhook
 from deployments.ingress.jobs.cards import positions, request_of
 from deployments.ingress.jobs.files import JobFiles
 from deployments.ingress.keys.keyring import Keyring
@@ -77,7 +78,13 @@ class Desk:
         self._glances: dict[str, asyncio.Task[JobRecord]] = {}
 
     async def submit(
-        self, asked: Asked, key: str | None = None, caller: Caller = NOBODY, awaited: bool = False
+        self,
+        asked: Asked,
+        key: str | None = None,
+        caller: Caller = NOBODY,
+        *,
+        awaited: bool = False,
+        base_url: str = "",
     ) -> JobRecord:
         """Accepts a job, or finds the one that was asked for with the same idempotency `key`.
 
@@ -88,12 +95,15 @@ class Desk:
 
         Args:
             awaited: somebody waits for it at an open connection.
+            base_url: of the service, for whoever is told of the job.
         """
         kind: Kind = "video" if isinstance(asked, VideoAsked) else "image"
         digest = await self._io.run(digest_of, asked)
         job_id = _id_of(kind, caller, key)
         if key is not None and (known := await self._known(job_id)) is not None:
             return same(known, digest)
+        if asked.webhook_url is not None:
+            check_webhook(asked.webhook_url, self._args.jobs.webhooks)
         await self._keys.renew()
         outline = await self._service.check_job(asked.request, caller)
         await self._check_room(kind, caller)
@@ -116,6 +126,8 @@ class Desk:
             pictures_size=sum(file.size for file in pictures.values()),
             created_at=time.time(),
             awaited=awaited,
+            webhook_url=asked.webhook_url,
+            base_url=base_url,
             priority=asked.request.priority,
             keep_s=usual_s if entry is None or entry.keep_s is None else entry.keep_s,
         )

@@ -27,13 +27,19 @@ class Handed:
         caller: Caller,
         key: str | None,
         video_format: VideoFormat,
+        webhook_url: str | None,
     ) -> JobCard:
         """Accepts a job."""
         metadata = self._args.metadata
         asked = (
-            VideoAsked(request=request, output_format=video_format, metadata=metadata)
+            VideoAsked(
+                request=request,
+                output_format=video_format,
+                metadata=metadata,
+                webhook_url=webhook_url,
+            )
             if isinstance(request, VideoRequest)
-            else ImageAsked(request=request, metadata=metadata)
+            else ImageAsked(request=request, metadata=metadata, webhook_url=webhook_url)
         )
         return await self._card(await self._desk.submit(asked, key, caller))
 

@@ -103,12 +103,10 @@ class Making:
     async def _images(
         self, record: JobRecord, asked: ImageAsked, left_s: float, report: Report
     ) -> Answer:
-        request = replace(
-            with_pictures(asked.request, await self._pictures(record)), timeout_s=left_s
-        )
+        request = with_pictures(asked.request, await self._pictures(record))
         encoding = Encoding(asked.output_format, asked.output_compression, asked.metadata)
         so_far = _Images()
-        async with aclosing(self._service.stream(request, record.caller)) as events:
+        async with aclosing(self._service.stream(request, record.caller, left_s)) as events:
             async for event in events:
                 match event:
                     case Progress():

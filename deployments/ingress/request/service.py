@@ -84,7 +84,7 @@ class Service:
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it can make none."""
-        timeout_s = self._time_of(request)
+        timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
 
         async def ask() -> tuple[Assembled, ImageResult]:
@@ -101,13 +101,18 @@ class Service:
         return replace(result, images=images, recipe=ready.recipe)
 
     async def stream(
-        self, request: ImageRequest, caller: Caller = NOBODY
+        self, request: ImageRequest, caller: Caller = NOBODY, timeout_s: float | None = None
     ) -> AsyncGenerator[StreamEvent]:
         """A request's events as they come; raises a `TcdError` if it cannot go on.
 
         If a process dies before the first picture, all begins anew, `Progress` too.
+
+        Args:
+            timeout_s: how long it may last, where no connection waits for it; `None`: as long as
+                the request says.
         """
-        timeout_s = self._time_of(request)
+        if timeout_s is None:
+            timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
         begun = False
         within = self._within(timeout_s, request.model)
@@ -139,7 +144,7 @@ class Service:
     ) -> VideoResult:
         """Makes a video; tells `progress` of every step. Waits while the model's queue is full,
         and while the key has used up its work."""
-        timeout_s = self._time_of(request)
+        timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
 
         async def ask() -> VideoResult:
@@ -169,7 +174,7 @@ class Service:
         Its pictures have as long as those of an image: they may come slowly, and many others' may
         be read before them.
         """
-        timeout_s = self._time_of(request)
+        timeout_s = request.timeout_s or self._args.request_timeout_s
         pictures_s = min(timeout_s, self._args.request_timeout_s)
         images = request.n if isinstance(request, ImageRequest) else 1
         self._quota.check(caller, images)
@@ -287,9 +292,9 @@ class Service:
         left = max(until - asyncio.get_running_loop().time(), LEAST_S)
         return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=lease.caller))
 
-    def _time_of(self, request: ImageRequest | VideoRequest) -> float:
-        """Seconds that a request has; raises `InvalidRequest` if it wants more than it may. A
-        video, which no connection waits for, may have whatever it can say."""
+    def time_of(self, request: ImageRequest | VideoRequest) -> float:
+        """Seconds that a request has for which a connection waits; raises `InvalidRequest` if it
+        wants more than it may. For a video none does: it may have whatever it can say."""
         wanted, most = request.timeout_s, self._args.max_timeout_s
         if wanted is None:
             return self._args.request_timeout_s

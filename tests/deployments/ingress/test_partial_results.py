@@ -43,7 +43,7 @@ class SomeFail(Service):
         return ImageResult("none", (PICTURE,) * len(made), seeds, 8, 8, USAGE, failed)
 
     async def stream(
-        self, request: ImageRequest, caller: Caller = NOBODY
+        self, request: ImageRequest, caller: Caller = NOBODY, timeout_s: float | None = None
     ) -> AsyncGenerator[StreamEvent]:
         for index in range(request.n):
             if index in self._failing:
