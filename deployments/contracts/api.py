@@ -323,8 +323,8 @@ class ImagesRequestBody(RequestBody):
         self,
         prompt: str,
         *,
-        image: bytes | None = None,
-        mask: bytes | None = None,
+        image: bytes | str | None = None,
+        mask: bytes | str | None = None,
         strength: float | None = None,
         preserve_unmasked: bool = True,
         ip_adapter: IpAdapter | tuple[IpAdapter, ...] | None = None,
@@ -378,7 +378,7 @@ class EditsForm(ImagesRequestBody):
         True, description="keep the pixels outside the mask as they are"
     )
 
-    def to_request(self, images: Sequence[bytes], mask: bytes | None) -> ImageRequest:
+    def to_request(self, images: Sequence[bytes | str], mask: bytes | str | None) -> ImageRequest:
         """The same request as other Ray applications would make it.
 
         Args:
@@ -395,7 +395,7 @@ class EditsForm(ImagesRequestBody):
 
 
 def _with_further(
-    given: IpAdapter | tuple[IpAdapter, ...] | None, images: Sequence[bytes]
+    given: IpAdapter | tuple[IpAdapter, ...] | None, images: Sequence[bytes | str]
 ) -> IpAdapter | tuple[IpAdapter, ...] | None:
     """An edit's further pictures beside its `ip_adapter`: seen together with those of one object,
     else by the model's first adapter, with the usual scale."""

@@ -9,7 +9,9 @@ from configs.app import ServiceArgs
 from deployments.contracts.errors import NotReady
 from deployments.contracts.routes import Router
 from deployments.ingress.front import Front
+from deployments.ingress.jobs.batches import Batches
 from deployments.ingress.jobs.calling import Calling
+from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.jobs.files import JobFiles
 from deployments.ingress.jobs.making import Making
 from deployments.ingress.jobs.working import Working
@@ -36,6 +38,7 @@ class JobWorker:
     ) -> None:
         jobs = args.jobs
         self._front = Front(args, maps, directory, route)
+        service = self._front.service
         objects = make_objects(jobs, store)
         budgets: dict[Kind, int] = {
             "video": args.video_cache_mb * MIB,
@@ -45,12 +48,14 @@ class JobWorker:
         self._working = Working(
             queue,
             Making(
-                self._front.service,
+                service,
+                Batches(args, Desk(args, service, self._front.quota.keys, objects, self._tell)),
                 JobFiles(objects),
                 args.request_timeout_s,
                 Workers("work on files of jobs", waiting=None),
             ),
             at_once=jobs.at_once,
+            batch_at_once=jobs.batch_at_once,
             lease_s=jobs.lease_s,
             poll_s=jobs.poll_s,
             budgets=budgets,
@@ -62,6 +67,9 @@ class JobWorker:
 
     async def nudge(self) -> None:
         """There may be work, or some that was called off."""
+        self._tell()
+
+    def _tell(self) -> None:
         self._working.nudge()
 
     def check_health(self) -> None:

@@ -22,6 +22,7 @@ from deployments.jobs.record import JobError, JobFile, JobRecord, Kind, Lease
 
 RECORDS, FILES = "jobs/", "files/"
 MOST_ATTEMPTS = 3
+MOST_OF_BATCH = 100  # a batch lasts for hours, and goes on where it was
 POISONED = JobError(
     code="attempts_exhausted",
     message=f"{MOST_ATTEMPTS} workers went away while they worked on it: it may be what ends them",
@@ -101,16 +102,19 @@ class JobQueue:
         records = [found.record for found in self._look()]
         return sorted(records, key=lambda record: (record.created_at, record.id))
 
-    def take(self) -> JobRecord | None:
-        """A job to work on: `None`, if there is none. One that was taken too often before fails
-        instead."""
-        jobs = [found for found in self._look() if not found.record.ended]
-        places = {one.id: place for place, one in enumerate(in_turn([f.record for f in jobs]))}
-        for record, tag in sorted(jobs, key=lambda found: places[found.record.id]):
-            found = _Found(record, tag)
-            if not self._is_free(record):
+    def take(self, may: Callable[[JobRecord], bool] = lambda _: True) -> JobRecord | None:
+        """A job to work on, of those that `may` be: `None`, if there is none. One that was taken
+        too often before fails instead, and one whose batch has ended is cancelled."""
+        jobs = {found.record.id: found for found in self._look() if not found.record.ended}
+        for record in in_turn([found.record for found in jobs.values()]):
+            found = jobs[record.id]
+            if not self._is_free(record) or not may(record):
                 continue
-            if record.attempts >= MOST_ATTEMPTS:
+            if record.batch is not None and record.batch not in jobs:
+                self._put(found, self._ending(record, status="cancelled", lease=None))
+                continue
+            most = MOST_OF_BATCH if record.kind == "batch" else MOST_ATTEMPTS
+            if record.attempts >= most:
                 self._put(found, self._ending(record, status="failed", error=POISONED, lease=None))
                 continue
             taken = record.changed(

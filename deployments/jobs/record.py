@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from deployments.contracts.jobs import Caller
 
-Kind = Literal["image", "video"]
+Kind = Literal["image", "video", "batch", "file"]
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
 
@@ -71,6 +71,7 @@ class JobRecord(Kept):
         created_at, started_at, ended_at: Unix time, for people; nothing is decided by it but
             expiry.
         keep_s: from its end until it is forgotten.
+        batch: the job that it is a line of.
         attempts: how often it was taken.
         progress: per cent.
         previews: files that show how far it is.
@@ -91,6 +92,7 @@ class JobRecord(Kept):
     told: tuple[str, ...] = ()
     call: Lease | None = None
     awaited: bool = False
+    batch: str | None = None
     priority: int = 0
     keep_s: float = 86_400.0
     revision: int = 0

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,14 @@ from PIL import Image, ImageSequence
 
 from demo.service import OUT, Config, demo_config, free_port, running_processes
 from tests.object_store import CREDENTIALS
-from tests.survival.processes import kill_kind, kill_tree
+from tests.soak.processes import wait_until
+from tests.survival.processes import has_kind, kill_kind, kill_tree
 
 BUCKET = "jobs"
 CLIENTS = 16
 EVERY = 10  # so manieth job is a video
-PAUSE_S = (3.0, 8.0)  # between two deaths
+PAUSE_S = (3.0, 8.0)  # from when all are there again to the next death
+WHOLE_S = 90.0
 KINDS = ("tcd:JobWorker", "tcd:Ingress", "model-sd15:Diffusion", "tcd:MapStore")
 PATIENCE_S = 1800.0
 LEVELS = 2
@@ -169,6 +172,8 @@ def lived(service: Service, jobs: int, wholes: int, draw: random.Random) -> dict
             if kill_kind(service.pid, kind):
                 service.deaths[kind] += 1
                 print(f"{done} seen to end; {kind} was killed", flush=True)
+                wait_until(partial(has_kind, service.pid, kind), WHOLE_S)
+                service.ask("GET", "/readyz?models=sd15")
         living.join()
     return cards
 

@@ -15,14 +15,16 @@ from starlette.types import Scope
 
 from configs.app import ServiceArgs
 from deployments.contracts.api import PreprocessForm
+from deployments.contracts.batches import FileCard
 from deployments.contracts.cards import ModelCard, ModelsBody, ReadyBody
 from deployments.contracts.errors import NotFound, TcdError
 from deployments.ingress.answer.configured import make_storage
 from deployments.ingress.answer.failures import failure, from_faults, http_failure
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
-from deployments.ingress.answer.storage import FILES_PATH, FolderStore
+from deployments.ingress.answer.storage import FILES_PATH, NAME, FolderStore
 from deployments.ingress.answer.temporary import TemporaryStore
 from deployments.ingress.http.a1111.routes import a1111_routes
+from deployments.ingress.http.batches import batch_routes, file_by_id
 from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.cors import METHODS, Cors
 from deployments.ingress.http.failures import answer_to
@@ -144,16 +146,19 @@ def make_app(
         data = await answers.run(encode, pixels, "png")
         return Response(data, media_type="image/png", headers={"x-map-id": map_id})
 
-    if isinstance(storage, FolderStore):
-
-        @app.get(FILES_PATH + "{name}", response_class=Response)
-        async def file(name: str) -> Response:
-            """A stored file, by the URL that an answer gave."""
+    @app.get(FILES_PATH + "{name}", response_model=FileCard)
+    async def file(name: str, request: Request) -> Response:
+        """A stored picture, by the URL that an answer gave; or what is known of a file of a batch,
+        by its id."""
+        if NAME.fullmatch(name) is None:
+            return await file_by_id(desk, name, request)
+        data = None
+        if isinstance(storage, FolderStore):
             data = await asyncio.to_thread(storage.read, name)
-            if data is None:
-                raise NotFound(NO_FILE, "name")
-            media_type = next(t for f, t in MEDIA_TYPES.items() if name.endswith(f".{f}"))
-            return Response(data, media_type=media_type, headers=FILE_HEADERS)
+        if data is None:
+            raise NotFound(NO_FILE, "name")
+        media_type = next(t for f, t in MEDIA_TYPES.items() if name.endswith(f".{f}"))
+        return Response(data, media_type=media_type, headers=FILE_HEADERS)
 
     @app.get("/v1/models", response_model=ModelsBody)
     async def models(request: Request) -> ModelsBody:
@@ -211,6 +216,7 @@ def make_app(
     app.include_router(key_routes(quota))
     app.include_router(video_routes(desk, shown, bodies, args.metadata))
     app.include_router(job_routes(desk, shown))
+    app.include_router(batch_routes(desk, shown, bodies, args))
     app.include_router(a1111_routes(service, args, bodies, answers))
     describe(app, keyed=quota.keys.closed)
     return app

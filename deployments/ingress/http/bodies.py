@@ -57,14 +57,17 @@ class Bodies:
         size = await _received(request, see)
         return await self._off_the_loop(size, lambda: read_json(b"".join(chunks), model))
 
-    async def form(self, request: Request, model: type[Body], *files: str) -> Form[Body]:
-        """A multipart form, which may hold `files` beside the fields of the model. Raises
-        `InvalidRequest` naming the field that is wrong."""
+    async def form(
+        self, request: Request, model: type[Body], *files: str, most: int | None = None
+    ) -> Form[Body]:
+        """A multipart form, which may hold `files` beside the fields of the model, each of at most
+        so many bytes, or as many as a picture may have. Raises `InvalidRequest` naming the field
+        that is wrong."""
         kind = _kind(request)
         if kind != FORM:
             raise InvalidRequest(f"the body must be {FORM}; it is {kind or 'untyped'}")
         boundary = boundary_of(request.headers["content-type"])
-        reader = FormReader(boundary, model, files, self._max_file_bytes, self._longest)
+        reader = FormReader(boundary, model, files, most or self._max_file_bytes, self._longest)
         return await self._off_the_loop(await _received(request, reader.see), reader.form)
 
     async def either(self, request: Request, model: type[Body], *files: str) -> Form[Body]:

@@ -19,15 +19,22 @@ Fields = TypeVar("Fields", bound=BaseModel)
 NESTED = ("loras", "controls", "ip_adapter", "motion_loras", "svg", "input_reference")
 MAX_PARTS = 256
 MAX_HEAD = 4096  # bytes of the headers of a part
+MAX_FILENAME = 255
 MAX_BOUNDARY = 70  # RFC 2046
 
 
 @dataclass(frozen=True, eq=False)
 class File:
-    """What came under the name of a file; `is_file`: as one, not as a text."""
+    """What came under the name of a file; `filename`: as its sender calls it, `None` if it came as
+    a text."""
 
     content: bytes
-    is_file: bool
+    filename: str | None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it came as one."""
+        return self.filename is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +117,7 @@ class FormReader(Generic[Fields]):
         for part in self._parts:
             content = b"".join(part.content)
             if part.expected and (part.is_file or part.name not in wire_names(self._model)):
-                file = File(content, part.is_file)
+                file = File(content, part.filename)
                 files.setdefault(part.name.removesuffix("[]"), []).append(file)
             elif (found := split_name(part.name)) is not None and found[0] in NESTED:
                 flattened.setdefault(found[0], []).append((found[1], _text(part.name, content)))
@@ -179,7 +186,8 @@ class FormReader(Generic[Fields]):
         return True
 
     def _opened(self, head: bytes) -> "_Part":
-        name, is_file = _named(head)
+        name, filename = _named(head)
+        is_file = filename is not None
         expected = name.removesuffix("[]") in self._files
         if is_file and not expected:
             taken = ", ".join(self._files) or "none"
@@ -191,7 +199,7 @@ class FormReader(Generic[Fields]):
         flattened = split_name(name)
         whole = name if flattened is None else flattened[0]
         watch = JsonWatch(self._longest) if whole in NESTED and not is_file else None
-        return _Part(name, is_file, expected, most, allowed, watch)
+        return _Part(name, filename, expected, most, allowed, watch)
 
 
 @dataclass
@@ -205,13 +213,18 @@ class _Part:
     """
 
     name: str
-    is_file: bool
+    filename: str | None
     expected: bool
     most: int
     allowed: str
     watch: JsonWatch | None
     content: list[bytes] = field(default_factory=list)
     size: int = 0
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it came as a file."""
+        return self.filename is not None
 
     def add(self, piece: bytes) -> None:
         """Raises `InvalidRequest` if that is too much."""
@@ -235,15 +248,18 @@ def boundary_of(content_type: str) -> bytes:
     return boundary
 
 
-def _named(head: bytes) -> tuple[str, bool]:
-    """The name of a part, and whether it is a file."""
+def _named(head: bytes) -> tuple[str, str | None]:
+    """The name of a part, and how a file is called by its sender."""
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.strip().lower() == b"content-disposition":
             kind, options = parse_options_header(value.strip())
             if kind == b"form-data" and b"name" in options:
                 field_name = options[b"name"].decode("utf-8", "replace")[:MAX_NAME]
-                return field_name, b"filename" in options
+                filename = options.get(b"filename")
+                if filename is None:
+                    return field_name, None
+                return field_name, filename.decode("utf-8", "replace")[:MAX_FILENAME]
     raise _malformed("a part has no content-disposition: form-data with a name")
 
 

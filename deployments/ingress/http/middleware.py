@@ -22,7 +22,7 @@ from deployments.contracts.errors import (
     Unauthorized,
 )
 from deployments.ingress.answer.failures import failure
-from deployments.ingress.answer.storage import FILES_PATH
+from deployments.ingress.answer.storage import FILES_PATH, NAME
 from deployments.ingress.http.failures import answer_to
 from deployments.ingress.http.keys import noted_key, presented_key
 from deployments.ingress.http.metrics import Metrics
@@ -251,7 +251,8 @@ class Authentication:
 
 def _is_secret(path: str) -> bool:
     """Whether a path is a key by itself: the URL of a file."""
-    return path.startswith(FILES_PATH) or JOB_FILE.fullmatch(path) is not None
+    stored = path.startswith(FILES_PATH) and NAME.fullmatch(path.removeprefix(FILES_PATH))
+    return bool(stored or JOB_FILE.fullmatch(path))
 
 
 def _too_large(max_bytes: int) -> TooLarge:

@@ -100,6 +100,11 @@ def job_card(record: JobRecord, position: int | None = None, base_url: str = "")
     )
 
 
+def listed(record: JobRecord) -> bool:
+    """Whether a record is a job that was asked for by itself."""
+    return record.kind in ("image", "video") and record.batch is None
+
+
 def positions(jobs: Sequence[JobRecord]) -> dict[str, int]:
     """Of the jobs that are queued: how many are to be begun before each, by id."""
     waiting = [job for job in jobs if job.status == "queued"]

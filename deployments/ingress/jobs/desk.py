@@ -6,24 +6,28 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from configs.app import ServiceArgs
+from deployments.contracts.batches import BatchBody
 from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull, RateLimited
-from deployments.contracts.jobs import Caller, ImageRequest, VideoRequest
+from deployments.contracts.jobs import Caller
 from deployments.contracts.places import Places
 from deployments.ingress.jobs.asked import (
     Asked,
+    ImageAsked,
     VideoAsked,
     digest_of,
     file_of,
     with_pictures,
 )
 from deployments.ingress.jobs.calling import check_webhook
-from deployments.ingress.jobs.cards import positions, request_of
+from deployments.ingress.jobs.cards import listed, positions, request_of
 from deployments.ingress.jobs.files import JobFiles
 from deployments.ingress.keys.keyring import Keyring
+from deployments.ingress.request.assembly import Outline
 from deployments.ingress.request.pictures import Brought
 from deployments.ingress.request.service import NOBODY, Service
 from deployments.ingress.request.workers import Workers, together
@@ -37,6 +41,7 @@ POLL_S = (0.03, 0.5)  # between two looks at a job that is waited for: more as i
 POLL_GROWTH = 1.3
 PICTURE = "picture"  # suffix of the files of a request's pictures
 THREADS = 16
+LINES_TYPE = "application/jsonl"
 
 Answer = TypeVar("Answer")
 Nudge = Callable[[], None]  # tells a worker that there is something to do
@@ -99,7 +104,7 @@ class Desk:
         """
         kind: Kind = "video" if isinstance(asked, VideoAsked) else "image"
         digest = await self._io.run(digest_of, asked)
-        job_id = _id_of(kind, caller, key)
+        job_id = id_of(kind, caller, key)
         if key is not None and (known := await self._known(job_id)) is not None:
             return same(known, digest)
         if asked.webhook_url is not None:
@@ -107,48 +112,152 @@ class Desk:
         await self._keys.renew()
         outline = await self._service.check_job(asked.request, caller)
         await self._check_room(kind, caller)
-        settled = _settled(asked.request, outline.model, outline.job.seeds[0])
-        folder = f"{FILES}{uuid.uuid4().hex}/"
-        pictures = await self._kept_pictures(folder, outline.pictures.values())
-        names = {param: file.name for param, file in pictures.items()}
-        entry = self._keys.named(caller.name)
-        usual_s = self._args.video_ttl_s if kind == "video" else self._args.jobs.keep_s
         job = JobRecord(
             id=job_id,
             kind=kind,
             owner=caller.name,
             weight=caller.weight,
             digest=digest,
-            request=request_of(
-                asked.model_copy(update={"request": with_pictures(settled, names)}), names
-            ),
-            folder=folder,
-            pictures_size=sum(file.size for file in pictures.values()),
+            request={},
+            folder=fresh_folder(),
             created_at=time.time(),
             awaited=awaited,
             webhook_url=asked.webhook_url,
             base_url=base_url,
             priority=asked.request.priority,
-            keep_s=usual_s if entry is None or entry.keep_s is None else entry.keep_s,
+            keep_s=self._keep_s(kind, caller),
+        )
+        return await self._accepted(job, asked, outline)
+
+    async def submit_line(self, asked: ImageAsked, job_id: str, batch: JobRecord) -> JobRecord:
+        """The same for a line of a batch, which has no limit of its own and is kept as long."""
+        with suppress(NotFound):
+            return await self._io.run(self._queue.get, job_id)
+        outline = await self._service.check_job(asked.request, batch.caller)
+        job = batch.model_copy(
+            update={
+                "id": job_id,
+                "kind": "image",
+                "digest": "",
+                "folder": fresh_folder(),
+                "created_at": time.time(),
+                "priority": asked.request.priority,
+                "batch": batch.id,
+                "pictures_size": 0,
+                "revision": 0,
+                "status": "queued",
+                "attempts": 0,
+                "lease": None,
+                "started_at": None,
+            }
+        )
+        return await self._accepted(job, asked, outline)
+
+    async def _accepted(self, job: JobRecord, asked: Asked, outline: Outline) -> JobRecord:
+        """Keeps a job with its pictures, settled: it means the same however often it is done."""
+        settled = replace(asked.request, model=outline.model, seed=outline.job.seeds[0])
+        pictures = await self._kept_pictures(job.folder, outline.pictures.values())
+        names = {param: file.name for param, file in pictures.items()}
+        kept = asked.model_copy(update={"request": with_pictures(settled, names)})
+        job = job.model_copy(
+            update={
+                "request": request_of(kept, names),
+                "pictures_size": sum(file.size for file in pictures.values()),
+            }
         )
         accepted = await self._io.run(self._queue.add, job)
-        if accepted.folder != folder:  # asked twice at once
-            await together(self._removed(folder, file) for file in pictures.values())
+        if accepted.folder != job.folder:  # asked twice at once
+            await together(self._removed(job.folder, file) for file in pictures.values())
         self._nudge()
         return accepted
 
-    async def get(
-        self, job_id: str, owner: str | None = None, kind: Kind | None = None
+    async def begin_batch(
+        self, body: BatchBody, key: str | None, caller: Caller, base_url: str
     ) -> JobRecord:
-        """A job as it stands. Raises `NotFound`."""
+        """Accepts a batch. Raises `NotFound` if there is no such input file."""
+        digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+        job_id = id_of("batch", caller, key)
+        if key is not None and (known := await self._known(job_id)) is not None:
+            return same(known, digest)
+        file = await self.get(body.input_file_id, caller.name or None, "file", "input_file_id")
+        if file.request.get("purpose") != "batch":
+            raise InvalidRequest(f"file {file.id!r} was not uploaded for a batch", "input_file_id")
+        await self._check_room("batch", caller)
+        job = JobRecord(
+            id=job_id,
+            kind="batch",
+            owner=caller.name,
+            weight=caller.weight,
+            digest=digest,
+            request=body.model_dump(mode="json"),
+            folder=fresh_folder(),
+            created_at=time.time(),
+            base_url=base_url,
+            keep_s=self._keep_s("batch", caller),
+        )
+        accepted = await self._io.run(self._queue.add, job)
+        self._nudge()
+        return accepted
+
+    async def keep_file(
+        self,
+        data: bytes,
+        name: str,
+        purpose: Literal["batch", "batch_output"],
+        caller: Caller,
+        file_id: str | None = None,
+    ) -> JobRecord:
+        """Keeps a file of lines; with `file_id` the one that is there of that id, if it is."""
+        await self._check_room("file", caller)
+        folder = fresh_folder()
+        file = await self._io.run(self._files.write, folder, name, data, "jsonl", LINES_TYPE)
+        now = time.time()
+        job = JobRecord(
+            id=file_id or id_of("file", caller, None),
+            kind="file",
+            owner=caller.name,
+            weight=caller.weight,
+            digest="",
+            request={"purpose": purpose},
+            folder=folder,
+            created_at=now,
+            keep_s=self._keep_s("file", caller),
+            status="completed",
+            results=(file,),
+            ended_at=now,
+        )
+        kept = await self._io.run(self._queue.add, job)
+        if kept.folder != folder:
+            await self._removed(folder, file)
+        return kept
+
+    async def content(self, record: JobRecord) -> bytes:
+        """What is in a file of lines. Raises `NotFound`."""
+        return await self._io.run(self._files.read, record, record.results[0].name)
+
+    async def lines_of(self, batch_id: str) -> dict[str, JobRecord]:
+        """The jobs of a batch, by id."""
+        jobs = await self._io.run(self._queue.jobs)
+        return {job.id: job for job in jobs if job.batch == batch_id}
+
+    async def get(
+        self,
+        job_id: str,
+        owner: str | None = None,
+        kind: Kind | None = None,
+        param: str | None = None,
+    ) -> JobRecord:
+        """A job as it stands. Raises `NotFound`, naming `param`."""
         try:
             record = await self._io.run(self._queue.get, job_id)
         except NotFound:
             record = None
-        if record is None or owner not in (None, record.owner) or kind not in (None, record.kind):
+        found = record is not None and (
+            record.kind in ("image", "video") if kind is None else record.kind == kind
+        )
+        if record is None or not found or owner not in (None, record.owner):
             what = kind or "job"
-            param = "video_id" if kind == "video" else "job_id"
-            raise NotFound(f"{what} {job_id!r} does not exist", param)
+            raise NotFound(f"{what} {job_id!r} does not exist", param or f"{what}_id")
         return record
 
     async def page(
@@ -161,7 +270,11 @@ class Desk:
     ) -> Page:
         """Jobs in the order of their creation, from the one behind `after` on."""
         every = await self._io.run(self._queue.jobs)
-        jobs = [job for job in every if owner in (None, job.owner) and kind in (None, job.kind)]
+        jobs = [
+            job
+            for job in every
+            if owner in (None, job.owner) and (listed(job) if kind is None else job.kind == kind)
+        ]
         if newest_first:
             jobs.reverse()
         ids = [job.id for job in jobs]
@@ -255,6 +368,13 @@ class Desk:
             glance.add_done_callback(_noted)
         return await asyncio.shield(glance)
 
+    def _keep_s(self, kind: Kind, caller: Caller) -> float:
+        """From a job's end until it is forgotten."""
+        entry = self._keys.named(caller.name)
+        if entry is not None and entry.keep_s is not None:
+            return entry.keep_s
+        return self._args.video_ttl_s if kind == "video" else self._args.jobs.keep_s
+
     async def _known(self, job_id: str) -> JobRecord | None:
         try:
             return await self._io.run(self._queue.get, job_id)
@@ -263,10 +383,15 @@ class Desk:
 
     async def _check_room(self, kind: Kind, caller: Caller) -> None:
         jobs = await self._io.run(self._queue.jobs)
-        unfinished = [(job.caller, 1) for job in jobs if job.kind == kind and not job.ended]
-        most = self._args.max_videos if kind == "video" else self._args.jobs.max_images
-        if not Places(most, unfinished).allow(caller):
-            what = "videos" if kind == "video" else "jobs of images"
+        of_kind = [job for job in jobs if job.kind == kind and job.batch is None]
+        unfinished = [(job.caller, 1) for job in of_kind if not job.ended]
+        limits = {
+            "image": self._args.jobs.max_images,
+            "video": self._args.max_videos,
+            "batch": self._args.jobs.max_batches,
+        }
+        if kind in limits and not Places(limits[kind], unfinished).allow(caller):
+            what = {"image": "jobs of images", "video": "videos", "batch": "batches"}[kind]
             raise QueueFull(f"{len(unfinished)} {what} are unfinished already", FULL_RETRY_MS)
         entry = self._keys.named(caller.name)
         if entry is None or entry.job_mb is None:
@@ -299,16 +424,15 @@ def _noted(glance: "asyncio.Task[JobRecord]") -> None:
         glance.exception()
 
 
-def _id_of(kind: Kind, caller: Caller, key: str | None) -> str:
+def id_of(kind: Kind, caller: Caller, key: str | None) -> str:
     """The same for the same key of the same caller."""
+    prefix = "file-" if kind == "file" else f"{kind}_"
     if key is None:
-        return f"{kind}_{uuid.uuid4().hex}"
+        return f"{prefix}{uuid.uuid4().hex}"
     named = f"{caller.name}\0{key}"
-    return f"{kind}_{hashlib.sha256(named.encode()).hexdigest()[:32]}"
+    return f"{prefix}{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
 
-def _settled(
-    request: ImageRequest | VideoRequest, model: str, seed: int
-) -> ImageRequest | VideoRequest:
-    """A request that means the same however often it is done, and whenever."""
-    return replace(request, model=model, seed=seed)
+def fresh_folder() -> str:
+    """Of one job alone, even if another had its id before."""
+    return f"{FILES}{uuid.uuid4().hex}/"

@@ -39,6 +39,7 @@ from deployments.ingress.answer.stills import (
 from deployments.ingress.answer.usage import usage_body
 from deployments.ingress.answer.video_files import VIDEO_TYPES, encode_video
 from deployments.ingress.jobs.asked import ImageAsked, VideoAsked, with_pictures
+from deployments.ingress.jobs.batches import Batches
 from deployments.ingress.jobs.cards import asked_of, pictures_in
 from deployments.ingress.jobs.files import JobFiles
 from deployments.ingress.request.service import Service
@@ -80,8 +81,16 @@ class Making:
         io: threads that read and write files.
     """
 
-    def __init__(self, service: Service, files: JobFiles, timeout_s: float, io: Workers) -> None:
+    def __init__(
+        self,
+        service: Service,
+        batches: Batches,
+        files: JobFiles,
+        timeout_s: float,
+        io: Workers,
+    ) -> None:
         self._service = service
+        self._batches = batches
         self._files = files
         self._timeout_s = timeout_s
         self._io = io
@@ -90,6 +99,8 @@ class Making:
     async def make(self, record: JobRecord, report: Report) -> Answer:
         """Does a job within its time, which begins now. What is only not to be had yet is waited
         for: room in the queue, a replica, the storage. Raises a `TcdError` if it cannot be done."""
+        if record.kind == "batch":
+            return Answer((), await self._batches.make(record, lambda done: report(done, ())))
         asked = asked_of(record)
         timeout_s = asked.request.timeout_s or self._timeout_s
         if isinstance(asked, VideoAsked):

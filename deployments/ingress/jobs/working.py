@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 from deployments.contracts.errors import StorageUnavailable
 from deployments.ingress.answer.failures import failure
+from deployments.ingress.jobs.batches import FAULTY, Faulty, faults_text
 from deployments.ingress.jobs.making import Answer, Making
 from deployments.ingress.request.workers import Workers
 from deployments.jobs.queue import JobQueue, LeaseLost, is_held
@@ -48,6 +50,7 @@ class Working:
     """Does the jobs of a queue, some at a time, until it is stopped.
 
     Args:
+        at_once: jobs at a time; `batch_at_once`: lines of batches beside them.
         lease_s: of the queue.
         poll_s: between two looks for work that nobody told of.
         budgets: bytes of what is kept, by kind.
@@ -59,13 +62,14 @@ class Working:
         making: Making,
         *,
         at_once: int,
+        batch_at_once: int,
         lease_s: float,
         poll_s: float,
         budgets: Mapping[Kind, int],
     ) -> None:
         self._queue = queue
         self._making = making
-        self._at_once = at_once
+        self._most = {"jobs": at_once, "lines": batch_at_once, "batches": at_once}
         self._beat_s = max(lease_s / RENEWALS, 0.1)
         self._poll_s = poll_s
         self._budgets = budgets
@@ -118,8 +122,8 @@ class Working:
 
     async def _turn(self) -> None:
         """Lets go of what is its own no more, and takes what there is room for."""
-        while len(self._works) < self._at_once and not self._stopping:
-            job = await self._io.run(self._queue.take)
+        while not self._stopping:
+            job = await self._io.run(self._queue.take, self._may_take)
             if job is None:
                 break
             work = self._works[job.id] = _Work(job)
@@ -130,6 +134,12 @@ class Working:
             if work.job.id not in jobs or not is_held(jobs[work.job.id], work.job):
                 _cancel(work)
         self.open = sum(not job.ended for job in jobs.values())
+
+    def _may_take(self, job: JobRecord) -> bool:
+        """Whether there is room for a job. Batches wait for others, and take none from them; of
+        their lines there are few at a time."""
+        kinds = Counter(_room_of(work.job) for work in list(self._works.values()))
+        return kinds[_room_of(job)] < self._most[_room_of(job)]
 
     async def _do(self, work: _Work) -> None:
         job = work.job
@@ -156,6 +166,10 @@ class Working:
         job = work.job
         try:
             answer: Answer = await self._making.make(job, work.report)
+        except Faulty as error:
+            told = faults_text(error.faults)
+            faulty = JobError(code=FAULTY, message=told)
+            return lambda: self._queue.fail(job, faulty)
         except Exception as error:
             said = failure(error).body.error
             fault = JobError(code=said.code or "failed", message=said.message, param=said.param)
@@ -203,6 +217,13 @@ class Working:
             except Exception:
                 log.exception("jobs are not swept")
             await asyncio.sleep(SWEEP_S)
+
+
+def _room_of(job: JobRecord) -> str:
+    """Beside which others a job is counted."""
+    if job.kind == "batch":
+        return "batches"
+    return "jobs" if job.batch is None else "lines"
 
 
 def _cancel(work: _Work) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from configs.app import ServiceArgs
+from deployments.ingress.jobs.batches import Batches
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.jobs.files import JobFiles
 from deployments.ingress.jobs.making import Making
@@ -40,14 +41,23 @@ def local_desk(
 def local_worker(service: Service, args: ServiceArgs, objects: Objects) -> Working:
     """A worker as the deployment makes it."""
     jobs = args.jobs
+    working: list[Working] = []
+    desk = Desk(args, service, make_keyring(args), objects, lambda: working[0].nudge())
     making = Making(
-        service, JobFiles(objects), args.request_timeout_s, Workers("files", waiting=None)
+        service,
+        Batches(args, desk),
+        JobFiles(objects),
+        args.request_timeout_s,
+        Workers("files", waiting=None),
     )
-    return Working(
+    made = Working(
         JobQueue(objects, jobs.lease_s),
         making,
         at_once=jobs.at_once,
+        batch_at_once=jobs.batch_at_once,
         lease_s=jobs.lease_s,
         poll_s=jobs.poll_s,
         budgets={"video": args.video_cache_mb * 2**20, "image": jobs.budget_mb * 2**20},
     )
+    working.append(made)
+    return made

@@ -1,0 +1,306 @@
+"""Batches: many requests of a file as jobs of low priority, and their answers as files.
+
+A batch is a job itself. Whoever does it hands its lines in, some at a time, each under an id that
+follows from the batch's and its place: whoever goes on with it after a death finds them again.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from pydantic import JsonValue, ValidationError
+
+from configs.app import ServiceArgs
+from deployments.contracts.api import GenerationsBody, ImagesRequestBody
+from deployments.contracts.batches import (
+    MAX_LINES,
+    BatchBody,
+    BatchCard,
+    BatchFault,
+    BatchFaults,
+    BatchLine,
+    EditsLineBody,
+    RequestCounts,
+)
+from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
+from deployments.ingress.answer.failures import error_of, failure, invalid, passing
+from deployments.ingress.answer.metadata import wanted
+from deployments.ingress.jobs.asked import ImageAsked
+from deployments.ingress.jobs.cards import images_by_url
+from deployments.ingress.jobs.desk import Desk
+from deployments.jobs.record import JobRecord
+
+WINDOW_S = 86_400.0
+AT_ONCE = 64  # lines of a batch that are jobs at a time
+LOOK_S = 0.5
+PRIORITY = -10  # below whatever anybody waits for
+MAX_FAULTS = 20  # that are told of one file
+FAULTY = "invalid_input_file"
+
+
+class Faulty(Exception):
+    """The input file of a batch is not to be begun with."""
+
+    def __init__(self, faults: list[BatchFault]) -> None:
+        super().__init__(faults)
+        self.faults = faults
+
+
+@dataclass
+class _Lines:
+    """How the lines of a batch stand, by their place."""
+
+    ended: dict[int, tuple[bool, str]] = field(default_factory=dict)  # completed?, its line
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(completed, failed)"""
+        completed = sum(good for good, _ in self.ended.values())
+        return completed, len(self.ended) - completed
+
+    def file(self, good: bool) -> bytes:
+        """The lines of an output file, or of an error file, in order."""
+        lines = [line for _, (is_good, line) in sorted(self.ended.items()) if is_good is good]
+        return "".join(line + "\n" for line in lines).encode()
+
+
+class Batches:
+    """Does batches."""
+
+    def __init__(self, args: ServiceArgs, desk: Desk) -> None:
+        self._args = args
+        self._desk = desk
+
+    async def make(self, record: JobRecord, report: Callable[[int], None]) -> dict[str, JsonValue]:
+        """Does a batch; returns what is to be said of it. `report`: is told how far it is, in per
+        cent. Raises `Faulty`."""
+        body = batch_body(record)
+        lines = list(read_lines(await self._input(record, body), body.endpoint))
+        stands = _Lines()
+        open_jobs: dict[int, str] = {}
+        waiting = iter(enumerate(lines))
+        late = False
+        while True:
+            late = time.time() > record.created_at + WINDOW_S
+            while len(open_jobs) < AT_ONCE and not late:
+                place, line = next(waiting, (-1, None))
+                if line is None:
+                    break
+                try:
+                    child = await self._handed_in(record, place, line)
+                    open_jobs[place] = child.id
+                except TcdError as error:
+                    if passing(failure(error).body.error.code or ""):
+                        raise  # whoever does the batch asks again
+                    stands.ended[place] = (False, _failed(record, place, line, error))
+            jobs = await self._desk.lines_of(record.id)
+            for place, job_id in list(open_jobs.items()):
+                job = jobs.get(job_id)
+                if job is None or job.ended or late:
+                    del open_jobs[place]
+                    stands.ended[place] = _told(record, place, lines[place], job)
+            report(95 * len(stands.ended) // len(lines))
+            if not open_jobs and (late or len(stands.ended) == len(lines)):
+                break
+            await asyncio.sleep(LOOK_S)
+        for place in set(range(len(lines))) - stands.ended.keys():
+            stands.ended[place] = _told(record, place, lines[place], None)
+        return await self._said(record, stands, late)
+
+    async def _input(self, record: JobRecord, body: BatchBody) -> bytes:
+        try:
+            file = await self._desk.get(body.input_file_id, record.owner, "file")
+            return await self._desk.content(file)
+        except NotFound as error:
+            raise Faulty([BatchFault(code="not_found", message=str(error))]) from None
+
+    async def _handed_in(self, record: JobRecord, place: int, line: BatchLine) -> JobRecord:
+        asked = self._asked(line)
+        job_id = f"image_{hashlib.sha256(f'{record.id} {place}'.encode()).hexdigest()[:32]}"
+        return await self._desk.submit_line(asked, job_id, record)
+
+    def _asked(self, line: BatchLine) -> ImageAsked:
+        """A line's request. Raises `InvalidRequest`."""
+        kind = GenerationsBody if line.url == "/v1/images/generations" else EditsLineBody
+        try:
+            body: ImagesRequestBody = kind.model_validate(line.body)
+        except ValidationError as error:
+            raise invalid(error) from None
+        for name, given in {"stream": body.stream, "async": body.later}.items():
+            if given:
+                raise InvalidRequest(f"{name} is not taken in a batch", name)
+        if body.response_format == "b64_json":
+            raise InvalidRequest(
+                "a batch answers with the URLs of its images: response_format is url",
+                "response_format",
+            )
+        if isinstance(body, EditsLineBody):
+            request = body.to_request(body.image, body.mask)
+        else:
+            assert isinstance(body, GenerationsBody)
+            request = body.to_request()
+        return ImageAsked(
+            request=replace(request, priority=PRIORITY),
+            output_format=body.output_format,
+            output_compression=body.output_compression,
+            metadata=wanted(body.metadata, self._args.metadata),
+            quality=body.quality or "auto",
+            ignored=tuple(body.ignored),
+            events=body.EVENTS,
+        )
+
+    async def _said(self, record: JobRecord, stands: _Lines, late: bool) -> dict[str, JsonValue]:
+        completed, failed = stands.counts
+        said: dict[str, JsonValue] = {
+            "total": len(stands.ended),
+            "completed": completed,
+            "failed": failed,
+            "expired": late,
+        }
+        for name, good in (("output", True), ("error", False)):
+            data = stands.file(good)
+            if data:
+                file_id = f"file-{hashlib.sha256(f'{record.id} {name}'.encode()).hexdigest()[:32]}"
+                file = await self._desk.keep_file(
+                    data, f"{record.id}_{name}.jsonl", "batch_output", record.caller, file_id
+                )
+                said[f"{name}_file_id"] = file.id
+        return said
+
+
+def batch_body(record: JobRecord) -> BatchBody:
+    """What a batch was asked for."""
+    return BatchBody.model_validate(record.request)
+
+
+def batch_card(record: JobRecord, children: Iterable[JobRecord]) -> BatchCard:
+    """A batch, as OpenAI shows it. `children`: its jobs, for the counts of one that goes on."""
+    body, outcome = batch_body(record), record.outcome
+    status: str = "validating" if record.status == "queued" else record.status
+    if record.status == "completed" and outcome.get("expired"):
+        status = "expired"
+    if record.ended and outcome:
+        counts = RequestCounts.model_validate(outcome)
+    else:
+        jobs = list(children)
+        completed = sum(job.status == "completed" for job in jobs)
+        counts = RequestCounts(
+            total=len(jobs), completed=completed, failed=sum(j.ended for j in jobs) - completed
+        )
+    faults = None
+    if record.error is not None:
+        faults = BatchFaults(data=_faults(record))
+    return BatchCard.model_validate(
+        {
+            "id": record.id,
+            "endpoint": body.endpoint,
+            "errors": faults,
+            "input_file_id": body.input_file_id,
+            "status": status,
+            "output_file_id": outcome.get("output_file_id"),
+            "error_file_id": outcome.get("error_file_id"),
+            "created_at": int(record.created_at),
+            "expires_at": int(record.created_at + WINDOW_S),
+            **({f"{status}_at": int(record.ended_at)} if record.ended_at is not None else {}),
+            "request_counts": counts,
+            "metadata": body.metadata,
+        }
+        | ({} if record.started_at is None else {"in_progress_at": int(record.started_at)})
+    )
+
+
+def faults_text(faults: list[BatchFault]) -> str:
+    """Faults as a record keeps them."""
+    return json.dumps([fault.model_dump() for fault in faults])
+
+
+def read_lines(data: bytes, endpoint: str) -> Iterator[BatchLine]:
+    """The lines of an input file. Raises `Faulty` with all that is wrong with it."""
+    faults: list[BatchFault] = []
+    lines: list[BatchLine] = []
+    seen: set[str] = set()
+    texts = [(n, text) for n, text in enumerate(data.split(b"\n"), 1) if text.strip()]
+    if not texts:
+        faults.append(BatchFault(code="empty_file", message="the file has no lines"))
+    if len(texts) > MAX_LINES:
+        message = f"the file has {len(texts)} lines; {MAX_LINES} at most"
+        raise Faulty([BatchFault(code="too_many_lines", message=message)])
+    for number, text in texts:
+        try:
+            line = BatchLine.model_validate(json.loads(text))
+        except ValidationError as error:
+            wrong = invalid(error)
+            faults.append(_fault(number, "invalid_line", str(wrong), wrong.param))
+            continue
+        except (ValueError, RecursionError):
+            faults.append(_fault(number, "invalid_json_line", "this line is not valid JSON"))
+            continue
+        if line.url != endpoint:
+            said = f"url is {line.url}; the batch's endpoint is {endpoint}"
+            faults.append(_fault(number, "mismatched_url", said, "url"))
+        if line.custom_id in seen:
+            said = f"custom_id {line.custom_id!r} is given twice"
+            faults.append(_fault(number, "duplicate_custom_id", said, "custom_id"))
+        seen.add(line.custom_id)
+        lines.append(line)
+    if faults:
+        raise Faulty(faults[:MAX_FAULTS])
+    yield from lines
+
+
+def _fault(line: int, code: str, message: str, param: str | None = None) -> BatchFault:
+    return BatchFault(code=code, message=message, param=param, line=line)
+
+
+def _faults(record: JobRecord) -> list[BatchFault]:
+    assert record.error is not None
+    if record.error.code != FAULTY:
+        return [BatchFault(code=record.error.code, message=record.error.message)]
+    return [BatchFault.model_validate(one) for one in json.loads(record.error.message)]
+
+
+def _told(
+    record: JobRecord, place: int, line: BatchLine, job: JobRecord | None
+) -> tuple[bool, str]:
+    """Whether a line was completed, and its line of a file of answers."""
+    if job is not None and job.status == "completed":
+        body = images_by_url(job, record.base_url).model_dump(mode="json", exclude_none=True)
+        return True, _line(record, place, line, 200, body, job.id)
+    if job is not None and job.error is not None:
+        error = error_of(job.error.code, job.error.message, job.error.param)
+        return False, _failed(record, place, line, error)
+    code = "batch_expired" if job is None or not job.ended else "cancelled"
+    message = "the batch's time was over" if code == "batch_expired" else "it was cancelled"
+    return False, json.dumps(
+        {
+            "id": _line_id(record, place),
+            "custom_id": line.custom_id,
+            "response": None,
+            "error": {"code": code, "message": message},
+        }
+    )
+
+
+def _failed(record: JobRecord, place: int, line: BatchLine, error: TcdError) -> str:
+    refusal = failure(error)
+    return _line(record, place, line, refusal.status, refusal.body.model_dump(), "")
+
+
+def _line(
+    record: JobRecord, place: int, line: BatchLine, status: int, body: object, request_id: str
+) -> str:
+    return json.dumps(
+        {
+            "id": _line_id(record, place),
+            "custom_id": line.custom_id,
+            "response": {"status_code": status, "request_id": request_id, "body": body},
+            "error": None,
+        }
+    )
+
+
+def _line_id(record: JobRecord, place: int) -> str:
+    return f"batch_req_{record.id.removeprefix('batch_')}_{place}"
