@@ -86,7 +86,7 @@ class JobsArgs(Frozen):
     max_file_mb: int = Field(32, ge=1, le=512)
     keep_s: float = Field(86_400.0, gt=0)
     budget_mb: int = Field(4096, ge=1)
-    at_once: int = Field(16, ge=1, le=256)
+    at_once: int = Field(8, ge=1, le=256)
     lease_s: float = Field(30.0, ge=2)
     poll_s: float = Field(1.0, ge=0.05)
     webhooks: WebhookArgs | None = None

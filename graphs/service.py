@@ -34,15 +34,20 @@ INGRESS = serve.deployment(
 JOB_WORKER = serve.deployment(
     name="JobWorker",
     max_ongoing_requests=MAX_ONGOING_REQUESTS,
-    autoscaling_config={
-        "min_replicas": 1,
-        "max_replicas": 4,
-        "policy": AutoscalingPolicy(policy_function=ByOpenJobs),
-    },
     ray_actor_options={"num_cpus": 0.1},
     logging_config={"enable_access_log": False},  # it is told of every job
     **LASTING,
 )(JobWorker)
+
+
+def job_worker(at_once: int) -> Deployment:
+    """Replicas by the jobs that are open, each of which does so many at a time."""
+    policy = AutoscalingPolicy(policy_function=ByOpenJobs, policy_kwargs={"at_once": at_once})
+    return JOB_WORKER.options(
+        autoscaling_config={"min_replicas": 1, "max_replicas": 4, "policy": policy}
+    )
+
+
 JOB_STORE = serve.deployment(
     name="JobStore",
     num_replicas=1,
@@ -96,5 +101,5 @@ def build(args: ServiceArgs) -> Application:
     maps = MAP_STORE.bind(args.map_cache_mb * MIB, canny, depth, encoders)
     directory = DIRECTORY.bind(args)
     store = JOB_STORE.bind() if isinstance(args.jobs.storage, TemporaryJobs) else None
-    worker = JOB_WORKER.bind(args, maps, directory, store, route)
+    worker = job_worker(args.jobs.at_once).bind(args, maps, directory, store, route)
     return INGRESS.bind(args, maps, worker, store, directory, route)

@@ -95,7 +95,7 @@ class ByOpenJobs:
         at_once: jobs of a worker; by default as `jobs.at_once` is by default.
     """
 
-    def __init__(self, at_once: int = 16) -> None:
+    def __init__(self, at_once: int = 8) -> None:
         self._at_once = at_once
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[float, dict[str, object]]:

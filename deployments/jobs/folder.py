@@ -4,20 +4,22 @@ locks (NFS 4, EFS, Lustre)."""
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import _TemporaryFileWrapper
 
 from deployments.contracts.errors import StorageUnavailable
 from deployments.jobs.objects import Listed, Stored
 
-FILES, LOCKS = "files", "locks"
+FILES, LOCKS, NEW = "files", "locks", "new"
 LOCK_FILES = 64  # names share them: writers of other names seldom wait for each other
 PATIENCE_S = 10.0  # for a lock; a writer holds it for milliseconds
 PAUSE_S = 0.005
+UNFINISHED_S = 86_400.0  # a file that is being written for so long has no writer any more
+NAME = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 
 
 class FolderObjects:
@@ -28,12 +30,13 @@ class FolderObjects:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files, self._locks = folder / FILES, folder / LOCKS
+        self._files, self._locks, self._new = folder / FILES, folder / LOCKS, folder / NEW
+        self._forget_unfinished()
 
     def read(self, name: str) -> Stored | None:
         """As `Objects`."""
         try:
-            content = (self._files / name).read_bytes()
+            content = self._place(name).read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -63,7 +66,7 @@ class FolderObjects:
             if tag is not None and (found := self.read(name)) is not None and found.tag != tag:
                 return
             try:
-                (self._files / name).unlink(missing_ok=True)
+                self._place(name).unlink(missing_ok=True)
             except OSError as error:
                 raise _unavailable(error) from error
         with suppress(OSError):  # others are in it, or it is gone
@@ -71,27 +74,54 @@ class FolderObjects:
 
     def listed(self, prefix: str) -> Iterator[Listed]:
         """As `Objects`."""
-        folder = self._files / prefix.rpartition("/")[0]
+        folder = prefix[: prefix.rfind("/") + 1]
         try:
-            found = sorted(_walked(folder, self._files))
+            found = sorted(_walked(str(self._files / folder), folder))
         except OSError as error:
             raise _unavailable(error) from error
         yield from (one for one in found if one.name.startswith(prefix))
 
     def _write(self, name: str, content: bytes) -> None:
-        place = self._files / name
+        place = self._place(name)
         try:
-            with _new_file(place.parent) as file:
+            self._new.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._new, delete=False) as file:
                 try:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())  # what is accepted outlives the machine
-                    os.replace(file.name, place)
+                    self._show(file.name, place)
                 except BaseException:
                     os.unlink(file.name)
                     raise
         except OSError as error:
             raise _unavailable(error) from error
+
+    def _show(self, written: str, place: Path) -> None:
+        """Gives a file its name, in a folder that whoever deletes may remove at any time."""
+        while True:
+            made = not place.parent.is_dir()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.replace(written, place)
+            except FileNotFoundError:
+                continue
+            _sync(place.parent)
+            if made:
+                _sync(place.parent.parent)
+            return
+
+    def _place(self, name: str) -> Path:
+        if NAME.fullmatch(name) is None or ".." in name:
+            raise ValueError(f"{name!r} is no name of an object")
+        return self._files / name
+
+    def _forget_unfinished(self) -> None:
+        """What processes that were killed in a write have left."""
+        with suppress(OSError):
+            for file in self._new.iterdir():
+                if time.time() - file.stat().st_mtime > UNFINISHED_S:
+                    file.unlink()
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -114,29 +144,26 @@ class FolderObjects:
             os.close(lock)
 
 
-def _new_file(folder: Path) -> "_TemporaryFileWrapper[bytes]":
-    """A file without a name yet, in a folder that who deletes may remove at any time."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            return tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False)
+def _sync(folder: Path) -> None:
+    """A name is there for good when its folder is."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
-def _walked(folder: Path, root: Path) -> Iterator[Listed]:
-    """All whole files below a folder."""
-    for path, _, names in os.walk(folder, onerror=_unless_gone):
-        for name in names:
-            file = Path(path, name)
-            if not name.startswith("."):
-                with suppress(FileNotFoundError):  # it was removed since
-                    found = file.stat()
-                    version = f"{found.st_ino}-{found.st_mtime_ns}"
-                    yield Listed(file.relative_to(root).as_posix(), version, found.st_mtime)
-
-
-def _unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
+def _walked(folder: str, below: str) -> Iterator[Listed]:
+    """All files of a folder, whose name in the list begins with `below`."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walked(entry.path, f"{below}{entry.name}/")
+                continue
+            with suppress(FileNotFoundError):  # it was removed since
+                found = entry.stat()
+                version = f"{found.st_ino}-{found.st_mtime_ns}"
+                yield Listed(below + entry.name, version, found.st_mtime)
 
 
 def _taken(lock: int) -> bool:

@@ -6,6 +6,8 @@ nobody has written it since. A worker that stood still finds its lease taken, an
 not count.
 """
 
+import logging
+import re
 import threading
 import time
 from collections import Counter
@@ -16,7 +18,7 @@ from uuid import uuid4
 
 from pydantic import JsonValue
 
-from deployments.contracts.errors import Conflict, NotFound
+from deployments.contracts.errors import Conflict, NotFound, StorageUnavailable
 from deployments.jobs.objects import Objects
 from deployments.jobs.record import JobError, JobFile, JobRecord, Kind, Lease
 
@@ -27,7 +29,10 @@ POISONED = JobError(
     code="attempts_exhausted",
     message=f"{MOST_ATTEMPTS} workers went away while they worked on it: it may be what ends them",
 )
+ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+CALL = "call of "  # before a job's id: what is seen of who tells of it
 ORPHANED_S = 86_400.0  # files whose job nobody has accepted by then are of none
+log = logging.getLogger("ray.serve.tcd.jobs")
 
 
 class LeaseLost(Exception):
@@ -80,6 +85,9 @@ class JobQueue:
         self._seen: dict[str, _Seen] = {}
         self._known: dict[str, _Known] = {}
         self._looking = threading.Lock()
+        self._looks = 0
+        self._looked_at = clock()
+        self._failed: StorageUnavailable | None = None
 
     def add(self, job: JobRecord) -> JobRecord:
         """Accepts a job: from here on it is never lost. If there is one of its id already, that is
@@ -92,7 +100,7 @@ class JobQueue:
 
     def get(self, job_id: str) -> JobRecord:
         """A job. Raises `NotFound`."""
-        found = self._find(job_id)
+        found = self._find(job_id) if ID.fullmatch(job_id) else None
         if found is None:
             raise NotFound(f"job {job_id!r} does not exist", "job_id")
         return found.record
@@ -102,10 +110,21 @@ class JobQueue:
         records = [found.record for found in self._look()]
         return sorted(records, key=lambda record: (record.created_at, record.id))
 
-    def take(self, may: Callable[[JobRecord], bool] = lambda _: True) -> JobRecord | None:
+    def seen(self) -> Sequence[JobRecord]:
+        """All jobs, as the last look has shown them."""
+        return [found.record for found in self._view()]
+
+    def take(
+        self, may: Callable[[JobRecord], bool] = lambda _: True, anew: bool = True
+    ) -> JobRecord | None:
         """A job to work on, of those that `may` be: `None`, if there is none. One that was taken
-        too often before fails instead, and one whose batch has ended is cancelled."""
-        jobs = {found.record.id: found for found in self._look() if not found.record.ended}
+        too often before fails instead, and one whose batch has ended is cancelled.
+
+        Args:
+            anew: looks at the jobs first; else they are taken as the last look has shown them.
+        """
+        every = self._look() if anew else self._view()
+        jobs = {found.record.id: found for found in every if not found.record.ended}
         for record in in_turn([found.record for found in jobs.values()]):
             found = jobs[record.id]
             if not self._is_free(record) or not may(record):
@@ -173,13 +192,11 @@ class JobQueue:
     def take_call(self, but: Collection[str] = ()) -> JobRecord | None:
         """A job, none of these, of which somebody is to be told; nobody else tells it now. `None`:
         there is none, as far as the last look at the jobs has shown."""
-        with self._looking:
-            every = [known.found for known in self._known.values()]
-        for found in sorted(every, key=lambda found: found.record.ended_at or 0.0):
+        for found in sorted(self._view(), key=lambda found: found.record.ended_at or 0.0):
             record = found.record
             if record.untold is None or record.id in but:
                 continue
-            if not self._is_silent(f"call of {record.id}", record.call):
+            if not self._is_silent(CALL + record.id, record.call):
                 continue
             taken = record.changed(call=Lease(holder=uuid4().hex))
             if self._put(found, taken):
@@ -211,6 +228,12 @@ class JobQueue:
         self.cancel(job_id)
         found = self._find(job_id)
         if found is not None:
+            self._forget(found)
+
+    def forget(self, job: JobRecord) -> None:
+        """Forgets this job, with all its files, but no other that has its id by now."""
+        found = self._find(job.id)
+        if found is not None and found.record.folder == job.folder:
             self._forget(found)
 
     def sweep(self, budgets: Mapping[Kind, int] | None = None) -> int:
@@ -253,7 +276,8 @@ class JobQueue:
 
     def clear(self, job: JobRecord) -> None:
         """Removes what was made for a job that has been forgotten meanwhile."""
-        if self._find(job.id) is None:
+        found = self._find(job.id)
+        if found is None or found.record.folder != job.folder:
             for file in list(self._objects.listed(job.folder)):
                 self._objects.delete(file.name)
 
@@ -282,21 +306,60 @@ class JobQueue:
             return False
         return self._clock() - seen.since > self._lease_s
 
+    def _view(self) -> Sequence[_Found]:
+        """All jobs, as the last look has shown them."""
+        return [each.found for each in list(self._known.values())]
+
     def _look(self) -> Sequence[_Found]:
-        """All jobs as they stand; those are read that were written since the last look."""
+        """All jobs as they stand. Who waits for a look that began after he came shares it, and how
+        it failed: a storage that hangs is asked by one at a time."""
+        begun = self._looks
         with self._looking:
+            if self._looks > begun:
+                if self._failed is not None:
+                    raise StorageUnavailable(str(self._failed)) from self._failed
+                return self._view()
+            return self._looked()
+
+    def _looked(self) -> Sequence[_Found]:
+        """Reads what was written since the last look."""
+        self._looks += 1
+        try:
             known: dict[str, _Known] = {}
             for listed in self._objects.listed(RECORDS):
                 job_id = listed.name.removeprefix(RECORDS)
                 before = self._known.get(job_id)
                 if before is not None and before.version == listed.version:
                     known[job_id] = before
-                elif (found := self._find(job_id)) is not None:
+                elif (found := self._readable(job_id)) is not None:
                     known[job_id] = _Known(listed.version, found)
-            self._known = known
-            for what in [w for w in self._seen if w.removeprefix("call of ") not in known]:
+        except StorageUnavailable as error:
+            self._failed = error
+            raise
+        self._failed = None
+        self._known = known
+        self._note_look()
+        return self._view()
+
+    def _note_look(self) -> None:
+        """While nobody could look, nobody could renew a lease either: their time begins anew."""
+        now = self._clock()
+        blind = now - self._looked_at > self._lease_s / 3
+        for what in list(self._seen):
+            if blind or what.removeprefix(CALL) not in self._known:
                 del self._seen[what]
-            return [each.found for each in known.values()]
+        self._looked_at = now
+
+    def _readable(self, job_id: str) -> _Found | None:
+        """A job, if it is one: other files in its place, and what a later release has written,
+        must stop no other job."""
+        if ID.fullmatch(job_id) is None:
+            return None
+        try:
+            return self._find(job_id)
+        except ValueError as error:
+            log.error("job %s cannot be read: %s", job_id, error)
+            return None
 
     def _change_held(self, job: JobRecord, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
         try:
@@ -321,12 +384,20 @@ class JobQueue:
         return _Found(JobRecord.model_validate_json(stored.content), stored.tag)
 
     def _put(self, found: _Found, record: JobRecord) -> bool:
-        return self._objects.replace(_name(record.id), _text(record), found.tag) is not None
+        tag = self._objects.replace(_name(record.id), _text(record), found.tag)
+        if tag is not None and record.id in self._known:
+            self._known[record.id] = _Known("", _Found(record, tag))  # the next look reads it
+        return tag is not None
 
 
 def is_held(record: JobRecord, job: JobRecord) -> bool:
     """Whether a job, as it stands, is still of whoever took it."""
     return not record.ended and _same_lease(record, job)
+
+
+def has_last_chance(job: JobRecord, taken: bool = False) -> bool:
+    """Whether a job that waits, or that was `taken`, fails if one more worker goes away over it."""
+    return job.kind != "batch" and job.attempts >= MOST_ATTEMPTS - (not taken)
 
 
 def same(known: JobRecord, digest: str) -> JobRecord:
@@ -373,7 +444,7 @@ def _name(job_id: str) -> str:
 
 
 def _folder(file: str) -> str:
-    return file[: file.index("/", len(FILES)) + 1]
+    return FILES + file.removeprefix(FILES).partition("/")[0] + "/"
 
 
 def _text(job: JobRecord) -> bytes:

@@ -12,9 +12,10 @@ ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
 
 
 class Kept(BaseModel):
-    """Of what is kept: never changed, only written anew."""
+    """Of what is kept: never changed, only written anew. What another release has written beside
+    is kept, too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class Lease(Kept):

@@ -59,7 +59,12 @@ class RemoteObjects:
         raise AssertionError
 
     def _in_time(self, asked: Coroutine[Any, Any, Answer]) -> Answer:
-        return asyncio.run_coroutine_threadsafe(asked, self._loop).result(PATIENCE_S)
+        answer = asyncio.run_coroutine_threadsafe(asked, self._loop)
+        try:
+            return answer.result(PATIENCE_S)
+        except TimeoutError:
+            answer.cancel()  # nobody waits for it any more
+            raise
 
     async def _call(self, method: str, args: tuple[object, ...]) -> object:
         response = getattr(self._store, method).remote(*args)

@@ -131,8 +131,8 @@ def make_app(
     async def refuse(request: Request, error: TcdError) -> Response:
         return answer_to(request.scope, failure(error))
 
-    shown = Shown(desk, args.public_url)
-    jobs = Jobs(desk, shown, Once(service, desk, shown))
+    shown = Shown(desk, args.public_url, answers)
+    jobs = Jobs(desk, shown, Once(service, desk, shown, answers))
     app.include_router(image_routes(service, storage, bodies, answers, jobs, args.metadata))
 
     @app.post("/v1/preprocess/{preprocessor}", response_class=Response)

@@ -17,9 +17,11 @@ from deployments.ingress.http.keys import owner_of
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.cards import asked_of, images_body, images_by_url, job_card
 from deployments.ingress.jobs.desk import Desk
+from deployments.ingress.request.workers import Workers
 from deployments.jobs.record import JobFile, JobRecord, Kind
 
 POLL_HEADER = "openai-poll-after-ms"  # the official client asks again after so long
+KEEPALIVE = ": nothing new\n\n"  # so that no proxy takes the connection for dead
 POLL_MS = {"queued": 1000, "in_progress": 500}
 FILE_HEADERS = {
     "cache-control": "private, max-age=86400, immutable",
@@ -97,10 +99,12 @@ class Shown:
 
     Args:
         public_url: where clients reach the service; `None`: where they say that they do.
+        workers: threads that encode.
     """
 
-    def __init__(self, desk: Desk, public_url: str | None) -> None:
+    def __init__(self, desk: Desk, public_url: str | None, workers: Workers) -> None:
         self._desk = desk
+        self._workers = workers
         self._public_url = public_url
 
     def by_url(self, request: Request, record: JobRecord, position: int | None) -> JobCard:
@@ -114,7 +118,7 @@ class Shown:
             card.result = await self.images(request, record)
         wait_ms = POLL_MS.get(record.status)
         headers = {} if wait_ms is None else {POLL_HEADER: str(wait_ms)}
-        return _json(card, status, headers)
+        return await self._workers.run(_json, card, status, headers)
 
     async def images(self, request: Request, record: JobRecord) -> ImagesBody:
         """The answer of images that are completed."""
@@ -124,7 +128,7 @@ class Shown:
         for image in body.data:
             if image.url is not None:
                 data, _ = await self._desk.file(record, image.url)
-                image.b64_json, image.url = base64.b64encode(data).decode(), None
+                image.b64_json, image.url = await self._workers.run(_text, data), None
         return body
 
     async def events(self, request: Request, record: JobRecord) -> AsyncGenerator[str]:
@@ -132,6 +136,9 @@ class Shown:
         told: set[str] = set()
         try:
             async for now in self._desk.followed(record):
+                if now is None:
+                    yield KEEPALIVE
+                    continue
                 for preview in now.previews:
                     if preview.name not in told:
                         told.add(preview.name)
@@ -147,6 +154,10 @@ class Shown:
     def base_url(self, request: Request) -> str:
         """Where clients reach the service."""
         return (self._public_url or str(request.base_url)).rstrip("/")
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _inline(record: JobRecord) -> bool:

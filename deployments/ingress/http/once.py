@@ -4,46 +4,52 @@ Such a request becomes a job, for whose end its connection waits. So its answer 
 connection, and the process that took the request.
 """
 
+import asyncio
 import base64
 import io
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from PIL import Image
 
 from deployments.contracts.api import ImagesBody
-from deployments.contracts.errors import Cancelled, DeadlineExceeded, TcdError
+from deployments.contracts.errors import Cancelled, DeadlineExceeded, NotFound, NotReady, TcdError
 from deployments.contracts.jobs import Usage
 from deployments.ingress.answer.failures import error_of, failure, passing
 from deployments.ingress.answer.usage import usage_body
 from deployments.ingress.http.bodies import JSON
 from deployments.ingress.http.events import CompletedEvent, FailedEvent, PartialImageEvent
-from deployments.ingress.http.jobs import Shown, places
+from deployments.ingress.http.jobs import KEEPALIVE, Shown, places
 from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.refusals import log_refusal
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.request.service import Service
+from deployments.ingress.request.workers import Workers
 from deployments.jobs.record import JobFile, JobRecord
 
 
 class Once:
     """Answers that come once."""
 
-    def __init__(self, service: Service, desk: Desk, shown: Shown) -> None:
+    def __init__(self, service: Service, desk: Desk, shown: Shown, workers: Workers) -> None:
         self._service = service
         self._desk = desk
         self._shown = shown
+        self._workers = workers
 
     async def images(self, request: Request, asked: ImageAsked, key: str) -> Response:
         """The answer to a request for images. Raises the `TcdError` that it failed with; one that
         passes is not kept."""
         record = await self._submitted(request, asked, key)
-        record = await self._ended(record, asked)
+        with self._in_time(asked):
+            async with asyncio.timeout(self._service.time_of(asked.request)):
+                record = await self._accepted(await self._desk.ended(record, None))
         body = await self._shown.images(request, record)
-        return Response(body.model_dump_json(exclude_none=True), media_type=JSON)
+        return Response(await self._workers.run(_json, body), media_type=JSON)
 
     async def stream(self, request: Request, asked: ImageAsked, key: str) -> Response:
         """The same as events. Partial images are those that are there when it is asked."""
@@ -55,23 +61,25 @@ class Once:
         self._service.time_of(asked.request)
         return await self._desk.submit(asked, key, caller_of(request), awaited=True)
 
-    async def _ended(self, record: JobRecord, asked: ImageAsked) -> JobRecord:
-        timeout_s = self._service.time_of(asked.request)
+    @contextmanager
+    def _in_time(self, asked: ImageAsked) -> Iterator[None]:
+        """What it means that a job that is waited for is late, or gone."""
         try:
-            ended = await self._desk.ended(record, timeout_s)
+            yield
         except TimeoutError:
             raise DeadlineExceeded(
-                f"the request was not done within {timeout_s:g} s; it goes on, and the same key "
-                "gets its answer"
+                f"the request was not done within {self._service.time_of(asked.request):g} s; it "
+                "goes on, and the same key gets its answer"
             ) from None
-        return await self._accepted(ended)
+        except NotFound:
+            raise NotReady("the request was forgotten before it was done; try again") from None
 
     async def _accepted(self, ended: JobRecord) -> JobRecord:
         if ended.status == "cancelled":
             raise Cancelled("the request was cancelled as a job")
         if ended.error is not None:
             if passing(ended.error.code):
-                await self._desk.delete(ended.id)
+                await self._desk.forget(ended)
             raise error_of(ended.error.code, ended.error.message, ended.error.param)
         return ended
 
@@ -79,24 +87,37 @@ class Once:
         self, request: Request, record: JobRecord, asked: ImageAsked
     ) -> AsyncGenerator[str]:
         told: set[str] = set()
+        until = time.monotonic() + self._service.time_of(asked.request)
         try:
-            async for now in self._desk.followed(record):
-                for preview in now.previews:
-                    if preview.name not in told:
-                        told.add(preview.name)
-                        data = await self._desk.preview(now, preview)
-                        if data is not None:
-                            yield _event(_partial(asked, preview, data))
-                record = now
-            await self._accepted(record)
-            body = await self._shown.images(request, record)
+            with self._in_time(asked):
+                async with aclosing(self._desk.followed(record)) as states:
+                    async for now in states:
+                        if time.monotonic() > until:
+                            raise TimeoutError
+                        if now is None:
+                            yield KEEPALIVE
+                            continue
+                        record = now
+                        for preview in now.previews:
+                            if preview.name not in told:
+                                told.add(preview.name)
+                                data = await self._desk.preview(now, preview)
+                                if data is not None:
+                                    event = await self._workers.run(_partial, asked, preview, data)
+                                    yield _event(event)
+                await self._accepted(record)
+                body = await self._shown.images(request, record)
             for index, image in enumerate(body.data):
                 told_of = _completed if image.error is None else _failed
-                yield _event(told_of(asked, index, body))
+                yield await self._workers.run(_event, told_of(asked, index, body))
         except TcdError as error:
             refusal = failure(error)
             log_refusal(request.scope, refusal.status, refusal.body.error, "broken off")
             yield f"event: error\ndata: {refusal.body.model_dump_json()}\n\n"
+
+
+def _json(body: ImagesBody) -> bytes:
+    return body.model_dump_json(exclude_none=True).encode()
 
 
 def _partial(asked: ImageAsked, preview: JobFile, data: bytes) -> PartialImageEvent:

@@ -2,17 +2,24 @@
 
 import asyncio
 import hashlib
+import math
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, NamedTuple, TypeVar
 
 from configs.app import ServiceArgs
 from deployments.contracts.batches import BatchBody
-from deployments.contracts.errors import InvalidRequest, NotFound, QueueFull, RateLimited
+from deployments.contracts.errors import (
+    InvalidRequest,
+    NotFound,
+    QueueFull,
+    RateLimited,
+    StorageUnavailable,
+)
 from deployments.contracts.jobs import Caller
 from deployments.contracts.places import Places
 from deployments.ingress.jobs.asked import (
@@ -40,7 +47,11 @@ FULL_RETRY_MS = 10_000
 POLL_S = (0.03, 0.5)  # between two looks at a job that is waited for: more as it lasts longer
 POLL_GROWTH = 1.3
 PICTURE = "picture"  # suffix of the files of a request's pictures
-THREADS = 16
+THREADS = 32
+LOOKS = 2  # one is under way, and one shared by all who came since
+PATIENCE_S = 60.0  # for the storage to answer
+AWAY_S = 30.0  # that it may be away while somebody waits for a job
+KEEPALIVE_S = 15.0
 LINES_TYPE = "application/jsonl"
 
 Answer = TypeVar("Answer")
@@ -79,7 +90,8 @@ class Desk:
         self._queue = JobQueue(objects)
         self._files = JobFiles(objects)
         self._nudge = nudge
-        self._io = Workers("work on jobs", threads=THREADS)
+        self._io = Workers("work on jobs", threads=THREADS, waiting=None)
+        self._looking = Workers("looks at jobs", threads=LOOKS, waiting=None)
         self._glances: dict[str, asyncio.Task[JobRecord]] = {}
 
     async def submit(
@@ -103,7 +115,7 @@ class Desk:
             base_url: of the service, for whoever is told of the job.
         """
         kind: Kind = "video" if isinstance(asked, VideoAsked) else "image"
-        digest = await self._io.run(digest_of, asked)
+        digest = await self._run(digest_of, asked)
         job_id = id_of(kind, caller, key)
         if key is not None and (known := await self._known(job_id)) is not None:
             return same(known, digest)
@@ -132,7 +144,7 @@ class Desk:
     async def submit_line(self, asked: ImageAsked, job_id: str, batch: JobRecord) -> JobRecord:
         """The same for a line of a batch, which has no limit of its own and is kept as long."""
         with suppress(NotFound):
-            return await self._io.run(self._queue.get, job_id)
+            return await self._run(self._queue.get, job_id)
         outline = await self._service.check_job(asked.request, batch.caller)
         job = batch.model_copy(
             update={
@@ -165,7 +177,7 @@ class Desk:
                 "pictures_size": sum(file.size for file in pictures.values()),
             }
         )
-        accepted = await self._io.run(self._queue.add, job)
+        accepted = await self._run(self._queue.add, job)
         if accepted.folder != job.folder:  # asked twice at once
             await together(self._removed(job.folder, file) for file in pictures.values())
         self._nudge()
@@ -195,7 +207,7 @@ class Desk:
             base_url=base_url,
             keep_s=self._keep_s("batch", caller),
         )
-        accepted = await self._io.run(self._queue.add, job)
+        accepted = await self._run(self._queue.add, job)
         self._nudge()
         return accepted
 
@@ -210,7 +222,7 @@ class Desk:
         """Keeps a file of lines; with `file_id` the one that is there of that id, if it is."""
         await self._check_room("file", caller)
         folder = fresh_folder()
-        file = await self._io.run(self._files.write, folder, name, data, "jsonl", LINES_TYPE)
+        file = await self._run(self._files.write, folder, name, data, "jsonl", LINES_TYPE)
         now = time.time()
         job = JobRecord(
             id=file_id or id_of("file", caller, None),
@@ -226,18 +238,18 @@ class Desk:
             results=(file,),
             ended_at=now,
         )
-        kept = await self._io.run(self._queue.add, job)
+        kept = await self._run(self._queue.add, job)
         if kept.folder != folder:
             await self._removed(folder, file)
         return kept
 
     async def content(self, record: JobRecord) -> bytes:
         """What is in a file of lines. Raises `NotFound`."""
-        return await self._io.run(self._files.read, record, record.results[0].name)
+        return await self._run(self._files.read, record, record.results[0].name)
 
     async def lines_of(self, batch_id: str) -> dict[str, JobRecord]:
         """The jobs of a batch, by id."""
-        jobs = await self._io.run(self._queue.jobs)
+        jobs = await self._looked()
         return {job.id: job for job in jobs if job.batch == batch_id}
 
     async def get(
@@ -249,7 +261,7 @@ class Desk:
     ) -> JobRecord:
         """A job as it stands. Raises `NotFound`, naming `param`."""
         try:
-            record = await self._io.run(self._queue.get, job_id)
+            record = await self._run(self._queue.get, job_id)
         except NotFound:
             record = None
         found = record is not None and (
@@ -269,7 +281,7 @@ class Desk:
         kind: Kind | None = None,
     ) -> Page:
         """Jobs in the order of their creation, from the one behind `after` on."""
-        every = await self._io.run(self._queue.jobs)
+        every = await self._looked()
         jobs = [
             job
             for job in every
@@ -289,21 +301,21 @@ class Desk:
         """How many jobs are to be begun before one that is queued."""
         if record.status != "queued":
             return None
-        return positions(await self._io.run(self._queue.jobs)).get(record.id)
+        return positions(await self._looked()).get(record.id)
 
     async def cancel(
         self, job_id: str, owner: str | None = None, kind: Kind | None = None
     ) -> JobRecord:
         """Stops a job at its next step; one that has ended stays as it is."""
         record = await self.get(job_id, owner, kind)
-        stopped = await self._io.run(self._queue.cancel, record.id)
+        stopped = await self._run(self._queue.cancel, record.id)
         self._nudge()
         return stopped
 
     async def delete(self, job_id: str, owner: str | None = None, kind: Kind | None = None) -> None:
         """Stops a job if it is being done, and forgets it with all its files."""
         record = await self.get(job_id, owner, kind)
-        await self._io.run(self._queue.delete, record.id)
+        await self._run(self._queue.delete, record.id)
         self._nudge()
 
     async def file(self, record: JobRecord, role: str) -> tuple[bytes, str]:
@@ -317,7 +329,7 @@ class Desk:
             )
         for file in record.results:
             if file.role == role:
-                return await self._io.run(self._files.read, record, file.name), file.media_type
+                return await self._run(self._files.read, record, file.name), file.media_type
         roles = ", ".join(file.role for file in record.results)
         raise NotFound(f"job {record.id!r} has no {role!r}; it has: {roles}", "index")
 
@@ -326,13 +338,13 @@ class Desk:
         record = await self.get(job_id)
         for file in record.results:
             if secrets.compare_digest(file.name.encode(), name.encode()):
-                return await self._io.run(self._files.read, record, name), file
+                return await self._run(self._files.read, record, name), file
         raise NotFound(f"job {job_id!r} has no such file", "name")
 
     async def preview(self, record: JobRecord, file: JobFile) -> bytes | None:
         """A file that shows how far a job is; `None`: it is gone, for the job has begun anew."""
         try:
-            return await self._io.run(self._files.read, record, file.name)
+            return await self._run(self._files.read, record, file.name)
         except NotFound:
             return None
 
@@ -343,26 +355,38 @@ class Desk:
                 record = await self.changed(record)
         return record
 
-    async def followed(self, record: JobRecord) -> AsyncIterator[JobRecord]:
-        """A job as it stands, and again whenever that has changed, until it has ended."""
+    async def followed(self, record: JobRecord) -> AsyncGenerator[JobRecord | None]:
+        """A job as it stands, and again whenever that has changed, until it has ended; `None` when
+        nothing has for a while."""
         yield record
         while not record.ended:
-            record = await self.changed(record)
-            yield record
+            found = await self.changed(record, KEEPALIVE_S)
+            yield found if found.revision != record.revision else None
+            record = found
 
-    async def changed(self, record: JobRecord) -> JobRecord:
-        """A job at another revision than this."""
+    async def changed(self, record: JobRecord, within_s: float = math.inf) -> JobRecord:
+        """A job at another revision than this; at the same, if that lasts for longer. A storage
+        that is away for a while is waited for."""
+        now = asyncio.get_running_loop().time
         pause_s, most_s = POLL_S
-        while (found := await self._glance(record.id)).revision == record.revision:
+        until, heard = now() + within_s, now()
+        while True:
+            try:
+                found = await self._glance(record.id)
+                heard = now()
+                if found.revision != record.revision or now() > until:
+                    return found
+            except StorageUnavailable:
+                if now() > heard + AWAY_S:
+                    raise
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * POLL_GROWTH, most_s)
-        return found
 
     async def _glance(self, job_id: str) -> JobRecord:
         """A job as it stands; who asks while another does shares that look."""
         glance = self._glances.get(job_id)
         if glance is None:
-            glance = asyncio.create_task(self._io.run(self._queue.get, job_id))
+            glance = asyncio.create_task(self._run(self._queue.get, job_id))
             self._glances[job_id] = glance
             glance.add_done_callback(lambda _: self._glances.pop(job_id))
             glance.add_done_callback(_noted)
@@ -375,14 +399,34 @@ class Desk:
             return entry.keep_s
         return self._args.video_ttl_s if kind == "video" else self._args.jobs.keep_s
 
+    async def forget(self, record: JobRecord) -> None:
+        """Forgets this very job, if it is there: its key may be used again."""
+        await self._run(self._queue.forget, record)
+
+    async def _looked(self) -> Sequence[JobRecord]:
+        return await self._in_time(self._looking.run(self._queue.jobs))
+
+    async def _run(self, call: Callable[..., Answer], *args: object) -> Answer:
+        return await self._in_time(self._io.run(call, *args))
+
+    async def _in_time(self, answer: Awaitable[Answer]) -> Answer:
+        """Whoever asks hears of a storage that hangs."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await answer
+        except TimeoutError:
+            raise StorageUnavailable(
+                f"the storage of jobs has not answered for {PATIENCE_S:g} s"
+            ) from None
+
     async def _known(self, job_id: str) -> JobRecord | None:
         try:
-            return await self._io.run(self._queue.get, job_id)
+            return await self._run(self._queue.get, job_id)
         except NotFound:
             return None
 
     async def _check_room(self, kind: Kind, caller: Caller) -> None:
-        jobs = await self._io.run(self._queue.jobs)
+        jobs = await self._looked()
         of_kind = [job for job in jobs if job.kind == kind and job.batch is None]
         unfinished = [(job.caller, 1) for job in of_kind if not job.ended]
         limits = {
@@ -411,11 +455,11 @@ class Desk:
             data = file_of(one.content)
             return self._files.write(folder, one.param, data, PICTURE, "application/octet-stream")
 
-        files = await together(self._io.run(keep, one) for one in pictures)
+        files = await together(self._run(keep, one) for one in pictures)
         return {file.role: file for file in files}
 
     async def _removed(self, folder: str, file: JobFile) -> None:
-        await self._io.run(self._files.remove, folder, file.name)
+        await self._run(self._files.remove, folder, file.name)
 
 
 def _noted(glance: "asyncio.Task[JobRecord]") -> None:

@@ -1,6 +1,7 @@
 """The files of jobs, in whatever keeps objects."""
 
 import secrets
+from collections.abc import Collection
 
 from deployments.contracts.errors import NotFound
 from deployments.jobs.objects import Objects
@@ -32,6 +33,12 @@ class JobFiles:
         if stored is None:
             raise NotFound(f"a file of job {record.id!r} is gone", "job_id")
         return stored.content
+
+    def keep(self, record: JobRecord, names: Collection[str]) -> None:
+        """Removes all files of a job but these."""
+        for file in list(self._objects.listed(record.folder)):
+            if file.name.removeprefix(record.folder) not in names:
+                self._objects.delete(file.name)
 
     def remove(self, folder: str, name: str) -> None:
         """Removes a file, if it is there."""

@@ -66,7 +66,8 @@ class Handed:
         """A job as it stands, whenever that has changed."""
         record = await self._desk.get(job_id, caller.name or None)
         async for now in self._desk.followed(record):
-            yield await self._card(now)
+            if now is not None:
+                yield await self._card(now)
 
     async def cancel(self, job_id: str, caller: Caller) -> JobCard:
         """Stops a job."""

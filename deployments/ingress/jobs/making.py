@@ -6,10 +6,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from types import TracebackType
 from typing import TypeVar
 
 from pydantic import JsonValue
 
+from configs.app import TIMEOUT_S
 from deployments.contracts.api import ImageBody, ImagesBody
 from deployments.contracts.errors import (
     DeadlineExceeded,
@@ -97,28 +99,33 @@ class Making:
         self._encoders = Workers("work on answers", waiting=None)
 
     async def make(self, record: JobRecord, report: Report) -> Answer:
-        """Does a job within its time, which begins now. What is only not to be had yet is waited
-        for: room in the queue, a replica, the storage. Raises a `TcdError` if it cannot be done."""
+        """Does a job within its time, which begins when the device does: what is not to be had yet
+        is waited for, a replica, the storage, and room in the queue for as long as it takes. Raises
+        a `TcdError` if it cannot be done."""
         if record.kind == "batch":
             return Answer((), await self._batches.make(record, lambda done: report(done, ())))
+        if record.attempts > 1:  # what those before have left
+            await self._io.run(self._files.keep, record, pictures_in(record).values())
         asked = asked_of(record)
         timeout_s = asked.request.timeout_s or self._timeout_s
-        if isinstance(asked, VideoAsked):
-            return await _persevering(
-                timeout_s, lambda left_s: self._video(record, asked, left_s, report)
-            )
-        return await _persevering(
-            timeout_s, lambda left_s: self._images(record, asked, left_s, report)
-        )
+
+        async def attempt() -> Answer:
+            async with _Limit(timeout_s) as limit:
+                if isinstance(asked, VideoAsked):
+                    return await self._video(record, asked, report, limit)
+                return await self._images(record, asked, report, limit)
+
+        return await _persevering(timeout_s, attempt)
 
     async def _images(
-        self, record: JobRecord, asked: ImageAsked, left_s: float, report: Report
+        self, record: JobRecord, asked: ImageAsked, report: Report, limit: "_Limit"
     ) -> Answer:
         request = with_pictures(asked.request, await self._pictures(record))
         encoding = Encoding(asked.output_format, asked.output_compression, asked.metadata)
         so_far = _Images()
-        async with aclosing(self._service.stream(request, record.caller, left_s)) as events:
+        async with aclosing(self._service.stream(request, record.caller, TIMEOUT_S)) as events:
             async for event in events:
+                limit.begin()
                 match event:
                     case Progress():
                         so_far.steps[event.image_index] = event.step / event.steps
@@ -138,27 +145,27 @@ class Making:
             raise WentAway("the model's replica ended before the images were done")
         if not so_far.finished:
             raise so_far.failed[min(so_far.failed)].error
-        made = sorted(so_far.finished.items())
         results = [
             await self._kept(record, str(index), await self._encoded(encoding, image), encoding)
-            for index, image in made
+            for index, image in sorted(so_far.finished.items())
         ]
         return Answer(tuple(results), _said(asked, so_far, so_far.completed))
 
     async def _video(
-        self, record: JobRecord, asked: VideoAsked, left_s: float, report: Report
+        self, record: JobRecord, asked: VideoAsked, report: Report, limit: "_Limit"
     ) -> Answer:
         request = replace(
-            with_pictures(asked.request, await self._pictures(record)), timeout_s=left_s
+            with_pictures(asked.request, await self._pictures(record)), timeout_s=TIMEOUT_S
         )
-        result = await self._service.animate(
-            request,
-            lambda event: report(SAMPLED * event.step // event.steps, ()),
-            record.caller,
-        )
+
+        def progressed(event: Progress) -> None:
+            limit.begin()
+            report(SAMPLED * event.step // event.steps, ())
+
+        result = await self._service.animate(request, progressed, record.caller)
         files = await self._encoders.run(_video_files, result, asked)
         results = [
-            await self._io.run(self._files.write, record.folder, role, data, suffix, media_type)
+            await self._written(record.folder, role, data, suffix, media_type)
             for role, data, suffix, media_type in files
         ]
         height, width = result.frames.shape[1:3]
@@ -180,36 +187,72 @@ class Making:
 
     async def _kept(self, record: JobRecord, role: str, data: bytes, encoding: Encoding) -> JobFile:
         kind = encoding.output_format
-        return await self._io.run(
-            self._files.write, record.folder, role, data, kind, MEDIA_TYPES[kind]
+        return await self._written(record.folder, role, data, kind, MEDIA_TYPES[kind])
+
+    async def _written(
+        self, folder: str, role: str, data: bytes, suffix: str, media_type: str
+    ) -> JobFile:
+        """A new file. It is there or not when this ends, however it ends."""
+        write = asyncio.ensure_future(
+            self._io.run(self._files.write, folder, role, data, suffix, media_type)
         )
-
-
-async def _persevering(timeout_s: float, make: Callable[[float], Awaitable[Made]]) -> Made:
-    """What `make` comes to within the seconds that it is told, asked again for what passes."""
-    until = time.monotonic() + timeout_s
-    deaths = 0
-    last: Exception
-    late = last = DeadlineExceeded(f"the job was not done within {timeout_s:g} s")
-    while (left_s := until - time.monotonic()) > 0:
         try:
-            return await make(left_s)
-        except DeadlineExceeded:
-            raise late from None
+            return await asyncio.shield(write)
+        except asyncio.CancelledError:
+            await asyncio.gather(write, return_exceptions=True)
+            raise
+
+
+class _Limit:
+    """The time of a job: it runs from `begin` on. Raises `DeadlineExceeded`."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._timeout = asyncio.timeout(None)
+
+    def begin(self) -> None:
+        """The device works on it; again: nothing."""
+        if self._timeout.when() is None:
+            self._timeout.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
+
+    async def __aenter__(self) -> "_Limit":
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the job was not done within {self._timeout_s:g} s") from None
+
+
+async def _persevering(timeout_s: float, make: Callable[[], Awaitable[Made]]) -> Made:
+    """What `make` comes to, asked again for what passes: as often as it takes for want of room, and
+    for `timeout_s` in all for anything else."""
+    patience_s = timeout_s
+    deaths = 0
+    while True:
+        began = time.monotonic()
+        try:
+            return await make()
         except QueueFull as error:
             least, most = FULL_PAUSE_S
             pause_s = min(max(error.retry_after_ms / 1000, least), most)
-        except (WentAway, EngineFault) as error:
-            deaths += 1
-            if deaths == MOST_DEATHS:
+            passed: Exception = error
+        except (NotReady, EngineFault, StorageUnavailable) as error:
+            deaths += isinstance(error, WentAway | EngineFault)
+            patience_s -= time.monotonic() - began + PAUSE_S
+            if deaths == MOST_DEATHS or patience_s <= 0:
                 raise
-            pause_s, last = PAUSE_S, error
-        except (NotReady, StorageUnavailable) as error:
-            pause_s, last = PAUSE_S, error
+            pause_s, passed = PAUSE_S, error
         # Its frames hold what was made ready: hundreds of megabytes of maps, perhaps.
-        last.__traceback__ = None
+        passed.__traceback__ = None
         await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
-    raise last
 
 
 def _said(asked: ImageAsked, images: _Images, completed: Completed) -> dict[str, JsonValue]:

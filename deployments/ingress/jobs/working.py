@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from deployments.ingress.answer.failures import failure
 from deployments.ingress.jobs.batches import FAULTY, Faulty, faults_text
 from deployments.ingress.jobs.making import Answer, Making
 from deployments.ingress.request.workers import Workers
-from deployments.jobs.queue import JobQueue, LeaseLost, is_held
+from deployments.jobs.queue import JobQueue, LeaseLost, has_last_chance, is_held
 from deployments.jobs.record import JobError, JobFile, JobRecord, Kind
 
 RENEWALS = 6  # in the time of a lease
@@ -69,13 +68,17 @@ class Working:
     ) -> None:
         self._queue = queue
         self._making = making
-        self._most = {"jobs": at_once, "lines": batch_at_once, "batches": at_once}
+        self._most = {"job": at_once, "line": batch_at_once, "batch": at_once}
+        self._alone = False
         self._beat_s = max(lease_s / RENEWALS, 0.1)
         self._poll_s = poll_s
         self._budgets = budgets
-        self._io = Workers("work on jobs", waiting=None)
+        self._io = Workers("looks for jobs", threads=2, waiting=None)
+        # A lease is renewed whatever the looks wait for.
+        self._leases = Workers("leases of jobs", threads=8, waiting=None)
         self._works: dict[str, _Work] = {}
         self._told = asyncio.Event()
+        self._turning = asyncio.Lock()
         self._stopping = False
         self.open = 0
 
@@ -90,7 +93,8 @@ class Working:
             while True:
                 self._told.clear()
                 try:
-                    await self._turn()
+                    async with self._turning:
+                        await self._turn()
                 except StorageUnavailable as error:
                     log.warning("jobs wait: %s", error)
                     await asyncio.sleep(AWAY_S)
@@ -109,6 +113,8 @@ class Working:
         """Takes no more. What is not done within `patience_s` is given back: another worker takes
         it at once."""
         self._stopping = True
+        async with self._turning:  # what is being taken now is known then
+            pass
         tasks = {work.task for work in self._works.values() if work.task is not None}
         if tasks:
             await asyncio.wait(tasks, timeout=patience_s)
@@ -118,18 +124,21 @@ class Working:
         await asyncio.gather(*tasks, return_exceptions=True)
         for work in works:
             with suppress(LeaseLost, StorageUnavailable):
-                await self._io.run(self._queue.give_back, work.job)
+                await self._leases.run(self._queue.give_back, work.job)
 
     async def _turn(self) -> None:
         """Lets go of what is its own no more, and takes what there is room for."""
+        self._alone = any(has_last_chance(work.job, taken=True) for work in self._works.values())
+        anew = True
         while not self._stopping:
-            job = await self._io.run(self._queue.take, self._may_take)
+            job = await self._io.run(self._queue.take, self._may_take, anew)
             if job is None:
                 break
+            anew = False
             work = self._works[job.id] = _Work(job)
             work.task = asyncio.create_task(self._do(work))
         works = list(self._works.values())
-        jobs = {job.id: job for job in await self._io.run(self._queue.jobs)}
+        jobs = {job.id: job for job in self._queue.seen()}
         for work in works:
             if work.job.id not in jobs or not is_held(jobs[work.job.id], work.job):
                 _cancel(work)
@@ -137,9 +146,21 @@ class Working:
 
     def _may_take(self, job: JobRecord) -> bool:
         """Whether there is room for a job. Batches wait for others, and take none from them; of
-        their lines there are few at a time."""
-        kinds = Counter(_room_of(work.job) for work in list(self._works.values()))
-        return kinds[_room_of(job)] < self._most[_room_of(job)]
+        their lines there are few at a time. One that has its last chance has it alone: if its
+        worker goes away once more, it is it, and nobody beside it is blamed."""
+        if job.kind == "batch":
+            return job.id not in self._works and self._count("batch") < self._most["batch"]
+        busy = self._count("job") + self._count("line")
+        if job.id in self._works or self._alone:
+            return False
+        if has_last_chance(job):
+            self._alone = True  # none is taken any more until those that are being done have ended
+            return busy == 0
+        room = _room_of(job)
+        return self._count(room) < self._most[room]
+
+    def _count(self, room: str) -> int:
+        return sum(_room_of(work.job) == room for work in list(self._works.values()))
 
     async def _do(self, work: _Work) -> None:
         job = work.job
@@ -186,7 +207,7 @@ class Working:
                 pass
             work.news.clear()
             try:
-                await self._io.run(self._queue.renew, work.job, work.progress, work.previews)
+                await self._leases.run(self._queue.renew, work.job, work.progress, work.previews)
             except LeaseLost:
                 _cancel(work)
                 return
@@ -198,7 +219,7 @@ class Working:
         """What is made is not lost because the storage is away."""
         while True:
             try:
-                return await self._io.run(write)
+                return await self._leases.run(write)
             except StorageUnavailable as error:
                 log.warning("an answer waits: %s", error)
                 await asyncio.sleep(AWAY_S)
@@ -222,8 +243,8 @@ class Working:
 def _room_of(job: JobRecord) -> str:
     """Beside which others a job is counted."""
     if job.kind == "batch":
-        return "batches"
-    return "jobs" if job.batch is None else "lines"
+        return "batch"
+    return "job" if job.batch is None else "line"
 
 
 def _cancel(work: _Work) -> None:

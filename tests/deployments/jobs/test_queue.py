@@ -3,7 +3,10 @@
 Whatever happens, no job is lost, each is answered once, and by who holds it.
 """
 
+import json
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,13 +30,14 @@ from deployments.contracts.errors import Conflict, NotFound, StorageUnavailable
 from deployments.jobs.bucket import BucketObjects
 from deployments.jobs.folder import FolderObjects
 from deployments.jobs.objects import Listed, Objects, Stored
-from deployments.jobs.queue import MOST_ATTEMPTS, POISONED, JobQueue, LeaseLost
+from deployments.jobs.queue import MOST_ATTEMPTS, ORPHANED_S, POISONED, JobQueue, LeaseLost
 from deployments.jobs.record import JobError, JobFile, JobRecord, Lease
 from tests.object_store import BUCKET, ObjectStore
 
 LEASE_S = 30.0
 KEEP_S = 1000.0
 WORKERS = 2
+STEPS = 24  # of a wait: a worker looks often
 Fate = Literal["good", "lost", "unheard", "doubled", "late"]
 FATES: tuple[Fate, ...] = ("good", "good", "lost", "unheard", "doubled", "late")
 Work = Literal["renew", "complete", "fail", "give_back"]
@@ -190,7 +194,7 @@ class Jobs(RuleBasedStateMachine):
         other = next((n for n in range(WORKERS) if n not in self.held and n != worker), None)
         before = self._records()
         for wait_s in (0.0, 3 * LEASE_S if patient else 0.0):
-            self._wait(wait_s)
+            self._wait(wait_s, worker)
             self._bring_about(worker, fate, lambda: None if other is None else self._taken(other))
             with suppress(StorageUnavailable):
                 self._taken(worker)
@@ -335,7 +339,7 @@ class Jobs(RuleBasedStateMachine):
             for _ in range(len(self.known) + 1):
                 if (mine := queue.take()) is not None:
                     queue.complete(mine, made("last"), {})
-            self._wait(4 * LEASE_S)
+            self._wait(4 * LEASE_S, 0)
         while (mine := queue.take()) is not None:
             queue.complete(mine, made("last"), {})
         for job_id in self.known:
@@ -347,10 +351,14 @@ class Jobs(RuleBasedStateMachine):
         queue.sweep()
         assert list(self.objects.listed("")) == []
 
-    def _wait(self, seconds: float) -> None:
-        self.passed += seconds
-        for clock in self.clocks:
-            clock.passed += seconds
+    def _wait(self, seconds: float, watching: int | None = None) -> None:
+        """Time passes; one worker looks at the jobs meanwhile."""
+        for _ in range(STEPS):
+            self.passed += seconds / STEPS
+            for clock in self.clocks:
+                clock.passed += seconds / STEPS
+            if watching is not None and seconds:
+                self.queues[watching].jobs()
 
     def _read(self, job_id: str) -> JobRecord | None:
         stored = self.objects.read(f"jobs/{job_id}")
@@ -421,12 +429,159 @@ def test_a_job_that_ends_its_workers_fails(tmp_path: Path) -> None:
     for _ in range(MOST_ATTEMPTS):
         assert queue.take() is not None
         assert queue.take() is None
-        clock.passed += LEASE_S + 1
+        for _ in range(4):
+            clock.passed += LEASE_S / 4 + 1
+            queue.jobs()
     assert queue.take() is None
     record = queue.get("poison")
     assert (record.status, record.error) == ("failed", POISONED)
     with pytest.raises(NotFound, match="job 'other' does not exist"):
         queue.get("other")
+
+
+def test_while_nobody_could_look_no_lease_grows_old(tmp_path: Path) -> None:
+    """The storage was away: the worker that is at it could not renew its lease either."""
+    clock = Clock(0, 1)
+    store = Unreliable(FolderObjects(tmp_path))
+    queue = JobQueue(store, LEASE_S, clock)
+    queue.add(job("long"))
+    mine = queue.take()
+    assert mine is not None
+    queue.jobs()
+    for _ in range(3):
+        clock.passed += 3 * LEASE_S  # the outage
+        assert queue.take() is None
+        queue.renew(mine, 10)
+    assert queue.get("long").attempts == 1
+
+
+def test_what_is_no_job_stops_no_other(tmp_path: Path) -> None:
+    """A file of another, a record of a later release, and a folder that a console made."""
+    store = FolderObjects(tmp_path)
+    queue = JobQueue(store)
+    queue.add(job("good"))
+    store.create("jobs/README.txt", b"not a job")
+    store.create("jobs/wrong", b"{}")
+    newer = job("newer").model_dump() | {"colour": "red", "kind": "image"}
+    store.create("jobs/newer", json.dumps(newer).encode())
+    store.create("jobs/newest", json.dumps(newer | {"id": "newest", "kind": "song"}).encode())
+    store.create("files/stray", b"x")
+    assert {one.id for one in queue.jobs()} == {"good", "newer"}
+    assert queue.sweep() == queue.sweep_files() == 0
+    ids = set()
+    while (mine := queue.take()) is not None:
+        ids.add(mine.id)
+        queue.complete(mine, (), {})
+    assert ids == {"good", "newer"}
+    kept = store.read("jobs/newer")
+    assert kept is not None
+    assert json.loads(kept.content)["colour"] == "red"
+    for wrong in ("..", "../files/x", "a/b", "\0", "a" * 300, ""):
+        with pytest.raises(NotFound):
+            queue.get(wrong)
+
+
+def test_a_job_is_forgotten_and_not_the_next_of_its_id(tmp_path: Path) -> None:
+    queue = JobQueue(FolderObjects(tmp_path))
+    first = queue.add(job("a"))
+    queue.delete("a")
+    second = queue.add(job("a"))
+    queue.forget(first)
+    assert queue.get("a") == second
+    queue.forget(second)
+    queue.forget(second)
+    with pytest.raises(NotFound):
+        queue.get("a")
+
+
+def test_looks_are_shared(tmp_path: Path) -> None:
+    """Of many that wait for one that hangs, one looks."""
+    store = FolderObjects(tmp_path)
+    looks, go = [0], threading.Event()
+
+    class Slow(Unreliable):
+        def listed(self, prefix: str) -> Iterator[Listed]:
+            looks[0] += 1
+            assert go.wait(10)
+            return super().listed(prefix)
+
+    queue = JobQueue(Slow(store))
+    threads = [threading.Thread(target=queue.jobs) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert looks[0] <= 20
+    go.clear()
+    before = looks[0]
+    threads = [threading.Thread(target=queue.jobs) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    while looks[0] == before:
+        threading.Event().wait(0.01)
+    threading.Event().wait(0.2)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert looks[0] == before + 2
+
+
+def test_owners_take_turns(tmp_path: Path) -> None:
+    """By weight, however many one has handed in; who waits at a connection goes first."""
+    queue = JobQueue(FolderObjects(tmp_path))
+    for number in range(6):
+        queue.add(job(f"a{number}", owner="alice", created_at=float(number)))
+    for number in range(2):
+        queue.add(job(f"b{number}", owner="bob", created_at=10.0 + number))
+    queue.add(job("c", owner="carol", created_at=20.0, weight=0.1))
+    queue.add(job("now", owner="alice", created_at=30.0, awaited=True))
+    taken = [one.id for _ in range(10) if (one := queue.take()) is not None]
+    assert taken[0] == "now"
+    assert taken.index("b0") < taken.index("a1")
+    assert taken.index("b1") < taken.index("a3")
+    assert len(taken) == 10
+
+
+def test_lines_of_a_batch_that_has_ended_are_not_begun(tmp_path: Path) -> None:
+    queue = JobQueue(FolderObjects(tmp_path))
+    queue.add(job("batch", kind="batch"))
+    for name in ("one", "two"):
+        queue.add(job(name, batch="batch", priority=-10))
+    assert [one and one.id for one in (queue.take(), queue.take())] == ["batch", "one"]
+    queue.cancel("batch")
+    assert queue.take() is None
+    assert queue.get("two").status == "cancelled"
+
+
+def test_above_a_budget_the_oldest_go(tmp_path: Path) -> None:
+    now = [1e9]
+    store = FolderObjects(tmp_path)
+    queue = JobQueue(store, now=lambda: now[0])
+    for number in range(4):
+        asked = queue.add(job(f"job{number}"))
+        store.create(asked.folder + "x", b"x" * 10)
+        mine = queue.take()
+        assert mine is not None
+        queue.complete(mine, made("x", 10), {})
+        now[0] += 1
+    assert queue.sweep({"video": 0}) == 0
+    assert queue.sweep({"image": 25}) == 2
+    assert [one.id for one in queue.jobs()] == ["job2", "job3"]
+    assert len(list(store.listed("files/"))) == 2
+
+
+def test_files_of_no_job_go_after_a_day(tmp_path: Path) -> None:
+    now = [time.time()]
+    store = FolderObjects(tmp_path)
+    queue = JobQueue(store, now=lambda: now[0])
+    kept = queue.add(job("a"))
+    store.create(kept.folder + "x", b"x")
+    store.create("files/nobodys/x", b"x")
+    assert queue.sweep_files() == 0
+    now[0] += ORPHANED_S + 10
+    assert queue.sweep_files() == 1
+    assert [one.name for one in store.listed("files/")] == [kept.folder + "x"]
 
 
 def test_a_lease_that_is_renewed_in_time_is_kept(tmp_path: Path) -> None:
