@@ -22,6 +22,8 @@ from deployments.contracts.api import (
     PreprocessForm,
     VariationsForm,
 )
+from deployments.contracts.batches import BatchBody, FileForm
+from deployments.contracts.job_cards import JobCard
 from deployments.contracts.videos import VideoBody
 from deployments.ingress.answer.media import MEDIA_TYPES
 from deployments.ingress.answer.stills import SPRITESHEET_TYPE
@@ -38,12 +40,15 @@ from deployments.ingress.http.events import (
     CompletedEvent,
     ErrorEvent,
     FailedEvent,
+    JobEvent,
+    JobPartialImageEvent,
     PartialImageEvent,
 )
 from deployments.ingress.http.forms import NESTED
 from deployments.ingress.http.idempotency import HEADER, MAX_CHARS
 from deployments.ingress.http.metrics import CONTENT_TYPE
 from deployments.ingress.http.paths import A1111, PING_PATH
+from deployments.ingress.jobs.desk import LINES_TYPE
 
 Json = dict[str, Any]  # a part of the document
 REF = "#/components/schemas/{model}"
@@ -51,12 +56,14 @@ MODELS: tuple[type[BaseModel], ...] = (
     *(GenerationsBody, EditsForm, VariationsForm, PreprocessForm, VideoBody),
     *(Txt2ImgBody, Img2ImgBody, DetectBody, OptionsBody, DetailedErrorAnswer),
     *(ErrorAnswer, PartialImageEvent, CompletedEvent, FailedEvent, ErrorEvent),
+    *(JobEvent, JobPartialImageEvent, JobCard, FileForm, BatchBody),
 )
 REFUSALS = {
     400: "a field, the body or a header is wrong; `param` names the field",
     401: "a key is needed",
     403: "the key does not allow this",
-    404: "no such model, adapter, file or video",
+    404: "no such model, adapter, file or job",
+    409: "the Idempotency-Key came with another request before",
     408: "not done within the time limit, or the body was not there in time",
     413: "the body is too large",
     429: "full, or more than the key may have; try again after `retry-after-ms`",
@@ -66,31 +73,43 @@ REFUSALS = {
 }
 PHRASES = {499: "Client Closed Request"}  # of statuses that no standard knows
 ALWAYS, OF_WORK, OF_KEYS = (400, 404, 413, 500, 503), (408, 429), (401, 403, 429)
-OPEN = ("/healthz", PING_PATH)  # whatever keys there are
+# Whatever keys there are; the names of pictures are secrets.
+OPEN = ("/healthz", PING_PATH, FILES_PATH + "{name}", "/v1/jobs/{job_id}/files/{name}")
 BINARY: Json = {"type": "string", "format": "binary"}
+
+
 # Each event as its fields, whose `data` is JSON in turn: as OpenAPI 3.2 describes such streams.
-EVENTS: Json = {
-    "anyOf": [
-        {
-            "type": "object",
-            "required": ["event", "data"],
-            "properties": {
-                "event": {"type": "string", "pattern": pattern},
-                "data": {
-                    "type": "string",
-                    "contentMediaType": "application/json",
-                    "contentSchema": {"$ref": REF.format(model=event.__name__)},
+def _stream_of(*events: tuple[type[BaseModel], str]) -> Json:
+    return {
+        "anyOf": [
+            {
+                "type": "object",
+                "required": ["event", "data"],
+                "properties": {
+                    "event": {"type": "string", "pattern": pattern},
+                    "data": {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": {"$ref": REF.format(model=event.__name__)},
+                    },
                 },
-            },
-        }
-        for event, pattern in (
-            (PartialImageEvent, r"\.partial_image$"),
-            (CompletedEvent, r"\.completed$"),
-            (FailedEvent, r"\.failed$"),
-            (ErrorEvent, "^error$"),
-        )
-    ]
-}
+            }
+            for event, pattern in events
+        ]
+    }
+
+
+EVENTS = _stream_of(
+    (PartialImageEvent, r"\.partial_image$"),
+    (CompletedEvent, r"\.completed$"),
+    (FailedEvent, r"\.failed$"),
+    (ErrorEvent, "^error$"),
+)
+JOB_EVENTS = _stream_of(
+    (JobEvent, r"^job\.(progress|completed|failed|cancelled)$"),
+    (JobPartialImageEvent, r"^job\.partial_image$"),
+    (ErrorEvent, "^error$"),
+)
 BALL: Json = {
     "model": "sd15",
     "prompt": "a big red ball on the left, in the snow",
@@ -140,6 +159,7 @@ class Told:
         repeats: it takes an `Idempotency-Key`.
         unready: its 503 is FastAPI's JSON, too.
         interruptible: another request may end it.
+        later: it may be answered with a job.
     """
 
     takes: type[BaseModel] | None = None
@@ -151,19 +171,30 @@ class Told:
     repeats: bool = False
     unready: bool = False
     interruptible: bool = False
+    later: bool = False
+
+    @property
+    def once(self) -> bool:
+        """Whether its answer comes once, to a key."""
+        return self.repeats and not self.interruptible
 
 
 EVENT_STREAM = {"text/event-stream": EVENTS}
+JOB_EVENT_STREAM = {"text/event-stream": JOB_EVENTS}
+LINES = {LINES_TYPE: {"type": "string"}}
 PICTURES = dict.fromkeys(MEDIA_TYPES.values(), BINARY)
 TABLE: Mapping[tuple[str, str], Told] = {
     ("post", "/v1/images/generations"): Told(
-        takes=GenerationsBody, example=BALL, answers=EVENT_STREAM, repeats=True
+        takes=GenerationsBody, example=BALL, answers=EVENT_STREAM, repeats=True, later=True
     ),
     ("post", "/v1/images/edits"): Told(
-        form=Form(EditsForm, ("image",), ("mask",)), answers=EVENT_STREAM, repeats=True
+        form=Form(EditsForm, ("image",), ("mask",)),
+        answers=EVENT_STREAM,
+        repeats=True,
+        later=True,
     ),
     ("post", "/v1/images/variations"): Told(
-        form=Form(VariationsForm, ("image",)), answers=EVENT_STREAM, repeats=True
+        form=Form(VariationsForm, ("image",)), answers=EVENT_STREAM, repeats=True, later=True
     ),
     ("post", "/v1/preprocess/{preprocessor}"): Told(
         form=Form(PreprocessForm, ("image",)),
@@ -175,7 +206,15 @@ TABLE: Mapping[tuple[str, str], Told] = {
     ("get", "/v1/videos/{video_id}/content"): Told(
         answers=dict.fromkeys([*VIDEO_TYPES.values(), SPRITESHEET_TYPE], BINARY), instead=True
     ),
-    ("get", FILES_PATH + "{name}"): Told(answers=PICTURES, instead=True),
+    ("get", FILES_PATH + "{name}"): Told(answers=PICTURES),
+    ("post", "/v1/files"): Told(form=Form(FileForm, ("file",))),
+    ("get", "/v1/files/{file_id}/content"): Told(answers=LINES, instead=True),
+    ("post", "/v1/batches"): Told(takes=BatchBody, repeats=True),
+    ("get", "/v1/jobs/{job_id}/content"): Told(
+        answers=dict.fromkeys([*MEDIA_TYPES.values(), *VIDEO_TYPES.values()], BINARY), instead=True
+    ),
+    ("get", "/v1/jobs/{job_id}/files/{name}"): Told(answers=PICTURES, instead=True),
+    ("get", "/v1/jobs/{job_id}/events"): Told(answers=JOB_EVENT_STREAM, instead=True),
     ("get", "/readyz"): Told(unready=True),
     ("post", "/sdapi/v1/txt2img"): Told(
         takes=Txt2ImgBody, example=CUBE, repeats=True, interruptible=True
@@ -225,7 +264,8 @@ def described(app: FastAPI, keyed: bool) -> Json:
             a1111 = path.startswith(A1111)
             statuses = {*ALWAYS, *(OF_WORK if method == "post" else ())}
             statuses |= {499} if told.interruptible else set()
-            if keyed and not path.startswith(FILES_PATH) and path not in OPEN:
+            statuses |= {409, 499} if told.once else set()
+            if keyed and path not in OPEN:
                 statuses |= set(OF_KEYS)
                 operation["security"] = [{"key": []}, *([{"password": []}] if a1111 else [])]
             _refuse(operation, statuses, "Detailed" if a1111 else "Refused")
@@ -252,12 +292,18 @@ def _tell(operation: Json, told: Told, schemas: Json) -> None:
             {
                 "name": HEADER,
                 "in": "header",
-                "description": "the same answer for the same key, and the same video",
+                "description": "a request that is sent again gets the answer of the first",
                 "schema": {"type": "string", "minLength": 1, "maxLength": MAX_CHARS},
             }
         )
     success: Json = operation["responses"]["200"]
     kept = {} if told.instead else success.get("content", {})
+    if told.later:
+        job = {"$ref": REF.format(model=JobCard.__name__)}
+        operation["responses"]["202"] = {
+            "description": "with `async`: a job, accepted",
+            "content": {"application/json": {"schema": job}},
+        }
     success["content"] = {**kept, **{m: {"schema": schema} for m, schema in told.answers.items()}}
     success["headers"] = _headers({**told.headers, "x-request-id": "names the request in the log"})
 
