@@ -206,6 +206,8 @@ def judged(service: Service, cards: dict[int, Any], jobs: int) -> list[str]:
             return f"job {number} was answered twice: {card} then {now}"
         file = service.ask("GET", f"/v1/jobs/{card['id']}/content").content
         again = ended(service, submitted(service, number, "again"))
+        if again["status"] != "completed":
+            return f"job {number}, asked again, is {again['status']}: {again['error']}"
         other = service.ask("GET", f"/v1/jobs/{again['id']}/content").content
         apart = int(np.abs(frames(file) - frames(other)).max())
         return None if apart <= LEVELS else f"job {number} is {apart} levels from what it should be"

@@ -194,6 +194,7 @@ class Working:
         except Exception as error:
             said = failure(error).body.error
             fault = JobError(code=said.code or "failed", message=said.message, param=said.param)
+            log.info("job %s failed: code=%s reason=%r", job.id, fault.code, fault.message[:300])
             return lambda: self._queue.fail(job, fault)
         return lambda: self._queue.complete(job, answer.results, answer.outcome)
 

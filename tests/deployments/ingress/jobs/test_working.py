@@ -1,0 +1,343 @@
+"""Workers over one folder, with a model that does what it is told to."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from configs.app import ServiceArgs
+from configs.jobs import JobsArgs
+from deployments.contracts.errors import (
+    Conflict,
+    GenerationFailed,
+    NotFound,
+    QueueFull,
+    RateLimited,
+    StorageUnavailable,
+)
+from deployments.contracts.jobs import Caller, ImageRequest, VideoRequest
+from deployments.contracts.refusal import Refusal
+from deployments.ingress.jobs import making
+from deployments.ingress.jobs.asked import ImageAsked, VideoAsked
+from deployments.ingress.jobs.desk import Desk
+from deployments.ingress.jobs.working import Working
+from deployments.ingress.keys.quota import Quota
+from deployments.jobs.folder import FolderObjects
+from deployments.jobs.objects import Listed, Stored
+from deployments.jobs.queue import JobQueue
+from deployments.jobs.record import JobRecord
+from tests.deployments.ingress.keyed import Keys, Replica, entry, service
+from tests.deployments.ingress.local_jobs import local_worker
+
+ALICE = Caller("alice")
+LEASE_S = 2.0
+ARGS = ServiceArgs(
+    default_model="sd15", jobs=JobsArgs(lease_s=LEASE_S, poll_s=0.05, at_once=4, max_images=20)
+)
+BALL = ImageAsked(request=ImageRequest("a red ball"))
+
+
+class House:
+    """A desk and workers over one folder."""
+
+    def __init__(self, folder: Path, args: ServiceArgs = ARGS, **limits: Any) -> None:
+        self.replica = Replica()
+        self.args = args
+        self.objects = Flaky(folder)
+        self.keys = Keys(entry("alice", **limits))
+        self.service = service(self.replica, Quota(self.keys), args)
+        self.desk = Desk(args, self.service, self.keys, self.objects)
+        self.workers: list[tuple[Working, asyncio.Task[None]]] = []
+
+    def hire(self) -> Working:
+        """One worker more."""
+        working = local_worker(self.service, self.args, self.objects)
+        self.workers.append((working, asyncio.create_task(working.run())))
+        return working
+
+    def kill(self, working: Working) -> None:
+        """It does nothing any more, and says nothing."""
+        for one, task in self.workers:
+            if one is working:
+                task.cancel()
+        works, working._works = dict(working._works), {}
+        for work in works.values():
+            assert work.task is not None
+            work.task.cancel()
+
+    async def until(self, job: JobRecord, status: str, within_s: float = 20) -> JobRecord:
+        """A job, as soon as it stands so."""
+        end = time.monotonic() + within_s
+        while (record := await self.desk.get(job.id)).status != status:
+            assert time.monotonic() < end, record
+            await asyncio.sleep(0.02)
+        return record
+
+
+class Flaky(FolderObjects):
+    """A folder that is away while it is told to be."""
+
+    away = False
+
+    def read(self, name: str) -> Stored | None:
+        self._there()
+        return super().read(name)
+
+    def create(self, name: str, content: bytes) -> str | None:
+        self._there()
+        return super().create(name, content)
+
+    def replace(self, name: str, content: bytes, tag: str) -> str | None:
+        self._there()
+        return super().replace(name, content, tag)
+
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        self._there()
+        return super().listed(prefix)
+
+    def _there(self) -> None:
+        if self.away:
+            raise StorageUnavailable("away")
+
+
+def run(house: House, live: Callable[[House], Awaitable[None]]) -> None:
+    async def lived() -> None:
+        try:
+            await live(house)
+        finally:
+            for _, task in house.workers:
+                task.cancel()
+            await asyncio.gather(*(t for _, t in house.workers), return_exceptions=True)
+
+    asyncio.run(lived())
+
+
+def test_a_job_whose_worker_dies_is_done_by_another(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        first = house.hire()
+        job = await house.desk.submit(BALL, caller=ALICE)
+        await house.until(job, "in_progress")
+        seed = house_seed(await house.desk.get(job.id))
+        house.kill(first)
+        house.replica.go.set()
+        house.hire()
+        done = await house.until(job, "completed")
+        assert done.attempts == 2
+        assert len(done.results) == 1
+        data, kind = await house.desk.file(done, "0")
+        assert (data[:4], kind) == (b"\x89PNG", "image/png")
+        assert {asked.seeds for asked in house.replica.jobs} == {(seed,)}
+        names = [file.name for file in house.objects.listed(done.folder)]
+        assert names == [done.folder + done.results[0].name]
+
+    run(House(tmp_path), live)
+
+
+def house_seed(record: JobRecord) -> int:
+    """That was settled when it was accepted."""
+    asked: Any = record.request["asked"]
+    seed = asked["request"]["seed"]
+    assert isinstance(seed, int)
+    return seed
+
+
+def test_a_worker_that_is_told_to_go_gives_back(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        first = house.hire()
+        job = await house.desk.submit(BALL, caller=ALICE)
+        await house.until(job, "in_progress")
+        await first.stop()
+        assert (await house.desk.get(job.id)).status == "queued"
+        house.replica.go.set()
+        house.hire()
+        assert (await house.until(job, "completed")).attempts == 1
+
+    run(House(tmp_path), live)
+
+
+def test_a_worker_that_is_told_to_go_may_finish(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        first = house.hire()
+        job = await house.desk.submit(BALL, caller=ALICE)
+        await house.until(job, "in_progress")
+        asyncio.get_running_loop().call_later(0.2, house.replica.go.set)
+        await first.stop(patience_s=10)
+        assert (await house.desk.get(job.id)).status == "completed"
+
+    run(House(tmp_path), live)
+
+
+def test_who_has_a_last_chance_has_it_alone(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        suspect = await house.desk.submit(BALL, caller=ALICE)
+        clock = [0.0]
+        queue = JobQueue(house.objects, LEASE_S, clock=lambda: clock[0])
+        for attempt in (1, 2):
+            while (taken := queue.take()) is None:
+                clock[0] += LEASE_S / 6
+            assert taken.attempts == attempt
+        house.hire()
+        while (await house.desk.get(suspect.id)).attempts < 3:
+            await asyncio.sleep(0.05)
+        others = [await house.desk.submit(BALL, caller=ALICE) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        standing = [(await house.desk.get(job.id)).status for job in (suspect, *others)]
+        assert standing == ["in_progress", "queued", "queued"]
+        house.replica.go.set()
+        assert (await house.until(suspect, "completed")).attempts == 3
+        for job in others:
+            await house.until(job, "completed")
+
+    run(House(tmp_path), live)
+
+
+def test_cancelling_reaches_the_device_and_deleting_leaves_nothing(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        working = house.hire()
+        jobs = [await house.desk.submit(BALL, caller=ALICE) for _ in range(2)]
+        for job in jobs:
+            await house.until(job, "in_progress")
+        assert (await house.desk.cancel(jobs[0].id)).status == "cancelled"
+        await house.desk.delete(jobs[1].id)
+        end = time.monotonic() + 10
+        while working._works:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.02)
+        house.replica.go.set()
+        await asyncio.sleep(0.2)
+        assert (await house.desk.get(jobs[0].id)).status == "cancelled"
+        with pytest.raises(NotFound):
+            await house.desk.get(jobs[1].id)
+        assert list(house.objects.listed(jobs[1].folder)) == []
+
+    run(House(tmp_path), live)
+
+
+def test_the_time_of_a_job_begins_when_the_device_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "FULL_PAUSE_S", (0.2, 0.2))
+
+    async def live(house: House) -> None:
+        house.replica.answers = [Refusal(QueueFull("full", 1)) for _ in range(4)]
+        house.hire()
+        hurried = ImageAsked(request=ImageRequest("a", timeout_s=0.5))
+        job = await house.desk.submit(hurried, caller=ALICE)
+        failed = await house.until(job, "failed")
+        assert failed.error is not None
+        assert failed.error.code == "deadline_exceeded"
+        assert failed.error.message == "the job was not done within 0.5 s"
+        assert failed.started_at is not None
+        assert failed.ended_at is not None
+        assert failed.ended_at - failed.started_at > 4 * 0.15 + 0.5
+
+    run(House(tmp_path), live)
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_what_passes_is_asked_again_and_a_failure_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: bool
+) -> None:
+    monkeypatch.setattr(making, "PAUSE_S", 0.05)
+    asked = VideoAsked(request=VideoRequest("a", num_frames=2)) if video else BALL
+    died = ActorDiedError()
+
+    async def live(house: House) -> None:
+        house.replica.go.set()
+        house.hire()
+        house.replica.answers = [died, died, died]  # each is asked twice
+        await house.until(await house.desk.submit(asked, caller=ALICE), "completed")
+        house.replica.answers = [died] * 6
+        failed = await house.until(await house.desk.submit(asked, caller=ALICE), "failed")
+        assert failed.error is not None
+        assert failed.error.code == "not_ready"
+        assert failed.attempts == 1
+        house.replica.answers = [Refusal(GenerationFailed("not finite"))]
+        failed = await house.until(await house.desk.submit(asked, caller=ALICE), "failed")
+        assert failed.error is not None
+        assert (failed.error.code, failed.error.message) == ("generation_failed", "not finite")
+
+    run(House(tmp_path), live)
+
+
+def test_a_storage_that_is_away_for_a_while_costs_time_alone(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        house.hire()
+        job = await house.desk.submit(BALL, caller=ALICE)
+        await house.until(job, "in_progress")
+        waiting = asyncio.create_task(house.desk.ended(job, 30))
+        house.objects.away = True
+        house.replica.go.set()
+        await asyncio.sleep(2 * LEASE_S)
+        house.objects.away = False
+        done = await waiting
+        assert (done.status, done.attempts) == ("completed", 1)
+
+    run(House(tmp_path), live)
+
+
+def test_a_key_holds_so_many_bytes(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        house.replica.go.set()
+        house.hire()
+        first = await house.until(await house.desk.submit(BALL, caller=ALICE), "completed")
+        assert first.keep_s == 77
+        big = first.changed(pictures_size=2**20)
+        stored = house.objects.read(f"jobs/{first.id}")
+        assert stored is not None
+        house.objects.replace(f"jobs/{first.id}", big.model_dump_json().encode(), stored.tag)
+        with pytest.raises(RateLimited, match=r"hold 1\.0 MiB of the 1 that it may have"):
+            await house.desk.submit(BALL, caller=ALICE)
+        assert (await house.desk.submit(BALL)).owner == ""  # of nobody's key
+        await house.desk.delete(first.id)
+        await house.desk.submit(BALL, caller=ALICE)
+
+    run(House(tmp_path, job_mb=1, keep_s=77.0), live)
+
+
+def test_so_many_may_be_unfinished(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        jobs = [await house.desk.submit(BALL, caller=ALICE) for _ in range(20)]
+        with pytest.raises(QueueFull, match="20 jobs of images are unfinished already"):
+            await house.desk.submit(BALL, caller=ALICE)
+        places = [await house.desk.position(job) for job in jobs]
+        assert places == list(range(20))
+        video = VideoAsked(request=VideoRequest("a", num_frames=2))
+        await house.desk.submit(video, caller=ALICE)  # they are counted by themselves
+
+    run(House(tmp_path), live)
+
+
+def test_keys_of_idempotency_are_their_owners(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        first = await house.desk.submit(BALL, "same", ALICE)
+        assert (await house.desk.submit(BALL, "same", ALICE)).id == first.id
+        assert (await house.desk.submit(BALL, "same", Caller("bob"))).id != first.id
+        other = ImageAsked(request=ImageRequest("a blue ball"))
+        with pytest.raises(Conflict):
+            await house.desk.submit(other, "same", ALICE)
+        at_once = await asyncio.gather(
+            *(house.desk.submit(other, "fresh", ALICE) for _ in range(5))
+        )
+        assert len({job.folder for job in at_once}) == 1
+
+    run(House(tmp_path), live)
+
+
+def test_who_waits_is_told_when_it_is_late_or_gone(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        job = await house.desk.submit(BALL, caller=ALICE)
+        with pytest.raises(TimeoutError):
+            await house.desk.ended(job, 0.2)
+        waiting = asyncio.create_task(house.desk.ended(job, 10))
+        await asyncio.sleep(0.1)
+        await house.desk.delete(job.id)
+        with suppress(NotFound):  # it is seen to be cancelled, or not at all
+            assert (await waiting).status == "cancelled"
+
+    run(House(tmp_path), live)
