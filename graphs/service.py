@@ -11,7 +11,8 @@ from configs.app import ServiceArgs
 from configs.jobs import TemporaryJobs
 from deployments.ingress.deployment import Ingress
 from deployments.ingress.directory import Directory
-from deployments.ingress.worker import ByOpenJobs, JobWorker
+from deployments.ingress.worker import JobWorker
+from deployments.jobs.autoscaling import ByOpenJobs
 from deployments.jobs.store import JobStore
 from deployments.preprocess.canny import Canny
 from deployments.preprocess.depth import Depth

@@ -2,7 +2,6 @@
 
 import asyncio
 
-from ray.serve.config import AutoscalingContext
 from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
@@ -16,12 +15,12 @@ from deployments.ingress.jobs.files import JobFiles
 from deployments.ingress.jobs.making import Making
 from deployments.ingress.jobs.working import Working
 from deployments.ingress.request.workers import Workers
+from deployments.jobs.autoscaling import OPEN_JOBS
 from deployments.jobs.configured import make_objects
 from deployments.jobs.queue import JobQueue
 from deployments.jobs.record import Kind
 
 MIB = 2**20
-OPEN_JOBS = "open_jobs"
 PATIENCE_S = 20.0  # for jobs that are being done when a worker is told to go
 
 
@@ -42,7 +41,7 @@ class JobWorker:
         objects = make_objects(jobs, store)
         budgets: dict[Kind, int] = {
             "video": args.video_cache_mb * MIB,
-            "image": jobs.budget_mb * MIB,
+            **dict.fromkeys(("image", "batch", "file"), jobs.budget_mb * MIB),
         }
         queue = JobQueue(objects, jobs.lease_s)
         self._working = Working(
@@ -86,21 +85,3 @@ class JobWorker:
         if hasattr(self, "_run"):
             await self._working.stop(PATIENCE_S)
             self._run.cancel()
-
-
-class ByOpenJobs:
-    """Wants so many workers that each has as many jobs as it works on at a time.
-
-    Args:
-        at_once: jobs of a worker; by default as `jobs.at_once` is by default.
-    """
-
-    def __init__(self, at_once: int = 8) -> None:
-        self._at_once = at_once
-
-    def __call__(self, ctx: AutoscalingContext) -> tuple[float, dict[str, object]]:
-        """Called by Serve's controller. Every worker sees the same jobs: the latest look counts."""
-        seen = (ctx.aggregated_metrics or {}).get(OPEN_JOBS, {})
-        if not seen:
-            return ctx.target_num_replicas, {}
-        return max(seen.values()) / self._at_once, {}

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import NamedTuple
 from uuid import uuid4
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from deployments.contracts.errors import Conflict, NotFound, StorageUnavailable
 from deployments.jobs.objects import Objects
@@ -38,6 +38,10 @@ log = logging.getLogger("ray.serve.tcd.jobs")
 class LeaseLost(Exception):
     """The job is another worker's now, has ended, or is gone: what was made of it does not
     count."""
+
+
+class Unreadable(StorageUnavailable):
+    """A record is none, or of a release that knows more."""
 
 
 class _Found(NamedTuple):
@@ -357,8 +361,8 @@ class JobQueue:
             return None
         try:
             return self._find(job_id)
-        except ValueError as error:
-            log.error("job %s cannot be read: %s", job_id, error)
+        except Unreadable as error:
+            log.error("%s: %s", error, error.__cause__)
             return None
 
     def _change_held(self, job: JobRecord, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
@@ -381,7 +385,10 @@ class JobQueue:
         stored = self._objects.read(_name(job_id))
         if stored is None:
             return None
-        return _Found(JobRecord.model_validate_json(stored.content), stored.tag)
+        try:
+            return _Found(JobRecord.model_validate_json(stored.content), stored.tag)
+        except ValidationError as error:
+            raise Unreadable(f"the record of job {job_id!r} cannot be read") from error
 
     def _put(self, found: _Found, record: JobRecord) -> bool:
         tag = self._objects.replace(_name(record.id), _text(record), found.tag)

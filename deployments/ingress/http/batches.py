@@ -48,10 +48,17 @@ def batch_routes(desk: Desk, shown: Shown, bodies: Bodies, args: ServiceArgs) ->
         purpose: Literal["batch", "batch_output"] | None = None,
     ) -> Response:
         """The files of batches, the newest first."""
-        found = await desk.page(after, limit, order == "desc", owner_of(request), "file")
+        found = await desk.page(
+            after,
+            limit,
+            order == "desc",
+            owner_of(request),
+            "file",
+            lambda record: purpose in (None, record.request["purpose"]),
+        )
         cards = [file_card(record) for record in found.jobs]
         body = FilesBody(
-            data=[card for card in cards if purpose in (None, card.purpose)],
+            data=cards,
             first_id=cards[0].id if cards else None,
             last_id=cards[-1].id if cards else None,
             has_more=found.has_more,
@@ -84,7 +91,7 @@ def batch_routes(desk: Desk, shown: Shown, bodies: Bodies, args: ServiceArgs) ->
         request: Request, after: str | None = None, limit: int = Query(20, ge=1, le=100)
     ) -> Response:
         """The batches, the newest first."""
-        found = await desk.page(after, limit, True, owner_of(request), "batch")
+        found = await desk.page(after, limit, True, owner_of(request), "batch", lambda _: True)
         cards = [
             batch_card(record, (await desk.lines_of(record.id)).values()) for record in found.jobs
         ]

@@ -1,8 +1,7 @@
-"""`Idempotency-Key`: a request that is sent again gets the same answer.
+"""`Idempotency-Key`: a request that is sent again gets the same answer (`once.py`).
 
-Images need no memory for it: the same request with the same seed gives the same image, on every
-replica and after every restart. So a request with a key and without a seed gets its seed from
-the key.
+An image request with a key and without a seed gets its seed from the key, so that it means the same
+wherever and whenever it is done.
 """
 
 import hashlib
@@ -10,18 +9,18 @@ from dataclasses import replace
 
 from fastapi import Request
 
-from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import ImageRequest
+from deployments.ingress.jobs.desk import MAX_KEY, check_key
 
 HEADER = "idempotency-key"
-MAX_CHARS = 255
+MAX_CHARS = MAX_KEY
 
 
 def idempotency_key(request: Request) -> str | None:
     """The key that a request carries. Raises `InvalidRequest` if it is empty or too long."""
     key = request.headers.get(HEADER)
-    if key is not None and not 1 <= len(key) <= MAX_CHARS:
-        raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_CHARS} characters", HEADER)
+    if key is not None:
+        check_key(key)
     return key
 
 

@@ -18,7 +18,7 @@ from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.cards import asked_of, images_body, images_by_url, job_card
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.request.workers import Workers
-from deployments.jobs.record import JobFile, JobRecord, Kind
+from deployments.jobs.record import JobFile, JobRecord
 
 POLL_HEADER = "openai-poll-after-ms"  # the official client asks again after so long
 KEEPALIVE = ": nothing new\n\n"  # so that no proxy takes the connection for dead
@@ -39,10 +39,16 @@ def job_routes(desk: Desk, shown: "Shown") -> APIRouter:
         after: str | None = None,
         limit: int = Query(20, ge=1, le=100),
         order: Literal["asc", "desc"] = "desc",
-        kind: Kind | None = None,
+        kind: Literal["image", "video"] | None = None,
+        batch: str | None = None,
     ) -> Response:
-        """The jobs, the newest first, without images that answers carry."""
-        found = await desk.page(after, limit, order == "desc", owner_of(request), kind)
+        """The jobs, the newest first, without images that answers carry; those of a `batch`, if one
+        is named, else those of none."""
+
+        def asked(record: JobRecord) -> bool:
+            return record.kind in ("image", "video") and record.batch == batch
+
+        found = await desk.page(after, limit, order == "desc", owner_of(request), kind, asked)
         cards = [
             shown.by_url(request, record, found.positions.get(record.id)) for record in found.jobs
         ]
@@ -74,7 +80,7 @@ def job_routes(desk: Desk, shown: "Shown") -> APIRouter:
     async def content(job_id: str, request: Request, index: int = Query(0, ge=0)) -> Response:
         """An image of a completed job, or its video."""
         record = await desk.get(job_id, owner_of(request))
-        role = "video" if record.kind == "video" else str(index)
+        role = "video" if record.kind == "video" and not index else str(index)
         data, media_type = await desk.file(record, role)
         return Response(data, media_type=media_type)
 

@@ -4,7 +4,6 @@ Such a request becomes a job, for whose end its connection waits. So its answer 
 connection, and the process that took the request.
 """
 
-import asyncio
 import base64
 import io
 import time
@@ -46,8 +45,8 @@ class Once:
         passes is not kept."""
         record = await self._submitted(request, asked, key)
         with self._in_time(asked):
-            async with asyncio.timeout(self._service.time_of(asked.request)):
-                record = await self._accepted(await self._desk.ended(record, None))
+            record = await self._desk.ended(record, self._service.time_of(asked.request))
+        await self._accepted(record)
         body = await self._shown.images(request, record)
         return Response(await self._workers.run(_json, body), media_type=JSON)
 
@@ -68,20 +67,19 @@ class Once:
             yield
         except TimeoutError:
             raise DeadlineExceeded(
-                f"the request was not done within {self._service.time_of(asked.request):g} s; it "
-                "goes on, and the same key gets its answer"
+                f"the request was not done within {self._service.time_of(asked.request):g} s; the "
+                "same key finds what becomes of it"
             ) from None
         except NotFound:
             raise NotReady("the request was forgotten before it was done; try again") from None
 
-    async def _accepted(self, ended: JobRecord) -> JobRecord:
+    async def _accepted(self, ended: JobRecord) -> None:
         if ended.status == "cancelled":
             raise Cancelled("the request was cancelled as a job")
         if ended.error is not None:
             if passing(ended.error.code):
                 await self._desk.forget(ended)
             raise error_of(ended.error.code, ended.error.message, ended.error.param)
-        return ended
 
     async def _events(
         self, request: Request, record: JobRecord, asked: ImageAsked
@@ -105,8 +103,8 @@ class Once:
                                 if data is not None:
                                     event = await self._workers.run(_partial, asked, preview, data)
                                     yield _event(event)
-                await self._accepted(record)
-                body = await self._shown.images(request, record)
+            await self._accepted(record)
+            body = await self._shown.images(request, record)
             for index, image in enumerate(body.data):
                 told_of = _completed if image.error is None else _failed
                 yield await self._workers.run(_event, told_of(asked, index, body))

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -25,7 +26,7 @@ from deployments.contracts.batches import (
     EditsLineBody,
     RequestCounts,
 )
-from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
+from deployments.contracts.errors import InvalidRequest, TcdError
 from deployments.ingress.answer.failures import error_of, failure, invalid, passing
 from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.jobs.asked import ImageAsked
@@ -78,24 +79,22 @@ class Batches:
         """Does a batch; returns what is to be said of it. `report`: is told how far it is, in per
         cent. Raises `Faulty`."""
         body = batch_body(record)
-        lines = list(read_lines(await self._input(record, body), body.endpoint))
+        lines = list(read_lines(await self._desk.input_of(record), body.endpoint))
         stands = _Lines()
         open_jobs: dict[int, str] = {}
-        waiting = iter(enumerate(lines))
+        waiting = deque(enumerate(lines))
         late = False
         while True:
             late = time.time() > record.created_at + WINDOW_S
-            while len(open_jobs) < AT_ONCE and not late:
-                place, line = next(waiting, (-1, None))
-                if line is None:
-                    break
+            while waiting and len(open_jobs) < AT_ONCE and not late:
+                place, line = waiting[0]
                 try:
-                    child = await self._handed_in(record, place, line)
-                    open_jobs[place] = child.id
+                    open_jobs[place] = (await self._handed_in(record, place, line)).id
                 except TcdError as error:
                     if passing(failure(error).body.error.code or ""):
-                        raise  # whoever does the batch asks again
+                        break  # it may be taken at the next look
                     stands.ended[place] = (False, _failed(record, place, line, error))
+                waiting.popleft()
             jobs = await self._desk.lines_of(record.id)
             for place, job_id in list(open_jobs.items()):
                 job = jobs.get(job_id)
@@ -109,13 +108,6 @@ class Batches:
         for place in set(range(len(lines))) - stands.ended.keys():
             stands.ended[place] = _told(record, place, lines[place], None)
         return await self._said(record, stands, late)
-
-    async def _input(self, record: JobRecord, body: BatchBody) -> bytes:
-        try:
-            file = await self._desk.get(body.input_file_id, record.owner, "file")
-            return await self._desk.content(file)
-        except NotFound as error:
-            raise Faulty([BatchFault(code="not_found", message=str(error))]) from None
 
     async def _handed_in(self, record: JobRecord, place: int, line: BatchLine) -> JobRecord:
         asked = self._asked(line)
@@ -173,7 +165,7 @@ class Batches:
 
 def batch_body(record: JobRecord) -> BatchBody:
     """What a batch was asked for."""
-    return BatchBody.model_validate(record.request)
+    return BatchBody.model_validate(record.request["body"])
 
 
 def batch_card(record: JobRecord, children: Iterable[JobRecord]) -> BatchCard:
@@ -187,8 +179,10 @@ def batch_card(record: JobRecord, children: Iterable[JobRecord]) -> BatchCard:
     else:
         jobs = list(children)
         completed = sum(job.status == "completed" for job in jobs)
-        counts = RequestCounts(
-            total=len(jobs), completed=completed, failed=sum(j.ended for j in jobs) - completed
+        total = record.request["lines"]
+        failed = sum(job.ended for job in jobs) - completed
+        counts = RequestCounts.model_validate(
+            {"total": total, "completed": completed, "failed": failed}
         )
     faults = None
     if record.error is not None:

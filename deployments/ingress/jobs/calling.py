@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import random
+import re
 import time
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
@@ -35,6 +36,7 @@ AT_ONCE = 8
 WAITS_S = (2.0, 300.0)  # after the first failure, and at most; each twice the one before
 LOOK_S = 1.0
 MAX_URL_CHARS = 2048
+UNSEEN = re.compile(r"[\x00-\x20\x7f-\uffff]")
 log = logging.getLogger("ray.serve.tcd.webhooks")
 
 
@@ -134,7 +136,7 @@ class Calling:
         try:
             async with asyncio.timeout(ANSWER_S):
                 answer = await self._web.post(job.webhook_url, content=body, headers=headers)
-        except (httpx.HTTPError, TimeoutError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             log.info("%s of %s was not delivered: %r", event, job.id, error)
             return False
         if not answer.is_success:
@@ -167,7 +169,7 @@ def check_webhook(url: str, args: WebhookArgs | None) -> None:
         )
     try:
         parts = urlsplit(url)
-        host = parts.hostname
+        host = None if parts.port == 0 or UNSEEN.search(url) else parts.hostname
     except ValueError:
         host = None
     schemes = ("https", "http") if args.allow_http else ("https",)

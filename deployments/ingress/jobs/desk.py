@@ -46,6 +46,7 @@ MIB = 2**20
 FULL_RETRY_MS = 10_000
 POLL_S = (0.03, 0.5)  # between two looks at a job that is waited for: more as it lasts longer
 POLL_GROWTH = 1.3
+MAX_KEY = 255  # characters
 PICTURE = "picture"  # suffix of the files of a request's pictures
 THREADS = 32
 LOOKS = 2  # one is under way, and one shared by all who came since
@@ -53,6 +54,7 @@ PATIENCE_S = 60.0  # for the storage to answer
 AWAY_S = 30.0  # that it may be away while somebody waits for a job
 KEEPALIVE_S = 15.0
 LINES_TYPE = "application/jsonl"
+INPUT = "input"  # of a batch, in its record
 
 Answer = TypeVar("Answer")
 Nudge = Callable[[], None]  # tells a worker that there is something to do
@@ -194,22 +196,33 @@ class Desk:
         file = await self.get(body.input_file_id, caller.name or None, "file", "input_file_id")
         if file.request.get("purpose") != "batch":
             raise InvalidRequest(f"file {file.id!r} was not uploaded for a batch", "input_file_id")
-        await self._check_room("batch", caller)
+        data = await self.content(file)
+        await self._check_room("batch", caller, len(data))
+        folder = fresh_folder()  # the file may be deleted, or expire, before the batch is done
+        kept = await self._run(self._files.write, folder, INPUT, data, "jsonl", LINES_TYPE)
+        lines = sum(bool(line.strip()) for line in data.split(b"\n"))
         job = JobRecord(
             id=job_id,
             kind="batch",
             owner=caller.name,
             weight=caller.weight,
             digest=digest,
-            request=body.model_dump(mode="json"),
-            folder=fresh_folder(),
+            request={"body": body.model_dump(mode="json"), INPUT: kept.name, "lines": lines},
+            folder=folder,
+            pictures_size=kept.size,
             created_at=time.time(),
             base_url=base_url,
             keep_s=self._keep_s("batch", caller),
         )
         accepted = await self._run(self._queue.add, job)
+        if accepted.folder != folder:
+            await self._removed(folder, kept)
         self._nudge()
         return accepted
+
+    async def input_of(self, batch: JobRecord) -> bytes:
+        """The lines of a batch. Raises `NotFound`."""
+        return await self._run(self._files.read, batch, str(batch.request[INPUT]))
 
     async def keep_file(
         self,
@@ -220,7 +233,8 @@ class Desk:
         file_id: str | None = None,
     ) -> JobRecord:
         """Keeps a file of lines; with `file_id` the one that is there of that id, if it is."""
-        await self._check_room("file", caller)
+        if purpose == "batch":
+            await self._check_room("file", caller, len(data))
         folder = fresh_folder()
         file = await self._run(self._files.write, folder, name, data, "jsonl", LINES_TYPE)
         now = time.time()
@@ -279,13 +293,15 @@ class Desk:
         newest_first: bool,
         owner: str | None = None,
         kind: Kind | None = None,
+        may: Callable[[JobRecord], bool] = listed,
     ) -> Page:
-        """Jobs in the order of their creation, from the one behind `after` on."""
+        """Jobs in the order of their creation, from the one behind `after` on; those of which `may`
+        says so."""
         every = await self._looked()
         jobs = [
             job
             for job in every
-            if owner in (None, job.owner) and (listed(job) if kind is None else job.kind == kind)
+            if owner in (None, job.owner) and kind in (None, job.kind) and may(job)
         ]
         if newest_first:
             jobs.reverse()
@@ -425,7 +441,7 @@ class Desk:
         except NotFound:
             return None
 
-    async def _check_room(self, kind: Kind, caller: Caller) -> None:
+    async def _check_room(self, kind: Kind, caller: Caller, size: int = 0) -> None:
         jobs = await self._looked()
         of_kind = [job for job in jobs if job.kind == kind and job.batch is None]
         unfinished = [(job.caller, 1) for job in of_kind if not job.ended]
@@ -441,7 +457,7 @@ class Desk:
         if entry is None or entry.job_mb is None:
             return
         kept = sum(job.size for job in jobs if job.owner == caller.name)
-        if kept >= entry.job_mb * MIB:
+        if kept + max(size, 1) > entry.job_mb * MIB:
             raise RateLimited(
                 f"the jobs of key {caller.name!r} hold {kept / MIB:.1f} MiB of the {entry.job_mb} "
                 "that it may have: delete some, or wait until they expire",
@@ -460,6 +476,14 @@ class Desk:
 
     async def _removed(self, folder: str, file: JobFile) -> None:
         await self._run(self._files.remove, folder, file.name)
+
+
+def check_key(key: str) -> None:
+    """Raises `InvalidRequest` for what is no idempotency key."""
+    if not 1 <= len(key) <= MAX_KEY:
+        raise InvalidRequest(
+            f"Idempotency-Key must have 1 to {MAX_KEY} characters", "idempotency-key"
+        )
 
 
 def _noted(glance: "asyncio.Task[JobRecord]") -> None:

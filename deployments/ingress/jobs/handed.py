@@ -2,15 +2,17 @@
 
 from collections.abc import AsyncIterator
 
+from pydantic import ValidationError
+
 from configs.app import ServiceArgs
 from deployments.contracts.errors import Cancelled, DeadlineExceeded
 from deployments.contracts.job_cards import JobCard, JobResult
 from deployments.contracts.jobs import Caller, ImageRequest, VideoRequest
 from deployments.contracts.videos import VideoFormat
-from deployments.ingress.answer.failures import error_of
-from deployments.ingress.jobs.asked import ImageAsked, VideoAsked
+from deployments.ingress.answer.failures import error_of, invalid
+from deployments.ingress.jobs.asked import Asked, ImageAsked, VideoAsked
 from deployments.ingress.jobs.cards import images_body, job_card
-from deployments.ingress.jobs.desk import Desk
+from deployments.ingress.jobs.desk import Desk, check_key
 from deployments.jobs.record import JobRecord
 
 
@@ -30,17 +32,17 @@ class Handed:
         webhook_url: str | None,
     ) -> JobCard:
         """Accepts a job."""
-        metadata = self._args.metadata
-        asked = (
-            VideoAsked(
-                request=request,
-                output_format=video_format,
-                metadata=metadata,
-                webhook_url=webhook_url,
-            )
-            if isinstance(request, VideoRequest)
-            else ImageAsked(request=request, metadata=metadata, webhook_url=webhook_url)
-        )
+        if key is not None:
+            check_key(key)
+        said = {"request": request, "metadata": self._args.metadata, "webhook_url": webhook_url}
+        asked: Asked
+        try:
+            if isinstance(request, VideoRequest):
+                asked = VideoAsked.model_validate(said | {"output_format": video_format})
+            else:
+                asked = ImageAsked.model_validate(said)
+        except ValidationError as error:
+            raise invalid(error) from None
         return await self._card(await self._desk.submit(asked, key, caller))
 
     async def result(self, job_id: str, caller: Caller, timeout_s: float | None) -> JobResult:

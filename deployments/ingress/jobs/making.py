@@ -41,7 +41,7 @@ from deployments.ingress.answer.stills import (
 from deployments.ingress.answer.usage import usage_body
 from deployments.ingress.answer.video_files import VIDEO_TYPES, encode_video
 from deployments.ingress.jobs.asked import ImageAsked, VideoAsked, with_pictures
-from deployments.ingress.jobs.batches import Batches
+from deployments.ingress.jobs.batches import WINDOW_S, Batches
 from deployments.ingress.jobs.cards import asked_of, pictures_in
 from deployments.ingress.jobs.files import JobFiles
 from deployments.ingress.request.service import Service
@@ -103,7 +103,10 @@ class Making:
         is waited for, a replica, the storage, and room in the queue for as long as it takes. Raises
         a `TcdError` if it cannot be done."""
         if record.kind == "batch":
-            return Answer((), await self._batches.make(record, lambda done: report(done, ())))
+            told = await _persevering(
+                WINDOW_S, lambda: self._batches.make(record, lambda done: report(done, ()))
+            )
+            return Answer((), told)
         if record.attempts > 1:  # what those before have left
             await self._io.run(self._files.keep, record, pictures_in(record).values())
         asked = asked_of(record)

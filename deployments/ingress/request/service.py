@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
-from configs.app import ServiceArgs
+from configs.app import TIMEOUT_S, ServiceArgs
 from deployments.contracts.api import PreprocessForm
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import (
@@ -289,7 +289,8 @@ class Service:
             await lease.turn()
             ready = await self.assembler.assemble(request, model.card)
         lease.charge(work_of(ready.job))
-        left = max(until - asyncio.get_running_loop().time(), LEAST_S)
+        left = until - asyncio.get_running_loop().time()
+        left = min(max(left, LEAST_S), TIMEOUT_S)  # sums of floats may be a little more
         return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=lease.caller))
 
     def time_of(self, request: ImageRequest | VideoRequest) -> float:
