@@ -245,7 +245,13 @@ def _keys(place: str, service: ServiceArgs) -> Iterator[str]:
     file, variable = (None, None) if service.keys is None else (service.keys.file, service.keys.env)
     if file is not None and not (PROJECT_ROOT / file).is_file():
         yield f"{place}.args.keys.file: {file!r} is not on this machine; nodes must have it"
-    named = {"api_keys_env": service.api_keys_env, "keys.env": variable}
+    webhooks = service.jobs.webhooks
+    secret = None if webhooks is None else webhooks.secret_env
+    named = {
+        "api_keys_env": service.api_keys_env,
+        "keys.env": variable,
+        "jobs.webhooks.secret_env": secret,
+    }
     for key, name in named.items():
         if name is not None and not os.environ.get(name):
             yield f"{place}.args.{key}: {name} is not set here; nodes must have it"

@@ -363,6 +363,12 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
             "tcd.args.api_keys_env: TCD_NOT_SET is not set here",
         ),
         (
+            lambda c: service(c)["args"].update(
+                jobs={"webhooks": {"secret_env": "TCD_NOT_SET", "allowed_hosts": ["a.example"]}}
+            ),
+            "tcd.args.jobs.webhooks.secret_env: TCD_NOT_SET is not set here",
+        ),
+        (
             several_ingresses,
             "tcd.args.storage: temporary files are on the node that made them",
         ),
