@@ -74,7 +74,8 @@ REFUSALS = {
 PHRASES = {499: "Client Closed Request"}  # of statuses that no standard knows
 ALWAYS, OF_WORK, OF_KEYS = (400, 404, 413, 500, 503), (408, 429), (401, 403, 429)
 # Whatever keys there are; the names of pictures are secrets.
-OPEN = ("/healthz", PING_PATH, FILES_PATH + "{name}", "/v1/jobs/{job_id}/files/{name}")
+OPEN = ("/healthz", PING_PATH, "/v1/jobs/{job_id}/files/{name}")
+BOTH = FILES_PATH + "{name}"  # a picture is shown without a key, what is known of a file with one
 BINARY: Json = {"type": "string", "format": "binary"}
 
 
@@ -265,7 +266,9 @@ def described(app: FastAPI, keyed: bool) -> Json:
             statuses = {*ALWAYS, *(OF_WORK if method == "post" else ())}
             statuses |= {499} if told.interruptible else set()
             statuses |= {409, 499} if told.once else set()
-            if keyed and path not in OPEN:
+            if keyed and path == BOTH:
+                statuses |= set(OF_KEYS)
+            elif keyed and path not in OPEN:
                 statuses |= set(OF_KEYS)
                 operation["security"] = [{"key": []}, *([{"password": []}] if a1111 else [])]
             _refuse(operation, statuses, "Detailed" if a1111 else "Refused")
