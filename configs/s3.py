@@ -145,6 +145,21 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
+def storage_client(endpoint_url: str | None, connections: int) -> Any:
+    """Of a bucket that the service writes to. `connections`: at a time."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        signature_version="s3v4",
+        connect_timeout=5,
+        read_timeout=20,
+        retries={"mode": "standard", "total_max_attempts": 3},
+        max_pool_connections=connections,
+    )
+    return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+
+
 def _client() -> Any:  # boto3 makes its clients' methods as it runs
     import boto3
     from botocore.config import Config

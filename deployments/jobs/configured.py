@@ -1,11 +1,11 @@
 """The storage of jobs that the configuration asks for."""
 
 import asyncio
-from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from configs.jobs import FolderJobs, JobsArgs, S3Jobs
+from configs.s3 import storage_client
 from configs.sources import PROJECT_ROOT
 from deployments.jobs.bucket import BucketObjects
 from deployments.jobs.folder import FolderObjects
@@ -20,23 +20,10 @@ def make_objects(args: JobsArgs, store: DeploymentHandle[object] | None) -> Obje
     configured."""
     storage = args.storage
     if isinstance(storage, S3Jobs):
-        return BucketObjects(_client(storage), storage.bucket, storage.prefix)
+        client = storage_client(storage.endpoint_url, CONNECTIONS)
+        return BucketObjects(client, storage.bucket, storage.prefix)
     if isinstance(storage, FolderJobs):
         return FolderObjects(PROJECT_ROOT / storage.path)
     if store is None:
         raise ValueError("temporary jobs need the JobStore")
     return RemoteObjects(store, asyncio.get_running_loop())
-
-
-def _client(storage: S3Jobs) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    config = Config(
-        signature_version="s3v4",
-        connect_timeout=5,
-        read_timeout=20,
-        retries={"mode": "standard", "total_max_attempts": 3},
-        max_pool_connections=CONNECTIONS,
-    )
-    return boto3.session.Session().client("s3", endpoint_url=storage.endpoint_url, config=config)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from configs.app import S3Storage
+from configs.s3 import storage_client
 from deployments.contracts.api import OutputFormat
 from deployments.contracts.errors import StorageUnavailable
 from deployments.ingress.answer.media import MEDIA_TYPES
@@ -53,7 +54,7 @@ class FolderStore:
 
     async def put(self, data: bytes, output_format: OutputFormat) -> str:
         """As `Storage` says."""
-        file_name = _new_name(output_format)
+        file_name = new_name(output_format)
         name = await _in_thread(self._threads, lambda: self._write(file_name, data))
         return f"{self._shown_at.rstrip('/')}/{name}"
 
@@ -95,7 +96,7 @@ class BucketStore:
 
     async def put(self, data: bytes, output_format: OutputFormat) -> str:
         """As `Storage` says."""
-        key = self._args.prefix + _new_name(output_format)
+        key = self._args.prefix + new_name(output_format)
         return await _in_thread(self._threads, lambda: self._upload(key, data, output_format))
 
     def _upload(self, key: str, data: bytes, output_format: OutputFormat) -> str:
@@ -119,19 +120,7 @@ class BucketStore:
     @cached_property
     def _client(self) -> Any:  # boto3 makes its clients' methods as it runs
         # Made in a storage thread: it reads files, and takes a third of a second.
-        import boto3
-        from botocore.config import Config
-
-        config = Config(
-            signature_version="s3v4",
-            connect_timeout=5,
-            read_timeout=20,
-            retries={"mode": "standard", "total_max_attempts": 3},
-            max_pool_connections=THREADS,
-        )
-        return boto3.session.Session().client(
-            "s3", endpoint_url=self._args.endpoint_url, config=config
-        )
+        return storage_client(self._args.endpoint_url, THREADS)
 
 
 async def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], str]) -> str:
@@ -142,8 +131,9 @@ async def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], str]) -> st
         raise StorageUnavailable(not_taken(f"no answer within {PATIENCE_S:g} s")) from error
 
 
-def _new_name(output_format: OutputFormat) -> str:
-    return f"{secrets.token_urlsafe(NAME_BYTES)}.{output_format}"
+def new_name(suffix: str) -> str:
+    """Of a file: whoever knows it may see the file."""
+    return f"{secrets.token_urlsafe(NAME_BYTES)}.{suffix}"
 
 
 def not_taken(what: str) -> str:

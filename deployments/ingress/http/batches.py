@@ -16,9 +16,10 @@ from deployments.contracts.batches import (
 )
 from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.idempotency import idempotency_key
-from deployments.ingress.http.jobs import Shown
+from deployments.ingress.http.jobs import Shown, page_of
 from deployments.ingress.http.keys import caller_of, owner_of
 from deployments.ingress.jobs.batches import batch_card
+from deployments.ingress.jobs.cards import whole
 from deployments.ingress.jobs.desk import LINES_TYPE, Desk
 from deployments.jobs.record import JobRecord
 
@@ -57,13 +58,7 @@ def batch_routes(desk: Desk, shown: Shown, bodies: Bodies, args: ServiceArgs) ->
             lambda record: purpose in (None, record.request["purpose"]),
         )
         cards = [file_card(record) for record in found.jobs]
-        body = FilesBody(
-            data=cards,
-            first_id=cards[0].id if cards else None,
-            last_id=cards[-1].id if cards else None,
-            has_more=found.has_more,
-        )
-        return JSONResponse(body.model_dump())
+        return JSONResponse(page_of(FilesBody, cards, found).model_dump())
 
     @router.get("/v1/files/{file_id}/content", response_class=Response)
     async def content(file_id: str, request: Request) -> Response:
@@ -92,16 +87,8 @@ def batch_routes(desk: Desk, shown: Shown, bodies: Bodies, args: ServiceArgs) ->
     ) -> Response:
         """The batches, the newest first."""
         found = await desk.page(after, limit, True, owner_of(request), "batch", lambda _: True)
-        cards = [
-            batch_card(record, (await desk.lines_of(record.id)).values()) for record in found.jobs
-        ]
-        body = BatchesBody(
-            data=cards,
-            first_id=cards[0].id if cards else None,
-            last_id=cards[-1].id if cards else None,
-            has_more=found.has_more,
-        )
-        return JSONResponse(body.model_dump())
+        cards = [batch_card(record, found.every) for record in found.jobs]
+        return JSONResponse(page_of(BatchesBody, cards, found).model_dump())
 
     @router.get("/v1/batches/{batch_id}", response_model=BatchCard)
     async def get(batch_id: str, request: Request) -> Response:
@@ -129,13 +116,12 @@ async def file_by_id(desk: Desk, file_id: str, request: Request) -> Response:
 def file_card(record: JobRecord) -> FileCard:
     """A file of a batch, as OpenAI shows it."""
     (file,) = record.results
-    expires_at = record.expires_at
     return FileCard.model_validate(
         {
             "id": record.id,
             "bytes": file.size,
             "created_at": int(record.created_at),
-            "expires_at": None if expires_at is None else int(expires_at),
+            "expires_at": whole(record.expires_at),
             "filename": file.role,
             "purpose": record.request["purpose"],
         }

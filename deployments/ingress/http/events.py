@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from deployments.contracts.api import ErrorBody, OutputFormat, UsageBody
+from deployments.contracts.api import ErrorAnswer, ErrorBody, OutputFormat, UsageBody
 from deployments.contracts.job_cards import JobCard
 from deployments.contracts.jobs import Quality
 
@@ -70,3 +70,16 @@ class ErrorEvent(BaseModel):
     """The request failed after its first event; nothing follows."""
 
     error: ErrorBody
+
+
+Typed = PartialImageEvent | CompletedEvent | FailedEvent | JobEvent | JobPartialImageEvent
+
+
+def event_text(event: Typed, *, nulls: bool = True) -> str:
+    """An event as it is sent. `nulls`: with the fields that say nothing."""
+    return f"event: {event.type}\ndata: {event.model_dump_json(exclude_none=not nulls)}\n\n"
+
+
+def error_text(error: ErrorAnswer) -> str:
+    """The last event of a request that failed after its first."""
+    return f"event: error\ndata: {error.model_dump_json()}\n\n"

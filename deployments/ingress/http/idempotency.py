@@ -10,10 +10,9 @@ from dataclasses import replace
 from fastapi import Request
 
 from deployments.contracts.jobs import ImageRequest
-from deployments.ingress.jobs.desk import MAX_KEY, check_key
+from deployments.ingress.jobs.desk import check_key
 
 HEADER = "idempotency-key"
-MAX_CHARS = MAX_KEY
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -1,8 +1,9 @@
 """The HTTP routes of jobs: images that were asked for with `async: true`, and videos."""
 
 import base64
-from collections.abc import AsyncGenerator
-from typing import Literal, cast
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+from typing import Literal, Protocol, TypeVar, cast
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -12,21 +13,35 @@ from deployments.contracts.api import ImagesBody
 from deployments.contracts.errors import TcdError
 from deployments.contracts.job_cards import JobCard, JobsBody
 from deployments.ingress.answer.failures import failure
-from deployments.ingress.http.events import JobEvent, JobPartialImageEvent
+from deployments.ingress.http.events import JobEvent, JobPartialImageEvent, error_text, event_text
 from deployments.ingress.http.keys import owner_of
 from deployments.ingress.jobs.asked import ImageAsked
-from deployments.ingress.jobs.cards import asked_of, images_body, images_by_url, job_card
-from deployments.ingress.jobs.desk import Desk
+from deployments.ingress.jobs.cards import (
+    asked_of,
+    images_body,
+    images_by_url,
+    job_card,
+    listed,
+    positions,
+)
+from deployments.ingress.jobs.desk import Desk, Page
 from deployments.ingress.request.workers import Workers
 from deployments.jobs.record import JobFile, JobRecord
 
 POLL_HEADER = "openai-poll-after-ms"  # the official client asks again after so long
 KEEPALIVE = ": nothing new\n\n"  # so that no proxy takes the connection for dead
 POLL_MS = {"queued": 1000, "in_progress": 500}
+Body = TypeVar("Body", bound=BaseModel)
 FILE_HEADERS = {
     "cache-control": "private, max-age=86400, immutable",
     "x-content-type-options": "nosniff",
 }
+
+
+class Card(Protocol):
+    """Something with an id."""
+
+    id: str
 
 
 def job_routes(desk: Desk, shown: "Shown") -> APIRouter:
@@ -44,21 +59,11 @@ def job_routes(desk: Desk, shown: "Shown") -> APIRouter:
     ) -> Response:
         """The jobs, the newest first, without images that answers carry; those of a `batch`, if one
         is named, else those of none."""
-
-        def asked(record: JobRecord) -> bool:
-            return record.kind in ("image", "video") and record.batch == batch
-
-        found = await desk.page(after, limit, order == "desc", owner_of(request), kind, asked)
-        cards = [
-            shown.by_url(request, record, found.positions.get(record.id)) for record in found.jobs
-        ]
-        body = JobsBody(
-            data=cards,
-            first_id=cards[0].id if cards else None,
-            last_id=cards[-1].id if cards else None,
-            has_more=found.has_more,
-        )
-        return _json(body)
+        may = partial(listed, batch=batch)
+        found = await desk.page(after, limit, order == "desc", owner_of(request), kind, may)
+        turns = positions(found.every)
+        cards = [shown.by_url(request, record, turns.get(record.id)) for record in found.jobs]
+        return _json(page_of(JobsBody, cards, found))
 
     @router.get("/v1/jobs/{job_id}", response_model=JobCard)
     async def get(job_id: str, request: Request) -> Response:
@@ -122,9 +127,7 @@ class Shown:
         card = self.by_url(request, record, await self._desk.position(record))
         if card.result is not None and _inline(record):
             card.result = await self.images(request, record)
-        wait_ms = POLL_MS.get(record.status)
-        headers = {} if wait_ms is None else {POLL_HEADER: str(wait_ms)}
-        return await self._workers.run(_json, card, status, headers)
+        return await self._workers.run(_json, card, status, poll_headers(record))
 
     async def images(self, request: Request, record: JobRecord) -> ImagesBody:
         """The answer of images that are completed."""
@@ -134,7 +137,7 @@ class Shown:
         for image in body.data:
             if image.url is not None:
                 data, _ = await self._desk.file(record, image.url)
-                image.b64_json, image.url = await self._workers.run(_text, data), None
+                image.b64_json, image.url = await self._workers.run(base64_of, data), None
         return body
 
     async def events(self, request: Request, record: JobRecord) -> AsyncGenerator[str]:
@@ -145,24 +148,40 @@ class Shown:
                 if now is None:
                     yield KEEPALIVE
                     continue
-                for preview in now.previews:
-                    if preview.name not in told:
-                        told.add(preview.name)
-                        data = await self._desk.preview(now, preview)
-                        if data is not None:
-                            yield _event(_partial(preview, data))
+                async for preview, data in self._desk.previews(now, told):
+                    yield event_text(_partial(preview, data), nulls=False)
                 card = self.by_url(request, now, await self._desk.position(now))
                 kind = f"job.{now.status}" if now.ended else "job.progress"
-                yield _event(JobEvent.model_validate({"type": kind, "job": card}))
+                event = JobEvent.model_validate({"type": kind, "job": card})
+                yield event_text(event, nulls=False)
         except TcdError as error:  # it has been deleted, or the storage does not answer
-            yield f"event: error\ndata: {failure(error).body.model_dump_json()}\n\n"
+            yield error_text(failure(error).body)
 
     def base_url(self, request: Request) -> str:
         """Where clients reach the service."""
         return (self._public_url or str(request.base_url)).rstrip("/")
 
 
-def _text(data: bytes) -> str:
+def page_of(kind: type[Body], cards: Sequence[Card], found: Page) -> Body:
+    """A page as all lists of OpenAI's have it."""
+    return kind.model_validate(
+        {
+            "data": cards,
+            "first_id": cards[0].id if cards else None,
+            "last_id": cards[-1].id if cards else None,
+            "has_more": found.has_more,
+        }
+    )
+
+
+def poll_headers(record: JobRecord) -> dict[str, str]:
+    """When to ask for a job again, if it has not ended."""
+    wait_ms = POLL_MS.get(record.status)
+    return {} if wait_ms is None else {POLL_HEADER: str(wait_ms)}
+
+
+def base64_of(data: bytes) -> str:
+    """As JSON carries a file."""
     return base64.b64encode(data).decode()
 
 
@@ -178,7 +197,7 @@ def _partial(preview: JobFile, data: bytes) -> JobPartialImageEvent:
     image, index, step = places(preview)
     return JobPartialImageEvent(
         type="job.partial_image",
-        b64_json=base64.b64encode(data).decode(),
+        b64_json=base64_of(data),
         media_type=preview.media_type,
         image_index=image,
         partial_image_index=index,
@@ -190,7 +209,3 @@ def places(preview: JobFile) -> tuple[int, int, int]:
     """Of which image it is, the how manieth of it, and after how many steps."""
     image, index, step = map(int, preview.role.split("."))
     return image, index, step
-
-
-def _event(data: JobEvent | JobPartialImageEvent) -> str:
-    return f"event: {data.type}\ndata: {data.model_dump_json(exclude_none=True)}\n\n"

@@ -4,7 +4,6 @@ Such a request becomes a job, for whose end its connection waits. So its answer 
 connection, and the process that took the request.
 """
 
-import base64
 import io
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -20,8 +19,14 @@ from deployments.contracts.jobs import Usage
 from deployments.ingress.answer.failures import error_of, failure, passing
 from deployments.ingress.answer.usage import usage_body
 from deployments.ingress.http.bodies import JSON
-from deployments.ingress.http.events import CompletedEvent, FailedEvent, PartialImageEvent
-from deployments.ingress.http.jobs import KEEPALIVE, Shown, places
+from deployments.ingress.http.events import (
+    CompletedEvent,
+    FailedEvent,
+    PartialImageEvent,
+    error_text,
+    event_text,
+)
+from deployments.ingress.http.jobs import KEEPALIVE, Shown, base64_of, places
 from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.refusals import log_refusal
 from deployments.ingress.jobs.asked import ImageAsked
@@ -96,22 +101,18 @@ class Once:
                             yield KEEPALIVE
                             continue
                         record = now
-                        for preview in now.previews:
-                            if preview.name not in told:
-                                told.add(preview.name)
-                                data = await self._desk.preview(now, preview)
-                                if data is not None:
-                                    event = await self._workers.run(_partial, asked, preview, data)
-                                    yield _event(event)
+                        async for preview, data in self._desk.previews(now, told):
+                            event = await self._workers.run(_partial, asked, preview, data)
+                            yield event_text(event)
             await self._accepted(record)
             body = await self._shown.images(request, record)
             for index, image in enumerate(body.data):
                 told_of = _completed if image.error is None else _failed
-                yield await self._workers.run(_event, told_of(asked, index, body))
+                yield await self._workers.run(event_text, told_of(asked, index, body))
         except TcdError as error:
             refusal = failure(error)
             log_refusal(request.scope, refusal.status, refusal.body.error, "broken off")
-            yield f"event: error\ndata: {refusal.body.model_dump_json()}\n\n"
+            yield error_text(refusal.body)
 
 
 def _json(body: ImagesBody) -> bytes:
@@ -124,7 +125,7 @@ def _partial(asked: ImageAsked, preview: JobFile, data: bytes) -> PartialImageEv
     return PartialImageEvent.model_validate(
         {
             "type": f"{asked.events}.partial_image",
-            "b64_json": base64.b64encode(data).decode(),
+            "b64_json": base64_of(data),
             "created_at": int(time.time()),
             "size": f"{width}x{height}",
             "quality": asked.quality,
@@ -165,7 +166,3 @@ def _failed(asked: ImageAsked, index: int, body: ImagesBody) -> FailedEvent:
             "error": body.data[index].error,
         }
     )
-
-
-def _event(data: PartialImageEvent | CompletedEvent | FailedEvent) -> str:
-    return f"event: {data.type}\ndata: {data.model_dump_json()}\n\n"

@@ -45,10 +45,10 @@ from deployments.ingress.http.events import (
     PartialImageEvent,
 )
 from deployments.ingress.http.forms import NESTED
-from deployments.ingress.http.idempotency import HEADER, MAX_CHARS
+from deployments.ingress.http.idempotency import HEADER
 from deployments.ingress.http.metrics import CONTENT_TYPE
 from deployments.ingress.http.paths import A1111, PING_PATH
-from deployments.ingress.jobs.desk import LINES_TYPE
+from deployments.ingress.jobs.desk import LINES_TYPE, MAX_KEY
 
 Json = dict[str, Any]  # a part of the document
 REF = "#/components/schemas/{model}"
@@ -296,7 +296,7 @@ def _tell(operation: Json, told: Told, schemas: Json) -> None:
                 "name": HEADER,
                 "in": "header",
                 "description": "a request that is sent again gets the answer of the first",
-                "schema": {"type": "string", "minLength": 1, "maxLength": MAX_CHARS},
+                "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
             }
         )
     success: Json = operation["responses"]["200"]

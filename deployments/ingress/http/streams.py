@@ -19,6 +19,7 @@ from deployments.contracts.jobs import (
 from deployments.ingress.answer.failures import failure
 from deployments.ingress.answer.media import Encoding
 from deployments.ingress.answer.usage import usage_body
+from deployments.ingress.http.events import error_text
 from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.refusals import log_refusal
 from deployments.ingress.request.service import Service
@@ -79,7 +80,7 @@ async def _server_sent(
     except Exception as error:
         refusal = failure(error)
         log_refusal(scope, refusal.status, refusal.body.error, "broken off")
-        yield f"event: error\ndata: {refusal.body.model_dump_json()}\n\n"
+        yield error_text(refusal.body)
 
 
 async def _chain(

@@ -11,7 +11,7 @@ from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.http.bodies import Bodies
 from deployments.ingress.http.failures import named_as_sent
 from deployments.ingress.http.idempotency import idempotency_key
-from deployments.ingress.http.jobs import POLL_HEADER, POLL_MS, Shown
+from deployments.ingress.http.jobs import Shown, page_of, poll_headers
 from deployments.ingress.http.keys import caller_of, owner_of
 from deployments.ingress.jobs.asked import VideoAsked
 from deployments.ingress.jobs.cards import video_card
@@ -52,13 +52,7 @@ def video_routes(desk: Desk, shown: Shown, bodies: Bodies, metadata: bool = True
         """The videos, the newest first."""
         found = await desk.page(after, limit, order == "desc", owner_of(request), "video")
         cards = [video_card(record) for record in found.jobs]
-        body = VideosBody(
-            data=cards,
-            first_id=cards[0].id if cards else None,
-            last_id=cards[-1].id if cards else None,
-            has_more=found.has_more,
-        )
-        return JSONResponse(body.model_dump())
+        return JSONResponse(page_of(VideosBody, cards, found).model_dump())
 
     @router.get("/v1/videos/{video_id}", response_model=VideoCard)
     async def get(video_id: str, request: Request) -> Response:
@@ -87,6 +81,4 @@ def video_routes(desk: Desk, shown: Shown, bodies: Bodies, metadata: bool = True
 
 
 def _card(record: JobRecord) -> JSONResponse:
-    wait_ms = POLL_MS.get(record.status)
-    headers = {} if wait_ms is None else {POLL_HEADER: str(wait_ms)}
-    return JSONResponse(video_card(record).model_dump(), headers=headers)
+    return JSONResponse(video_card(record).model_dump(), headers=poll_headers(record))

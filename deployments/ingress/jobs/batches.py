@@ -5,11 +5,10 @@ follows from the batch's and its place: whoever goes on with it after a death fi
 """
 
 import asyncio
-import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue, ValidationError
@@ -30,8 +29,8 @@ from deployments.contracts.errors import InvalidRequest, TcdError
 from deployments.ingress.answer.failures import error_of, failure, invalid, passing
 from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.jobs.asked import ImageAsked
-from deployments.ingress.jobs.cards import images_by_url
-from deployments.ingress.jobs.desk import Desk
+from deployments.ingress.jobs.cards import images_by_url, whole
+from deployments.ingress.jobs.desk import Desk, derived_id
 from deployments.jobs.record import JobRecord
 
 WINDOW_S = 86_400.0
@@ -79,11 +78,10 @@ class Batches:
         """Does a batch; returns what is to be said of it. `report`: is told how far it is, in per
         cent. Raises `Faulty`."""
         body = batch_body(record)
-        lines = list(read_lines(await self._desk.input_of(record), body.endpoint))
+        lines = read_lines(await self._desk.input_of(record), body.endpoint)
         stands = _Lines()
         open_jobs: dict[int, str] = {}
         waiting = deque(enumerate(lines))
-        late = False
         while True:
             late = time.time() > record.created_at + WINDOW_S
             while waiting and len(open_jobs) < AT_ONCE and not late:
@@ -111,7 +109,7 @@ class Batches:
 
     async def _handed_in(self, record: JobRecord, place: int, line: BatchLine) -> JobRecord:
         asked = self._asked(line)
-        job_id = f"image_{hashlib.sha256(f'{record.id} {place}'.encode()).hexdigest()[:32]}"
+        job_id = derived_id("image", f"{record.id} {place}")
         return await self._desk.submit_line(asked, job_id, record)
 
     def _asked(self, line: BatchLine) -> ImageAsked:
@@ -155,7 +153,7 @@ class Batches:
         for name, good in (("output", True), ("error", False)):
             data = stands.file(good)
             if data:
-                file_id = f"file-{hashlib.sha256(f'{record.id} {name}'.encode()).hexdigest()[:32]}"
+                file_id = derived_id("file", f"{record.id} {name}")
                 file = await self._desk.keep_file(
                     data, f"{record.id}_{name}.jsonl", "batch_output", record.caller, file_id
                 )
@@ -169,7 +167,8 @@ def batch_body(record: JobRecord) -> BatchBody:
 
 
 def batch_card(record: JobRecord, children: Iterable[JobRecord]) -> BatchCard:
-    """A batch, as OpenAI shows it. `children`: its jobs, for the counts of one that goes on."""
+    """A batch, as OpenAI shows it. `children`: among them its jobs, for the counts of one that goes
+    on."""
     body, outcome = batch_body(record), record.outcome
     status: str = "validating" if record.status == "queued" else record.status
     if record.status == "completed" and outcome.get("expired"):
@@ -177,7 +176,7 @@ def batch_card(record: JobRecord, children: Iterable[JobRecord]) -> BatchCard:
     if record.ended and outcome:
         counts = RequestCounts.model_validate(outcome)
     else:
-        jobs = list(children)
+        jobs = [job for job in children if job.batch == record.id]
         completed = sum(job.status == "completed" for job in jobs)
         total = record.request["lines"]
         failed = sum(job.ended for job in jobs) - completed
@@ -198,11 +197,11 @@ def batch_card(record: JobRecord, children: Iterable[JobRecord]) -> BatchCard:
             "error_file_id": outcome.get("error_file_id"),
             "created_at": int(record.created_at),
             "expires_at": int(record.created_at + WINDOW_S),
-            **({f"{status}_at": int(record.ended_at)} if record.ended_at is not None else {}),
+            "in_progress_at": whole(record.started_at),
             "request_counts": counts,
             "metadata": body.metadata,
         }
-        | ({} if record.started_at is None else {"in_progress_at": int(record.started_at)})
+        | ({f"{status}_at": whole(record.ended_at)} if record.ended else {})
     )
 
 
@@ -211,7 +210,7 @@ def faults_text(faults: list[BatchFault]) -> str:
     return json.dumps([fault.model_dump() for fault in faults])
 
 
-def read_lines(data: bytes, endpoint: str) -> Iterator[BatchLine]:
+def read_lines(data: bytes, endpoint: str) -> list[BatchLine]:
     """The lines of an input file. Raises `Faulty` with all that is wrong with it."""
     faults: list[BatchFault] = []
     lines: list[BatchLine] = []
@@ -242,7 +241,7 @@ def read_lines(data: bytes, endpoint: str) -> Iterator[BatchLine]:
         lines.append(line)
     if faults:
         raise Faulty(faults[:MAX_FAULTS])
-    yield from lines
+    return lines
 
 
 def _fault(line: int, code: str, message: str, param: str | None = None) -> BatchFault:

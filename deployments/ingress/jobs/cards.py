@@ -44,8 +44,8 @@ def video_card(record: JobRecord) -> VideoCard:
     return VideoCard(
         id=record.id,
         created_at=int(record.created_at),
-        completed_at=_whole(record.ended_at),
-        expires_at=_whole(record.expires_at),
+        completed_at=whole(record.ended_at),
+        expires_at=whole(record.expires_at),
         status=record.status,
         progress=record.progress,
         error=None if error is None else VideoError(code=error.code, message=error.message),
@@ -91,18 +91,18 @@ def job_card(record: JobRecord, position: int | None = None, base_url: str = "")
         model=request.model or "",
         prompt=request.prompt,
         created_at=int(record.created_at),
-        started_at=_whole(record.started_at),
-        completed_at=_whole(record.ended_at),
-        expires_at=_whole(record.expires_at),
+        started_at=whole(record.started_at),
+        completed_at=whole(record.ended_at),
+        expires_at=whole(record.expires_at),
         error=None if error is None else JobFault(**error.model_dump()),
         result=images_by_url(record, base_url) if done else None,
         video=video_card(record) if record.kind == "video" else None,
     )
 
 
-def listed(record: JobRecord) -> bool:
-    """Whether a record is a job that was asked for by itself."""
-    return record.kind in ("image", "video") and record.batch is None
+def listed(record: JobRecord, batch: str | None = None) -> bool:
+    """Whether a record is a job of this batch; `None`: one that was asked for by itself."""
+    return record.kind in ("image", "video") and record.batch == batch
 
 
 def positions(jobs: Sequence[JobRecord]) -> dict[str, int]:
@@ -113,5 +113,6 @@ def positions(jobs: Sequence[JobRecord]) -> dict[str, int]:
     return {job_id: place for place, job_id in enumerate(turns)}
 
 
-def _whole(seconds: float | None) -> int | None:
+def whole(seconds: float | None) -> int | None:
+    """A time as answers say it."""
     return None if seconds is None else int(seconds)

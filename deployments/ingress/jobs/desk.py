@@ -6,10 +6,10 @@ import math
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from configs.app import ServiceArgs
 from deployments.contracts.batches import BatchBody
@@ -61,10 +61,10 @@ Nudge = Callable[[], None]  # tells a worker that there is something to do
 
 
 class Page(NamedTuple):
-    """Some of the jobs, and the place of each that is queued."""
+    """Some of the jobs. `every`: all there are, also of others."""
 
     jobs: Sequence[JobRecord]
-    positions: dict[str, int]
+    every: Sequence[JobRecord]
     has_more: bool
 
 
@@ -126,44 +126,31 @@ class Desk:
         await self._keys.renew()
         outline = await self._service.check_job(asked.request, caller)
         await self._check_room(kind, caller)
-        job = JobRecord(
-            id=job_id,
-            kind=kind,
-            owner=caller.name,
-            weight=caller.weight,
+        job = self._record(
+            kind,
+            caller,
+            job_id,
             digest=digest,
-            request={},
-            folder=fresh_folder(),
-            created_at=time.time(),
             awaited=awaited,
             webhook_url=asked.webhook_url,
             base_url=base_url,
             priority=asked.request.priority,
-            keep_s=self._keep_s(kind, caller),
         )
         return await self._accepted(job, asked, outline)
 
     async def submit_line(self, asked: ImageAsked, job_id: str, batch: JobRecord) -> JobRecord:
         """The same for a line of a batch, which has no limit of its own and is kept as long."""
-        with suppress(NotFound):
-            return await self._run(self._queue.get, job_id)
+        if (known := await self._known(job_id)) is not None:
+            return known
         outline = await self._service.check_job(asked.request, batch.caller)
-        job = batch.model_copy(
-            update={
-                "id": job_id,
-                "kind": "image",
-                "digest": "",
-                "folder": fresh_folder(),
-                "created_at": time.time(),
-                "priority": asked.request.priority,
-                "batch": batch.id,
-                "pictures_size": 0,
-                "revision": 0,
-                "status": "queued",
-                "attempts": 0,
-                "lease": None,
-                "started_at": None,
-            }
+        job = self._record(
+            "image",
+            batch.caller,
+            job_id,
+            base_url=batch.base_url,
+            priority=asked.request.priority,
+            batch=batch.id,
+            keep_s=batch.keep_s,
         )
         return await self._accepted(job, asked, outline)
 
@@ -179,11 +166,29 @@ class Desk:
                 "pictures_size": sum(file.size for file in pictures.values()),
             }
         )
+        return await self._added(job, pictures.values())
+
+    async def _added(self, job: JobRecord, files: Collection[JobFile]) -> JobRecord:
+        """A job that is accepted with these files, or the one that was asked for at once."""
         accepted = await self._run(self._queue.add, job)
-        if accepted.folder != job.folder:  # asked twice at once
-            await together(self._removed(job.folder, file) for file in pictures.values())
-        self._nudge()
+        if accepted.folder != job.folder:
+            await together(self._run(self._files.remove, job.folder, f.name) for f in files)
+        if not accepted.ended:
+            self._nudge()
         return accepted
+
+    def _record(self, kind: Kind, caller: Caller, job_id: str, **fields: Any) -> JobRecord:
+        """A new job. `fields`: further ones of it."""
+        usual: dict[str, Any] = {
+            "digest": "",
+            "request": {},
+            "folder": fresh_folder(),
+            "created_at": time.time(),
+            "keep_s": self._keep_s(kind, caller),
+        }
+        return JobRecord(
+            id=job_id, kind=kind, owner=caller.name, weight=caller.weight, **usual | fields
+        )
 
     async def begin_batch(
         self, body: BatchBody, key: str | None, caller: Caller, base_url: str
@@ -201,24 +206,17 @@ class Desk:
         folder = fresh_folder()  # the file may be deleted, or expire, before the batch is done
         kept = await self._run(self._files.write, folder, INPUT, data, "jsonl", LINES_TYPE)
         lines = sum(bool(line.strip()) for line in data.split(b"\n"))
-        job = JobRecord(
-            id=job_id,
-            kind="batch",
-            owner=caller.name,
-            weight=caller.weight,
+        job = self._record(
+            "batch",
+            caller,
+            job_id,
             digest=digest,
             request={"body": body.model_dump(mode="json"), INPUT: kept.name, "lines": lines},
             folder=folder,
             pictures_size=kept.size,
-            created_at=time.time(),
             base_url=base_url,
-            keep_s=self._keep_s("batch", caller),
         )
-        accepted = await self._run(self._queue.add, job)
-        if accepted.folder != folder:
-            await self._removed(folder, kept)
-        self._nudge()
-        return accepted
+        return await self._added(job, [kept])
 
     async def input_of(self, batch: JobRecord) -> bytes:
         """The lines of a batch. Raises `NotFound`."""
@@ -238,24 +236,18 @@ class Desk:
         folder = fresh_folder()
         file = await self._run(self._files.write, folder, name, data, "jsonl", LINES_TYPE)
         now = time.time()
-        job = JobRecord(
-            id=file_id or id_of("file", caller, None),
-            kind="file",
-            owner=caller.name,
-            weight=caller.weight,
-            digest="",
+        job = self._record(
+            "file",
+            caller,
+            file_id or id_of("file", caller, None),
             request={"purpose": purpose},
             folder=folder,
-            created_at=now,
-            keep_s=self._keep_s("file", caller),
             status="completed",
             results=(file,),
+            created_at=now,
             ended_at=now,
         )
-        kept = await self._run(self._queue.add, job)
-        if kept.folder != folder:
-            await self._removed(folder, file)
-        return kept
+        return await self._added(job, [file])
 
     async def content(self, record: JobRecord) -> bytes:
         """What is in a file of lines. Raises `NotFound`."""
@@ -263,8 +255,7 @@ class Desk:
 
     async def lines_of(self, batch_id: str) -> dict[str, JobRecord]:
         """The jobs of a batch, by id."""
-        jobs = await self._looked()
-        return {job.id: job for job in jobs if job.batch == batch_id}
+        return {job.id: job for job in await self._looked() if job.batch == batch_id}
 
     async def get(
         self,
@@ -274,10 +265,7 @@ class Desk:
         param: str | None = None,
     ) -> JobRecord:
         """A job as it stands. Raises `NotFound`, naming `param`."""
-        try:
-            record = await self._run(self._queue.get, job_id)
-        except NotFound:
-            record = None
+        record = await self._known(job_id)
         found = record is not None and (
             record.kind in ("image", "video") if kind is None else record.kind == kind
         )
@@ -309,9 +297,7 @@ class Desk:
         if after is not None and after not in ids:
             raise NotFound(f"{kind or 'job'} {after!r} does not exist", "after")
         start = 0 if after is None else ids.index(after) + 1
-        return Page(
-            jobs[start : start + limit], positions(every), has_more=start + limit < len(jobs)
-        )
+        return Page(jobs[start : start + limit], every, has_more=start + limit < len(jobs))
 
     async def position(self, record: JobRecord) -> int | None:
         """How many jobs are to be begun before one that is queued."""
@@ -357,12 +343,16 @@ class Desk:
                 return await self._run(self._files.read, record, name), file
         raise NotFound(f"job {job_id!r} has no such file", "name")
 
-    async def preview(self, record: JobRecord, file: JobFile) -> bytes | None:
-        """A file that shows how far a job is; `None`: it is gone, for the job has begun anew."""
-        try:
-            return await self._run(self._files.read, record, file.name)
-        except NotFound:
-            return None
+    async def previews(
+        self, record: JobRecord, told: set[str]
+    ) -> AsyncGenerator[tuple[JobFile, bytes]]:
+        """What shows how far a job is, with its contents, but for the names that were `told`, to
+        which it adds; without what is gone, for the job has begun anew."""
+        for file in record.previews:
+            if file.name not in told:
+                told.add(file.name)
+                with suppress(NotFound):
+                    yield file, await self._run(self._files.read, record, file.name)
 
     async def ended(self, record: JobRecord, within_s: float | None) -> JobRecord:
         """A job when it has ended. Raises `TimeoutError`, or `NotFound` if it is deleted."""
@@ -474,9 +464,6 @@ class Desk:
         files = await together(self._run(keep, one) for one in pictures)
         return {file.role: file for file in files}
 
-    async def _removed(self, folder: str, file: JobFile) -> None:
-        await self._run(self._files.remove, folder, file.name)
-
 
 def check_key(key: str) -> None:
     """Raises `InvalidRequest` for what is no idempotency key."""
@@ -494,11 +481,13 @@ def _noted(glance: "asyncio.Task[JobRecord]") -> None:
 
 def id_of(kind: Kind, caller: Caller, key: str | None) -> str:
     """The same for the same key of the same caller."""
+    return derived_id(kind, str(uuid.uuid4()) if key is None else f"{caller.name}\0{key}")
+
+
+def derived_id(kind: Kind, text: str) -> str:
+    """The same for the same text."""
     prefix = "file-" if kind == "file" else f"{kind}_"
-    if key is None:
-        return f"{prefix}{uuid.uuid4().hex}"
-    named = f"{caller.name}\0{key}"
-    return f"{prefix}{hashlib.sha256(named.encode()).hexdigest()[:32]}"
+    return f"{prefix}{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def fresh_folder() -> str:

@@ -1,18 +1,11 @@
 """The files of jobs, in whatever keeps objects."""
 
-import secrets
 from collections.abc import Collection
 
 from deployments.contracts.errors import NotFound
+from deployments.ingress.answer.storage import new_name
 from deployments.jobs.objects import Objects
 from deployments.jobs.record import JobFile, JobRecord
-
-NAME_BYTES = 32
-
-
-def fresh_name(suffix: str) -> str:
-    """A file's name that nobody can guess: whoever knows it may see the file."""
-    return f"{secrets.token_urlsafe(NAME_BYTES)}.{suffix}"
 
 
 class JobFiles:
@@ -23,7 +16,7 @@ class JobFiles:
 
     def write(self, folder: str, role: str, data: bytes, suffix: str, media_type: str) -> JobFile:
         """A new file."""
-        name = fresh_name(suffix)
+        name = new_name(suffix)
         self._objects.create(folder + name, data)
         return JobFile(name=name, role=role, media_type=media_type, size=len(data))
 

@@ -44,6 +44,7 @@ from deployments.ingress.jobs.asked import ImageAsked, VideoAsked, with_pictures
 from deployments.ingress.jobs.batches import WINDOW_S, Batches
 from deployments.ingress.jobs.cards import asked_of, pictures_in
 from deployments.ingress.jobs.files import JobFiles
+from deployments.ingress.request.deaths import wait_for_room
 from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers
 from deployments.jobs.record import JobFile, JobRecord
@@ -51,7 +52,6 @@ from deployments.jobs.record import JobFile, JobRecord
 SAMPLED = 95  # per cent: sampling is done; the rest is decoding and encoding
 MOST_DEATHS = 3  # of replicas under one job, each of which was asked twice
 PAUSE_S = 1.0
-FULL_PAUSE_S = (0.5, 30.0)
 
 Report = Callable[[int, tuple[JobFile, ...]], None]  # how far it is, in per cent, and what shows it
 Made = TypeVar("Made")
@@ -244,18 +244,14 @@ async def _persevering(timeout_s: float, make: Callable[[], Awaitable[Made]]) ->
         try:
             return await make()
         except QueueFull as error:
-            least, most = FULL_PAUSE_S
-            pause_s = min(max(error.retry_after_ms / 1000, least), most)
-            passed: Exception = error
+            await wait_for_room(error)
         except (NotReady, EngineFault, StorageUnavailable) as error:
             deaths += isinstance(error, WentAway | EngineFault)
             patience_s -= time.monotonic() - began + PAUSE_S
             if deaths == MOST_DEATHS or patience_s <= 0:
                 raise
-            pause_s, passed = PAUSE_S, error
-        # Its frames hold what was made ready: hundreds of megabytes of maps, perhaps.
-        passed.__traceback__ = None
-        await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
+            error.__traceback__ = None  # as `wait_for_room` does
+            await asyncio.sleep(PAUSE_S * random.uniform(0.8, 1.2))
 
 
 def _said(asked: ImageAsked, images: _Images, completed: Completed) -> dict[str, JsonValue]:

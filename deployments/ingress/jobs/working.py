@@ -165,9 +165,11 @@ class Working:
     async def _do(self, work: _Work) -> None:
         job = work.job
         beating = asyncio.create_task(self._beat(work))
+        answered = False
         try:
             ending = await self._ending(work)
             await self._persisted(ending)
+            answered = True
         except LeaseLost:
             log.info("job %s is not this worker's any more", job.id)
         finally:
@@ -175,7 +177,8 @@ class Working:
             if self._works.get(job.id) is work:
                 del self._works[job.id]
             self.nudge()
-            await asyncio.shield(self._cleared(job))
+            if not answered:
+                await asyncio.shield(self._cleared(job))
 
     async def _cleared(self, job: JobRecord) -> None:
         """Of a job that was deleted while it was done nothing is left."""

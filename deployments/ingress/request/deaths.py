@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from deployments.contracts.errors import EngineFault, QueueFull, TcdError, WentAway
 
+FULL_PAUSE_S = (0.5, 30.0)  # what is made in the background and finds no room asks again after this
 FAULT_PAUSE_S = 0.5  # for a replica whose engine broke to be out of Serve's rotation
 WENT_AWAY = "the model's replica, or what it needed, went away; try again"
 FAILURES = (RayError, RayServeException, EngineFault)  # what a handle call raises of itself
@@ -59,6 +61,15 @@ async def pause(error: Exception) -> None:
     log.warning("asked once more, for: %r", error)
     if isinstance(error, EngineFault):
         await asyncio.sleep(FAULT_PAUSE_S)
+
+
+async def wait_for_room(error: QueueFull) -> None:
+    """Before asking once more for what found everything full, which is let go of meanwhile."""
+    least, most = FULL_PAUSE_S
+    pause_s = min(max(error.retry_after_ms / 1000, least), most)
+    # Its frames hold what was made ready: hundreds of megabytes of maps, perhaps.
+    error.__traceback__ = None
+    await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
 
 
 def died(error: Exception) -> bool:

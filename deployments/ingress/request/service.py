@@ -10,7 +10,6 @@ model that Serve has given up.
 
 import asyncio
 import logging
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -53,14 +52,20 @@ from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.assembly import Assembled, Assembler, Outline
 from deployments.ingress.request.budget import check
 from deployments.ingress.request.catalogue import Catalogue, Model
-from deployments.ingress.request.deaths import FAILURES, died, pause, translated, twice
+from deployments.ingress.request.deaths import (
+    FAILURES,
+    died,
+    pause,
+    translated,
+    twice,
+    wait_for_room,
+)
 
 OnProgress = Callable[[Progress], None]
 NOBODY = Caller()
 CHECK_S = 10.0  # for a replica to say whether it would take a job
 LEAST_S = 0.001
 GRACE_S = 2.0  # the replica itself ends a late job; the ingress only waits no longer than this
-FULL_PAUSE_S = (0.5, 30.0)  # a video that finds the queue full asks again after this
 FORGET_S = 5.0
 # A stream that has shown one of these cannot begin anew.
 SHOWN = (PartialImage, FinishedImage, FailedImage)
@@ -159,12 +164,8 @@ class Service:
                     lease.made(1)
                     return result
                 except QueueFull as error:
-                    least, most = FULL_PAUSE_S
-                    pause_s = min(max(error.retry_after_ms / 1000, least), most)
-                    # Its frames hold what was made ready: hundreds of megabytes of maps, perhaps.
-                    error.__traceback__ = None
-                async with asyncio.timeout_at(until):
-                    await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
+                    async with asyncio.timeout_at(until):
+                        await wait_for_room(error)
 
     async def check_job(
         self, request: ImageRequest | VideoRequest, caller: Caller = NOBODY

@@ -265,7 +265,7 @@ def test_a_videos_pictures_have_more_time_than_its_replica_to_say_yes(
 
 
 def test_a_video_that_waits_for_a_place_holds_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "FULL_PAUSE_S", (TIMEOUT_S, TIMEOUT_S))
+    monkeypatch.setattr(deaths, "FULL_PAUSE_S", (TIMEOUT_S, TIMEOUT_S))
     made: list[weakref.ref[Pixels]] = []
 
     class WithMaps(FakeAssembler):
@@ -419,7 +419,7 @@ def test_for_whom_it_is_done(use: Callable[[Service], Awaitable[Any]]) -> None:
 def test_a_video_waits_for_its_place_and_survives_its_replica(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(service_module, "FULL_PAUSE_S", (0.01, 0.02))
+    monkeypatch.setattr(deaths, "FULL_PAUSE_S", (0.01, 0.02))
     full = [Refusal(QueueFull("full", 3_600_000))]
     model = Replicas(full, full, [STEP, DIED], [STEP, FINISHED, DONE])
     assert run(model, animated).seed == FINISHED.seed

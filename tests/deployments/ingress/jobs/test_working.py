@@ -27,6 +27,7 @@ from deployments.ingress.jobs.asked import ImageAsked, VideoAsked
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.jobs.working import Working
 from deployments.ingress.keys.quota import Quota
+from deployments.ingress.request import deaths
 from deployments.jobs.folder import FolderObjects
 from deployments.jobs.objects import Listed, Stored
 from deployments.jobs.queue import JobQueue
@@ -221,7 +222,7 @@ def test_cancelling_reaches_the_device_and_deleting_leaves_nothing(tmp_path: Pat
 def test_the_time_of_a_job_begins_when_the_device_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(making, "FULL_PAUSE_S", (0.2, 0.2))
+    monkeypatch.setattr(deaths, "FULL_PAUSE_S", (0.2, 0.2))
 
     async def live(house: House) -> None:
         house.replica.answers = [Refusal(QueueFull("full", 1)) for _ in range(4)]
