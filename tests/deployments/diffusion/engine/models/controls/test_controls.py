@@ -101,7 +101,13 @@ def test_a_file_of_shuffled_pictures_is_pooled_by_its_name(
 
 
 def said_by(net: ControlNetModel, unet: UNet2DConditionModel) -> list[Tensor]:
-    """What a net says of some latents and a map."""
+    """What a net says of some latents and a map.
+
+    Its weights are copied first: those of a file lie in memory where the file has them, and the
+    last bit of a convolution depends on its operands' alignment.
+    """
+    copies = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    net.load_state_dict(copies, assign=True)
     source = torch.Generator().manual_seed(0)
     added = None
     if unet.config.addition_embed_type is not None:
