@@ -25,6 +25,8 @@ MAX_SEED = 2**63 - 1
 MAX_LORA_WEIGHT = 10.0
 MAX_STEPS = 50
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0  # of a caller
+BACKGROUND = -10  # the lowest priority
+BACKGROUND_SHARE = 0.1  # of a caller's weight, that its requests of this priority have together
 MAX_SEEN = 8  # pictures that one IP-Adapter sees together
 MAX_IP_ADAPTERS = 4  # objects of one `ip_adapter`: adapters, regions
 # What no configuration can raise: so much is read of a request before anything is known of it.
@@ -69,7 +71,14 @@ Side = Annotated[Int, Field(ge=8, multiple_of=8, description="pixels, a multiple
 Frames = Annotated[Int, Field(ge=1, le=MAX_FRAMES, description="frames of a video")]
 Fps = Annotated[Int, Field(ge=1, le=60, description="frames a second")]
 Count = Annotated[Int, Field(ge=1, description="images to make")]
-Priority = Annotated[Int, Field(ge=-10, le=10, description="higher goes first; 0 is normal")]
+Priority = Annotated[
+    Int,
+    Field(
+        ge=BACKGROUND,
+        le=10,
+        description="higher goes first; 0 is normal, -10 what is idle and a tenth of the rest",
+    ),
+]
 TimeoutS = Annotated[Float, Field(gt=0, le=3600, description="seconds until it is given up")]
 Strength = Annotated[
     Float, Field(gt=0, le=1, description="how far the start image is noised; 1: as far as it goes")
@@ -267,6 +276,13 @@ class Caller:
 
     name: str = ""
     weight: float = 1.0
+
+    @property
+    def in_background(self) -> "Caller":
+        """Who stands for a caller's requests of the lowest priority: they take turns of their own,
+        with a tenth of its weight."""
+        weight = max(MIN_WEIGHT, self.weight * BACKGROUND_SHARE)
+        return Caller(f"{self.name} (background)".lstrip(), weight)
 
     def __post_init__(self) -> None:
         if not MIN_WEIGHT <= self.weight <= MAX_WEIGHT:

@@ -26,6 +26,7 @@ from deployments.contracts.batches import (
     RequestCounts,
 )
 from deployments.contracts.errors import InvalidRequest, TcdError
+from deployments.contracts.jobs import BACKGROUND
 from deployments.ingress.answer.failures import error_of, failure, invalid, passing
 from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.jobs.asked import ImageAsked
@@ -36,7 +37,6 @@ from deployments.jobs.record import JobRecord
 WINDOW_S = 86_400.0
 AT_ONCE = 64  # lines of a batch that are jobs at a time
 LOOK_S = 0.5
-PRIORITY = -10  # below whatever anybody waits for
 MAX_FAULTS = 20  # that are told of one file
 FAULTY = "invalid_input_file"
 
@@ -133,7 +133,7 @@ class Batches:
             assert isinstance(body, GenerationsBody)
             request = body.to_request()
         return ImageAsked(
-            request=replace(request, priority=PRIORITY),
+            request=replace(request, priority=BACKGROUND),
             output_format=body.output_format,
             output_compression=body.output_compression,
             metadata=wanted(body.metadata, self._args.metadata),

@@ -29,6 +29,7 @@ from deployments.contracts.errors import (
     QueueFull,
 )
 from deployments.contracts.jobs import (
+    BACKGROUND,
     Caller,
     Completed,
     Control,
@@ -292,7 +293,9 @@ class Service:
         lease.charge(work_of(ready.job))
         left = until - asyncio.get_running_loop().time()
         left = min(max(left, LEAST_S), TIMEOUT_S)  # sums of floats may be a little more
-        return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=lease.caller))
+        background = request.priority == BACKGROUND
+        caller = lease.caller.in_background if background else lease.caller
+        return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=caller))
 
     def time_of(self, request: ImageRequest | VideoRequest) -> float:
         """Seconds that a request has for which a connection waits; raises `InvalidRequest` if it

@@ -416,6 +416,20 @@ def test_for_whom_it_is_done(use: Callable[[Service], Awaitable[Any]]) -> None:
     assert model.jobs[0].caller == Caller("someone", 2.0)
 
 
+@pytest.mark.parametrize("make", [ImageRequest, VideoRequest])
+def test_what_has_the_lowest_priority_takes_turns_of_its_own(make: Callable[..., Any]) -> None:
+    async def asked(service: Service) -> None:
+        request = make("a", priority=-10)
+        if isinstance(request, VideoRequest):
+            await service.animate(request, lambda _: None, Caller("someone", 2.0))
+        else:
+            await service.generate(request, Caller("someone", 2.0))
+
+    model = Replicas(MADE if make is ImageRequest else [FINISHED, DONE])
+    run(model, asked)
+    assert model.jobs[0].caller == Caller("someone (background)", 0.2)
+
+
 def test_a_video_waits_for_its_place_and_survives_its_replica(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from configs.app import Limits
-from deployments.contracts.jobs import Caller
+from deployments.contracts.jobs import BACKGROUND, Caller
 from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, Measured, OutOfMemory
 from deployments.diffusion.engine.policy.scheduler import CALLS_TO_GET_READY, Scheduler
@@ -86,6 +86,28 @@ def cost(
         batch = turn(scheduler, slowly=True)
         calls, pixels = calls + (batch is not None), pixels + work_of(batch)
     return calls, pixels
+
+
+@pytest.mark.parametrize("clients", [1, 4, 12])
+@pytest.mark.parametrize("lines", [2, 16])
+def test_the_background_has_what_is_idle_and_a_tenth_of_the_rest(clients: int, lines: int) -> None:
+    """Beside clients of the same key that always wait for an image."""
+    scheduler = Scheduler(Limits(max_batch=8))
+    caller = Caller("someone")
+
+    def shares(turns: int, waiting: int) -> dict[str, float]:
+        done: Counter[str] = Counter()
+        for _ in range(turns):
+            kept_full(scheduler, lambda: row(caller.in_background, priority=BACKGROUND), lines)
+            kept_full(scheduler, lambda: row(caller), waiting)
+            batch = turn(scheduler)
+            assert batch is not None
+            for one in batch.rows:
+                done[one.caller.name] += one.call_pixels
+        return {name: work / done.total() for name, work in done.items()}
+
+    assert shares(100, 0) == {"someone (background)": 1.0}
+    assert 0.05 < shares(1000, clients)["someone (background)"] < 0.095
 
 
 LIMITS = [
