@@ -39,7 +39,8 @@ check-config: $(READY) ## say what is wrong with CONFIG before it is deployed
 	$(BIN)/python -m graphs.check $(CONFIG)
 
 test: $(READY) ## all tests but the deep ones
-	$(BIN)/python -m pytest -m 'not deep and not gpu'
+	$(BIN)/python -m pytest -m 'not deep and not gpu and not alone' -n auto --maxprocesses 4 --dist loadfile; \
+	beside=$$?; $(BIN)/python -m pytest -m 'alone and not deep and not gpu' && exit $$beside
 
 test-deep: $(READY) ## the long versions of the property tests
 	$(BIN)/python -m pytest -m deep

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from configs.app import Limits, ModelArgs, ModelUserConfig
@@ -35,6 +36,19 @@ settings.register_profile(
 settings.load_profile("ci")
 
 
+# Of these the whole folder, or file, is marked `alone`; and whatever uses the running service.
+ALONE = ("deploy", "examples", "faults", "fuzz", "graphs", "demo/test_run.py", "demo/test_serve.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tells what may run beside other tests from what may not."""
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent)
+        served = "served" in getattr(item, "fixturenames", ())
+        if served or any(place.is_relative_to(one) for one in ALONE):
+            item.add_marker("alone")
+
+
 class MakeEngine(Protocol):
     """Starts an engine on a demo model; the test's end stops it."""
 
@@ -52,7 +66,9 @@ def demo_models() -> Path:
     """The folder of the stand-in models, up to date."""
     from demo import standins
 
-    standins.write_all(standins.MODELS)
+    standins.MODELS.mkdir(exist_ok=True)
+    with FileLock(standins.MODELS / ".lock"):  # of tests that run beside each other one writes
+        standins.write_all(standins.MODELS)
     return standins.MODELS
 
 

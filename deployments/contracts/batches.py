@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StringConstraints
 
 from deployments.contracts.api import EditsForm, Images, RequestBody
-from deployments.contracts.jobs import Name
+from deployments.contracts.jobs import Int, Name
 
 Endpoint = Literal["/v1/images/generations", "/v1/images/edits"]
 MAX_LINES = 10_000
@@ -13,10 +13,18 @@ MAX_METADATA = 16
 MAX_CUSTOM_ID = 256
 
 
+class ExpiresAfter(RequestBody):
+    """When a file is forgotten; sooner, if the service keeps none so long."""
+
+    anchor: Literal["created_at"]
+    seconds: Int = Field(ge=3600, le=2_592_000)
+
+
 class FileForm(RequestBody):
     """`POST /v1/files`, without its file."""
 
     purpose: Literal["batch"]
+    expires_after: ExpiresAfter | None = None
 
 
 class FileCard(BaseModel):
@@ -54,6 +62,7 @@ class BatchBody(RequestBody):
         description="what is not done by then is not done any more"
     )
     metadata: dict[Label, Label] | None = Field(None, max_length=MAX_METADATA)
+    output_expires_after: ExpiresAfter | None = None
 
 
 class BatchLine(RequestBody):
@@ -107,7 +116,9 @@ class BatchCard(BaseModel):
     errors: BatchFaults | None = None
     input_file_id: str
     completion_window: Literal["24h"] = "24h"
-    status: Literal["validating", "in_progress", "completed", "failed", "expired", "cancelled"]
+    status: Literal[
+        "validating", "in_progress", "completed", "failed", "expired", "cancelling", "cancelled"
+    ]
     output_file_id: str | None = None
     error_file_id: str | None = None
     created_at: int
@@ -116,6 +127,7 @@ class BatchCard(BaseModel):
     completed_at: int | None = None
     failed_at: int | None = None
     expired_at: int | None = None
+    cancelling_at: int | None = None
     cancelled_at: int | None = None
     request_counts: RequestCounts
     metadata: dict[str, str] | None = None

@@ -1,5 +1,6 @@
 """What deployments count of themselves: shown by `/metrics`, exported by every Ray node."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 ENGINE_HELP = {
@@ -83,6 +84,21 @@ class ModelFigures:
 
     engines: tuple[EngineFigures, ...]
     age_s: float
+
+
+@dataclass(frozen=True)
+class JobFigures:
+    """The jobs that are kept, by kind: image, line (of a batch), video, batch, file.
+
+    Attributes:
+        standing: how many, by kind and status.
+        kept_bytes: of their pictures and results.
+        waiting_s: of those that are queued, how long the oldest has been there.
+    """
+
+    standing: Mapping[tuple[str, str], int]
+    kept_bytes: Mapping[str, int]
+    waiting_s: Mapping[str, float]
 
 
 @dataclass(frozen=True)

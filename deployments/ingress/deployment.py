@@ -121,6 +121,11 @@ class Ingress:
         """Stops a job at its next step; one that has ended stays as it is. Raises `NotFound`."""
         return await self._handed.cancel(job_id, caller)
 
+    async def delete(self, job_id: str, caller: Caller = NOBODY) -> None:
+        """Stops a job if it is being done, and forgets it with all that came of it. Raises
+        `NotFound`."""
+        await self._handed.delete(job_id, caller)
+
     def _nudge(self) -> None:
         if self._nudging is None or self._nudging.done():
             self._nudging = asyncio.create_task(self._tell_a_worker())

@@ -189,6 +189,10 @@ class JobQueue:
             job, status="completed", results=results, outcome=dict(outcome), progress=100
         )
 
+    def wind_up(self, job: JobRecord, outcome: Mapping[str, JsonValue]) -> JobRecord:
+        """The same for a batch that was called off: it is cancelled, with what there is of it."""
+        return self._finish(job, status="cancelled", outcome=dict(outcome))
+
     def fail(self, job: JobRecord, error: JobError) -> JobRecord:
         """The same for a job that cannot be done."""
         return self._finish(job, status="failed", error=error)
@@ -226,6 +230,16 @@ class JobQueue:
             return record if record.ended else self._ending(record, status="cancelled")
 
         return self._change(job_id, stopped)
+
+    def call_off(self, job_id: str) -> JobRecord:
+        """Has a batch ended by whoever does it, if it has not ended. Raises `NotFound`."""
+
+        def called_off(record: JobRecord) -> JobRecord:
+            if record.ended or record.called_off_at is not None:
+                return record
+            return record.changed(called_off_at=self._now())
+
+        return self._change(job_id, called_off)
 
     def delete(self, job_id: str) -> None:
         """Forgets a job, with all its files, whether it has ended or not. Raises `NotFound`."""

@@ -73,6 +73,7 @@ class JobRecord(Kept):
             expiry.
         keep_s: from its end until it is forgotten.
         batch: the job that it is a line of.
+        called_off_at: of a batch, when it was: whoever does it ends it, with what there is.
         attempts: how often it was taken.
         progress: per cent.
         previews: files that show how far it is.
@@ -94,6 +95,7 @@ class JobRecord(Kept):
     call: Lease | None = None
     awaited: bool = False
     batch: str | None = None
+    called_off_at: float | None = None
     priority: int = 0
     keep_s: float = 86_400.0
     revision: int = 0
@@ -137,6 +139,11 @@ class JobRecord(Kept):
         events = [] if self.started_at is None else ["job.in_progress"]
         events += [f"job.{self.status}"] if self.ended else []
         return next((event for event in events if event not in self.told), None)
+
+    def shows_as(self, other: "JobRecord") -> bool:
+        """Whether nothing has changed but that somebody still works on it, or tells of it."""
+        unseen = {name: getattr(other, name) for name in ("revision", "lease", "call", "told")}
+        return self.model_copy(update=unseen) == other
 
     def changed(self, **fields: object) -> "JobRecord":
         """The next revision."""

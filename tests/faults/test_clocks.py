@@ -27,8 +27,9 @@ STAMPS = {
     "deployments/ingress/http/once.py": 1,
     "deployments/ingress/jobs/batches.py": 1,  # whether a day has passed
     "deployments/ingress/jobs/calling.py": 1,
-    "deployments/ingress/jobs/desk.py": 2,
+    "deployments/ingress/jobs/desk.py": 3,
     "deployments/ingress/jobs/making.py": 1,
+    "deployments/ingress/jobs/working.py": 1,  # how long jobs have waited, for people
     "deployments/jobs/folder.py": 1,  # against the times of files
     "deployments/jobs/queue.py": 1,
 }

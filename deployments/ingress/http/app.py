@@ -205,12 +205,12 @@ def make_app(
 
     @app.get("/metrics")
     async def metrics_text() -> Response:
-        """Prometheus text: requests here, and every replica's engine."""
-        figures, maps = await asyncio.gather(
-            service.catalogue.figures(), service.assembler.maps.figures()
+        """Prometheus text: requests here, every replica's engine, and the jobs."""
+        figures, maps, kept = await asyncio.gather(
+            service.catalogue.figures(), service.assembler.maps.figures(), desk.figures()
         )
         keys = quota.usage()
-        text = await asyncio.to_thread(metrics.render, figures, maps, keys, quota.keys.faulty)
+        text = await asyncio.to_thread(metrics.render, figures, maps, kept, keys, quota.keys.faulty)
         return Response(text, media_type=CONTENT_TYPE)
 
     app.include_router(key_routes(quota))

@@ -37,8 +37,11 @@ def batch_routes(desk: Desk, shown: Shown, bodies: Bodies, args: ServiceArgs) ->
         """Keeps the lines of a batch. Multipart: `file`, and `purpose`."""
         form = await bodies.form(request, FileForm, "file", most=most)
         data, name = form.file("file"), form.files["file"][0].filename
-        purpose, caller = form.fields.purpose, caller_of(request)
-        return _file(await desk.keep_file(data, name or UNNAMED, purpose, caller))
+        fields, caller = form.fields, caller_of(request)
+        kept = desk.keep_file(
+            data, name or UNNAMED, fields.purpose, caller, expires=fields.expires_after
+        )
+        return _file(await kept)
 
     @router.get("/v1/files", response_model=FilesBody)
     async def files(
@@ -97,12 +100,12 @@ def batch_routes(desk: Desk, shown: Shown, bodies: Bodies, args: ServiceArgs) ->
 
     @router.post("/v1/batches/{batch_id}/cancel", response_model=BatchCard)
     async def cancel(batch_id: str, request: Request) -> Response:
-        """Stops a batch: lines that are being done are, at their next step; the others are not
-        begun."""
+        """Calls a batch off: lines that are being done are stopped at their next step, the others
+        are not begun. It is `cancelling` until its files say what became of each."""
         return await card(await desk.cancel(batch_id, owner_of(request), "batch"))
 
     async def card(record: JobRecord) -> Response:
-        lines = await desk.lines_of(record.id)
+        _, lines = await desk.with_lines(record)
         return JSONResponse(batch_card(record, lines.values()).model_dump())
 
     return router

@@ -13,7 +13,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from ray.serve import metrics as ray_metrics
 
-from deployments.contracts.figures import ENGINE_HELP, MapFigures, ModelFigures
+from deployments.contracts.figures import ENGINE_HELP, JobFigures, MapFigures, ModelFigures
 from deployments.contracts.usage import KeyUsage
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -57,13 +57,20 @@ class Metrics:
         self,
         figures: Figures,
         maps: MapFigures,
+        jobs: JobFigures | None,
         keys: Sequence[KeyUsage] = (),
         keys_faulty: bool = False,
     ) -> bytes:
-        """Prometheus text. `keys_faulty`: the file of keys is wrong, and an older one in force."""
+        """Prometheus text.
+
+        Args:
+            jobs: `None`: their storage does not answer.
+            keys_faulty: the file of keys is wrong, and an older one in force.
+        """
         others = CollectorRegistry()
         others.register(_Engines(figures))
         others.register(_Maps(maps))
+        others.register(_Jobs(jobs))
         others.register(_Keys(keys, keys_faulty))
         return generate_latest(self._registry) + generate_latest(others)
 
@@ -115,6 +122,32 @@ class _Maps:
             yield family
         yield GaugeMetricFamily("tcd_maps_stored", "maps in the store", maps.stored)
         yield GaugeMetricFamily("tcd_maps_stored_bytes", "their size", maps.stored_bytes)
+
+
+class _Jobs:
+    """A collector over one look at the jobs."""
+
+    def __init__(self, jobs: JobFigures | None) -> None:
+        self._jobs = jobs
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        yield GaugeMetricFamily(
+            "tcd_jobs_storage_up", "1: the storage of jobs answers", int(self._jobs is not None)
+        )
+        if self._jobs is None:
+            return
+        standing = GaugeMetricFamily("tcd_jobs", "jobs that are kept", labels=["kind", "status"])
+        for labels, count in self._jobs.standing.items():
+            standing.add_metric(labels, count)
+        yield standing
+        for name, text, by_kind in (
+            ("stored_bytes", "size of their pictures and results", self._jobs.kept_bytes),
+            ("oldest_queued_seconds", "how long the oldest has waited", self._jobs.waiting_s),
+        ):
+            family = GaugeMetricFamily(f"tcd_jobs_{name}", text, labels=["kind"])
+            for kind, value in by_kind.items():
+                family.add_metric([kind], value)
+            yield family
 
 
 class _Keys:

@@ -8,8 +8,10 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from pydantic import JsonValue, ValidationError
 
@@ -25,7 +27,7 @@ from deployments.contracts.batches import (
     EditsLineBody,
     RequestCounts,
 )
-from deployments.contracts.errors import InvalidRequest, TcdError
+from deployments.contracts.errors import InvalidRequest, NotFound, TcdError
 from deployments.contracts.jobs import BACKGROUND
 from deployments.ingress.answer.failures import error_of, failure, invalid, passing
 from deployments.ingress.answer.metadata import wanted
@@ -67,6 +69,13 @@ class _Lines:
         return "".join(line + "\n" for line in lines).encode()
 
 
+class Told(NamedTuple):
+    """What is to be said of a batch, and whether it was called off."""
+
+    said: dict[str, JsonValue]
+    called_off: bool
+
+
 class Batches:
     """Does batches."""
 
@@ -74,9 +83,9 @@ class Batches:
         self._args = args
         self._desk = desk
 
-    async def make(self, record: JobRecord, report: Callable[[int], None]) -> dict[str, JsonValue]:
-        """Does a batch; returns what is to be said of it. `report`: is told how far it is, in per
-        cent. Raises `Faulty`."""
+    async def make(self, record: JobRecord, report: Callable[[int], None]) -> Told:
+        """Does a batch, until it is done, called off, or its time is over. `report`: is told how
+        far it is, in per cent. Raises `Faulty`."""
         body = batch_body(record)
         lines = read_lines(await self._desk.input_of(record), body.endpoint)
         stands = _Lines()
@@ -84,7 +93,8 @@ class Batches:
         waiting = deque(enumerate(lines))
         while True:
             late = time.time() > record.created_at + WINDOW_S
-            while waiting and len(open_jobs) < AT_ONCE and not late:
+            over = late or record.called_off_at is not None
+            while waiting and len(open_jobs) < AT_ONCE and not over:
                 place, line = waiting[0]
                 try:
                     open_jobs[place] = (await self._handed_in(record, place, line)).id
@@ -93,24 +103,36 @@ class Batches:
                         break  # it may be taken at the next look
                     stands.ended[place] = (False, _failed(record, place, line, error))
                 waiting.popleft()
-            jobs = await self._desk.lines_of(record.id)
+            record, jobs = await self._desk.with_lines(record)
+            if record.called_off_at is not None:
+                jobs |= await self._stopped(jobs)
             for place, job_id in list(open_jobs.items()):
                 job = jobs.get(job_id)
                 if job is None or job.ended or late:
                     del open_jobs[place]
                     stands.ended[place] = _told(record, place, lines[place], job)
             report(95 * len(stands.ended) // len(lines))
-            if not open_jobs and (late or len(stands.ended) == len(lines)):
+            over = late or record.called_off_at is not None
+            if not open_jobs and (over or len(stands.ended) == len(lines)):
                 break
             await asyncio.sleep(LOOK_S)
-        for place in set(range(len(lines))) - stands.ended.keys():
-            stands.ended[place] = _told(record, place, lines[place], None)
-        return await self._said(record, stands, late)
+        for place in set(range(len(lines))) - stands.ended.keys():  # also of a worker before
+            job = jobs.get(_job_id(record, place))
+            stands.ended[place] = _told(record, place, lines[place], job)
+        return Told(await self._said(record, stands, late), record.called_off_at is not None)
+
+    async def _stopped(self, jobs: Mapping[str, JobRecord]) -> dict[str, JobRecord]:
+        """Stops those lines of a batch that have not ended; returns how they ended."""
+        stopped: dict[str, JobRecord] = {}
+        for job in jobs.values():
+            if not job.ended:
+                with suppress(NotFound):
+                    stopped[job.id] = await self._desk.cancel(job.id)
+        return stopped
 
     async def _handed_in(self, record: JobRecord, place: int, line: BatchLine) -> JobRecord:
         asked = self._asked(line)
-        job_id = derived_id("image", f"{record.id} {place}")
-        return await self._desk.submit_line(asked, job_id, record)
+        return await self._desk.submit_line(asked, _job_id(record, place), record)
 
     def _asked(self, line: BatchLine) -> ImageAsked:
         """A line's request. Raises `InvalidRequest`."""
@@ -154,8 +176,14 @@ class Batches:
             data = stands.file(good)
             if data:
                 file_id = derived_id("file", f"{record.id} {name}")
+                expires = batch_body(record).output_expires_after
                 file = await self._desk.keep_file(
-                    data, f"{record.id}_{name}.jsonl", "batch_output", record.caller, file_id
+                    data,
+                    f"{record.id}_{name}.jsonl",
+                    "batch_output",
+                    record.caller,
+                    file_id,
+                    expires,
                 )
                 said[f"{name}_file_id"] = file.id
         return said
@@ -173,6 +201,8 @@ def batch_card(record: JobRecord, children: Iterable[JobRecord]) -> BatchCard:
     status: str = "validating" if record.status == "queued" else record.status
     if record.status == "completed" and outcome.get("expired"):
         status = "expired"
+    if record.called_off_at is not None and not record.ended:
+        status = "cancelling"
     if record.ended and outcome:
         counts = RequestCounts.model_validate(outcome)
     else:
@@ -198,6 +228,7 @@ def batch_card(record: JobRecord, children: Iterable[JobRecord]) -> BatchCard:
             "created_at": int(record.created_at),
             "expires_at": int(record.created_at + WINDOW_S),
             "in_progress_at": whole(record.started_at),
+            "cancelling_at": whole(record.called_off_at),
             "request_counts": counts,
             "metadata": body.metadata,
         }
@@ -265,8 +296,12 @@ def _told(
     if job is not None and job.error is not None:
         error = error_of(job.error.code, job.error.message, job.error.param)
         return False, _failed(record, place, line, error)
-    code = "batch_expired" if job is None or not job.ended else "cancelled"
-    message = "the batch's time was over" if code == "batch_expired" else "it was cancelled"
+    if record.called_off_at is not None:
+        code, message = "batch_cancelled", "the batch was cancelled before this was done"
+    elif job is None or not job.ended:
+        code, message = "batch_expired", "the batch's time was over before this was done"
+    else:
+        code, message = "cancelled", "it was cancelled"
     return False, json.dumps(
         {
             "id": _line_id(record, place),
@@ -293,6 +328,11 @@ def _line(
             "error": None,
         }
     )
+
+
+def _job_id(record: JobRecord, place: int) -> str:
+    """Of the job of a line."""
+    return derived_id("image", f"{record.id} {place}")
 
 
 def _line_id(record: JobRecord, place: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from configs.app import ServiceArgs
-from deployments.contracts.batches import BatchBody
+from deployments.contracts.batches import BatchBody, ExpiresAfter
 from deployments.contracts.errors import (
     InvalidRequest,
     NotFound,
@@ -20,6 +20,7 @@ from deployments.contracts.errors import (
     RateLimited,
     StorageUnavailable,
 )
+from deployments.contracts.figures import JobFigures
 from deployments.contracts.jobs import Caller
 from deployments.contracts.places import Places
 from deployments.ingress.jobs.asked import (
@@ -32,6 +33,7 @@ from deployments.ingress.jobs.asked import (
 )
 from deployments.ingress.jobs.calling import check_webhook
 from deployments.ingress.jobs.cards import listed, positions, request_of
+from deployments.ingress.jobs.figures import figures_of
 from deployments.ingress.jobs.files import JobFiles
 from deployments.ingress.keys.keyring import Keyring
 from deployments.ingress.request.assembly import Outline
@@ -51,6 +53,7 @@ PICTURE = "picture"  # suffix of the files of a request's pictures
 THREADS = 32
 LOOKS = 2  # one is under way, and one shared by all who came since
 PATIENCE_S = 60.0  # for the storage to answer
+FIGURES_S = 3.0  # for the same when `/metrics` asks
 AWAY_S = 30.0  # that it may be away while somebody waits for a job
 KEEPALIVE_S = 15.0
 LINES_TYPE = "application/jsonl"
@@ -194,7 +197,7 @@ class Desk:
         self, body: BatchBody, key: str | None, caller: Caller, base_url: str
     ) -> JobRecord:
         """Accepts a batch. Raises `NotFound` if there is no such input file."""
-        digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+        digest = hashlib.sha256(body.model_dump_json(exclude_none=True).encode()).hexdigest()
         job_id = id_of("batch", caller, key)
         if key is not None and (known := await self._known(job_id)) is not None:
             return same(known, digest)
@@ -229,6 +232,7 @@ class Desk:
         purpose: Literal["batch", "batch_output"],
         caller: Caller,
         file_id: str | None = None,
+        expires: ExpiresAfter | None = None,
     ) -> JobRecord:
         """Keeps a file of lines; with `file_id` the one that is there of that id, if it is."""
         if purpose == "batch":
@@ -247,15 +251,19 @@ class Desk:
             created_at=now,
             ended_at=now,
         )
+        if expires is not None:
+            job = job.model_copy(update={"keep_s": min(job.keep_s, expires.seconds)})
         return await self._added(job, [file])
 
     async def content(self, record: JobRecord) -> bytes:
         """What is in a file of lines. Raises `NotFound`."""
         return await self._run(self._files.read, record, record.results[0].name)
 
-    async def lines_of(self, batch_id: str) -> dict[str, JobRecord]:
-        """The jobs of a batch, by id."""
-        return {job.id: job for job in await self._looked() if job.batch == batch_id}
+    async def with_lines(self, batch: JobRecord) -> tuple[JobRecord, dict[str, JobRecord]]:
+        """A batch as it stands now (as it was, if it is gone), and its jobs by id."""
+        jobs = {job.id: job for job in await self._looked()}
+        lines = {job.id: job for job in jobs.values() if job.batch == batch.id}
+        return jobs.get(batch.id, batch), lines
 
     async def get(
         self,
@@ -308,9 +316,11 @@ class Desk:
     async def cancel(
         self, job_id: str, owner: str | None = None, kind: Kind | None = None
     ) -> JobRecord:
-        """Stops a job at its next step; one that has ended stays as it is."""
+        """Stops a job at its next step; one that has ended stays as it is. A batch is called off:
+        its worker stops its lines, and ends it with what there is."""
         record = await self.get(job_id, owner, kind)
-        stopped = await self._run(self._queue.cancel, record.id)
+        stop = self._queue.call_off if record.kind == "batch" else self._queue.cancel
+        stopped = await self._run(stop, record.id)
         self._nudge()
         return stopped
 
@@ -319,6 +329,14 @@ class Desk:
         record = await self.get(job_id, owner, kind)
         await self._run(self._queue.delete, record.id)
         self._nudge()
+
+    async def figures(self) -> JobFigures | None:
+        """How all jobs stand; `None`: the storage does not answer in time."""
+        try:
+            async with asyncio.timeout(FIGURES_S):
+                return figures_of(await self._looked(), time.time())
+        except (TimeoutError, StorageUnavailable):
+            return None
 
     async def file(self, record: JobRecord, role: str) -> tuple[bytes, str]:
         """A file that came of a job, and its media type. Raises `InvalidRequest` if it is not
@@ -367,7 +385,7 @@ class Desk:
         yield record
         while not record.ended:
             found = await self.changed(record, KEEPALIVE_S)
-            yield found if found.revision != record.revision else None
+            yield None if found.shows_as(record) else found
             record = found
 
     async def changed(self, record: JobRecord, within_s: float = math.inf) -> JobRecord:

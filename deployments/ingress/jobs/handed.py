@@ -75,5 +75,9 @@ class Handed:
         """Stops a job."""
         return await self._card(await self._desk.cancel(job_id, caller.name or None))
 
+    async def delete(self, job_id: str, caller: Caller) -> None:
+        """Forgets a job."""
+        await self._desk.delete(job_id, caller.name or None)
+
     async def _card(self, record: JobRecord) -> JobCard:
         return job_card(record, await self._desk.position(record))

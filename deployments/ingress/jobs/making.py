@@ -59,10 +59,11 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a job."""
+    """What came of a job. `called_off`: of a batch that was."""
 
     results: tuple[JobFile, ...]
     outcome: dict[str, JsonValue]
+    called_off: bool = False
 
 
 @dataclass
@@ -106,7 +107,7 @@ class Making:
             told = await _persevering(
                 WINDOW_S, lambda: self._batches.make(record, lambda done: report(done, ()))
             )
-            return Answer((), told)
+            return Answer((), told.said, told.called_off)
         if record.attempts > 1:  # what those before have left
             await self._io.run(self._files.keep, record, pictures_in(record).values())
         asked = asked_of(record)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TypeVar
 from deployments.contracts.errors import StorageUnavailable
 from deployments.ingress.answer.failures import failure
 from deployments.ingress.jobs.batches import FAULTY, Faulty, faults_text
+from deployments.ingress.jobs.figures import JobGauges, figures_of
 from deployments.ingress.jobs.making import Answer, Making
 from deployments.ingress.request.workers import Workers
 from deployments.jobs.queue import JobQueue, LeaseLost, has_last_chance, is_held
@@ -73,6 +75,7 @@ class Working:
         self._beat_s = max(lease_s / RENEWALS, 0.1)
         self._poll_s = poll_s
         self._budgets = budgets
+        self._gauges = JobGauges()
         self._io = Workers("looks for jobs", threads=2, waiting=None)
         # A lease is renewed whatever the looks wait for.
         self._leases = Workers("leases of jobs", threads=8, waiting=None)
@@ -199,6 +202,8 @@ class Working:
             fault = JobError(code=said.code or "failed", message=said.message, param=said.param)
             log.info("job %s failed: code=%s reason=%r", job.id, fault.code, fault.message[:300])
             return lambda: self._queue.fail(job, fault)
+        if answer.called_off:
+            return lambda: self._queue.wind_up(job, answer.outcome)
         return lambda: self._queue.complete(job, answer.results, answer.outcome)
 
     async def _beat(self, work: _Work) -> None:
@@ -234,6 +239,7 @@ class Working:
         while True:
             try:
                 await self._io.run(self._queue.sweep, self._budgets)
+                self._gauges.show(figures_of(self._queue.seen(), time.time()))
                 if loop.time() - searched > SWEEP_FILES_S:
                     searched = loop.time()
                     await self._io.run(self._queue.sweep_files)

@@ -1,6 +1,7 @@
 """OpenAI's Files and Batch API, through the official client, on the running service."""
 
 import base64
+import io
 import json
 import time
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 from openai.types import Batch
+from PIL import Image
 
 from tests.deployments.ingress.images import png
 from tests.deployments.ingress.test_jobs import BALL, close
@@ -37,7 +39,7 @@ def begun(client: openai.OpenAI, lines: list[Any], endpoint: Any = GENERATIONS) 
 
 def ended(client: openai.OpenAI, batch: Batch, timeout_s: float = 120) -> Batch:
     until = time.monotonic() + timeout_s
-    while batch.status in ("validating", "in_progress"):
+    while batch.status in ("validating", "in_progress", "finalizing", "cancelling"):
         assert time.monotonic() < until, batch
         time.sleep(0.1)
         batch = client.batches.retrieve(batch.id)
@@ -64,6 +66,31 @@ def test_files(served: Served) -> None:
     with pytest.raises(openai.BadRequestError, match="purpose"):
         client.files.create(file=b"x", purpose="fine-tune")
     assert file_id not in [job["id"] for job in httpx.get(f"{served.url}/v1/jobs").json()["data"]]
+
+
+def test_files_that_expire_sooner(served: Served) -> None:
+    client = served.openai()
+    text = json.dumps(line("a")).encode()
+    hour: Any = {"anchor": "created_at", "seconds": 3600}
+    kept = client.files.create(file=("a.jsonl", text), purpose="batch", expires_after=hour)
+    assert kept.expires_at == kept.created_at + 3600
+    month: Any = {"anchor": "created_at", "seconds": 2_592_000}
+    kept = client.files.create(file=("a.jsonl", text), purpose="batch", expires_after=month)
+    assert kept.expires_at == kept.created_at + 86_400  # what the service keeps
+    batch = client.batches.create(
+        input_file_id=kept.id,
+        endpoint=GENERATIONS,  # type: ignore[arg-type]
+        completion_window="24h",
+        output_expires_after=hour,
+    )
+    output = client.files.retrieve(ended(client, batch).output_file_id or "")
+    assert output.expires_at == output.created_at + 3600
+    with pytest.raises(openai.BadRequestError, match="seconds"):
+        client.files.create(
+            file=("a.jsonl", text),
+            purpose="batch",
+            expires_after={"anchor": "created_at", "seconds": 5},
+        )
 
 
 def test_a_batch(served: Served) -> None:
@@ -174,11 +201,28 @@ def test_cancel(served: Served) -> None:
     lines = [line(str(n), num_inference_steps=50, size="256x256", seed=n) for n in range(40)]
     batch = begun(client, lines)
     time.sleep(1)
-    stopped = client.batches.cancel(batch.id)
-    assert stopped.status == "cancelled"
-    assert stopped.cancelled_at is not None
     until = time.monotonic() + 60
-    while served.engine_figure("running", "sd15") + served.engine_figure("waiting", "sd15"):
+    while client.batches.retrieve(batch.id).request_counts.completed < 2:  # type: ignore[union-attr]
         assert time.monotonic() < until
         time.sleep(0.2)
-    assert client.batches.retrieve(batch.id).request_counts.completed < 40  # type: ignore[union-attr]
+    stopped = client.batches.cancel(batch.id)
+    assert stopped.status == "cancelling"
+    assert stopped.cancelling_at is not None
+    done = ended(client, stopped)
+    assert done.status == "cancelled"
+    assert done.cancelled_at is not None
+    assert client.batches.cancel(batch.id) == done
+    good, bad = answers(client, done.output_file_id), answers(client, done.error_file_id)
+    assert done.request_counts is not None
+    counts = done.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (40, len(good), len(bad))
+    assert len(good) >= 2
+    assert good.keys() | bad.keys() == {str(n) for n in range(40)}
+    for answer in good.values():
+        url = answer["response"]["body"]["data"][0]["url"]
+        assert Image.open(io.BytesIO(httpx.get(url).content)).size == (256, 256)
+    assert {answer["error"]["code"] for answer in bad.values()} == {"batch_cancelled"}
+    assert served.engine_figure("images_total", "sd15")  # the figures below are there
+    while served.engine_figure("pending_images", "sd15"):
+        assert time.monotonic() < until
+        time.sleep(0.2)

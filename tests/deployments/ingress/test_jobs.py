@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -128,6 +129,20 @@ def test_an_edit_with_its_pictures(served: Served) -> None:
     assert close(base64.b64encode(found), at_once["data"][0]["b64_json"])
 
 
+def test_what_is_counted_of_jobs(served: Served) -> None:
+    job_id = post(served, {**BALL, "async": True}).json()["id"]
+    stored = sum(
+        len(httpx.get(image["url"]).content) for image in ended(served, job_id)["result"]["data"]
+    )
+    lines = httpx.get(f"{served.url}/metrics").text.splitlines()
+    figures = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    listed = httpx.get(f"{served.url}/v1/jobs?kind=image&limit=100").json()["data"]
+    completed = sum(job["status"] == "completed" for job in listed)
+    assert float(figures["tcd_jobs_storage_up"]) == 1
+    assert float(figures['tcd_jobs{kind="image",status="completed"}']) == completed > 0
+    assert float(figures['tcd_jobs_stored_bytes{kind="image"}']) >= stored > 0
+
+
 def test_its_events(served: Served) -> None:
     body = {**BALL, "async": True, "num_inference_steps": 40, "partial_images": 2}
     job_id = post(served, {**body, "size": "256x256"}).json()["id"]
@@ -142,6 +157,8 @@ def test_its_events(served: Served) -> None:
     assert all(data["type"] == kind for kind, data in seen)
     progress = [data["job"]["progress"] for kind, data in seen if "job" in data]
     assert progress == sorted(progress)
+    cards = [data["job"] for kind, data in seen if "job" in data]
+    assert all(one != other for one, other in itertools.pairwise(cards))
     partial = [data for kind, data in seen if kind == "job.partial_image"]
     assert [image["partial_image_index"] for image in partial] == [0, 1]
     assert Image.open(io.BytesIO(base64.b64decode(partial[0]["b64_json"]))).size == (256, 256)
@@ -291,9 +308,12 @@ def test_by_handle(served: Served) -> None:
     with pytest.raises(Exception, match="was cancelled") as cancelled:
         tcd.result.remote(made.id).result(timeout_s=60)
     assert isinstance(cancelled.value.cause, Cancelled)  # type: ignore[attr-defined]
-    with pytest.raises(Exception, match="does not exist") as unknown:
-        tcd.result.remote(card.id, Caller("alice")).result(timeout_s=60)
-    assert isinstance(unknown.value.cause, NotFound)  # type: ignore[attr-defined]
+    for method in (tcd.result, tcd.delete):
+        with pytest.raises(Exception, match="does not exist") as unknown:
+            method.remote(card.id, Caller("alice")).result(timeout_s=60)
+        assert isinstance(unknown.value.cause, NotFound)  # type: ignore[attr-defined]
+    tcd.delete.remote(card.id).result(timeout_s=60)
+    assert httpx.get(f"{served.url}/v1/jobs/{card.id}").status_code == 404
 
 
 def test_pixels_of_a_handle_are_kept_as_they_are(served: Served) -> None:

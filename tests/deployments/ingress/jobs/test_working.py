@@ -342,3 +342,42 @@ def test_who_waits_is_told_when_it_is_late_or_gone(tmp_path: Path) -> None:
             assert (await waiting).status == "cancelled"
 
     run(House(tmp_path), live)
+
+
+def test_its_renewals_are_no_news(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        job = await house.desk.submit(BALL)
+        house.hire()
+        running = await house.until(job, "in_progress")
+        told: list[JobRecord | None] = []
+
+        async def listens() -> None:
+            async for now in house.desk.followed(running):
+                told.append(now)
+
+        listening = asyncio.create_task(listens())
+        while (await house.desk.get(job.id)).revision < running.revision + 3:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1)
+        assert told[0] == running
+        assert set(told[1:]) == {None}
+        house.replica.go.set()
+        await listening
+        assert told[-1] is not None
+        assert told[-1].status == "completed"
+
+    run(House(tmp_path), live)
+
+
+def test_what_is_counted_of_jobs(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        for number in range(2):
+            await house.desk.submit(ImageAsked(request=ImageRequest(f"ball {number}")))
+        figures = await house.desk.figures()
+        assert figures is not None
+        assert figures.standing == {("image", "queued"): 2}
+        assert 0 <= figures.waiting_s["image"] < 20
+        house.objects.away = True
+        assert await house.desk.figures() is None
+
+    run(House(tmp_path), live)

@@ -1,0 +1,96 @@
+"""Batches that are called off, and whose workers die: what was done before is in their files."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from configs.app import ServiceArgs
+from configs.jobs import JobsArgs
+from deployments.contracts.batches import BatchBody
+from deployments.ingress.jobs.batches import batch_card
+from deployments.jobs.record import JobRecord
+from tests.deployments.ingress.jobs.test_working import ALICE, House, run
+
+LINES = 30
+ARGS = ServiceArgs(default_model="sd15", jobs=JobsArgs(lease_s=2.0, poll_s=0.05, batch_at_once=1))
+
+
+async def begun(house: House) -> JobRecord:
+    lines = [
+        {
+            "custom_id": str(number),
+            "method": "POST",
+            "url": "/v1/images/generations",
+            "body": {"prompt": f"ball {number}"},
+        }
+        for number in range(LINES)
+    ]
+    text = "\n".join(map(json.dumps, lines)).encode()
+    file = await house.desk.keep_file(text, "lines.jsonl", "batch", ALICE)
+    body = BatchBody(
+        input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h"
+    )
+    return await house.desk.begin_batch(body, None, ALICE, "http://here")
+
+
+async def until_some_are_done(house: House, batch: JobRecord) -> None:
+    until = time.monotonic() + 20
+    while True:
+        _, lines = await house.desk.with_lines(batch)
+        if sum(line.status == "completed" for line in lines.values()) >= 2:
+            return
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+
+
+async def ended(house: House, batch: JobRecord) -> JobRecord:
+    record = await house.desk.get(batch.id, None, "batch")
+    return await house.desk.ended(record, 30)
+
+
+async def answers(house: House, batch: JobRecord, name: str) -> dict[str, Any]:
+    file = await house.desk.get(str(batch.outcome[f"{name}_file_id"]), None, "file")
+    lines = (await house.desk.content(file)).splitlines()
+    return {answer["custom_id"]: answer for answer in map(json.loads, lines)}
+
+
+def test_a_batch_that_is_called_off_while_nobody_does_it(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        house.replica.go.set()
+        batch = await begun(house)
+        worker = house.hire()
+        await until_some_are_done(house, batch)
+        house.kill(worker)
+        called_off = await house.desk.cancel(batch.id, "alice", "batch")
+        _, lines = await house.desk.with_lines(batch)
+        assert batch_card(called_off, lines.values()).status == "cancelling"
+        assert (await house.desk.cancel(batch.id, "alice", "batch")) == called_off
+        house.hire()
+        done = await ended(house, batch)
+        assert batch_card(done, []).status == "cancelled"
+        good, bad = await answers(house, done, "output"), await answers(house, done, "error")
+        assert 2 <= len(good) < LINES
+        assert good.keys() | bad.keys() == {str(number) for number in range(LINES)}
+        assert len(good) + len(bad) == LINES
+        assert {answer["error"]["code"] for answer in bad.values()} == {"batch_cancelled"}
+        _, lines = await house.desk.with_lines(batch)
+        assert all(line.ended for line in lines.values())
+        completed = sum(line.status == "completed" for line in lines.values())
+        assert completed == len(good) == batch_card(done, []).request_counts.completed
+
+    run(House(tmp_path, ARGS), live)
+
+
+def test_one_that_waits_is_never_begun(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        batch = await begun(house)
+        await house.desk.cancel(batch.id, "alice", "batch")
+        house.hire()
+        done = await ended(house, batch)
+        assert (done.status, done.outcome["completed"]) == ("cancelled", 0)
+        assert len(await answers(house, done, "error")) == LINES
+        assert not house.replica.jobs
+
+    run(House(tmp_path, ARGS), live)
