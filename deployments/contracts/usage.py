@@ -73,6 +73,15 @@ class KeyLimits(BaseModel):
     work_per_minute: int | None = Field(None, description="UNet pixel-steps")
     max_priority: int | None = None
     models: list[str] | None = None
+    job_mb: int | None = Field(None, description="MiB that its jobs and files may hold")
+    keep_s: float | None = Field(None, description="seconds that they are kept; null: as all are")
+
+
+class KeyJobs(BaseModel):
+    """What a key has in the storage of jobs."""
+
+    unfinished: int = Field(0, description="jobs that have not ended, lines of batches counted")
+    kept_bytes: int = Field(0, description="of pictures, results and files")
 
 
 class KeyRequests(BaseModel):
@@ -98,6 +107,9 @@ class KeyUsage(BaseModel):
     )
     running: int = Field(description="images in the service now")
     waiting: int = Field(description="images that wait their turn now")
+    jobs: KeyJobs | None = Field(
+        None, description="what is kept for it; null while the storage of jobs does not answer"
+    )
     limits: KeyLimits
 
 

@@ -213,7 +213,7 @@ def make_app(
         text = await asyncio.to_thread(metrics.render, figures, maps, kept, keys, quota.keys.faulty)
         return Response(text, media_type=CONTENT_TYPE)
 
-    app.include_router(key_routes(quota))
+    app.include_router(key_routes(quota, desk))
     app.include_router(video_routes(desk, shown, bodies, args.metadata))
     app.include_router(job_routes(desk, shown))
     app.include_router(batch_routes(desk, shown, bodies, args))

@@ -9,8 +9,9 @@ from starlette.types import Scope
 
 from configs.keys import KeyEntry
 from deployments.contracts.jobs import Caller
-from deployments.contracts.usage import KeyUsagesBody
+from deployments.contracts.usage import KeyJobs, KeyUsagesBody
 from deployments.ingress.http.paths import speaks_a1111
+from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.keys.quota import NO_KEY, Quota
 
 STATE = "tcd_key"  # in a request's state
@@ -59,7 +60,7 @@ def may_see(request: Request, model: str) -> bool:
     return key is None or key.may_ask(model)
 
 
-def key_routes(quota: Quota) -> APIRouter:
+def key_routes(quota: Quota, desk: Desk) -> APIRouter:
     """The route of usage."""
     router = APIRouter()
 
@@ -68,8 +69,14 @@ def key_routes(quota: Quota) -> APIRouter:
         """What was done with the caller's key since the start, what is under way, and its limits;
         of every key, for one that is `admin`."""
         key = key_of(request.scope)
+        kept = await desk.by_owner()
         if key is not None and key.admin:
-            return KeyUsagesBody(data=quota.usage())
-        return KeyUsagesBody(data=[quota.usage_of(NO_KEY if key is None else key.name)])
+            keys = quota.usage()
+        else:
+            keys = [quota.usage_of(NO_KEY if key is None else key.name)]
+        if kept is not None:
+            for one in keys:
+                one.jobs = kept.get(one.key, KeyJobs())
+        return KeyUsagesBody(data=keys)
 
     return router

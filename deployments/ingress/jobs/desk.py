@@ -6,7 +6,7 @@ import math
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -23,6 +23,7 @@ from deployments.contracts.errors import (
 from deployments.contracts.figures import JobFigures
 from deployments.contracts.jobs import Caller
 from deployments.contracts.places import Places
+from deployments.contracts.usage import KeyJobs
 from deployments.ingress.jobs.asked import (
     Asked,
     ImageAsked,
@@ -33,7 +34,7 @@ from deployments.ingress.jobs.asked import (
 )
 from deployments.ingress.jobs.calling import check_webhook
 from deployments.ingress.jobs.cards import listed, positions, request_of
-from deployments.ingress.jobs.figures import figures_of
+from deployments.ingress.jobs.figures import by_owner, figures_of
 from deployments.ingress.jobs.files import JobFiles
 from deployments.ingress.keys.keyring import Keyring
 from deployments.ingress.request.assembly import Outline
@@ -53,7 +54,7 @@ PICTURE = "picture"  # suffix of the files of a request's pictures
 THREADS = 32
 LOOKS = 2  # one is under way, and one shared by all who came since
 PATIENCE_S = 60.0  # for the storage to answer
-FIGURES_S = 3.0  # for the same when `/metrics` asks
+FIGURES_S = 3.0  # for the same, where an answer without jobs is better than none
 AWAY_S = 30.0  # that it may be away while somebody waits for a job
 KEEPALIVE_S = 15.0
 LINES_TYPE = "application/jsonl"
@@ -332,9 +333,18 @@ class Desk:
 
     async def figures(self) -> JobFigures | None:
         """How all jobs stand; `None`: the storage does not answer in time."""
+        jobs = await self._soon()
+        return None if jobs is None else figures_of(jobs, time.time())
+
+    async def by_owner(self) -> Mapping[str, KeyJobs] | None:
+        """What is kept for each key; `None`: the storage does not answer in time."""
+        jobs = await self._soon()
+        return None if jobs is None else by_owner(jobs)
+
+    async def _soon(self) -> Sequence[JobRecord] | None:
         try:
             async with asyncio.timeout(FIGURES_S):
-                return figures_of(await self._looked(), time.time())
+                return await self._looked()
         except (TimeoutError, StorageUnavailable):
             return None
 

@@ -7,6 +7,7 @@ from typing import cast
 from ray.serve import metrics as ray_metrics
 
 from deployments.contracts.figures import JobFigures
+from deployments.contracts.usage import KeyJobs
 from deployments.jobs.record import JobRecord
 
 LINE = "line"  # of a batch: counted apart from what is asked for by itself
@@ -24,6 +25,16 @@ def figures_of(jobs: Iterable[JobRecord], now: float) -> JobFigures:
         if job.status == "queued":
             waiting_s[kind] = max(waiting_s.get(kind, 0.0), now - job.created_at)
     return JobFigures(standing, kept, waiting_s)
+
+
+def by_owner(jobs: Iterable[JobRecord]) -> dict[str, KeyJobs]:
+    """What is kept for each key."""
+    found: dict[str, KeyJobs] = {}
+    for job in jobs:
+        of_key = found.setdefault(job.owner, KeyJobs())
+        of_key.unfinished += not job.ended
+        of_key.kept_bytes += job.size
+    return found
 
 
 class JobGauges:

@@ -5,6 +5,7 @@ import hmac
 import json
 import logging
 import re
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from starlette.testclient import TestClient
 from configs.app import KeysArgs, ServiceArgs
 from configs.keys import KeyEntry, digest
 from deployments.contracts.jobs import Caller
-from deployments.contracts.usage import KeyUsagesBody
+from deployments.contracts.usage import KeyJobs, KeyUsagesBody
 from deployments.ingress.http.app import make_app
 from deployments.ingress.keys import keyring as keyring_module
 from deployments.ingress.keys.keyring import Keyring, make_keyring
@@ -28,6 +29,7 @@ from tests.deployments.ingress.keyed import LATENT, Keys, Replica, entry, servic
 from tests.deployments.ingress.local_jobs import local_desk
 
 GENERATIONS = "/v1/images/generations"
+NO_JOBS = Path(tempfile.gettempdir()) / "no-jobs-of-tcd"  # never made, for none is handed in
 BALL = {"prompt": "a red ball"}
 PAGES = {
     "metrics": ["/metrics"],
@@ -51,8 +53,8 @@ def app(
     named = KeysArgs(env="TCD_TEST_KEYS")  # not read: `keys` and `entries` are what it holds
     known = ServiceArgs(default_model="sd15", keys=named, **args)
     quota = Quota(keys or Keys(*entries))
-    desk: Any = None
-    return make_app(service(replica, quota, known), desk, known, quota)
+    kept = service(replica, quota, known)
+    return make_app(kept, local_desk(kept, known, NO_JOBS, quota.keys), known, quota)
 
 
 def client(*entries: KeyEntry, **more: Any) -> TestClient:
@@ -261,7 +263,10 @@ def test_usage() -> None:
             "work_per_minute": None,
             "max_priority": None,
             "models": ["sd15"],
+            "job_mb": None,
+            "keep_s": None,
         },
+        "jobs": {"unfinished": 0, "kept_bytes": 0},
     }
     everybody = usage_of(served.get("/v1/usage", headers=bearer("root")))
     assert list(everybody) == ["alice", "bob", "root"]
@@ -486,7 +491,15 @@ def test_a_job_waits_where_a_request_is_refused(
     assert served.post(GENERATIONS, json=BALL, headers=bearer("alice")).status_code == 429
     assert {job.num_frames for job in replica.jobs} == {2}
     replica.go.set()
+    usage = usage_of(served.get("/v1/usage", headers=bearer("alice")))["alice"]
     assert _seen(served, second, "completed")["result"]["data"][0]["seed"] == 7
+    _seen(served, first, "completed")
+    after = usage_of(served.get("/v1/usage", headers=bearer("root")))
+    assert usage.jobs is not None
+    assert usage.jobs.unfinished <= 2
+    assert after["alice"].jobs is not None
+    assert (after["alice"].jobs.unfinished, after["bob"].jobs) == (0, KeyJobs())
+    assert after["alice"].jobs.kept_bytes > 100
 
 
 def _seen(served: TestClient, job_id: str, status: str) -> dict[str, Any]:
