@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import random
+import sys
 import tempfile
 import threading
 import time
@@ -190,10 +191,10 @@ def main() -> None:
             rows = []
             for name, rate in {**loads, f"{CLIENTS} clients": 0.0}.items():
                 traffic.rate = rate
-                rounds = [
-                    measured(traffic, batches, asked.lines, asked.seconds)
-                    for _ in range(asked.rounds)
-                ]
+                rounds: list[Round] = []
+                for number in range(asked.rounds):
+                    rounds.append(measured(traffic, batches, asked.lines, asked.seconds))
+                    print(f"{name}, {number}: {row(name, rounds)}", file=sys.stderr, flush=True)
                 rows.append(row(name, rounds))
             header = ["requests", "p50 alone, ms", "beside", "ratio"]
             header += ["p95 alone, ms", "beside", "ratio", "lines/s"]

@@ -143,13 +143,19 @@ def main() -> None:
         "--model", action="append", default=[], help="a model's name; without any: all of them"
     )
     arguments = parser.parse_args()
+    fetch_all(arguments.config, arguments.model)
+
+
+def fetch_all(path: Path, models: Sequence[str]) -> None:
+    """Brings what a Serve config names for these models (none: for all), and says so line by line.
+    Exits with a line if that fails."""
     try:
-        config = yaml.safe_load(arguments.config.read_text())
-        for need in needs(config, arguments.model):
+        config = yaml.safe_load(path.read_text())
+        for need in needs(config, models):
             print(need.source, flush=True)
             print(f"  {bring(need)}", flush=True)
     except ConfigError as error:
-        sys.exit(f"{arguments.config}: {error}")
+        sys.exit(f"{path}: {error}")
     except (SourceError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

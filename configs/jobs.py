@@ -1,8 +1,8 @@
 """Where jobs are kept, for how long, and how they are made."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.frozen import Frozen, Host
 
@@ -73,7 +73,8 @@ class JobsArgs(Frozen):
             videos: `video_cache_mb`.)
         at_once: that one replica of `JobWorker` works on; it computes little by itself.
         lease_s: a job whose worker has been silent for so long is taken by another.
-        poll_s: how often a worker looks for jobs that it was not told of.
+        poll_s: how often a worker looks for jobs that it was not told of; at most a quarter of
+            `lease_s`.
         webhooks: who may be told of them; `None`: a request with `webhook_url` is refused.
     """
 
@@ -90,3 +91,12 @@ class JobsArgs(Frozen):
     lease_s: float = Field(30.0, ge=2)
     poll_s: float = Field(1.0, ge=0.05)
     webhooks: WebhookArgs | None = None
+
+    @model_validator(mode="after")
+    def _looks_see_leases(self) -> Self:
+        """Whoever looks too seldom cannot tell a worker that is silent from his own sleep."""
+        if self.poll_s > self.lease_s / 4:
+            raise ValueError(
+                f"poll_s is {self.poll_s:g}; at most a quarter of lease_s, {self.lease_s / 4:g}"
+            )
+        return self

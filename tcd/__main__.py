@@ -1,35 +1,45 @@
-"""`tcd`: what can be asked of the project at a command line.
+"""`tcd`: what can be asked of the service, and of files of weights, at a command line.
 
-tcd check style.safetensors ...
+tcd generate "a big red ball on the left, in the snow"
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from configs.families import FAMILIES, FamilyName
+import typer
 
-EXIT_REFUSED = 1
+from tcd.commands.images import again, edit, generate
+from tcd.commands.jobs import jobs
+from tcd.commands.models import models
+from tcd.commands.preprocess import preprocess
+from tcd.commands.videos import animate
+from tcd.commands.weights import check, fetch
+from tcd.screen import people
+from tcd.service import Failed
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="tcd",
+    help="Stable Diffusion in few steps: the service at TCD_URL, with the key in TCD_API_KEY.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (generate, edit, animate, again, preprocess, models, check, fetch):
+    app.command()(command)
+app.add_typer(jobs, name="jobs")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="tcd")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    check = commands.add_parser(
-        "check",
-        help="say of adapters, checkpoints and VAEs what they are, and which models they are for",
-    )
-    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    check.add_argument("--family", choices=list(FAMILIES), help="ask of this one alone")
-    check.add_argument("--json", action="store_true", help="one line of JSON for each file")
-    found = parser.parse_args(arguments)
-    families: tuple[FamilyName, ...] = (found.family,) if found.family else tuple(FAMILIES)
-    # Not before: torch takes seconds, and `--help` none.
-    from tcd.check import check_files
-
-    sys.exit(0 if check_files(found.files, families, as_json=found.json) else EXIT_REFUSED)
+    """The command line. Exits with 0, or: 1, what was asked is refused or failed; 2, the arguments
+    are wrong; 3, the service does not answer; 130, it was interrupted."""
+    try:
+        app(None if arguments is None else list(arguments))
+    except Failed as error:
+        people.print(f"[red]error[/]: {error}", markup=True)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,10 @@ class JobWorker:
             queue,
             Making(
                 service,
-                Batches(args, Desk(args, service, self._front.quota.keys, objects, self._tell)),
+                Batches(
+                    args,
+                    Desk(args, service, self._front.quota.keys, objects, self._wake, queue),
+                ),
                 JobFiles(objects),
                 args.request_timeout_s,
                 Workers("work on files of jobs", waiting=None),
@@ -66,10 +69,10 @@ class JobWorker:
 
     async def nudge(self) -> None:
         """There may be work, or some that was called off."""
-        self._tell()
-
-    def _tell(self) -> None:
         self._working.nudge()
+
+    def _wake(self) -> None:
+        self._working.wake()
 
     def check_health(self) -> None:
         """Called by Serve."""

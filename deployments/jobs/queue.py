@@ -93,13 +93,19 @@ class JobQueue:
         self._looked_at = clock()
         self._failed: StorageUnavailable | None = None
 
+    @property
+    def age_s(self) -> float:
+        """How long ago the jobs were looked at."""
+        return self._clock() - self._looked_at
+
     def add(self, job: JobRecord) -> JobRecord:
         """Accepts a job: from here on it is never lost. If there is one of its id already, that is
         the same job, asked for again. Raises `Conflict` if it was another request."""
-        while self._objects.create(_name(job.id), _text(job)) is None:
+        while (tag := self._objects.create(_name(job.id), _text(job))) is None:
             known = self._find(job.id)
             if known is not None:
                 return same(known.record, job.digest)
+        self._note(_Found(job, tag))
         return job
 
     def get(self, job_id: str) -> JobRecord:
@@ -119,15 +125,15 @@ class JobQueue:
         return [found.record for found in self._view()]
 
     def take(
-        self, may: Callable[[JobRecord], bool] = lambda _: True, anew: bool = True
+        self, may: Callable[[JobRecord], bool] = lambda _: True, fresh_s: float = 0.0
     ) -> JobRecord | None:
         """A job to work on, of those that `may` be: `None`, if there is none. One that was taken
         too often before fails instead, and one whose batch has ended is cancelled.
 
         Args:
-            anew: looks at the jobs first; else they are taken as the last look has shown them.
+            fresh_s: looks at the jobs first if the last look is older, in seconds.
         """
-        every = self._look() if anew else self._view()
+        every = self._look() if self.age_s >= fresh_s else self._view()
         jobs = {found.record.id: found for found in every if not found.record.ended}
         for record in in_turn([found.record for found in jobs.values()]):
             found = jobs[record.id]
@@ -380,6 +386,13 @@ class JobQueue:
             return None
 
     def _change_held(self, job: JobRecord, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
+        """Changes a job that was taken here. As it was known last it mostly stands still; if not,
+        nothing is written, and it is read."""
+        known = self._known.get(job.id)
+        if known is not None and is_held(known.found.record, job):
+            changed = change(known.found.record)
+            if self._put(known.found, changed):
+                return changed
         try:
             return self._change(job.id, change)
         except NotFound:
@@ -407,8 +420,12 @@ class JobQueue:
     def _put(self, found: _Found, record: JobRecord) -> bool:
         tag = self._objects.replace(_name(record.id), _text(record), found.tag)
         if tag is not None and record.id in self._known:
-            self._known[record.id] = _Known("", _Found(record, tag))  # the next look reads it
+            self._note(_Found(record, tag))
         return tag is not None
+
+    def _note(self, written: _Found) -> None:
+        """What was written here is known until the next look, which reads it."""
+        self._known[written.record.id] = _Known("", written)
 
 
 def is_held(record: JobRecord, job: JobRecord) -> bool:

@@ -6,7 +6,15 @@ import math
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -80,6 +88,7 @@ class Desk:
 
     Args:
         nudge: tells a worker that there is something to do.
+        queue: that this process has already over these objects.
     """
 
     def __init__(
@@ -89,11 +98,12 @@ class Desk:
         keys: Keyring,
         objects: Objects,
         nudge: Nudge = lambda: None,
+        queue: JobQueue | None = None,
     ) -> None:
         self._args = args
         self._service = service
         self._keys = keys
-        self._queue = JobQueue(objects)
+        self._queue = queue or JobQueue(objects)
         self._files = JobFiles(objects)
         self._nudge = nudge
         self._io = Workers("work on jobs", threads=THREADS, waiting=None)

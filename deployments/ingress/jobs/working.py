@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from deployments.jobs.queue import JobQueue, LeaseLost, has_last_chance, is_held
 from deployments.jobs.record import JobError, JobFile, JobRecord, Kind
 
 RENEWALS = 6  # in the time of a lease
+LEAST_PAUSE_S = 0.01  # between two turns
 LEAST_BEAT_S = 1.0  # between two writes of how far a job is
 SWEEP_S = 15.0
 SWEEP_FILES_S = 3600.0
@@ -81,12 +83,18 @@ class Working:
         self._leases = Workers("leases of jobs", threads=8, waiting=None)
         self._works: dict[str, _Work] = {}
         self._told = asyncio.Event()
+        self._news = True
         self._turning = asyncio.Lock()
         self._stopping = False
         self.open = 0
 
     def nudge(self) -> None:
-        """There may be work, or some that was called off."""
+        """Others may have handed in work, or called some off."""
+        self._news = True
+        self.wake()
+
+    def wake(self) -> None:
+        """There may be room for work, or some that was handed in here."""
         self._told.set()
 
     async def run(self) -> None:
@@ -105,7 +113,8 @@ class Working:
                     log.exception("a look for jobs failed")
                     await asyncio.sleep(AWAY_S)
                 try:
-                    async with asyncio.timeout(self._poll_s):
+                    pause_s = max(LEAST_PAUSE_S, self._poll_s - self._queue.age_s)
+                    async with asyncio.timeout(pause_s):
                         await self._told.wait()
                 except TimeoutError:
                     pass
@@ -132,12 +141,12 @@ class Working:
     async def _turn(self) -> None:
         """Lets go of what is its own no more, and takes what there is room for."""
         self._alone = any(has_last_chance(work.job, taken=True) for work in self._works.values())
-        anew = True
+        fresh_s, self._news = 0.0 if self._news else self._poll_s, False
         while not self._stopping:
-            job = await self._io.run(self._queue.take, self._may_take, anew)
+            job = await self._io.run(self._queue.take, self._may_take, fresh_s)
             if job is None:
                 break
-            anew = False
+            fresh_s = math.inf
             work = self._works[job.id] = _Work(job)
             work.task = asyncio.create_task(self._do(work))
         works = list(self._works.values())
@@ -179,7 +188,7 @@ class Working:
             beating.cancel()
             if self._works.get(job.id) is work:
                 del self._works[job.id]
-            self.nudge()
+            self.wake()
             if not answered:
                 await asyncio.shield(self._cleared(job))
 

@@ -42,7 +42,8 @@ def local_worker(service: Service, args: ServiceArgs, objects: Objects) -> Worki
     """A worker as the deployment makes it."""
     jobs = args.jobs
     working: list[Working] = []
-    desk = Desk(args, service, make_keyring(args), objects, lambda: working[0].nudge())
+    queue = JobQueue(objects, jobs.lease_s)
+    desk = Desk(args, service, make_keyring(args), objects, lambda: working[0].wake(), queue)
     making = Making(
         service,
         Batches(args, desk),
@@ -51,7 +52,7 @@ def local_worker(service: Service, args: ServiceArgs, objects: Objects) -> Worki
         Workers("files", waiting=None),
     )
     made = Working(
-        JobQueue(objects, jobs.lease_s),
+        queue,
         making,
         at_once=jobs.at_once,
         batch_at_once=jobs.batch_at_once,

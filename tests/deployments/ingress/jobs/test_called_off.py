@@ -3,13 +3,18 @@
 import asyncio
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from configs.app import ServiceArgs
 from configs.jobs import JobsArgs
 from deployments.contracts.batches import BatchBody
 from deployments.ingress.jobs.batches import batch_card
+from deployments.jobs.objects import Listed
+from deployments.jobs.queue import RECORDS
 from deployments.jobs.record import JobRecord
 from tests.deployments.ingress.jobs.test_working import ALICE, House, run
 
@@ -94,3 +99,28 @@ def test_one_that_waits_is_never_begun(tmp_path: Path) -> None:
         assert not house.replica.jobs
 
     run(House(tmp_path, ARGS), live)
+
+
+def test_its_lines_cost_few_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker has written itself it need not read."""
+
+    async def live(house: House) -> None:
+        house.replica.go.set()
+        looks = 0
+        listed = house.objects.listed
+
+        def counted(prefix: str) -> Iterator[Listed]:
+            nonlocal looks
+            looks += prefix == RECORDS
+            return listed(prefix)
+
+        batch = await begun(house)
+        monkeypatch.setattr(house.objects, "listed", counted)
+        began = time.monotonic()
+        house.hire()
+        done = await ended(house, batch)
+        assert done.outcome["completed"] == LINES
+        assert looks <= (time.monotonic() - began) / 0.25 + 4  # twice a second each of two
+
+    slow = ARGS.model_copy(update={"jobs": ARGS.jobs.model_copy(update={"poll_s": 0.5})})
+    run(House(tmp_path, slow), live)

@@ -1,0 +1,85 @@
+"""`tcd jobs`: what was asked for with `--later`, and videos."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tcd import options
+from tcd.following import ended, keep
+from tcd.screen import screen
+from tcd.service import Service
+
+jobs = typer.Typer(help="Jobs of the service: videos, and what was asked for with --later.")
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Of a job.")]
+
+
+@jobs.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    as_json: options.Json = False,
+    url: options.Url = options.DEFAULT_URL,
+    key: options.Key = None,
+) -> None:
+    """The newest jobs."""
+    with Service(url, key) as service:
+        found = service.json("GET", "v1/jobs", params={"limit": limit})["data"]
+    table = Table("id", "status", "%", "model", "prompt", box=None, header_style="bold")
+    for job in found:
+        if as_json:
+            typer.echo(json.dumps(job))
+        waits = job["queue_position"]
+        status = job["status"] if waits is None else f"{job['status']}, {waits} before it"
+        table.add_row(job["id"], status, str(job["progress"]), job["model"], job["prompt"][:60])
+    if not as_json:
+        Console(highlight=False).print(table)
+
+
+@jobs.command()
+def show(
+    job_id: JobId,
+    url: options.Url = options.DEFAULT_URL,
+    key: options.Key = None,
+) -> None:
+    """How a job stands, as JSON."""
+    with Service(url, key) as service:
+        typer.echo(json.dumps(service.json("GET", f"v1/jobs/{job_id}"), indent=2))
+
+
+@jobs.command()
+def wait(
+    job_id: JobId,
+    out: options.Out = options.HERE,
+    timeout: options.Timeout = options.TIMEOUT_S,
+    as_json: options.Json = False,
+    url: options.Url = options.DEFAULT_URL,
+    key: options.Key = None,
+) -> None:
+    """Follows a job to its end, and keeps what came of it."""
+    with screen(as_json) as shown, Service(url, key, timeout) as service:
+        keep(service, ended(service, job_id, shown), out, as_json)
+
+
+@jobs.command()
+def cancel(
+    job_id: JobId,
+    url: options.Url = options.DEFAULT_URL,
+    key: options.Key = None,
+) -> None:
+    """Stops a job at its next step."""
+    with Service(url, key) as service:
+        typer.echo(f"{job_id} is {service.json('POST', f'v1/jobs/{job_id}/cancel')['status']}")
+
+
+@jobs.command()
+def delete(
+    job_id: JobId,
+    url: options.Url = options.DEFAULT_URL,
+    key: options.Key = None,
+) -> None:
+    """Stops a job, and has it forgotten with all that came of it."""
+    with Service(url, key) as service:
+        service.json("DELETE", f"v1/jobs/{job_id}")
+        typer.echo(f"{job_id} is deleted")

@@ -1,0 +1,39 @@
+"""`tcd check` and `tcd fetch`: files of weights, without a service."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from configs.families import FAMILIES, FamilyName
+from tcd.service import REFUSED
+
+
+def check(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Files, or folders of one.")
+    ],
+    family: Annotated[FamilyName | None, typer.Option(help="Asks of this one alone.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One line of JSON for each file.")
+    ] = False,
+) -> None:
+    """Says of adapters, checkpoints and VAEs what they are, and which models they are for."""
+    families: tuple[FamilyName, ...] = (family,) if family else tuple(FAMILIES)
+    # Not before: torch takes seconds, and `--help` none.
+    from tcd.check import check_files
+
+    if not check_files(files, families, as_json=as_json):
+        raise typer.Exit(REFUSED)
+
+
+def fetch(
+    config: Annotated[Path, typer.Argument(help="A Serve config.")],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Of these alone. Repeatable.")
+    ] = None,
+) -> None:
+    """Brings the weights that a Serve config names, from where it was stopped, and checks them."""
+    from configs.fetch import fetch_all
+
+    fetch_all(config, model or [])

@@ -1,0 +1,24 @@
+"""Files as commands name them: after the seed, and never over one that is there."""
+
+from itertools import count
+from pathlib import Path
+
+from tcd.service import Failed
+
+
+def saved(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
+    """Writes a file; with a number behind its name if there is one of it already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            name = stem if number == 1 else f"{stem}-{number}"
+            path = folder / f"{name}.{suffix}"
+            try:
+                with path.open("xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                continue
+            return path
+    except OSError as error:
+        raise Failed(f"{folder}: {error.strerror or error}") from None
+    raise AssertionError
