@@ -39,7 +39,7 @@ check-config: $(READY) ## say what is wrong with CONFIG before it is deployed
 	$(BIN)/python -m graphs.check $(CONFIG)
 
 test: $(READY) ## all tests but the deep ones
-	$(BIN)/python -m pytest -m 'not deep and not gpu and not alone' -n auto --maxprocesses 4 --dist loadfile; \
+	$(BIN)/python -m pytest -m 'not deep and not gpu and not alone' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder; \
 	beside=$$?; $(BIN)/python -m pytest -m 'alone and not deep and not gpu' && exit $$beside
 
 test-deep: $(READY) ## the long versions of the property tests
@@ -96,4 +96,4 @@ train: $(READY) ## train the demo's models that demo/weights lacks; goes on wher
 	$(BIN)/python -m demo.train
 
 clean: ## remove what the demo and the tools wrote
-	rm -rf out demo/models .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf out demo/models demo/models.lock .mypy_cache .ruff_cache .pytest_cache .hypothesis

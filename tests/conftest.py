@@ -66,8 +66,8 @@ def demo_models() -> Path:
     """The folder of the stand-in models, up to date."""
     from demo import standins
 
-    standins.MODELS.mkdir(exist_ok=True)
-    with FileLock(standins.MODELS / ".lock"):  # of tests that run beside each other one writes
+    # Of tests that run beside each other one writes.
+    with FileLock(standins.MODELS.with_name("models.lock")):
         standins.write_all(standins.MODELS)
     return standins.MODELS
 

@@ -1,6 +1,7 @@
 """Jobs in this process: a desk and a worker over a folder, without Serve."""
 
 import asyncio
+import tempfile
 from pathlib import Path
 
 from configs.app import ServiceArgs
@@ -15,6 +16,8 @@ from deployments.ingress.request.workers import Workers
 from deployments.jobs.folder import FolderObjects
 from deployments.jobs.objects import Objects
 from deployments.jobs.queue import JobQueue
+
+NO_JOBS = Path(tempfile.gettempdir()) / "no-jobs-of-tcd"  # a folder that is made with the first
 
 
 def local_desk(

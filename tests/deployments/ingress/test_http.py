@@ -22,6 +22,7 @@ from deployments.ingress.http.app import make_app
 from deployments.ingress.http.events import CompletedEvent, ErrorEvent, PartialImageEvent
 from deployments.ingress.http.keys import STATE
 from deployments.ingress.request.service import NOBODY
+from tests.deployments.ingress.local_jobs import NO_JOBS, local_desk
 from tests.fuzz.application import FAILURES, NoModels, application
 
 GENERATIONS = "/v1/images/generations"
@@ -156,8 +157,8 @@ def test_what_nobody_expected(lines: list[logging.LogRecord]) -> None:
         async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
             raise RuntimeError(f"a secret of {request.prompt}")
 
-    desk: Any = None
-    app = make_app(Broken(), desk, ServiceArgs(cors_origins=("https://app.example",)))
+    args = ServiceArgs(cors_origins=("https://app.example",))
+    app = make_app(Broken(), local_desk(Broken(), args, NO_JOBS), args)
     page = TestClient(app, headers={"origin": "https://app.example"})
     answer = page.post(GENERATIONS, json=BODY)
     assert "a secret" not in refused(answer, 500, "internal_error")["message"]

@@ -5,7 +5,6 @@ import hmac
 import json
 import logging
 import re
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -26,10 +25,9 @@ from deployments.ingress.keys import keyring as keyring_module
 from deployments.ingress.keys.keyring import Keyring, make_keyring
 from deployments.ingress.keys.quota import Quota
 from tests.deployments.ingress.keyed import LATENT, Keys, Replica, entry, service
-from tests.deployments.ingress.local_jobs import local_desk
+from tests.deployments.ingress.local_jobs import NO_JOBS, local_desk
 
 GENERATIONS = "/v1/images/generations"
-NO_JOBS = Path(tempfile.gettempdir()) / "no-jobs-of-tcd"  # never made, for none is handed in
 BALL = {"prompt": "a red ball"}
 PAGES = {
     "metrics": ["/metrics"],

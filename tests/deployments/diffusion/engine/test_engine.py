@@ -178,6 +178,7 @@ def test_a_higher_priority_gets_the_next_free_place(make_engine: MakeEngine) -> 
     assert order == ["5", "0", "-1"]
 
 
+@pytest.mark.alone
 def test_a_full_engine_says_when_there_will_be_room(make_engine: MakeEngine) -> None:
     engine = make_engine(limits=Limits(max_pending=6, max_batch=4))
     listener = Listener(engine)
@@ -212,6 +213,7 @@ def test_a_full_engine_says_when_there_will_be_room(make_engine: MakeEngine) -> 
         assert waits[name] / 3 < told.value.retry_after_ms < waits[name] * 3, name
 
 
+@pytest.mark.alone
 def test_a_queue_that_waits_for_the_vae_alone_says_how_long(make_engine: MakeEngine) -> None:
     pending = 24
     engine = make_engine(limits=Limits(max_pending=pending, max_running=pending, max_batch=pending))
@@ -242,6 +244,7 @@ def test_a_queue_that_waits_for_the_vae_alone_says_how_long(make_engine: MakeEng
     assert engine.figures().pending_seconds == 0
 
 
+@pytest.mark.alone
 def test_a_burst_is_told_of_all_that_came_before_it(make_engine: MakeEngine) -> None:
     """Not of what the loop had counted when it last looked."""
     engine = make_engine(limits=Limits(max_pending=16, max_batch=4))
