@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
@@ -53,6 +54,7 @@ DESCRIPTION = """Stable Diffusion with TCD-LoRA. OpenAI's images API, plus the s
 fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`. Below
 `/sdapi/v1/` and `/controlnet/`, AUTOMATIC1111's API for the same models."""
 
+DOCS_ASSETS = "/docs/assets"
 PLAYGROUND = Path(__file__).with_name("playground") / "index.html"
 NO_FILE = (
     "this file does not exist, or no longer: where no storage is configured, files are kept for a "
@@ -92,7 +94,8 @@ def make_app(
         finally:
             sweeping.cancel()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # the scripts of its pages come from here, not from elsewhere
+        static_url=DOCS_ASSETS,
         title="tcd",
         description=DESCRIPTION,
         version="1",
