@@ -151,12 +151,14 @@ def fetch_all(path: Path, models: Sequence[str]) -> None:
     Exits with a line if that fails."""
     try:
         config = yaml.safe_load(path.read_text())
+        if not isinstance(config, dict):
+            sys.exit(f"{path}: this is no Serve config")
         for need in needs(config, models):
             print(need.source, flush=True)
             print(f"  {bring(need)}", flush=True)
     except ConfigError as error:
         sys.exit(f"{path}: {error}")
-    except (SourceError, OSError, ValueError) as error:
+    except (SourceError, OSError, ValueError, yaml.YAMLError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; run it again to go on from here")

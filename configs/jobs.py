@@ -64,8 +64,8 @@ class JobsArgs(Frozen):
     Attributes:
         max_images: unfinished jobs of images; shared between callers as `max_videos` is.
         max_batches: unfinished at a time; shared between callers, too.
-        batch_at_once: lines of batches that one replica of `JobWorker` works on: as few delay other
-            requests little.
+        batch_at_once: jobs of the lowest priority, as lines of batches, that one replica of
+            `JobWorker` works on: as few delay other requests little.
         max_file_mb: MiB of one input file of a batch.
         keep_s: from the end of a job of images until it is forgotten, with what came of it. (Of
             videos: `video_ttl_s`.)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import typer
+from rich.text import Text
 
 from tcd.commands.images import again, edit, generate
 from tcd.commands.jobs import jobs
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(None if arguments is None else list(arguments))
     except Failed as error:
-        people.print(f"[red]error[/]: {error}", markup=True)
+        people.print(Text.assemble(("error", "red"), f": {error}"))
         sys.exit(error.code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -1,11 +1,12 @@
 """Requests as the words of a command line say them."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tcd.pictures import source_of
-from tcd.service import Failed
+from tcd.service import WRONG, Failed
 
 
 def without_nothing(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def controls(words: Sequence[str]) -> list[dict[str, Any]]:
     for word in words:
         kind, given, rest = word.partition("=")
         if not given:
-            raise Failed(f"--control {word}: say it as TYPE=PICTURE or TYPE=PICTURE@SCALE", 2)
+            raise Failed(f"--control {word}: say it as TYPE=PICTURE or TYPE=PICTURE@SCALE", WRONG)
         picture, scale = _scaled(rest)
         one: dict[str, Any] = {"type": kind, "image": source_of(picture)}
         if scale is not None:
@@ -55,7 +56,7 @@ def more(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, given, value = word.partition("=")
         if not given:
-            raise Failed(f"--set {word}: say it as FIELD=VALUE", 2)
+            raise Failed(f"--set {word}: say it as FIELD=VALUE", WRONG)
         try:
             found[name] = json.loads(value)
         except ValueError:
@@ -78,6 +79,9 @@ def _scaled(text: str) -> tuple[str, str | None]:
 
 def _number(text: str, option: str, word: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise Failed(f"{option} {word}: {text!r} is no number", 2) from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise Failed(f"{option} {word}: {text!r} is no number", WRONG)
+    return number

@@ -13,7 +13,7 @@ from tcd.service import Failed, Service, told
 
 def accepted(service: Service, path: str, as_json: bool, **how: Any) -> None:
     """Asks for a job, and says its id."""
-    job = service.json("POST", path, **how)
+    job = service.json("POST", path, "id", **how)
     typer.echo(json.dumps(job) if as_json else job["id"])
     if not as_json:
         people.print(f"tcd jobs wait {job['id']}", style="dim")
@@ -36,7 +36,7 @@ def ended(service: Service, job_id: str, shown: Screen) -> dict[str, Any]:
     return job
 
 
-def keep(service: Service, job: dict[str, Any], out: Path, as_json: bool) -> None:
+def keep(service: Service, job: dict[str, Any], out: Path, shown: Screen, as_json: bool) -> None:
     """Keeps what came of a job. Raises `Failed` if some of it could not be made."""
     if job["kind"] == "video":
         video = job["video"]
@@ -52,6 +52,6 @@ def keep(service: Service, job: dict[str, Any], out: Path, as_json: bool) -> Non
         data = service.content(f"v1/jobs/{job['id']}/content", params={"index": index})
         path = saved(out, str(image["seed"]), suffix.replace("jpeg", "jpg"), data)
         said = {"file": str(path), "seed": image["seed"], "size": size, "id": job["id"]}
-        typer.echo(json.dumps(said) if as_json else f"{path}  {size}")
+        shown.say(json.dumps(said) if as_json else f"{path}  {size}")
     if faults:
         raise Failed("\n".join(faults))

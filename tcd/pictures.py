@@ -10,11 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from tcd.service import Failed
+from tcd.service import WRONG, Failed
 
 REQUEST = "tcd"  # the key of the request in a file's metadata
 DESCRIPTION = 0x010E  # of EXIF
 DIGEST = "sha256:"
+PICTURES = ("image", "mask", "input_reference")  # fields of a request, wherever they stand
 
 
 def file_of(path: Path) -> bytes:
@@ -37,19 +38,28 @@ def source_of(text: str) -> str:
     return data_url(file_of(Path(text)))
 
 
+def file_in(text: Any, field: str) -> bytes:
+    """The file that a field of a form names: a data URL, or a path. Raises `Failed`."""
+    if not isinstance(text, str) or "://" in text:
+        raise Failed(f"{field}: {text!r} is no file", WRONG)
+    if text.startswith("data:"):
+        return base64.b64decode(text.partition(",")[2])
+    return file_of(Path(text))
+
+
 def request_in(path: Path) -> dict[str, Any]:
     """The request that a picture was made by, as its file says. Raises `Failed`."""
     data = file_of(path)
     try:
         with Image.open(BytesIO(data)) as image:
             text = image.info.get(REQUEST) or _described(image)
-    except OSError:
-        raise Failed(f"{path} is no picture") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise Failed(f"{path} is no picture that can be read") from None
     try:
         request = json.loads(text)
         request = request.get(REQUEST, request)
         assert isinstance(request["prompt"], str)
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError):
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError):
         raise Failed(
             f"{path} does not say how it was made: it was made elsewhere, with metadata: false, "
             "or another program wrote it anew"
@@ -66,18 +76,18 @@ def with_pictures(request: Mapping[str, Any], paths: Sequence[Path]) -> dict[str
         known[DIGEST + hashlib.sha256(data).hexdigest()] = data_url(data)
     missing: list[str] = []
 
-    def found(value: Any, place: str) -> Any:
+    def found(value: Any, field: str, place: str) -> Any:
         if isinstance(value, dict):
-            return {name: found(each, f"{place}.{name}") for name, each in value.items()}
+            return {name: found(each, name, f"{place}.{name}") for name, each in value.items()}
         if isinstance(value, list):
-            return [found(each, f"{place}[{index}]") for index, each in enumerate(value)]
-        if isinstance(value, str) and value.startswith(DIGEST):
+            return [found(each, field, f"{place}[{n}]") for n, each in enumerate(value)]
+        if field in PICTURES and isinstance(value, str) and value.startswith(DIGEST):
             if value not in known:
-                missing.append(f"{place.removeprefix('.')} ({value})")
+                missing.append(f"{place} ({value})")
             return known.get(value, value)
         return value
 
-    filled = {name: found(value, name) for name, value in request.items()}
+    filled = {name: found(value, name, name) for name, value in request.items()}
     if missing:
         raise Failed(
             f"it was made from pictures that its file does not hold: {', '.join(missing)}; "

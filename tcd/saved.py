@@ -6,10 +6,17 @@ from pathlib import Path
 from tcd.service import Failed
 
 
+def prepared(folder: Path) -> None:
+    """Makes a folder for files, before they cost anything. Raises `Failed`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failed(f"--out {folder}: {error.strerror or error}") from None
+
+
 def saved(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
     """Writes a file; with a number behind its name if there is one of it already."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for number in count(1):
             name = stem if number == 1 else f"{stem}-{number}"
             path = folder / f"{name}.{suffix}"

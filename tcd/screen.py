@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 
+import typer
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -22,7 +23,19 @@ class Screen:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._bars: dict[int, TaskID] = {}
-        self._notes: TaskID | None = None
+        self._said: list[str] = []
+
+    def say(self, result: str) -> None:
+        """A line for standard output; where bars are shown, as soon as they are gone."""
+        if self._progress.disable:
+            typer.echo(result)
+        else:
+            self._said.append(result)
+
+    def end(self) -> None:
+        """The bars are gone."""
+        for result in self._said:
+            typer.echo(result)
 
     def note(self, text: str) -> None:
         """What is waited for."""
@@ -45,8 +58,13 @@ def screen(quiet: bool) -> Iterator[Screen]:
     """A screen until the block ends; it shows nothing where nobody looks, or if it is `quiet`."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     shown = people.is_terminal and not quiet
-    with Progress(*columns, console=people, disable=not shown, transient=True) as progress:
-        yield Screen(progress)
+    progress = Progress(*columns, console=people, disable=not shown, transient=True)
+    screen = Screen(progress)
+    try:
+        with progress:
+            yield screen
+    finally:
+        screen.end()
 
 
 def drawn(data: bytes, columns: int = COLUMNS) -> Text:

@@ -4,12 +4,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import httpx
-from httpx_sse import EventSource
+from httpx_sse import EventSource, SSEError
 
-REFUSED, UNREACHABLE = 1, 3  # exit codes; 2 is of wrong arguments
+REFUSED, WRONG, UNREACHABLE = 1, 2, 3  # exit codes; 2: the arguments
 CONNECT_S = 10.0
 FULL = 429
 LONGEST_PAUSE_S = 10.0
@@ -30,7 +30,7 @@ class Service:
     Args:
         url: where it is, below which its routes are.
         key: of the API, if it asks for one.
-        timeout_s: for which an answer is waited for.
+        timeout_s: from now on, for all that is asked.
         wait: is told each time before it is asked again, with the seconds until then.
     """
 
@@ -41,10 +41,20 @@ class Service:
         timeout_s: float = 600.0,
         wait: Callable[[float], None] = lambda _: None,
     ) -> None:
+        if not timeout_s > 0:
+            raise Failed(f"--timeout {timeout_s}: seconds, above 0", WRONG)
+        if key is not None and not key.isascii():
+            raise Failed("the API key has letters that no key has", WRONG)
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         limits = httpx.Timeout(timeout_s, connect=CONNECT_S)
         self._url, self._timeout_s, self._wait = url, timeout_s, wait
-        self._web = httpx.Client(base_url=f"{url.rstrip('/')}/", headers=headers, timeout=limits)
+        self._until = time.monotonic() + timeout_s
+        try:
+            self._web = httpx.Client(
+                base_url=f"{url.rstrip('/')}/", headers=headers, timeout=limits
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise Failed(f"--url {url}: {error}", WRONG) from None
 
     def __enter__(self) -> Self:
         return self
@@ -57,9 +67,16 @@ class Service:
     ) -> None:
         self._web.close()
 
-    def json(self, method: str, path: str, **how: Any) -> Any:
-        """An answer's body. `how`: as httpx takes it."""
-        return self._answer(method, path, **how).json()
+    def json(self, method: str, path: str, wants: str, **how: Any) -> dict[str, Any]:
+        """An answer's body. `wants`: a field that it has. `how`: as httpx takes it."""
+        answer = self._answer(method, path, **how)
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or wants not in found:
+            raise Failed(f"{answer.url}: what answers is not this service", UNREACHABLE)
+        return found
 
     def content(self, path: str, **how: Any) -> bytes:
         """The file that a path has."""
@@ -70,16 +87,19 @@ class Service:
         return self._answer("POST", path, **how).content
 
     def events(self, method: str, path: str, **how: Any) -> Iterator[dict[str, Any]]:
-        """Server-sent events, as they come; leaving the iterator closes the connection, which
-        cancels what it waits for."""
+        """Server-sent events, as they come, until the time is over; leaving the iterator closes the
+        connection, which cancels what it waits for."""
         answer = self._answer(method, path, stream=True, **how)
+        timed = cast(httpx.Response, _Timed(answer, self._until))
         try:
-            for event in EventSource(answer).iter_sse():
+            for event in EventSource(timed).iter_sse():
                 data: dict[str, Any] = json.loads(event.data)
                 if "error" in data and "type" not in data:
                     raise Failed(told(data["error"]))
                 yield data
-        except httpx.HTTPError as error:
+        except TimeoutError:
+            raise Failed(f"not done within {self._timeout_s:g} s (--timeout)") from None
+        except (httpx.HTTPError, SSEError, ValueError) as error:
             raise self._unreachable(error) from error
         finally:
             answer.close()
@@ -87,27 +107,52 @@ class Service:
     def _answer(
         self, method: str, path: str, *, stream: bool = False, **how: Any
     ) -> httpx.Response:
-        until = time.monotonic() + self._timeout_s
+        try:
+            request = self._web.build_request(method, path.lstrip("/"), **how)
+        except ValueError as error:
+            raise Failed(f"this cannot be sent: {error}", WRONG) from None
         while True:
             try:
-                request = self._web.build_request(method, path.lstrip("/"), **how)
                 answer = self._web.send(request, stream=stream)
                 if answer.is_success:
                     return answer
                 answer.read()
             except httpx.HTTPError as error:
                 raise self._unreachable(error) from error
-            pause_s = min(float(answer.headers.get("retry-after-ms", 1000)) / 1e3, LONGEST_PAUSE_S)
-            if answer.status_code != FULL or time.monotonic() + pause_s > until:
+            pause_s = _pause_s(answer)
+            if answer.status_code != FULL or time.monotonic() + pause_s > self._until:
                 raise Failed(
                     _refusal(answer), UNREACHABLE if answer.status_code == 503 else REFUSED
                 )
             self._wait(pause_s)
             time.sleep(pause_s)
 
-    def _unreachable(self, error: httpx.HTTPError) -> Failed:
+    def _unreachable(self, error: Exception) -> Failed:
         what = str(error) or type(error).__name__
         return Failed(f"{self._url} does not answer: {what}", UNREACHABLE)
+
+
+class _Timed:
+    """A response whose text comes until a moment of the monotonic clock; then `TimeoutError`."""
+
+    def __init__(self, answer: httpx.Response, until: float) -> None:
+        self.headers = answer.headers
+        self._answer = answer
+        self._until = until
+
+    def iter_text(self) -> Iterator[str]:
+        for text in self._answer.iter_text():
+            if time.monotonic() > self._until:
+                raise TimeoutError
+            yield text
+
+
+def _pause_s(answer: httpx.Response) -> float:
+    try:
+        pause_s = float(answer.headers.get("retry-after-ms", 1000)) / 1e3
+    except ValueError:
+        return 1.0
+    return min(max(pause_s, 0.1), LONGEST_PAUSE_S)
 
 
 def told(error: Mapping[str, Any]) -> str:

@@ -270,22 +270,25 @@ class Caller:
         name: of the key that it was asked with; empty without keys.
         weight: its share of a device for which several callers wait, beside theirs; 0.001 to
             1000.
+        background: it has what others leave.
 
     Raises `ValueError` for another weight.
     """
 
     name: str = ""
     weight: float = 1.0
+    background: bool = False
 
     @property
     def in_background(self) -> "Caller":
         """Who stands for a caller's requests of the lowest priority: they take turns of their own,
         with a tenth of its weight."""
-        weight = max(MIN_WEIGHT, self.weight * BACKGROUND_SHARE)
-        return Caller(f"{self.name} (background)".lstrip(), weight)
+        name = f"{self.name} (background)".lstrip()
+        return Caller(name, self.weight * BACKGROUND_SHARE, background=True)
 
     def __post_init__(self) -> None:
-        if not MIN_WEIGHT <= self.weight <= MAX_WEIGHT:
+        least = MIN_WEIGHT * BACKGROUND_SHARE if self.background else MIN_WEIGHT
+        if not least <= self.weight <= MAX_WEIGHT:
             raise ValueError(
                 f"a caller's weight is from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, not {self.weight}"
             )

@@ -2,7 +2,8 @@
 
 A place is held until its image is done, and nobody is sent away from one. So that a newcomer finds
 some all the same, a limit holds for those who have their share of it; who has less may go beyond
-it, until all together hold twice the limit. A sole caller has exactly the limit.
+it, until all together hold twice the limit. A sole caller has exactly the limit. Those in the
+background have half of it together, and nothing beyond it: others find places whatever they hold.
 """
 
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ class Places:
     def __init__(self, limit: int, held: Iterable[tuple[Caller, int]]) -> None:
         self.limit = limit
         self._held: dict[str, int] = {}
+        self._background = 0
         self._weights: dict[str, float] = {}
         for caller, places in held:
             self.take(caller, places)
@@ -33,6 +35,7 @@ class Places:
         """A caller has so many more."""
         self._held[caller.name] = self._held.get(caller.name, 0) + places
         self._weights[caller.name] = caller.weight
+        self._background += places if caller.background else 0
 
     def part(self, caller: Caller) -> float:
         """A caller's part of what is shared, beside those who are there; above 0, at most 1."""
@@ -43,6 +46,11 @@ class Places:
         """How many must be given back before a caller may have so many more: by anybody, or
         else by this caller alone. It may have them now if one of the two is not above 0."""
         used, held = sum(self._held.values()), self._held.get(caller.name, 0)
+        if caller.background:
+            lack = used + places - self.limit
+            if self._background:  # the first may have more at once than the rest together
+                lack = max(lack, self._background + places - self.limit // 2)
+            return lack, lack
         share = ceil(self.limit * self.part(caller))
         beyond = max(held + places - share, used + places - OVERFLOW * self.limit)
         return used + places - self.limit, beyond

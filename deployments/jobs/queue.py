@@ -88,6 +88,8 @@ class JobQueue:
         self._now = now
         self._seen: dict[str, _Seen] = {}
         self._known: dict[str, _Known] = {}
+        self._noted: dict[str, _Known] = {}  # what was written here since the last look began
+        self._noting = threading.Lock()
         self._looking = threading.Lock()
         self._looks = 0
         self._looked_at = clock()
@@ -128,7 +130,8 @@ class JobQueue:
         self, may: Callable[[JobRecord], bool] = lambda _: True, fresh_s: float = 0.0
     ) -> JobRecord | None:
         """A job to work on, of those that `may` be: `None`, if there is none. One that was taken
-        too often before fails instead, and one whose batch has ended is cancelled.
+        too often before fails instead, and one whose batch has ended, or was called off, is
+        cancelled.
 
         Args:
             fresh_s: looks at the jobs first if the last look is older, in seconds.
@@ -139,7 +142,7 @@ class JobQueue:
             found = jobs[record.id]
             if not self._is_free(record) or not may(record):
                 continue
-            if record.batch is not None and record.batch not in jobs:
+            if record.batch is not None and _is_over(jobs.get(record.batch)):
                 self._put(found, self._ending(record, status="cancelled", lease=None))
                 continue
             most = MOST_OF_BATCH if record.kind == "batch" else MOST_ATTEMPTS
@@ -348,6 +351,9 @@ class JobQueue:
     def _looked(self) -> Sequence[_Found]:
         """Reads what was written since the last look."""
         self._looks += 1
+        began = self._clock()
+        with self._noting:
+            self._noted = {}
         try:
             known: dict[str, _Known] = {}
             for listed in self._objects.listed(RECORDS):
@@ -361,14 +367,19 @@ class JobQueue:
             self._failed = error
             raise
         self._failed = None
-        self._known = known
-        self._note_look()
+        with self._noting:
+            for job_id, noted in self._noted.items():
+                if job_id not in known or _revision(known[job_id]) < _revision(noted):
+                    known[job_id] = noted
+            self._known = known
+        self._note_look(began)
         return self._view()
 
-    def _note_look(self) -> None:
-        """While nobody could look, nobody could renew a lease either: their time begins anew."""
+    def _note_look(self, began: float) -> None:
+        """While nobody could look, or a look lasted, nobody could renew a lease either: their time
+        begins anew."""
         now = self._clock()
-        blind = now - self._looked_at > self._lease_s / 3
+        blind = max(began - self._looked_at, now - began) > self._lease_s / 3
         for what in list(self._seen):
             if blind or what.removeprefix(CALL) not in self._known:
                 del self._seen[what]
@@ -425,7 +436,17 @@ class JobQueue:
 
     def _note(self, written: _Found) -> None:
         """What was written here is known until the next look, which reads it."""
-        self._known[written.record.id] = _Known("", written)
+        with self._noting:
+            self._known[written.record.id] = self._noted[written.record.id] = _Known("", written)
+
+
+def _is_over(batch: _Found | None) -> bool:
+    """Whether the lines of a batch are not to be begun any more. `None`: it has ended."""
+    return batch is None or batch.record.called_off_at is not None
+
+
+def _revision(known: _Known) -> int:
+    return known.found.record.revision
 
 
 def is_held(record: JobRecord, job: JobRecord) -> bool:

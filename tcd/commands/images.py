@@ -12,14 +12,14 @@ from tcd import options
 from tcd.asked import controls, form_of, loras, more, resembled, without_nothing
 from tcd.commands.videos import make_video
 from tcd.following import accepted
-from tcd.pictures import file_of, request_in, with_pictures
-from tcd.saved import saved
+from tcd.pictures import file_in, file_of, request_in, with_pictures
+from tcd.saved import prepared, saved
 from tcd.screen import Screen, people, screen
 from tcd.service import Failed, Service, told
 
 GENERATIONS, EDITS = "v1/images/generations", "v1/images/edits"
 PARTIAL = 3  # as many as the service shows of an image
-PICTURES = ("image", "mask")  # of an edit
+FILES = ("image", "mask")  # of the form of an edit
 
 
 def generate(
@@ -46,23 +46,22 @@ def generate(
     key: options.Key = None,
 ) -> None:
     """Makes images of a prompt."""
-    body = without_nothing(
-        {
-            "prompt": prompt,
-            "model": model,
-            "negative_prompt": negative,
-            "num_inference_steps": steps,
-            "eta": eta,
-            "guidance_scale": guidance,
-            "size": size,
-            "seed": seed,
-            "n": count,
-            "loras": loras(lora or ()),
-            "controls": controls(control or ()),
-            "ip_adapter": resembled(like or ()),
-            "output_format": output_format,
-        }
-    ) | more(field or ())
+    fields = {
+        "prompt": prompt,
+        "model": model,
+        "negative_prompt": negative,
+        "num_inference_steps": steps,
+        "eta": eta,
+        "guidance_scale": guidance,
+        "size": size,
+        "seed": seed,
+        "n": count,
+        "loras": loras(lora or ()),
+        "controls": controls(control or ()),
+        "ip_adapter": resembled(like or ()),
+        "output_format": output_format,
+    }
+    body = without_nothing(fields | more(field or ()))
     with screen(as_json) as shown, Service(url, key, timeout, _waiting(shown)) as service:
         if later:
             accepted(service, GENERATIONS, as_json, json=body | {"async": True})
@@ -101,24 +100,23 @@ def edit(
     key: options.Key = None,
 ) -> None:
     """Changes a picture, or the part of it that a mask shows."""
-    body = without_nothing(
-        {
-            "prompt": prompt,
-            "strength": strength,
-            "model": model,
-            "negative_prompt": negative,
-            "num_inference_steps": steps,
-            "eta": eta,
-            "guidance_scale": guidance,
-            "size": size,
-            "seed": seed,
-            "n": count,
-            "loras": loras(lora or ()),
-            "controls": controls(control or ()),
-            "ip_adapter": resembled(like or ()),
-            "output_format": output_format,
-        }
-    ) | more(field or ())
+    fields = {
+        "prompt": prompt,
+        "strength": strength,
+        "model": model,
+        "negative_prompt": negative,
+        "num_inference_steps": steps,
+        "eta": eta,
+        "guidance_scale": guidance,
+        "size": size,
+        "seed": seed,
+        "n": count,
+        "loras": loras(lora or ()),
+        "controls": controls(control or ()),
+        "ip_adapter": resembled(like or ()),
+        "output_format": output_format,
+    }
+    body = without_nothing(fields | more(field or ()))
     files = {"image": file_of(image)} | ({} if mask is None else {"mask": file_of(mask)})
     with screen(as_json) as shown, Service(url, key, timeout, _waiting(shown)) as service:
         if later:
@@ -150,7 +148,7 @@ def again(
 ) -> None:
     """Makes a picture again as its file says that it was made, or with what is said otherwise."""
     changes = {"seed": seed, "n": count, "num_inference_steps": steps}
-    request = request_in(picture) | without_nothing(changes) | more(field or ())
+    request = without_nothing(request_in(picture) | without_nothing(changes) | more(field or ()))
     if only_say:
         typer.echo(json.dumps(request, indent=None if as_json else 2))
         return
@@ -159,7 +157,7 @@ def again(
         if "num_frames" in body:
             make_video(service, body, out, shown, as_json)
         elif "image" in body:
-            files = {name: _decoded(body.pop(name)) for name in PICTURES if name in body}
+            files = {name: file_in(body.pop(name), name) for name in FILES if name in body}
             _made(service, EDITS, body, files, out, shown, show, as_json)
         else:
             _made(service, GENERATIONS, body, None, out, shown, show, as_json)
@@ -176,6 +174,7 @@ def _made(
     as_json: bool,
 ) -> None:
     """Asks for images, follows them, and keeps their files. Raises `Failed` if one failed."""
+    prepared(out)
     asked = {**body, "stream": True}
     if people.is_terminal and not as_json:
         asked.setdefault("partial_images", PARTIAL)
@@ -194,7 +193,7 @@ def _made(
         if show and not as_json:
             shown.picture(data)
         said = {"file": str(path), "seed": event["seed"], "size": event["size"], "index": index}
-        typer.echo(json.dumps(said) if as_json else f"{path}  {event['size']}")
+        shown.say(json.dumps(said) if as_json else f"{path}  {event['size']}")
     if faults:
         raise Failed("\n".join(faults))
 
@@ -212,10 +211,6 @@ def _followed(
         shown.advance(index, part / (PARTIAL + 1), f"image {index}: step {event['step']}")
         if show:
             shown.picture(base64.b64decode(event["b64_json"]))
-
-
-def _decoded(url: str) -> bytes:
-    return base64.b64decode(url.partition(",")[2])
 
 
 def _waiting(shown: Screen) -> Any:

@@ -6,14 +6,24 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tcd import options
 from tcd.following import ended, keep
+from tcd.saved import prepared
 from tcd.screen import screen
 from tcd.service import Service
 
+
+def checked_id(job_id: str) -> str:
+    """What stands in a path."""
+    if not job_id.replace("_", "").replace("-", "").isalnum():
+        raise typer.BadParameter(f"{job_id!r} is no id of a job")
+    return job_id
+
+
 jobs = typer.Typer(help="Jobs of the service: videos, and what was asked for with --later.")
-JobId = Annotated[str, typer.Argument(metavar="ID", help="Of a job.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", callback=checked_id, help="Of a job.")]
 
 
 @jobs.command("list")
@@ -25,14 +35,15 @@ def list_jobs(
 ) -> None:
     """The newest jobs."""
     with Service(url, key) as service:
-        found = service.json("GET", "v1/jobs", params={"limit": limit})["data"]
+        found = service.json("GET", "v1/jobs", "data", params={"limit": limit})["data"]
     table = Table("id", "status", "%", "model", "prompt", box=None, header_style="bold")
     for job in found:
         if as_json:
             typer.echo(json.dumps(job))
         waits = job["queue_position"]
         status = job["status"] if waits is None else f"{job['status']}, {waits} before it"
-        table.add_row(job["id"], status, str(job["progress"]), job["model"], job["prompt"][:60])
+        cells = (job["id"], status, str(job["progress"]), job["model"], job["prompt"][:60])
+        table.add_row(*map(Text, cells))
     if not as_json:
         Console(highlight=False).print(table)
 
@@ -45,7 +56,7 @@ def show(
 ) -> None:
     """How a job stands, as JSON."""
     with Service(url, key) as service:
-        typer.echo(json.dumps(service.json("GET", f"v1/jobs/{job_id}"), indent=2))
+        typer.echo(json.dumps(service.json("GET", f"v1/jobs/{job_id}", "status"), indent=2))
 
 
 @jobs.command()
@@ -58,8 +69,9 @@ def wait(
     key: options.Key = None,
 ) -> None:
     """Follows a job to its end, and keeps what came of it."""
+    prepared(out)
     with screen(as_json) as shown, Service(url, key, timeout) as service:
-        keep(service, ended(service, job_id, shown), out, as_json)
+        keep(service, ended(service, job_id, shown), out, shown, as_json)
 
 
 @jobs.command()
@@ -70,7 +82,8 @@ def cancel(
 ) -> None:
     """Stops a job at its next step."""
     with Service(url, key) as service:
-        typer.echo(f"{job_id} is {service.json('POST', f'v1/jobs/{job_id}/cancel')['status']}")
+        job = service.json("POST", f"v1/jobs/{job_id}/cancel", "status")
+        typer.echo(f"{job_id} is {job['status']}")
 
 
 @jobs.command()
@@ -81,5 +94,5 @@ def delete(
 ) -> None:
     """Stops a job, and has it forgotten with all that came of it."""
     with Service(url, key) as service:
-        service.json("DELETE", f"v1/jobs/{job_id}")
+        service.json("DELETE", f"v1/jobs/{job_id}", "deleted")
         typer.echo(f"{job_id} is deleted")

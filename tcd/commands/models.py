@@ -2,10 +2,12 @@
 
 import json
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tcd import options
 from tcd.service import Service
@@ -20,17 +22,17 @@ def models(
     """The models that run, and what each can do."""
     with Service(url, key) as service:
         if name is not None:
-            card = service.json("GET", f"v1/models/{name}")
+            card = service.json("GET", f"v1/models/{quote(name, safe='')}", "id")
             typer.echo(json.dumps(card, indent=None if as_json else 2))
             return
-        cards = service.json("GET", "v1/models")["data"]
+        cards = service.json("GET", "v1/models", "data")["data"]
     table = Table(
         "model", "family", "size", "tasks", "styles", "controls", box=None, header_style="bold"
     )
     for card in cards:
         if as_json:
             typer.echo(json.dumps(card))
-        table.add_row(*_row(card))
+        table.add_row(*map(Text, _row(card)))
     if not as_json:
         Console(highlight=False).print(table)
 

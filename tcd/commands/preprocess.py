@@ -8,7 +8,7 @@ import typer
 from tcd import options
 from tcd.asked import form_of, more
 from tcd.pictures import file_of
-from tcd.saved import saved
+from tcd.saved import prepared, saved
 from tcd.screen import screen
 from tcd.service import Service
 
@@ -25,8 +25,9 @@ def preprocess(
 ) -> None:
     """Makes the map of a picture, as a control sees it."""
     fields, files = form_of(more(field or ())), {"image": file_of(image)}
+    prepared(out)
     with screen(quiet=False) as shown, Service(url, key, timeout) as service:
         data = service.posted(f"v1/preprocess/{kind}", data=fields, files=files)
         if show:
             shown.picture(data)
-        typer.echo(saved(out, f"{image.stem}-{kind}", "png", data))
+        shown.say(str(saved(out, f"{image.stem}-{kind}", "png", data)))

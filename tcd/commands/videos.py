@@ -10,6 +10,7 @@ from tcd import options
 from tcd.asked import controls, loras, more, resembled, without_nothing
 from tcd.following import accepted, ended, keep
 from tcd.pictures import source_of
+from tcd.saved import prepared
 from tcd.screen import Screen, screen
 from tcd.service import Service
 
@@ -44,26 +45,25 @@ def animate(
     key: options.Key = None,
 ) -> None:
     """Makes a video of a prompt (AnimateDiff)."""
-    body = without_nothing(
-        {
-            "prompt": prompt,
-            "num_frames": frames,
-            "fps": fps,
-            "motion_loras": loras(motion or (), "--motion"),
-            "input_reference": None if start is None else source_of(start),
-            "model": model,
-            "negative_prompt": negative,
-            "num_inference_steps": steps,
-            "eta": eta,
-            "guidance_scale": guidance,
-            "size": size,
-            "seed": seed,
-            "loras": loras(lora or ()),
-            "controls": controls(control or ()),
-            "ip_adapter": resembled(like or ()),
-            "output_format": output_format,
-        }
-    ) | more(field or ())
+    fields = {
+        "prompt": prompt,
+        "num_frames": frames,
+        "fps": fps,
+        "motion_loras": loras(motion or (), "--motion"),
+        "input_reference": None if start is None else source_of(start),
+        "model": model,
+        "negative_prompt": negative,
+        "num_inference_steps": steps,
+        "eta": eta,
+        "guidance_scale": guidance,
+        "size": size,
+        "seed": seed,
+        "loras": loras(lora or ()),
+        "controls": controls(control or ()),
+        "ip_adapter": resembled(like or ()),
+        "output_format": output_format,
+    }
+    body = without_nothing(fields | more(field or ()))
     with screen(as_json) as shown, Service(url, key, timeout) as service:
         if later:
             accepted(service, VIDEOS, as_json, json=body)
@@ -75,10 +75,11 @@ def make_video(
     service: Service, body: Mapping[str, Any], out: Path, shown: Screen, as_json: bool
 ) -> None:
     """Asks for a video, follows it, and keeps its file. Whoever interrupts it stops it."""
-    job_id = service.json("POST", VIDEOS, json=body)["id"]
+    prepared(out)
+    job_id = service.json("POST", VIDEOS, "id", json=body)["id"]
     try:
         job = ended(service, job_id, shown)
     except KeyboardInterrupt:
-        service.json("POST", f"v1/jobs/{job_id}/cancel")
+        service.json("POST", f"v1/jobs/{job_id}/cancel", "status")
         raise
-    keep(service, job, out, as_json)
+    keep(service, job, out, shown, as_json)

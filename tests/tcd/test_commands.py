@@ -3,11 +3,14 @@
 import base64
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from demo.service import ROOT
 from tcd.__main__ import main
 from tests.deployments.ingress.images import png
+from tests.http_server import serving
 from tests.serving import Served
 
 PICTURE = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
@@ -194,6 +199,117 @@ def test_jobs(tcd: Any) -> None:
     assert "is cancelled" in stopped.error
 
 
+def test_brackets_are_no_markup(tcd: Any) -> None:
+    prompt = "a [cat|dog] in [red:blue:0.5] snow [/b]"
+    job_id = tcd("generate", prompt, *SMALL, "--later").out.strip()
+    listed = tcd("jobs", "list").out
+    assert any(job_id in line and "[cat|dog]" in line for line in listed.splitlines())
+    assert tcd("jobs", "wait", job_id).code == 0
+
+
+def test_a_picture_that_is_named_in_a_prompt(tcd: Any) -> None:
+    made = tcd("generate", "sha256: is a hash", *SMALL, "--seed", 4)
+    again = tcd("again", made.files[0], "-o", "again")
+    assert again.code == 0, again.error
+    assert (Path("again") / made.files[0]).read_bytes() == made.files[0].read_bytes()
+
+
+def test_pictures_that_cannot_be_read(tcd: Any) -> None:
+    bomb = PngInfo()
+    bomb.add_text("tcd", "[" * 100_000)
+    Image.fromarray(PICTURE).save("deep.png", pnginfo=bomb)
+    bomb = PngInfo()
+    bomb.add_text("tcd", "x" * 3_000_000, zip=True)
+    Image.fromarray(PICTURE).save("large.png", pnginfo=bomb)
+    for name in ("deep.png", "large.png"):
+        told = tcd("again", name)
+        assert (told.code, told.out) == (1, "")
+        assert name in told.error
+    source = picture("photo.png")
+    made = tcd("edit", source, "a red ball", *SMALL, "--seed", 2)
+    Path("other.png").write_bytes(png(255 - PICTURE))
+    (again,) = tcd("again", made.files[0], "--set", "image=other.png", "-o", "again").files
+    assert not close(again, made.files[0])
+    told = tcd("again", made.files[0], "--set", "image=https://example.com/a.png")
+    assert told.code == 2
+    assert "no file" in told.error
+
+
+def test_a_folder_that_cannot_be_is_told_before_anything_is_made(tcd: Any) -> None:
+    Path("file").write_text("")
+    for words in (["generate", "a"], ["animate", "a"], ["preprocess", "canny", picture("a.png")]):
+        told = tcd(*words, "--out", "file")
+        assert told.code == 1
+        assert "--out file: " in told.error
+
+
+def test_a_service_that_is_none(tcd: Any) -> None:
+    class Other(BaseHTTPRequestHandler):
+        body = b""
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    for body in (b"<html>", b"{}", b"[1]"):
+        Other.body = body
+        with serving(Other) as url:
+            for words in (["models"], ["models", "a"], ["jobs", "list"], ["jobs", "wait", "a"]):
+                told = tcd(*words, "--url", url)
+                assert told.code == 3, words
+                assert url in told.error
+
+
+def test_jobs_are_waited_for_as_long_as_was_said(tcd: Any) -> None:
+    class Silent(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b": nothing new\n\n")
+                    time.sleep(0.1)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with serving(Silent) as url:
+        told = tcd("jobs", "wait", "image_1", "--timeout", 1, "--url", url)
+    assert told.code == 1
+    assert "not done within 1 s" in told.error
+
+
+def test_on_a_terminal_the_last_that_stands_is_what_was_made(
+    served: Served, tmp_path: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    words = ["generate", "a", *SMALL, "--steps", "8", "-n", "3", "--seed", "7"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tcd", *words],
+        cwd=tmp_path,
+        env={**os.environ, "TCD_URL": served.url, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    said = b""
+    with suppress(OSError):  # it ends so
+        while chunk := os.read(ours, 4096):
+            said += chunk
+    os.close(ours)
+    assert process.wait(30) == 0
+    lines = said.decode().split("\r\n")
+    assert any("image 0: step" in line for line in lines)
+    *_, first, second, third, last = lines
+    assert first.endswith("7.png  64x64")
+    assert (second, third, last) == ("8.png  64x64", "9.png  64x64", "")
+
+
 def test_models(tcd: Any) -> None:
     told = tcd("models")
     (line,) = (line for line in told.out.splitlines() if line.split()[0] == "sd15")
@@ -214,6 +330,19 @@ def test_models(tcd: Any) -> None:
         (["generate", "a", "--model", "nope"], 1, "sd15"),
         (["generate", "a", "--lora", "nope"], 1, "ink"),
         (["generate", "a", "--lora", "ink=much"], 2, "'much' is no number"),
+        (["generate", "a", "--lora", "ink=nan"], 2, "'nan' is no number"),
+        (["generate", "a", "--guidance", "nan"], 2, "cannot be sent"),
+        (["generate", "a", "--set", "eta=Infinity"], 2, "cannot be sent"),
+        (["generate", "a", "--timeout", "-1"], 2, "--timeout"),
+        (["generate", "a", "--timeout", "nan"], 2, "--timeout"),
+        (["generate", "a", "--key", "schlüssel"], 2, "key"),
+        (["generate", "a", "--url", "no url"], 3, "no url"),
+        (["edit", "[/x].png", "a"], 1, "[/x].png: No such file"),
+        (["edit", "[red]x.png", "a"], 1, "[red]x.png: No such file"),
+        (["jobs", "show", ""], 2, "no id"),
+        (["jobs", "show", "../models"], 2, "no id"),
+        (["jobs", "show", "image_0"], 1, "does not exist"),
+        (["fetch", "nowhere.yaml"], 1, "nowhere.yaml"),
         (["generate", "a", "--control", "canny"], 2, "TYPE=PICTURE"),
         (["generate", "a", "--control", "canny=none.png"], 1, "No such file"),
         (["generate", "a", "--set", "seed"], 2, "FIELD=VALUE"),

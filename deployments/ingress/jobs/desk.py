@@ -343,18 +343,17 @@ class Desk:
 
     async def figures(self) -> JobFigures | None:
         """How all jobs stand; `None`: the storage does not answer in time."""
-        jobs = await self._soon()
-        return None if jobs is None else figures_of(jobs, time.time())
+        return await self._soon(lambda jobs: figures_of(jobs, time.time()))
 
     async def by_owner(self) -> Mapping[str, KeyJobs] | None:
         """What is kept for each key; `None`: the storage does not answer in time."""
-        jobs = await self._soon()
-        return None if jobs is None else by_owner(jobs)
+        return await self._soon(by_owner)
 
-    async def _soon(self) -> Sequence[JobRecord] | None:
+    async def _soon(self, count: Callable[[Sequence[JobRecord]], Answer]) -> Answer | None:
+        """What is counted of all jobs, in a thread: they may be many."""
         try:
             async with asyncio.timeout(FIGURES_S):
-                return await self._looked()
+                return await self._looking.run(lambda: count(self._queue.jobs()))
         except (TimeoutError, StorageUnavailable):
             return None
 

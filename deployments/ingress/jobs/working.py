@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from deployments.contracts.errors import StorageUnavailable
+from deployments.contracts.jobs import BACKGROUND
 from deployments.ingress.answer.failures import failure
 from deployments.ingress.jobs.batches import FAULTY, Faulty, faults_text
 from deployments.ingress.jobs.figures import JobGauges, figures_of
@@ -53,7 +54,8 @@ class Working:
     """Does the jobs of a queue, some at a time, until it is stopped.
 
     Args:
-        at_once: jobs at a time; `batch_at_once`: lines of batches beside them.
+        at_once: jobs at a time; `batch_at_once`: of the background, as lines of batches, beside
+            them.
         lease_s: of the queue.
         poll_s: between two looks for work that nobody told of.
         budgets: bytes of what is kept, by kind.
@@ -113,7 +115,8 @@ class Working:
                     log.exception("a look for jobs failed")
                     await asyncio.sleep(AWAY_S)
                 try:
-                    pause_s = max(LEAST_PAUSE_S, self._poll_s - self._queue.age_s)
+                    due_s = self._poll_s if self._stopping else self._poll_s - self._queue.age_s
+                    pause_s = max(LEAST_PAUSE_S, due_s)
                     async with asyncio.timeout(pause_s):
                         await self._told.wait()
                 except TimeoutError:
@@ -158,10 +161,11 @@ class Working:
 
     def _may_take(self, job: JobRecord) -> bool:
         """Whether there is room for a job. Batches wait for others, and take none from them; of
-        their lines there are few at a time. One that has its last chance has it alone: if its
+        the background there is little at a time. One that has its last chance has it alone: if its
         worker goes away once more, it is it, and nobody beside it is blamed."""
         if job.kind == "batch":
-            return job.id not in self._works and self._count("batch") < self._most["batch"]
+            free = self._count("batch") < self._most["batch"] or job.called_off_at is not None
+            return job.id not in self._works and free
         busy = self._count("job") + self._count("line")
         if job.id in self._works or self._alone:
             return False
@@ -248,7 +252,8 @@ class Working:
         while True:
             try:
                 await self._io.run(self._queue.sweep, self._budgets)
-                self._gauges.show(figures_of(self._queue.seen(), time.time()))
+                figures = await self._io.run(figures_of, self._queue.seen(), time.time())
+                self._gauges.show(figures)
                 if loop.time() - searched > SWEEP_FILES_S:
                     searched = loop.time()
                     await self._io.run(self._queue.sweep_files)
@@ -263,7 +268,7 @@ def _room_of(job: JobRecord) -> str:
     """Beside which others a job is counted."""
     if job.kind == "batch":
         return "batch"
-    return "job" if job.batch is None else "line"
+    return "line" if job.priority == BACKGROUND else "job"
 
 
 def _cancel(work: _Work) -> None:

@@ -427,7 +427,7 @@ def test_what_has_the_lowest_priority_takes_turns_of_its_own(make: Callable[...,
 
     model = Replicas(MADE if make is ImageRequest else [FINISHED, DONE])
     run(model, asked)
-    assert model.jobs[0].caller == Caller("someone (background)", 0.2)
+    assert model.jobs[0].caller == Caller("someone (background)", 0.2, background=True)
 
 
 def test_a_video_waits_for_its_place_and_survives_its_replica(

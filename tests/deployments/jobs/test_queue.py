@@ -26,11 +26,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from configs.jobs import JobsArgs
 from deployments.contracts.errors import Conflict, NotFound, StorageUnavailable
 from deployments.jobs.bucket import BucketObjects
 from deployments.jobs.folder import FolderObjects
 from deployments.jobs.objects import Listed, Objects, Stored
-from deployments.jobs.queue import MOST_ATTEMPTS, ORPHANED_S, POISONED, JobQueue, LeaseLost
+from deployments.jobs.queue import (
+    MOST_ATTEMPTS,
+    ORPHANED_S,
+    POISONED,
+    JobQueue,
+    LeaseLost,
+    is_held,
+)
 from deployments.jobs.record import JobError, JobFile, JobRecord, Lease
 from tests.object_store import BUCKET, ObjectStore
 
@@ -525,6 +533,91 @@ def test_looks_are_shared(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert looks[0] == before + 2
+
+
+def test_what_is_taken_during_a_look_is_known_after_it(tmp_path: Path) -> None:
+    reading, go = threading.Event(), threading.Event()
+
+    class Slow(FolderObjects):
+        def read(self, name: str) -> Stored | None:
+            if threading.current_thread().name == "looks":
+                reading.set()
+                assert go.wait(10)
+            return super().read(name)
+
+    queue, others = JobQueue(Slow(tmp_path)), JobQueue(FolderObjects(tmp_path))
+    others.add(job("a"))
+    queue.jobs()
+    others.add(job("b"))  # the look has something to read
+    looks = threading.Thread(target=queue.jobs, name="looks")
+    looks.start()
+    assert reading.wait(10)
+    taken = queue.take(fresh_s=60.0)
+    mine = queue.add(job("c"))
+    go.set()
+    looks.join()
+    assert taken is not None
+    seen = {one.id: one for one in queue.seen()}
+    assert is_held(seen["a"], taken)
+    assert seen["c"] == mine
+    assert seen.keys() == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("look_s", [0.0, 0.3, 0.6])
+def test_a_dead_workers_job_is_taken_however_slow_a_look_is(tmp_path: Path, look_s: float) -> None:
+    """With looks as far apart as a configuration may have them."""
+    args = JobsArgs(lease_s=4.0, poll_s=1.0)
+    clock = Clock(0, 1)
+
+    class Slow(FolderObjects):
+        def listed(self, prefix: str) -> Iterator[Listed]:
+            clock.passed += look_s
+            return super().listed(prefix)
+
+    JobQueue(FolderObjects(tmp_path)).add(job("a"))
+    assert JobQueue(FolderObjects(tmp_path)).take() is not None
+    queue = JobQueue(Slow(tmp_path), args.lease_s, clock)
+    for _ in range(30):
+        if (taken := queue.take(fresh_s=args.poll_s)) is not None:
+            break
+        clock.passed += max(0.01, args.poll_s - queue.age_s)
+    assert taken is not None
+    assert clock.passed >= args.lease_s
+
+
+def test_a_look_that_lasts_lets_no_lease_grow_old(tmp_path: Path) -> None:
+    clock = Clock(0, 1)
+
+    class Hangs(FolderObjects):
+        def listed(self, prefix: str) -> Iterator[Listed]:
+            clock.passed += hangs_s
+            return super().listed(prefix)
+
+    hangs_s = 0.0
+    queue = JobQueue(Hangs(tmp_path), LEASE_S, clock)
+    queue.add(job("long"))
+    assert queue.take() is not None
+    queue.jobs()
+    hangs_s = 3 * LEASE_S
+    assert queue.take() is None
+
+
+def test_lines_of_a_batch_that_is_called_off_are_not_begun(tmp_path: Path) -> None:
+    queue = JobQueue(FolderObjects(tmp_path))
+    queue.add(job("batch").model_copy(update={"kind": "batch"}))
+    batch = queue.take()
+    assert batch is not None
+    for name in "ab":
+        queue.add(job(name).model_copy(update={"batch": "batch"}))
+    line = queue.take()
+    assert line is not None
+    queue.call_off("batch")
+    assert queue.take() is None
+    ends = {one.id: one.status for one in queue.jobs()}
+    assert ends == {"batch": "in_progress", line.id: "in_progress"} | {
+        name: "cancelled" for name in "ab" if name != line.id
+    }
+    assert queue.wind_up(batch, {"total": 2}).status == "cancelled"
 
 
 def test_owners_take_turns(tmp_path: Path) -> None:

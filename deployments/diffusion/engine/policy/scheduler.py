@@ -13,6 +13,9 @@ a caller who cannot use more of the call: one whose rows of this key are all in 
 just come and whose first row is being made ready. A call that waits for nobody is full; one
 that others ride in takes at most as much longer as they weigh.
 
+While others are about, a call has one row of the background at most: whoever comes waits for the
+shortest call that there is.
+
 Rows get slots in that order, somewhat ahead of their first step: their prompts and pictures are
 encoded meanwhile.
 """
@@ -33,6 +36,7 @@ from deployments.diffusion.engine.policy.turns import Turns
 
 RECOVERY_STEPS = 64
 BATCHES_AHEAD = 2
+CALLS_ABOUT = 64  # for which others are about after the last that was made for them
 CALLS_TO_GET_READY = 4  # for which a newcomer's claim is kept: calls of one row are short
 
 
@@ -64,6 +68,7 @@ class Scheduler:
         self._tempo = Tempo()
         self._bounds: dict[BatchKey, _Bound] = {}  # of sizes that ran out of memory
         self._at_once = 1  # rows of the size that was last in turn
+        self._alone = CALLS_ABOUT  # calls since one had rows of others than the background
 
     @property
     def batch_limit(self) -> int:
@@ -219,6 +224,9 @@ class Scheduler:
         if not isinstance(outcome, Advanced):
             return self._out_of_memory(batch)
         self._turns.charge(batch)
+        self._alone += 1
+        if not all(row.caller.background for row in batch.rows):
+            self._alone = 0
         self._recover(batch.key)
         if outcome.measured is not None:
             self._tempo.measure(outcome.measured)
@@ -283,8 +291,11 @@ class Scheduler:
             claim: lowest tag of the callers who have just come: nobody rides along from there on.
         """
         held: dict[str, list[Trajectory]] = {}  # by caller
+        about = self._alone < CALLS_ABOUT or not all(row.caller.background for row in rows)
         for one in rows:
-            held.setdefault(one.caller.name, []).append(one)
+            line = held.setdefault(one.caller.name, [])
+            if not (about and one.caller.background and line):
+                line.append(one)
         left = {name: Line(line) for name, line in held.items()}
         taken: list[Trajectory] = []
         room = inf  # a guided row runs even where only one row fits: it cannot be split

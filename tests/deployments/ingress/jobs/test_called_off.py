@@ -12,6 +12,8 @@ import pytest
 from configs.app import ServiceArgs
 from configs.jobs import JobsArgs
 from deployments.contracts.batches import BatchBody
+from deployments.contracts.jobs import ImageRequest
+from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.batches import batch_card
 from deployments.jobs.objects import Listed
 from deployments.jobs.queue import RECORDS
@@ -124,3 +126,33 @@ def test_its_lines_cost_few_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     slow = ARGS.model_copy(update={"jobs": ARGS.jobs.model_copy(update={"poll_s": 0.5})})
     run(House(tmp_path, slow), live)
+
+
+def test_it_waits_for_no_other_batch(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        batches = [await begun(house) for _ in range(3)]
+        house.hire()  # two batches at a time, and nothing is done
+        for batch in batches[:2]:
+            await house.until(batch, "in_progress")
+        await house.desk.cancel(batches[2].id, "alice", "batch")
+        assert (await ended(house, batches[2])).status == "cancelled"
+
+    two = ARGS.model_copy(update={"jobs": ARGS.jobs.model_copy(update={"at_once": 2})})
+    run(House(tmp_path, two), live)
+
+
+def test_what_is_in_the_background_leaves_room(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        low = [
+            await house.desk.submit(ImageAsked(request=ImageRequest(f"a {n}", priority=-10)))
+            for n in range(4)
+        ]
+        house.hire()
+        await house.until(low[0], "in_progress")
+        usual = await house.desk.submit(ImageAsked(request=ImageRequest("b")))
+        await house.until(usual, "in_progress")
+        begun_low = [one for one in low if (await house.desk.get(one.id)).status == "in_progress"]
+        assert len(begun_low) == 1  # batch_at_once
+
+    two = ARGS.model_copy(update={"jobs": ARGS.jobs.model_copy(update={"at_once": 1})})
+    run(House(tmp_path, two), live)

@@ -74,7 +74,7 @@ class House:
     async def until(self, job: JobRecord, status: str, within_s: float = 20) -> JobRecord:
         """A job, as soon as it stands so."""
         end = time.monotonic() + within_s
-        while (record := await self.desk.get(job.id)).status != status:
+        while (record := await self.desk.get(job.id, None, job.kind)).status != status:
             assert time.monotonic() < end, record
             await asyncio.sleep(0.02)
         return record

@@ -21,7 +21,7 @@ from configs.app import Limits
 from deployments.contracts.jobs import BACKGROUND, Caller
 from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, Measured, OutOfMemory
-from deployments.diffusion.engine.policy.scheduler import CALLS_TO_GET_READY, Scheduler
+from deployments.diffusion.engine.policy.scheduler import CALLS_ABOUT, CALLS_TO_GET_READY, Scheduler
 from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 
@@ -107,7 +107,61 @@ def test_the_background_has_what_is_idle_and_a_tenth_of_the_rest(clients: int, l
         return {name: work / done.total() for name, work in done.items()}
 
     assert shares(100, 0) == {"someone (background)": 1.0}
-    assert 0.05 < shares(1000, clients)["someone (background)"] < 0.095
+    assert 0.02 < shares(1000, clients)["someone (background)"] < 0.095
+
+
+def test_one_row_of_the_background_while_others_are_about() -> None:
+    scheduler = Scheduler(Limits(max_batch=8))
+    background = Caller("someone").in_background
+
+    def rows_of_a_call() -> Counter[str]:
+        kept_full(scheduler, lambda: row(background, 50), 8)
+        batch = turn(scheduler)
+        assert batch is not None
+        return Counter(one.caller.name for one in batch.rows)
+
+    assert rows_of_a_call() == {background.name: 8}
+    for _ in range(6):
+        scheduler.add(row(OTHER, 2))
+    scheduler.add(row(Caller("third"), 2, 128))  # of another size
+    seen = [rows_of_a_call() for _ in range(CALLS_ABOUT)]
+    assert max(one[background.name] for one in seen) == 1
+    assert {"other": 6} in seen  # and not one after the other
+    last = max(n for n, one in enumerate(seen) if set(one) != {background.name})
+    assert last < 8
+    after = [rows_of_a_call() for _ in range(last + 2)]
+    assert after[-1] == {background.name: 8}
+    assert after[0] == {background.name: 1}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 8, 32])
+def test_the_background_takes_no_places_that_others_need(limit: int) -> None:
+    alone = Places(limit, [])
+    while alone.allow(FLOOD.in_background):
+        alone.take(FLOOD.in_background)
+    held = sum(alone.allow(FLOOD, places) for places in range(1, 3 * limit))
+    assert held == limit  # its owner finds as many as without
+    while alone.allow(FLOOD):
+        alone.take(FLOOD)
+    others = 0
+    while alone.allow(OTHER):
+        alone.take(OTHER)
+        others += 1
+    assert others >= limit // 2
+    assert not alone.allow(OTHER.in_background)
+
+
+def test_one_of_the_background_may_have_many_images() -> None:
+    places = Places(3, [])
+    assert places.allow(FLOOD.in_background, 3)
+    assert not places.allow(FLOOD.in_background, 4)
+    places.take(FLOOD.in_background, 3)
+    assert not places.allow(FLOOD.in_background)
+    assert places.allow(OTHER)
+
+
+def test_the_background_of_the_least_weight() -> None:
+    assert Caller("a", 0.001).in_background.weight == pytest.approx(0.0001)
 
 
 LIMITS = [
