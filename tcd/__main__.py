@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(None if arguments is None else list(arguments))
     except Failed as error:
-        people.print(Text.assemble(("error", "red"), f": {error}"))
+        people.print(Text.assemble(("error", "red"), f": {error}"), soft_wrap=True)
         sys.exit(error.code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -1,5 +1,6 @@
 """What people see of long work: bars on standard error, pictures on a terminal that has colours."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -9,12 +10,21 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
 UPPER_HALF = "\N{UPPER HALF BLOCK}"  # two pixels: its own colour above, its ground below
 COLUMNS = 64  # of a picture on the terminal
 
+WIDE = 400  # columns of a table that a program reads
+
 people = Console(stderr=True, highlight=False)
+
+
+def printed(table: Table) -> None:
+    """Prints a table; in a pipe each row is a line."""
+    width = None if sys.stdout.isatty() else WIDE
+    Console(highlight=False, width=width).print(table)
 
 
 class Screen:

@@ -4,14 +4,13 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tcd import options
 from tcd.following import ended, keep
 from tcd.saved import prepared
-from tcd.screen import screen
+from tcd.screen import printed, screen
 from tcd.service import Service
 
 
@@ -45,7 +44,7 @@ def list_jobs(
         cells = (job["id"], status, str(job["progress"]), job["model"], job["prompt"][:60])
         table.add_row(*map(Text, cells))
     if not as_json:
-        Console(highlight=False).print(table)
+        printed(table)
 
 
 @jobs.command()

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tcd import options
+from tcd.screen import printed
 from tcd.service import Service
 
 
@@ -34,7 +34,7 @@ def models(
             typer.echo(json.dumps(card))
         table.add_row(*map(Text, _row(card)))
     if not as_json:
-        Console(highlight=False).print(table)
+        printed(table)
 
 
 def _row(card: dict[str, Any]) -> list[str]:

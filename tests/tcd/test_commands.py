@@ -54,7 +54,10 @@ def tcd(
         with pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
         said = capsys.readouterr()
-        return Told(int(ended.value.code or 0), said.out, said.err)
+        code = ended.value.code or 0
+        if isinstance(code, str):  # which Python prints
+            return Told(1, said.out, said.err + code)
+        return Told(code, said.out, said.err)
 
     return run
 
@@ -347,7 +350,7 @@ def test_models(tcd: Any) -> None:
         (["generate", "a", "--control", "canny=none.png"], 1, "No such file"),
         (["generate", "a", "--set", "seed"], 2, "FIELD=VALUE"),
         (["generate", "a", "--set", "nonsense=1"], 1, "nonsense"),
-        (["generate", "a", "--steps", "many"], 2, "many"),
+        (["generate", "a", "--steps", "many"], 2, "--steps"),
         (["generate", "a", "--url", "http://127.0.0.1:9"], 3, "http://127.0.0.1:9"),
         (["edit", "none.png", "a"], 1, "No such file"),
         (["nonsense"], 2, "nonsense"),

@@ -4,6 +4,7 @@ Whatever happens, no job is lost, each is answered once, and by who holds it.
 """
 
 import json
+import math
 import tempfile
 import threading
 import time
@@ -217,10 +218,15 @@ class Jobs(RuleBasedStateMachine):
                 assert silent > LEASE_S, "taken from one that was not silent for long"
 
     def _taken(self, worker: int) -> JobRecord | None:
-        taken = self.queues[worker].take()
+        queue = self.queues[worker]
+        taken = queue.take(fresh_s=math.inf) or queue.take()  # as it was seen last, or as it is
         if taken is not None:
             self.held[worker] = taken
         return taken
+
+    def _cancelled(self, worker: int, job_id: str) -> None:
+        with suppress(NotFound):  # it was deleted
+            self.queues[worker].cancel(job_id)
 
     def _silence(self, record: JobRecord) -> float:
         """True seconds since a lease was last written, as far as the machine has seen."""
@@ -233,7 +239,7 @@ class Jobs(RuleBasedStateMachine):
         before = self._read(mine.id)
         holds = before is not None and not before.ended and _holder(before) == _holder(mine)
         queue = self.queues[worker]
-        self._bring_about(worker, fate, lambda: self.queues[worker - 1].cancel(mine.id))
+        self._bring_about(worker, fate, lambda: self._cancelled(worker - 1, mine.id))
         holds = holds and fate != "late"  # what is cancelled just before is held no more
         calls: dict[Work, Callable[[], object]] = {
             "renew": lambda: queue.renew(mine, 50),
