@@ -5,10 +5,15 @@ python -m demo.serve [CONFIG]
 
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
-from demo.service import ROOT, process
+import yaml
+
+from demo.service import OUT, ROOT, address, failed, process, shown, wait_until_ready
 from demo.standins import MODELS, write_all
+
+tell = partial(print, flush=True)
 
 
 def main() -> None:
@@ -16,13 +21,23 @@ def main() -> None:
     # A shell's background job ignores SIGINT, and its children would.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    config = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "serve_config.yaml"
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "serve_config.yaml"
+    config = yaml.safe_load(path.read_text())
+    OUT.mkdir(exist_ok=True)
+    log = OUT / "serve.log"
     try:
         write_all(MODELS)
-        with process(config) as service:
-            sys.exit(service.wait())
+        url = address(config)
+        tell(f"starting {url} (log: {shown(log)})")
+        with log.open("wb") as output, process(path, output) as service:
+            wait_until_ready(config, url, service, log, tell)
+            tell(f"ready: {url}/ is a page to try it, {url}/docs the API; Ctrl-C stops it")
+            ended = service.wait()
+            if ended:
+                tell(failed(f"the application ended with {ended}", log))
+            sys.exit(ended)
     except KeyboardInterrupt:
-        print("stopped", flush=True)
+        tell("stopped")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The application of `serve_config.yaml` in processes of its own, which end with the block."""
 
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -78,9 +79,8 @@ def running_processes(
     file.write_text(yaml.safe_dump(config | {"http_options": http}, sort_keys=False))
     url = f"http://127.0.0.1:{port}"
     tell(f"starting the application on {url} (log: {shown(log)})")
-    ready = f"{url}/readyz?models={','.join(_models(config))}"
     with log.open("wb") as output, process(file, output) as started:
-        _wait_until_ready(ready, started, log, tell)
+        wait_until_ready(config, url, started, log, tell, START_TIMEOUT_S)
         yield Running(url, started.pid, log)
 
 
@@ -146,10 +146,25 @@ def _hear_of_the_end() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
-def _wait_until_ready(
-    url: str, started: subprocess.Popen[bytes], log: Path, tell: Callable[[str], None]
+def address(config: Config) -> str:
+    """Where a config has the service listen."""
+    http = config.get("http_options") or {}
+    assert isinstance(http, dict)
+    return f"http://{http.get('host', '127.0.0.1')}:{http.get('port', 8000)}"
+
+
+def wait_until_ready(
+    config: Config,
+    url: str,
+    started: subprocess.Popen[bytes],
+    log: Path,
+    tell: Callable[[str], None],
+    patience_s: float = math.inf,
 ) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+    """Returns when all models of a config answer, and tells of what is waited for. Raises
+    SystemExit with the log's end if the application ends, or is not ready in time."""
+    url = f"{url}/readyz?models={','.join(_models(config))}"
+    deadline = time.monotonic() + patience_s
     told = ""
     while time.monotonic() < deadline:
         if started.poll() is not None:
@@ -166,7 +181,7 @@ def _wait_until_ready(
             tell(f"  {state}")
             told = state
         time.sleep(0.5)
-    raise SystemExit(failed(f"not ready within {START_TIMEOUT_S} s", log))
+    raise SystemExit(failed(f"not ready within {patience_s:g} s", log))
 
 
 def failed(what: str, log: Path) -> str:

@@ -51,6 +51,7 @@ def test_a_signal_to_the_group_stops_it(
     assert not left
     said = log.read_text()
     assert killed or said.endswith("stopped\n")
+    assert f"starting http://127.0.0.1:{port} (log: out/serve.log)" in said
     for sign in ("Traceback", "*** ", "Check failed", "StackTrace"):
         assert sign not in said
 
