@@ -34,11 +34,14 @@ class Places:
     def take(self, caller: Caller, places: int = 1) -> None:
         """A caller has so many more."""
         self._held[caller.name] = self._held.get(caller.name, 0) + places
-        self._weights[caller.name] = caller.weight
-        self._background += places if caller.background else 0
+        if caller.background:
+            self._background += places
+        else:
+            self._weights[caller.name] = caller.weight
 
     def part(self, caller: Caller) -> float:
-        """A caller's part of what is shared, beside those who are there; above 0, at most 1."""
+        """A caller's part of what is shared, beside those who are there but for the background;
+        above 0, at most 1."""
         others = sum(weight for name, weight in self._weights.items() if name != caller.name)
         return caller.weight / (others + caller.weight)
 
