@@ -16,7 +16,15 @@ from deployments.ingress.http.json_text import JsonWatch, parsed
 
 Fields = TypeVar("Fields", bound=BaseModel)
 # JSON text, or flattened.
-NESTED = ("loras", "controls", "ip_adapter", "motion_loras", "svg", "input_reference")
+NESTED = (
+    "loras",
+    "controls",
+    "ip_adapter",
+    "motion_loras",
+    "svg",
+    "input_reference",
+    "expires_after",
+)
 MAX_PARTS = 256
 MAX_HEAD = 4096  # bytes of the headers of a part
 MAX_FILENAME = 255
