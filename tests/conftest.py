@@ -37,7 +37,10 @@ settings.load_profile("ci")
 
 
 # Of these the whole folder, or file, is marked `alone`; and whatever uses the running service.
-ALONE = ("deploy", "examples", "faults", "fuzz", "graphs", "demo/test_run.py", "demo/test_serve.py")
+ALONE = (
+    *("deploy", "examples", "faults", "graphs"),
+    *("demo/test_run.py", "demo/test_serve.py", "fuzz/test_service.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
