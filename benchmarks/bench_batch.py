@@ -25,7 +25,7 @@ import httpx
 import openai
 
 from benchmarks.models import SIDE, write_model
-from benchmarks.report import machine, percentile, print_table, spread
+from benchmarks.report import machine, percentile, print_table, ratios, spread
 from benchmarks.service import running_service
 
 STEPS = 4
@@ -159,8 +159,8 @@ def row(name: str, rounds: Sequence[Round]) -> list[str]:
     for share in (0.5, 0.95):
         alone = [percentile(r.alone, share) for r in rounds]
         beside = [percentile(r.beside, share) for r in rounds]
-        ratios = [b / a for a, b in zip(alone, beside, strict=True)]
-        cells += [f"{1e3 * median(alone):.0f}", f"{1e3 * median(beside):.0f}", spread(ratios)]
+        times = spread(ratios(beside, alone))
+        cells += [f"{1e3 * median(alone):.0f}", f"{1e3 * median(beside):.0f}", times]
     return [*cells, spread([r.lines_s for r in rounds], digits=1)]
 
 

@@ -14,6 +14,42 @@ def without_nothing(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value not in (None, [], ())}
 
 
+def body_of(
+    own: Mapping[str, Any],
+    *,
+    prompt: str,
+    model: str | None,
+    negative: str | None,
+    steps: int | None,
+    eta: float | None,
+    guidance: float | None,
+    size: str | None,
+    seed: int | None,
+    lora: Sequence[str] | None,
+    control: Sequence[str] | None,
+    like: Sequence[str] | None,
+    output_format: str | None,
+    field: Sequence[str] | None,
+) -> dict[str, Any]:
+    """A request of what images and videos have in common, by the names of the options; `own`: its
+    other fields. What --set says wins. Raises `Failed`."""
+    said = {
+        "prompt": prompt,
+        "model": model,
+        "negative_prompt": negative,
+        "num_inference_steps": steps,
+        "eta": eta,
+        "guidance_scale": guidance,
+        "size": size,
+        "seed": seed,
+        "loras": loras(lora or ()),
+        "controls": controls(control or ()),
+        "ip_adapter": resembled(like or ()),
+        "output_format": output_format,
+    }
+    return without_nothing({**said, **own, **more(field or ())})
+
+
 def loras(words: Sequence[str], option: str = "--lora") -> list[dict[str, Any]]:
     """`name`, or `name=weight`."""
     found = []

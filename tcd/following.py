@@ -40,18 +40,17 @@ def keep(service: Service, job: dict[str, Any], out: Path, shown: Screen, as_jso
     """Keeps what came of a job. Raises `Failed` if some of it could not be made."""
     if job["kind"] == "video":
         video = job["video"]
-        images, size, suffix = [video], video["size"], video["output_format"]
+        images, size, kind = [video], video["size"], video["output_format"]
     else:
         result = job["result"]
-        images, size, suffix = result["data"], result["size"], result["output_format"]
+        images, size, kind = result["data"], result["size"], result["output_format"]
     faults: list[str] = []
     for index, image in enumerate(images):
         if image.get("error"):
             faults.append(f"image {index}: {told(image['error'])}")
             continue
         data = service.content(f"v1/jobs/{job['id']}/content", params={"index": index})
-        path = saved(out, str(image["seed"]), suffix.replace("jpeg", "jpg"), data)
-        said = {"file": str(path), "seed": image["seed"], "size": size, "id": job["id"]}
-        shown.say(json.dumps(said) if as_json else f"{path}  {size}")
+        path = saved(out, str(image["seed"]), kind, data)
+        shown.made(path, {"seed": image["seed"], "size": size, "id": job["id"]}, as_json)
     if faults:
         raise Failed("\n".join(faults))

@@ -10,10 +10,11 @@ from typing import Any
 
 from PIL import Image
 
+from deployments.contracts.maps import is_map_id
+from deployments.ingress.answer.exif import IMAGE_DESCRIPTION
+from deployments.ingress.answer.metadata import KEY
 from tcd.service import WRONG, Failed
 
-REQUEST = "tcd"  # the key of the request in a file's metadata
-DESCRIPTION = 0x010E  # of EXIF
 DIGEST = "sha256:"
 PICTURES = ("image", "mask", "input_reference")  # fields of a request, wherever they stand
 
@@ -33,7 +34,7 @@ def data_url(data: bytes) -> str:
 
 def source_of(text: str) -> str:
     """What names a picture in a request: a URL, or a map's id, as it is; a path as its file."""
-    if "://" in text or text.startswith("map-"):
+    if "://" in text or is_map_id(text):
         return text
     return data_url(file_of(Path(text)))
 
@@ -52,12 +53,12 @@ def request_in(path: Path) -> dict[str, Any]:
     data = file_of(path)
     try:
         with Image.open(BytesIO(data)) as image:
-            text = image.info.get(REQUEST) or _described(image)
+            text = image.info.get(KEY) or _described(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise Failed(f"{path} is no picture that can be read") from None
     try:
         request = json.loads(text)
-        request = request.get(REQUEST, request)
+        request = request.get(KEY, request)
         assert isinstance(request["prompt"], str)
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError):
         raise Failed(
@@ -97,4 +98,4 @@ def with_pictures(request: Mapping[str, Any], paths: Sequence[Path]) -> dict[str
 
 
 def _described(image: Image.Image) -> str:
-    return str(image.getexif().get(DESCRIPTION, ""))
+    return str(image.getexif().get(IMAGE_DESCRIPTION, ""))

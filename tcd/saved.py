@@ -14,8 +14,10 @@ def prepared(folder: Path) -> None:
         raise Failed(f"--out {folder}: {error.strerror or error}") from None
 
 
-def saved(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
-    """Writes a file; with a number behind its name if there is one of it already."""
+def saved(folder: Path, stem: str, kind: str, data: bytes) -> Path:
+    """Writes a file of a kind, as requests call it; with a number behind its name if there is one
+    of it already."""
+    suffix = kind.replace("jpeg", "jpg")
     try:
         for number in count(1):
             name = stem if number == 1 else f"{stem}-{number}"

@@ -1,9 +1,12 @@
 """What people see of long work: bars on standard error, pictures on a terminal that has colours."""
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import typer
 from PIL import Image
@@ -41,6 +44,11 @@ class Screen:
             typer.echo(result)
         else:
             self._said.append(result)
+
+    def made(self, path: Path, said: Mapping[str, Any], as_json: bool) -> None:
+        """The line of a file that was made; `said`: of it, with its `size`."""
+        line = json.dumps({"file": str(path), **said}) if as_json else f"{path}  {said['size']}"
+        self.say(line)
 
     def end(self) -> None:
         """The bars are gone."""

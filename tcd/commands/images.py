@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tcd import options
-from tcd.asked import controls, form_of, loras, more, resembled, without_nothing
+from tcd.asked import body_of, form_of, more, without_nothing
 from tcd.commands.videos import make_video
 from tcd.following import accepted
 from tcd.pictures import file_in, file_of, request_in, with_pictures
@@ -46,22 +46,22 @@ def generate(
     key: options.Key = None,
 ) -> None:
     """Makes images of a prompt."""
-    fields = {
-        "prompt": prompt,
-        "model": model,
-        "negative_prompt": negative,
-        "num_inference_steps": steps,
-        "eta": eta,
-        "guidance_scale": guidance,
-        "size": size,
-        "seed": seed,
-        "n": count,
-        "loras": loras(lora or ()),
-        "controls": controls(control or ()),
-        "ip_adapter": resembled(like or ()),
-        "output_format": output_format,
-    }
-    body = without_nothing(fields | more(field or ()))
+    body = body_of(
+        {"n": count},
+        prompt=prompt,
+        model=model,
+        negative=negative,
+        steps=steps,
+        eta=eta,
+        guidance=guidance,
+        size=size,
+        seed=seed,
+        lora=lora,
+        control=control,
+        like=like,
+        output_format=output_format,
+        field=field,
+    )
     with screen(as_json) as shown, Service(url, key, timeout, _waiting(shown)) as service:
         if later:
             accepted(service, GENERATIONS, as_json, json=body | {"async": True})
@@ -100,23 +100,22 @@ def edit(
     key: options.Key = None,
 ) -> None:
     """Changes a picture, or the part of it that a mask shows."""
-    fields = {
-        "prompt": prompt,
-        "strength": strength,
-        "model": model,
-        "negative_prompt": negative,
-        "num_inference_steps": steps,
-        "eta": eta,
-        "guidance_scale": guidance,
-        "size": size,
-        "seed": seed,
-        "n": count,
-        "loras": loras(lora or ()),
-        "controls": controls(control or ()),
-        "ip_adapter": resembled(like or ()),
-        "output_format": output_format,
-    }
-    body = without_nothing(fields | more(field or ()))
+    body = body_of(
+        {"n": count, "strength": strength},
+        prompt=prompt,
+        model=model,
+        negative=negative,
+        steps=steps,
+        eta=eta,
+        guidance=guidance,
+        size=size,
+        seed=seed,
+        lora=lora,
+        control=control,
+        like=like,
+        output_format=output_format,
+        field=field,
+    )
     files = {"image": file_of(image)} | ({} if mask is None else {"mask": file_of(mask)})
     with screen(as_json) as shown, Service(url, key, timeout, _waiting(shown)) as service:
         if later:
@@ -181,7 +180,7 @@ def _made(
     how: dict[str, Any] = {"json": asked}
     if files is not None:
         how = {"data": form_of(asked), "files": files}
-    suffix = str(body.get("output_format", "png")).replace("jpeg", "jpg")
+    kind = str(body.get("output_format", "png"))
     faults: list[str] = []
     for event in _followed(service, route, how, shown, show):
         index = event["image_index"]
@@ -189,11 +188,11 @@ def _made(
             faults.append(f"image {index}: {told(event['error'])}")
             continue
         data = base64.b64decode(event["b64_json"])
-        path = saved(out, str(event["seed"]), suffix, data)
+        path = saved(out, str(event["seed"]), kind, data)
         if show and not as_json:
             shown.picture(data)
-        said = {"file": str(path), "seed": event["seed"], "size": event["size"], "index": index}
-        shown.say(json.dumps(said) if as_json else f"{path}  {event['size']}")
+        said = {"seed": event["seed"], "size": event["size"], "index": index}
+        shown.made(path, said, as_json)
     if faults:
         raise Failed("\n".join(faults))
 

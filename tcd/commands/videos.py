@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tcd import options
-from tcd.asked import controls, loras, more, resembled, without_nothing
+from tcd.asked import body_of, loras
 from tcd.following import accepted, ended, keep
 from tcd.pictures import source_of
 from tcd.saved import prepared
@@ -45,25 +45,27 @@ def animate(
     key: options.Key = None,
 ) -> None:
     """Makes a video of a prompt (AnimateDiff)."""
-    fields = {
-        "prompt": prompt,
-        "num_frames": frames,
-        "fps": fps,
-        "motion_loras": loras(motion or (), "--motion"),
-        "input_reference": None if start is None else source_of(start),
-        "model": model,
-        "negative_prompt": negative,
-        "num_inference_steps": steps,
-        "eta": eta,
-        "guidance_scale": guidance,
-        "size": size,
-        "seed": seed,
-        "loras": loras(lora or ()),
-        "controls": controls(control or ()),
-        "ip_adapter": resembled(like or ()),
-        "output_format": output_format,
-    }
-    body = without_nothing(fields | more(field or ()))
+    body = body_of(
+        {
+            "num_frames": frames,
+            "fps": fps,
+            "motion_loras": loras(motion or (), "--motion"),
+            "input_reference": None if start is None else source_of(start),
+        },
+        prompt=prompt,
+        model=model,
+        negative=negative,
+        steps=steps,
+        eta=eta,
+        guidance=guidance,
+        size=size,
+        seed=seed,
+        lora=lora,
+        control=control,
+        like=like,
+        output_format=output_format,
+        field=field,
+    )
     with screen(as_json) as shown, Service(url, key, timeout) as service:
         if later:
             accepted(service, VIDEOS, as_json, json=body)

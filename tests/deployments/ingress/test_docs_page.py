@@ -2,10 +2,7 @@
 
 import re
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,23 +16,9 @@ from deployments.ingress.http.app import make_app
 from tests.deployments.ingress.browser import CHROMIUM, QUIET
 from tests.deployments.ingress.local_jobs import NO_JOBS, local_desk
 from tests.fuzz.application import NoModels
+from tests.http_server import running
 
 NOWHERE_ELSE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-
-
-@contextmanager
-def running(app: FastAPI) -> Iterator[str]:
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(params=["", "/tcd"], ids=["at the root", "below a prefix"])
@@ -46,7 +29,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
         outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         outer.mount(request.param, app)
         app = outer
-    with running(app) as url:
+    with running(uvicorn.Config(app, port=free_port(), log_level="warning")) as url:
         yield url + request.param
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from demo.service import free_port
 from deployments.ingress.http import proxy
+from tests.http_server import running
 
 HEAD = b"POST / HTTP/1.1\r\nhost: service.test\r\n"
 
@@ -58,14 +58,8 @@ def port() -> Iterator[int]:
         config = uvicorn.Config(
             guarded(echo), port=port, lifespan="off", log_level="critical", timeout_keep_alive=30
         )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield port
-        server.should_exit = True
-        thread.join()
+        with running(config):
+            yield port
 
 
 def talk(port: int, *parts: bytes, pause_s: float = 0.0) -> tuple[bytes, float]:
