@@ -35,7 +35,7 @@ BAD: tuple[tuple[int, Body], ...] = (
     (400, {"size": "63x64"}),
     (400, {"n": 1000}),
     (400, {"num_inference_steps": 0}),
-    (400, {"prompt": "ball " * 200}),
+    (400, {"prompt": "ball " * 2000}),
     (400, {"guidance": 3}),
     (400, {"controls": [{"type": "depth", "image": "https://169.254.169.254/latest"}]}),
     (400, {"controls": [{"type": "depth", "image": "data:image/png;base64,AAAA"}]}),
