@@ -4,6 +4,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import cast
 
@@ -23,9 +24,8 @@ TARGET_S = 1.0
 HUNGRY = {
     "model": "grower",
     "prompt": "a red ball",
-    "size": "256x256",
+    "size": "128x128",
     "num_inference_steps": 50,
-    "n": 4,
 }
 
 SMALL = {"model": "grower", "prompt": "a", "size": "64x64", "num_inference_steps": 1, "priority": 9}
@@ -71,18 +71,29 @@ def test_a_model_grows_and_shrinks(served: Served, demo_models: Path) -> None:
 
         url = f"{served.url}/v1/images/generations"
 
-        def ask(_: int) -> int:
-            return httpx.post(url, json=HUNGRY, timeout=300).status_code
+        grown = Event()
+
+        def ask(_: int) -> set[int]:
+            """What it is answered, until there are enough replicas."""
+            seen: set[int] = set()
+            while not grown.is_set():
+                seen.add(httpx.post(url, json=HUNGRY, timeout=300).status_code)
+            return seen
 
         with ThreadPoolExecutor(8) as crowd:
             answers = [crowd.submit(ask, number) for number in range(8)]
-            # Serve says that the application is being deployed; the first replica goes on.
-            wait_until(lambda: runs("model-grower", 2) and "grower" in names(served), timeout_s=150)
-            os.kill(replica_pids("model-grower")[0], signal.SIGKILL)
-            for _ in range(10):
-                assert "grower" in names(served)
-                assert httpx.post(url, json=SMALL, timeout=60).status_code == 200
-            assert [answer.result() for answer in answers] == 8 * [200]
+            try:
+                # Serve says that the application is being deployed; the first replica goes on.
+                wait_until(
+                    lambda: runs("model-grower", 2) and "grower" in names(served), timeout_s=150
+                )
+                os.kill(replica_pids("model-grower")[0], signal.SIGKILL)
+                for _ in range(10):
+                    assert "grower" in names(served)
+                    assert httpx.post(url, json=SMALL, timeout=60).status_code == 200
+            finally:
+                grown.set()
+            assert [answer.result() for answer in answers] == 8 * [{200}]
         wait_until(lambda: runs("model-grower", 1), timeout_s=60)
     finally:
         serve.delete("model-grower")
