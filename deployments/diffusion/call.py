@@ -44,6 +44,10 @@ class AdmissionThreads:
         threads = self._styled if job.loras or job.motion_loras else self._plain
         return asyncio.get_running_loop().run_in_executor(threads, work)
 
+    def plainly(self, work: Callable[[], Answer]) -> "asyncio.Future[Answer]":
+        """Does what looks at no adapter's source."""
+        return asyncio.get_running_loop().run_in_executor(self._plain, work)
+
 
 class Call:
     """A job on its way through an engine. Leaving its events early cancels it."""

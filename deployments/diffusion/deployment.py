@@ -22,9 +22,11 @@ from deployments.contracts.jobs import (
     FinishedImage,
     ImageJob,
     ImageResult,
+    PromptSyntax,
     StreamEvent,
 )
 from deployments.contracts.refusal import Refusal, refusing
+from deployments.contracts.tokens import PromptTokens
 from deployments.diffusion.call import AdmissionThreads, Call
 from deployments.diffusion.metrics import EngineMetrics
 
@@ -113,6 +115,12 @@ class Diffusion:
     async def check(self, job: ImageJob) -> None:
         """Refuses a job for what `submit` would refuse it with, whatever its arrays hold."""
         await self._threads.run(job, partial(self._engine.check, job))
+
+    @refusing
+    async def tokens(self, prompt: str, syntax: PromptSyntax | None) -> PromptTokens:
+        """How a prompt is read; `None`: as this model's requests are by default."""
+        read = partial(self._engine.tokens, prompt, syntax or self._args.defaults.prompt_syntax)
+        return await self._threads.plainly(read)
 
     async def figures(self) -> EngineFigures:
         """The engine at this moment."""

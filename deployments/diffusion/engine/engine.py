@@ -36,7 +36,9 @@ from deployments.contracts.jobs import (
     JobEvent,
     PartialImage,
     Progress,
+    PromptSyntax,
 )
+from deployments.contracts.tokens import PromptTokens
 from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, LoraSlow, Settled
 from deployments.diffusion.engine.adapters.sources import LoraSources
 from deployments.diffusion.engine.messages import (
@@ -101,11 +103,13 @@ class Engine:
         limits = config.limits
         self.components = components
         self.fault: Exception | None = None
-        tokenize = Tokenizers(components.tokenizers, components.words).tokenize
+        self._tokenizers = Tokenizers(components.tokenizers, components.words)
         self._on_fault = on_fault
         self._failing = Lock()
         origin = LoraSources()
-        self._admission = Admission(components.capabilities, tokenize, origin.look, config)
+        self._admission = Admission(
+            components.capabilities, self._tokenizers.tokenize, origin.look, config
+        )
         self._scheduler = Scheduler(limits)
         self._registry = Registry(name)
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -168,6 +172,10 @@ class Engine:
         """Raises what `submit` would refuse a job with even if nothing else were to be done,
         whatever its arrays hold."""
         self._admission.check(job)
+
+    def tokens(self, text: str, syntax: PromptSyntax) -> PromptTokens:
+        """How a prompt is read. Raises `InvalidRequest` if it cannot be; takes milliseconds."""
+        return self._tokenizers.read(text, "prompt", syntax)
 
     def cancel(self, job_id: str) -> None:
         """Stops a job at the next step boundary; unknown or ended jobs are none to stop."""

@@ -24,6 +24,7 @@ from deployments.contracts.api import (
 )
 from deployments.contracts.batches import BatchBody, FileForm
 from deployments.contracts.job_cards import JobCard
+from deployments.contracts.tokens import TokenizeBody
 from deployments.contracts.videos import VideoBody
 from deployments.ingress.answer.media import MEDIA_TYPES
 from deployments.ingress.answer.stills import SPRITESHEET_TYPE
@@ -56,7 +57,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     *(GenerationsBody, EditsForm, VariationsForm, PreprocessForm, VideoBody),
     *(Txt2ImgBody, Img2ImgBody, DetectBody, OptionsBody, DetailedErrorAnswer),
     *(ErrorAnswer, PartialImageEvent, CompletedEvent, FailedEvent, ErrorEvent),
-    *(JobEvent, JobPartialImageEvent, JobCard, FileForm, BatchBody),
+    *(JobEvent, JobPartialImageEvent, JobCard, FileForm, BatchBody, TokenizeBody),
 )
 REFUSALS = {
     400: "a field, the body or a header is wrong; `param` names the field",
@@ -128,6 +129,7 @@ CONE: Json = {
     "output_format": "gif",
     "motion_loras": [{"name": "pan-left", "weight": 1.0}],
 }
+WORDS: Json = {"model": "sd15", "prompt": "a big red ball on the left, in the snow"}
 CUBE: Json = {
     "prompt": "a (small:1.2) blue cube in the center, on the sand <lora:ink:0.7>",
     "width": 64,
@@ -203,6 +205,7 @@ TABLE: Mapping[tuple[str, str], Told] = {
         instead=True,
         headers={"x-map-id": "stands for the map where a request takes an image"},
     ),
+    ("post", "/v1/tokenize"): Told(takes=TokenizeBody, example=WORDS),
     ("post", "/v1/videos"): Told(takes=VideoBody, example=CONE, form=Form(VideoBody), repeats=True),
     ("get", "/v1/videos/{video_id}/content"): Told(
         answers=dict.fromkeys([*VIDEO_TYPES.values(), SPRITESHEET_TYPE], BINARY), instead=True

@@ -47,6 +47,7 @@ from deployments.contracts.jobs import (
     VideoResult,
 )
 from deployments.contracts.refusal import Refusal, accepted
+from deployments.contracts.tokens import PromptTokens, TokenizeBody, TokensBody
 from deployments.ingress.discovery.asking import asked
 from deployments.ingress.keys.lease import Lease, work_of
 from deployments.ingress.keys.quota import Quota
@@ -62,6 +63,7 @@ from deployments.ingress.request.deaths import (
     wait_for_room,
 )
 
+_TokensResponse = DeploymentResponse[PromptTokens | Refusal]
 OnProgress = Callable[[Progress], None]
 NOBODY = Caller()
 CHECK_S = 10.0  # for a replica to say whether it would take a job
@@ -237,6 +239,25 @@ class Service:
                 raise _late(timeout_s) from error
             lease.made(1)
         return found
+
+    async def tokens(self, asked_for: TokenizeBody, caller: Caller = NOBODY) -> TokensBody:
+        """How a model reads a prompt. Raises `NotReady` where no replica of it runs: none is
+        started for this."""
+        request = ImageRequest(asked_for.prompt, model=asked_for.model)
+        with translated():
+            async with self._limited(CHECK_S, request.model):
+                check(request, self._args)
+                model = await self._model(request, self._quota.lease(caller, 1))
+                if not self.catalogue.up(model.card.id):
+                    raise NotReady(f"no replica of model {model.card.id!r} runs now")
+                response = model.handle.tokens.remote(asked_for.prompt, asked_for.prompt_syntax)
+                read = accepted(await asked(cast(_TokensResponse, response)))
+        return TokensBody(
+            model=model.card.id,
+            count=read.count,
+            max_model_len=model.card.limits.max_prompt_tokens,
+            windows=list(read.windows),
+        )
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(

@@ -6,12 +6,14 @@ each, whose embeddings stand one after the other.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from threading import Lock
 
 from transformers import CLIPTokenizer
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import PromptSyntax
+from deployments.contracts.tokens import PromptTokens
 from deployments.diffusion.engine.policy.spec import MAX_WINDOWS, PromptIds
 from deployments.diffusion.engine.prompts.emphasis import emphasised
 
@@ -90,6 +92,24 @@ class Tokenizers:
             if weighed
             else None,
         )
+
+    def read(self, text: str, param: str, syntax: PromptSyntax = "plain") -> PromptTokens:
+        """A text as it is read; for people. Raises what `tokenize` does."""
+        ids = self.tokenize(text, param, syntax)
+        return PromptTokens(ids.tokens, tuple(map(self._said, ids.ids[0])))
+
+    def _said(self, window: Sequence[int]) -> str:
+        """A window of the first text encoder in words; those with embeddings as their words."""
+        tokenizer = self._tokenizers[0]
+        words = {ids[0][0]: word for word, ids in self._embeddings.items()}
+        marks = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        said: list[str] = []
+        for known, run in groupby(window, key=lambda one: one < len(tokenizer)):
+            if known:
+                said.append(tokenizer.decode([one for one in run if one not in marks]))
+            else:
+                said += [words[one] for one in run if one in words]
+        return " ".join(" ".join(said).split())
 
     def _tokens(self, index: int, parts: Sequence[tuple[str, float]]) -> _Weighed:
         """What one text encoder reads, without marks."""

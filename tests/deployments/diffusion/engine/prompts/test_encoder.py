@@ -52,6 +52,22 @@ def test_the_vocabulary_is_clips(loaded: Mapping[FamilyName, Components]) -> Non
             assert ids[0][:7] == (49406, 320, 1125, 539, 320, 2368, 49407)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_in_words(family: FamilyName, loaded: Mapping[FamilyName, Components]) -> None:
+    """What people are shown of each window is what stands in it, and no more."""
+    parts = loaded[family]
+    ids = tuple((49408 + index,) for index in range(len(parts.tokenizers)))
+    tokenizers = Tokenizers(parts.tokenizers, {"sks": ids})
+    text = "a (red:1.2) SKS, by night " * 20
+    read = tokenizers.read(text, "prompt", "weighted")
+    assert read.count == 20 * 6
+    assert len(read.windows) == 2
+    assert " ".join(read.windows).replace(" ,", ",") == ("a red sks, by night " * 20).strip()
+    assert tokenizers.read("", "prompt").windows == ("",)
+    with pytest.raises(InvalidRequest, match="tokens long"):
+        tokenizers.read("a " * 75 * (MAX_WINDOWS + 1), "prompt")
+
+
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_windows_are_compels(
