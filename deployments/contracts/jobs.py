@@ -191,7 +191,8 @@ class ImageRequest(Conditioned):
         image: the picture to start from: image-to-image, or with a mask inpainting.
         mask: white is made anew, black is kept; if it has an alpha channel, that decides
             alone: transparent is made anew.
-        preserve_unmasked: pixels outside the mask come back exactly as they were.
+        preserve_unmasked: pixels outside the mask come back exactly as they were; within it,
+            where it is a light grey, they are mixed with what was made: soft edges.
         ip_adapter: pictures to resemble; several if different adapters, scales or masks act. What
             they add is summed up.
 

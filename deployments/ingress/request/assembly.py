@@ -56,10 +56,14 @@ class Assembled:
     recipe: Recipe | None = None
 
     def restored(self, pixels: Pixels) -> Pixels:
-        """An answer's picture with the pixels outside the mask as they were."""
+        """An answer's picture with the pixels outside the mask as they were. Within it, where it is
+        grey, they are mixed, from nothing at `HALF` to all at white: soft edges."""
         if self.original is None or self.mask is None:
             return pixels
-        return np.where(self.mask[:, :, None] >= HALF, pixels, self.original)
+        share = np.maximum(self.mask, HALF)[:, :, None].astype(np.uint16) - HALF
+        most = 255 - HALF
+        mixed = pixels * share + self.original * (most - share)
+        return ((mixed + most // 2) // most).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,8 @@ def test_pixels_outside_the_mask_come_back_as_they_were(served: Served) -> None:
         kept = edit(served, png(PICTURE), png(PICTURE, 255 - mask))
         loose = edit(served, png(PICTURE), png(PICTURE, 255 - mask), preserve_unmasked=False)
         assert np.array_equal(kept[~anew], PICTURE[~anew])
-        assert apart(kept, loose)[anew].max() <= LEVELS
+        share = np.clip((mask[:, :, None] - 128.0) / 127, 0, 1)  # a light grey is a soft edge
+        assert np.abs(kept - (share * loose + (1 - share) * PICTURE)).max() <= LEVELS + 0.5
         assert apart(kept, PICTURE)[anew].mean() > 5, "nothing was made anew"
         assert apart(loose, PICTURE)[~anew].max() > 0, "the VAE kept every pixel by itself"
 
