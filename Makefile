@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SOURCES := tcd configs deployments graphs preprocessors demo benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check bench bench-peers bench-gpu soak survive quality train clean
+.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check bench bench-peers bench-gpu soak survive screenshots quality train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -88,6 +88,9 @@ survive: $(READY) ## JOBS=1000 jobs while every process of the service is killed
 soak: $(READY) ## mixed load and faults on the demo service for MINUTES; a report, out/soak.json
 	$(BIN)/python -m demo.standins
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+screenshots: $(READY) ## the documentation's pictures of the page, anew
+	TCD_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/deployments/ingress/playground/test_look.py
 
 quality: $(READY) ## how well the demo's models draw, measured through the service; takes long
 	$(BIN)/python -m benchmarks.quality

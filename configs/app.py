@@ -440,6 +440,18 @@ FOLLOWING: Final = {
 }
 
 
+class PlaygroundArgs(Frozen):
+    """What the page at `/` says to those who see it for the first time.
+
+    Attributes:
+        about: what these models know, in a sentence or two.
+        prompts: to begin with; the first stands in the form.
+    """
+
+    about: str = Field("", max_length=2000)
+    prompts: tuple[Annotated[str, Field(max_length=1000)], ...] = Field((), max_length=24)
+
+
 class ServiceArgs(Frozen):
     """`args` of the `tcd` application.
 
@@ -489,6 +501,7 @@ class ServiceArgs(Frozen):
             its limits; `None`, and no `api_keys_env`: no authentication.
         api_keys_env: name of the environment variable with further bearer keys in plain text,
             separated by commas; they have no limits, and are called `key-1`, `key-2`, ...
+        playground: what the page at `/` says to newcomers.
         protect: pages that ask for a key with `admin: true`, too; "docs" is the description of
             the API, "playground" the page at `/`.
     """
@@ -527,6 +540,7 @@ class ServiceArgs(Frozen):
     keys: KeysArgs | None = None
     api_keys_env: str | None = None
     protect: tuple[Guarded, ...] = ()
+    playground: PlaygroundArgs = PlaygroundArgs()
 
     @field_validator(*FOLLOWING, mode="before")
     @classmethod

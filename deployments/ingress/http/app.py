@@ -3,12 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
@@ -19,6 +18,7 @@ from deployments.contracts.api import PreprocessForm
 from deployments.contracts.batches import FileCard
 from deployments.contracts.cards import ModelCard, ModelsBody, ReadyBody
 from deployments.contracts.errors import NotFound, TcdError
+from deployments.contracts.tokens import TokenizeBody, TokensBody
 from deployments.ingress.answer.configured import make_storage
 from deployments.ingress.answer.failures import failure, from_faults, http_failure
 from deployments.ingress.answer.media import MEDIA_TYPES, encode
@@ -43,6 +43,7 @@ from deployments.ingress.http.middleware import (
 )
 from deployments.ingress.http.once import Once
 from deployments.ingress.http.openapi import describe
+from deployments.ingress.http.playground import playground_routes
 from deployments.ingress.http.videos import video_routes
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.keys.keyring import make_keyring
@@ -55,7 +56,6 @@ fields. Errors have OpenAI's shape: `{"error": {"message", "type", "param", "cod
 `/sdapi/v1/` and `/controlnet/`, AUTOMATIC1111's API for the same models."""
 
 DOCS_ASSETS = "/docs/assets"
-PLAYGROUND = Path(__file__).with_name("playground") / "index.html"
 NO_FILE = (
     "this file does not exist, or no longer: where no storage is configured, files are kept for a "
     "while, on the node that made them"
@@ -149,6 +149,12 @@ def make_app(
         data = await answers.run(encode, pixels, "png")
         return Response(data, media_type="image/png", headers={"x-map-id": map_id})
 
+    @app.post("/v1/tokenize", response_model=TokensBody)
+    async def tokenize(request: Request) -> TokensBody:
+        """How many tokens a prompt is, and in which windows a model reads it. Starts no replica."""
+        body = await bodies.json(request, TokenizeBody)
+        return await service.tokens(body, caller_of(request))
+
     @app.get(FILES_PATH + "{name}", response_model=FileCard)
     async def file(name: str, request: Request) -> Response:
         """A stored picture, by the URL that an answer gave; or what is known of a file of a batch,
@@ -177,11 +183,6 @@ def make_app(
             if card.id == name and may_see(request, card.id):
                 return JSONResponse(card.model_dump())
         raise NotFound(f"model {model_id!r} does not exist", "model")
-
-    @app.get("/", response_class=FileResponse, include_in_schema=False)
-    async def playground() -> FileResponse:
-        """A page to try the models by hand."""
-        return FileResponse(PLAYGROUND)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -216,6 +217,7 @@ def make_app(
         text = await asyncio.to_thread(metrics.render, figures, maps, kept, keys, quota.keys.faulty)
         return Response(text, media_type=CONTENT_TYPE)
 
+    app.include_router(playground_routes(args.playground))
     app.include_router(key_routes(quota, desk))
     app.include_router(video_routes(desk, shown, bodies, args.metadata))
     app.include_router(job_routes(desk, shown))

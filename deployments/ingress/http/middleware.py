@@ -229,7 +229,7 @@ class Authentication:
         """ASGI."""
         if scope["type"] == "http" and self._keys.closed:
             path = path_of(scope)
-            guarded = PAGES.get(path) in self._protect
+            guarded = _page_of(path) in self._protect
             if guarded or (path.startswith(KEYED) and not _is_secret(path)):
                 await self._keys.renew()
                 error = self._refusal(scope, guarded)
@@ -247,6 +247,11 @@ class Authentication:
         if guarded and not key.admin:
             return Forbidden(f"this page asks for the key of an admin; {key.name!r} is none")
         return None
+
+
+def _page_of(path: str) -> Guarded | None:
+    """The page that a path belongs to, with its files."""
+    return "playground" if path.startswith("/playground/") else PAGES.get(path)
 
 
 def _is_secret(path: str) -> bool:

@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from configs.app import ServiceArgs
 from demo.service import free_port
 from deployments.ingress.http.app import make_app
-from tests.deployments.ingress.browser import CHROMIUM, QUIET
 from tests.deployments.ingress.local_jobs import NO_JOBS, local_desk
+from tests.deployments.ingress.playground.visitor import CHROMIUM, QUIET
 from tests.fuzz.application import NoModels
 from tests.http_server import running
 
@@ -53,7 +53,7 @@ def test_it_is_drawn_without_internet(url: str, page: str, shows: str, tmp_path:
     assert CHROMIUM is not None
     words = (f"--user-data-dir={tmp_path}", NOWHERE_ELSE, "--virtual-time-budget=20000")
     seen = subprocess.run(
-        [CHROMIUM, *QUIET, *words, "--dump-dom", f"{url}/{page}"],
+        [CHROMIUM, "--headless", *QUIET, *words, "--dump-dom", f"{url}/{page}"],
         capture_output=True,
         text=True,
         timeout=120,

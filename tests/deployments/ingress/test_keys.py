@@ -33,7 +33,7 @@ PAGES = {
     "metrics": ["/metrics"],
     "readyz": ["/readyz"],
     "docs": ["/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"],
-    "playground": ["/"],
+    "playground": ["/", "/playground/main.js", "/playground/about"],
 }
 
 

@@ -89,14 +89,8 @@ def test_api_description_lists_the_fields(served: Served) -> None:
 def test_the_playground(served: Served) -> None:
     answer = httpx.get(f"{served.url}/")
     assert answer.headers["content-type"].startswith("text/html")
-    page = answer.text
-    asked_for = set(re.findall(r'\$\("(\w+)"\)', page))
-    assert {"model", "prompt", "go"} <= asked_for
-    assert asked_for <= set(re.findall(r'id="(\w+)"', page))
-    routes = httpx.get(f"{served.url}/openapi.json").json()["paths"]
-    called = set(re.findall(r'[("\s]"?(v1/[a-z/]+)"', page))
-    assert called
-    assert {f"/{route}" for route in called} <= set(routes)
+    for path in re.findall(r'"(playground/[^"]+)"', answer.text):
+        assert httpx.get(f"{served.url}/{path}").status_code == 200
 
 
 def talk(served: Served, *parts: bytes) -> bytes:

@@ -1,0 +1,111 @@
+/** The page: looks at what the service offers, and shows the form, the queue and the gallery. */
+
+import { html, render } from "./vendor/preact.js";
+import { Composer, said } from "./composer.js";
+import { EMPTY, change, draft, draftOf, picturesOf } from "./draft.js";
+import { Gallery } from "./gallery.js";
+import { openGallery, recall, remember, trouble } from "./kept.js";
+import { parametersOf } from "./parameters.js";
+import { isPicture, picturesIn } from "./pictures.js";
+import { Queue } from "./queue.js";
+import { ask, key } from "./service.js";
+import { store, useStore } from "./store.js";
+import { resume } from "./tasks.js";
+
+const LOOK_MS = 5000;
+const CALM_MS = 400; // that the form rests before it is kept
+
+const known = store({ cards: [], trouble: "looking for models …", status: 0 });
+
+async function look() {
+  try {
+    const cards = (await (await ask("v1/models")).json()).data;
+    if (JSON.stringify(cards) !== JSON.stringify(known.get().cards) || known.get().trouble)
+      known.set({ cards, trouble: cards.length ? "" : "no model is ready yet", status: 200 });
+    if (cards.length && !cards.some(({ id }) => id === draft.get().model)) change({ model: cards[0].id });
+  } catch (error) {
+    known.set({ ...known.get(), trouble: error.message, status: error.status });
+  }
+}
+
+/** What the service says of itself to newcomers. */
+async function introduction() {
+  try {
+    return await (await ask("playground/about")).json();
+  } catch {
+    return { about: "", prompts: [] };
+  }
+}
+
+/** A picture dropped on the page, or pasted into it: its parameters, if it has any. */
+async function take(blob) {
+  const request = await parametersOf(blob);
+  if (!request && !(await isPicture(blob))) {
+    said.set({ text: "This is no picture that the browser can read.", wrong: true });
+    return;
+  }
+  if (!request) {
+    change({ image: blob, mask: null });
+    said.set({ text: "The picture says nothing of how it was made; it is the start picture now." });
+    return;
+  }
+  const told = draftOf(request);
+  const offered = known.get().cards.some(({ id }) => id === told.model);
+  change({ ...told, model: offered ? told.model : draft.get().model });
+  const lacking = [...picturesOf(request), ...(told.model && !offered ? [`the model ${told.model}`] : [])];
+  said.set({ text: lacking.length ? `Taken from the picture, but for ${lacking.join(", ")}.` : "Taken from the picture." });
+}
+
+function Page({ examples }) {
+  const { cards, trouble: wrong, status } = useStore(known);
+  const { model } = useStore(draft);
+  const secret = useStore(key);
+  const unkept = useStore(trouble);
+  const card = cards.find(({ id }) => id === model);
+  const locked = status === 401 || status === 403;
+  return html`
+    <header class="top">
+      <h1>tcd playground</h1>
+      <nav aria-label="Elsewhere"><a href="docs">API</a> <a href="v1/models">Models</a> <a href="metrics">Metrics</a></nav>
+      <label class="key ${locked ? "asked" : ""}"><span>API key</span>
+        <input type="text" autocomplete="off" spellcheck="false" value=${secret} placeholder=${locked ? "needed" : "if one is asked for"} onChange=${(event) => (key.set(event.target.value), look())} /></label>
+    </header>
+    ${wrong && html`<p class="notice" role="status">${wrong}</p>`}
+    ${unkept && html`<p class="notice" role="status">${unkept}</p>`}
+    <main>
+      ${card && html`<${Composer} cards=${cards} card=${card} />`}
+      <div class="results"><${Queue} /><${Gallery} cards=${cards} examples=${examples} /></div>
+    </main>`;
+}
+
+function listen() {
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    const [picture] = picturesIn(event.dataTransfer);
+    if (picture) take(picture);
+  });
+  addEventListener("paste", (event) => {
+    const [picture] = picturesIn(event.clipboardData);
+    if (picture && !event.defaultPrevented) take(picture);
+  });
+  let calm;
+  draft.listen((now) => {
+    clearTimeout(calm);
+    calm = setTimeout(() => remember("draft", now), CALM_MS);
+  });
+}
+
+async function start() {
+  draft.set({ ...EMPTY, ...(await recall("draft")) });
+  await openGallery();
+  listen();
+  const examples = await introduction();
+  if (!draft.get().prompt && examples.prompts.length) change({ prompt: examples.prompts[0] });
+  await look();
+  render(html`<${Page} examples=${examples} />`, document.getElementById("page"));
+  await resume();
+  setInterval(look, LOOK_MS);
+}
+
+start();
