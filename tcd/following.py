@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from tcd.saved import saved
-from tcd.screen import Screen, people
+from tcd.screen import Screen, note
 from tcd.service import Failed, Service, told
 
 
@@ -16,7 +16,7 @@ def accepted(service: Service, path: str, as_json: bool, **how: Any) -> None:
     job = service.json("POST", path, "id", **how)
     typer.echo(json.dumps(job) if as_json else job["id"])
     if not as_json:
-        people.print(f"tcd jobs wait {job['id']}", style="dim")
+        note(f"tcd jobs wait {job['id']}")
 
 
 def ended(service: Service, job_id: str, shown: Screen) -> dict[str, Any]:

@@ -41,7 +41,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other field of the request: FIELD=VALUE, JSON or text."),
 ]
-Timeout = Annotated[float, typer.Option(help="Seconds that an answer is waited for.")]
+Timeout = Annotated[
+    float,
+    typer.Option(help="Seconds that an answer is waited for, and a full service asked again."),
+]
 
 HERE = Path()
 DEFAULT_URL = "http://127.0.0.1:8000"

@@ -24,6 +24,11 @@ WIDE = 400  # columns of a table that a program reads
 people = Console(stderr=True, highlight=False)
 
 
+def note(text: str) -> None:
+    """What is waited for: a line on standard error, above the bars where some are shown."""
+    people.print(text, style="dim")
+
+
 def printed(table: Table) -> None:
     """Prints a table; in a pipe each row is a line."""
     width = None if sys.stdout.isatty() else WIDE
@@ -54,10 +59,6 @@ class Screen:
         """The bars are gone."""
         for result in self._said:
             typer.echo(result)
-
-    def note(self, text: str) -> None:
-        """What is waited for."""
-        self._progress.console.print(text, style="dim")
 
     def advance(self, index: int, share: float, said: str) -> None:
         """An image, or the video, is so far."""

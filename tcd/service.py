@@ -2,12 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, cast
 
 import httpx
 from httpx_sse import EventSource, SSEError
+
+from tcd.screen import note
 
 REFUSED, WRONG, UNREACHABLE = 1, 2, 3  # exit codes; 2: the arguments
 CONNECT_S = 10.0
@@ -25,29 +27,22 @@ class Failed(Exception):
 
 class Service:
     """Raises `Failed` for whatever is not answered with success. A service that is full is asked
-    again for as long as the request has.
+    again for as long as the request has, and people are told each time.
 
     Args:
         url: where it is, below which its routes are.
         key: of the API, if it asks for one.
         timeout_s: from now on, for all that is asked.
-        wait: is told each time before it is asked again, with the seconds until then.
     """
 
-    def __init__(
-        self,
-        url: str,
-        key: str | None = None,
-        timeout_s: float = 600.0,
-        wait: Callable[[float], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, url: str, key: str | None = None, timeout_s: float = 600.0) -> None:
         if not timeout_s > 0:
             raise Failed(f"--timeout {timeout_s}: seconds, above 0", WRONG)
         if key is not None and not key.isascii():
             raise Failed("the API key has letters that no key has", WRONG)
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         limits = httpx.Timeout(timeout_s, connect=CONNECT_S)
-        self._url, self._timeout_s, self._wait = url, timeout_s, wait
+        self._url, self._timeout_s = url, timeout_s
         self._until = time.monotonic() + timeout_s
         try:
             self._web = httpx.Client(
@@ -124,7 +119,7 @@ class Service:
                 raise Failed(
                     _refusal(answer), UNREACHABLE if answer.status_code == 503 else REFUSED
                 )
-            self._wait(pause_s)
+            note(f"the service is full: asked again in {pause_s:.1f} s")
             time.sleep(pause_s)
 
     def _unreachable(self, error: Exception) -> Failed:

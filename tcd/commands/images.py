@@ -62,7 +62,7 @@ def generate(
         output_format=output_format,
         field=field,
     )
-    with screen(as_json) as shown, Service(url, key, timeout, _waiting(shown)) as service:
+    with screen(as_json) as shown, Service(url, key, timeout) as service:
         if later:
             accepted(service, GENERATIONS, as_json, json=body | {"async": True})
         else:
@@ -117,7 +117,7 @@ def edit(
         field=field,
     )
     files = {"image": file_of(image)} | ({} if mask is None else {"mask": file_of(mask)})
-    with screen(as_json) as shown, Service(url, key, timeout, _waiting(shown)) as service:
+    with screen(as_json) as shown, Service(url, key, timeout) as service:
         if later:
             form = form_of(body | {"async": True})
             accepted(service, EDITS, as_json, data=form, files=files)
@@ -152,7 +152,7 @@ def again(
         typer.echo(json.dumps(request, indent=None if as_json else 2))
         return
     body = with_pictures(request, pictures or ())
-    with screen(as_json) as shown, Service(url, key, timeout, _waiting(shown)) as service:
+    with screen(as_json) as shown, Service(url, key, timeout) as service:
         if "num_frames" in body:
             make_video(service, body, out, shown, as_json)
         elif "image" in body:
@@ -210,7 +210,3 @@ def _followed(
         shown.advance(index, part / (PARTIAL + 1), f"image {index}: step {event['step']}")
         if show:
             shown.picture(base64.b64decode(event["b64_json"]))
-
-
-def _waiting(shown: Screen) -> Any:
-    return lambda seconds: shown.note(f"the service is full: asked again in {seconds:.1f} s")
