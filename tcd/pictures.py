@@ -8,11 +8,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from deployments.contracts.maps import is_map_id
-from deployments.ingress.answer.exif import IMAGE_DESCRIPTION
-from deployments.ingress.answer.metadata import KEY
+from deployments.contracts.recipe import KEY
 from tcd.service import WRONG, Failed
 
 DIGEST = "sha256:"
@@ -98,4 +97,4 @@ def with_pictures(request: Mapping[str, Any], paths: Sequence[Path]) -> dict[str
 
 
 def _described(image: Image.Image) -> str:
-    return str(image.getexif().get(IMAGE_DESCRIPTION, ""))
+    return str(image.getexif().get(ExifTags.Base.ImageDescription, ""))

@@ -19,4 +19,4 @@ def test_the_text_is_apache_2(folder: str) -> None:
 def test_the_package_names_it() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["license"] == "Apache-2.0"
-    assert project["license-files"] == ["LICENSE"]
+    assert project["license-files"] == ["LICENSE", "NOTICE"]

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from deployments.contracts.jobs import Control, IpAdapter, LoraWeight, PromptSyntax
 
+KEY = "tcd"  # of the text in a file that is its request
+
 
 @dataclass(frozen=True)
 class Recipe:

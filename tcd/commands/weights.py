@@ -1,12 +1,25 @@
 """`tcd check` and `tcd fetch`: files of weights, without a service."""
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from configs.families import FAMILIES, FamilyName
-from tcd.service import REFUSED
+from tcd.service import REFUSED, Failed
+
+# What each command reads weights with: the distribution of the client lacks some (docs/adr/0013).
+CHECK = ("torch", "diffusers", "safetensors")
+FETCH = ("yaml", "huggingface_hub", "boto3")
+
+
+def needs(command: str, modules: Sequence[str], distribution: str) -> None:
+    """Raises `Failed` with what to install if one of the modules is not there."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise Failed(f"{command} needs {', '.join(missing)}: install {distribution}")
 
 
 def check(
@@ -19,6 +32,7 @@ def check(
     ] = False,
 ) -> None:
     """Says of adapters, checkpoints and VAEs what they are, and which models they are for."""
+    needs("tcd check", CHECK, "ray-serve-tcd in place of ray-serve-tcd-client")
     families: tuple[FamilyName, ...] = (family,) if family else tuple(FAMILIES)
     # Not before: torch takes seconds, and `--help` none.
     from tcd.check import check_files
@@ -34,6 +48,7 @@ def fetch(
     ] = None,
 ) -> None:
     """Brings the weights that a Serve config names, from where it was stopped, and checks them."""
+    needs("tcd fetch", FETCH, "ray-serve-tcd-client[fetch]")
     from configs.fetch import fetch_all
 
     fetch_all(config, model or [])

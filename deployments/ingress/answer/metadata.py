@@ -11,11 +11,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import IpAdapter
-from deployments.contracts.recipe import Recipe
+from deployments.contracts.recipe import KEY, Recipe
 from deployments.ingress.answer.exif import exif
 from deployments.ingress.answer.infotext import infotext
 
-KEY = "tcd"  # under which the request stands
 EXIF_BYTES = 65_533  # that one segment of a JPEG holds
 
 
