@@ -127,6 +127,8 @@ def make_app(
         headers = {}
         if error.status_code == 405:
             headers["allow"] = ", ".join(allowed_methods(app.routes, request.scope))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
         refusal = http_failure(error.status_code, str(error.detail), headers)
         return answer_to(request.scope, refusal)
 
@@ -228,11 +230,12 @@ def make_app(
 
 
 def allowed_methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
-    """The methods that the path of a request takes, whichever routes they belong to."""
+    """The methods that the path of a request takes, whichever routes they belong to; HEAD as GET,
+    and OPTIONS, which says these."""
 
     def takes(method: str) -> bool:
         asked = {**scope, "method": method}
         return any(route.matches(asked)[0] is Match.FULL for route in routes)
 
     taken = [method for method in METHODS if takes(method)]
-    return ["HEAD", *taken] if "GET" in taken else taken
+    return [*(["HEAD"] if "GET" in taken else []), *taken, "OPTIONS"]

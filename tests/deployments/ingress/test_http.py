@@ -171,12 +171,11 @@ def test_what_nobody_expected(lines: list[logging.LogRecord]) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("GET", GENERATIONS, "POST"),
-        ("HEAD", GENERATIONS, "POST"),
-        ("PUT", "/v1/videos/some", "HEAD, GET, DELETE"),
-        ("DELETE", "/v1/videos", "HEAD, GET, POST"),
-        ("OPTIONS", "/healthz", "HEAD, GET"),
-        ("POST", "/", "HEAD, GET"),
+        ("GET", GENERATIONS, "POST, OPTIONS"),
+        ("HEAD", GENERATIONS, "POST, OPTIONS"),
+        ("PUT", "/v1/videos/some", "HEAD, GET, DELETE, OPTIONS"),
+        ("DELETE", "/v1/videos", "HEAD, GET, POST, OPTIONS"),
+        ("POST", "/", "HEAD, GET, OPTIONS"),
     ],
 )
 def test_a_wrong_method_is_told_the_right_ones(method: str, path: str, allow: str) -> None:
@@ -185,6 +184,24 @@ def test_a_wrong_method_is_told_the_right_ones(method: str, path: str, allow: st
     assert answer.headers["allow"] == allow
     if method != "HEAD":
         refused(answer, 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/", "HEAD, GET, OPTIONS"),
+        ("/healthz", "HEAD, GET, OPTIONS"),
+        ("/v1/models", "HEAD, GET, OPTIONS"),
+        ("/v1/videos", "HEAD, GET, POST, OPTIONS"),
+        (GENERATIONS, "POST, OPTIONS"),
+    ],
+)
+def test_options_says_what_a_path_takes(path: str, allow: str) -> None:
+    for page in (client(), client(cors_origins=("https://app.example",))):
+        answer = page.options(path)
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert answer.headers["allow"] == allow
+    refused(client().options("/nothing"), 404, "not_found")
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/v1/models", "/openapi.json"])
