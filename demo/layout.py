@@ -41,9 +41,13 @@ def write_everything(out: Path) -> Iterator[Path]:
         file = out / f"{family}-community.safetensors"
         write_community(family, file)
         yield file
-    merged_file = out / MERGED
-    merged.write_merged(MERGED_BASE, MERGED_STYLE, merged_file)
-    yield merged_file
+    yield from write_merged(out)
+
+
+def write_merged(out: Path) -> Iterator[Path]:
+    """The fine-tune that is made of trained models."""
+    merged.write_merged(MERGED_BASE, MERGED_STYLE, out / MERGED)
+    yield out / MERGED
 
 
 def write_family(family: str, out: Path, *, scale: int = 1) -> Iterator[Path]:

@@ -11,8 +11,7 @@ from functools import partial
 
 from demo.client import Client, Refused
 from demo.gallery import grid
-from demo.service import OUT, demo_config, running, shown
-from demo.standins import MODELS, write_all
+from demo.service import OUT, demo_config, have_written, running, shown
 from demo.tasks import MODELS as ASKED
 from demo.tasks import Drawn, all_tasks
 
@@ -24,20 +23,18 @@ def main() -> None:
     started = time.perf_counter()
     # However this ends, the application ends with it. (A shell's background job ignores SIGINT,
     # and its children would.)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("interrupted"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     tell = partial(print, flush=True)
-    write_all(MODELS)
-    with running(demo_config(ASKED), "demo", tell=tell) as url, Client(url) as client:
+    have_written("--merged")
+    with running(demo_config(ASKED), "demo", tell=tell, brief=True) as url, Client(url) as client:
         tell(f"ready after {time.perf_counter() - started:.1f} s")
         drawn: list[Drawn] = []
-        asked = time.perf_counter()
         try:
             for task in all_tasks(client):
-                seconds = time.perf_counter() - asked
-                tell(f'  {seconds:5.2f} s  {task.task}: "{task.asked}"')
+                prompt = f'"{task.asked}"' if task.asked else "(no prompt)"
+                tell(f"  {task.seconds:5.2f} s  {task.task}: {prompt}")
                 drawn.append(task)
-                asked = time.perf_counter()
         except Refused as error:
             raise SystemExit(f"the service refused a request: {error}") from error
         picture, video = OUT / "demo.png", OUT / "demo.webp"

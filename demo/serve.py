@@ -10,8 +10,16 @@ from pathlib import Path
 
 import yaml
 
-from demo.service import OUT, ROOT, address, failed, process, shown, wait_until_ready
-from demo.standins import MODELS, write_all
+from demo.service import (
+    OUT,
+    ROOT,
+    address,
+    failed,
+    have_written,
+    process,
+    shown,
+    wait_until_ready,
+)
 
 tell = partial(print, flush=True)
 
@@ -26,7 +34,7 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     log = OUT / "serve.log"
     try:
-        write_all(MODELS)
+        have_written()
         url = address(config)
         tell(f"starting {url} (log: {shown(log)})")
         with log.open("wb") as output, process(path, output) as service:

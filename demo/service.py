@@ -1,6 +1,7 @@
 """The application of `serve_config.yaml` in processes of its own, which end with the block."""
 
 import ctypes
+import json
 import math
 import os
 import signal
@@ -21,12 +22,17 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
 START_TIMEOUT_S = 300
+POLL_S = 0.2
+SERVE = "Ray and Serve are up"
 STOP_TIMEOUT_S = 60
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress.http.proxy:guards",
 }
+
+SERVE_RUN = (str(Path(sys.executable).with_name("serve")), "run", "--address", "local")
+BRIEF = (sys.executable, "-m", "demo.application")
 
 Config = dict[str, object]
 
@@ -57,19 +63,22 @@ class Running:
 
 
 @contextmanager
-def running(config: Config, name: str, *, tell: Callable[[str], None] = print) -> Iterator[str]:
+def running(
+    config: Config, name: str, *, tell: Callable[[str], None] = print, brief: bool = False
+) -> Iterator[str]:
     """Start the application, wait until its models are ready, and yield its URL.
 
-    A free port is taken. `name` names the config and the log in `out`. Raises SystemExit with
-    the log's end if the application does not come up.
+    A free port is taken. `name` names the config and the log in `out`; `brief`: as
+    `demo.application` runs it. Raises SystemExit with the log's end if the application does not
+    come up.
     """
-    with running_processes(config, name, tell=tell) as application:
+    with running_processes(config, name, tell=tell, brief=brief) as application:
         yield application.url
 
 
 @contextmanager
 def running_processes(
-    config: Config, name: str, *, tell: Callable[[str], None] = print
+    config: Config, name: str, *, tell: Callable[[str], None] = print, brief: bool = False
 ) -> Iterator[Running]:
     """`running`, for those who look at its processes too."""
     OUT.mkdir(exist_ok=True)
@@ -78,23 +87,24 @@ def running_processes(
     http = {"host": "127.0.0.1", "port": port}
     file.write_text(yaml.safe_dump(config | {"http_options": http}, sort_keys=False))
     url = f"http://127.0.0.1:{port}"
-    tell(f"starting the application on {url} (log: {shown(log)})")
-    with log.open("wb") as output, process(file, output) as started:
+    tell(f"starting {url} with {len(_models(config))} models (log: {shown(log)})")
+    program = BRIEF if brief else SERVE_RUN
+    with log.open("wb") as output, process(file, output, program) as started:
         wait_until_ready(config, url, started, log, tell, START_TIMEOUT_S)
         yield Running(url, started.pid, log)
 
 
 @contextmanager
-def process(config: Path, output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """`serve run` on a Ray instance of its own, which ends with the block.
+def process(
+    config: Path, output: IO[bytes] | None = None, program: Sequence[str] = SERVE_RUN
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A config on a Ray instance of its own, which ends with the block.
 
     Both have a session of their own: a signal that was meant for this process and its group
     (Ctrl-C, or a supervisor's SIGTERM) would end Ray's node under the program that is to stop it.
     If this process is killed, Linux tells them to stop.
     """
-    serve = Path(sys.executable).with_name("serve")
-    command = [str(serve), "run", "--address", "local", str(config)]
-    with child(command, ENVIRONMENT, output, STOP_TIMEOUT_S) as started:
+    with child([*program, str(config)], ENVIRONMENT, output, STOP_TIMEOUT_S) as started:
         yield started
 
 
@@ -132,6 +142,17 @@ def child(
             started.wait()
 
 
+def have_written(*words: str) -> None:
+    """Has `demo.standins` write what is not there; what libraries say of it goes to a log. Raises
+    SystemExit with its end."""
+    OUT.mkdir(exist_ok=True)
+    log = OUT / "standins.log"
+    with log.open("wb") as output:
+        ran = subprocess.run([sys.executable, "-m", "demo.standins", *words], stderr=output)
+    if ran.returncode:
+        raise SystemExit(failed("the models could not be written", log))
+
+
 def _models(config: Config) -> list[str]:
     applications = config["applications"]
     assert isinstance(applications, list)
@@ -161,27 +182,49 @@ def wait_until_ready(
     tell: Callable[[str], None],
     patience_s: float = math.inf,
 ) -> None:
-    """Returns when all models of a config answer, and tells of what is waited for. Raises
+    """Returns when all models of a config answer, and tells of each part when it is up. Raises
     SystemExit with the log's end if the application ends, or is not ready in time."""
     url = f"{url}/readyz?models={','.join(_models(config))}"
-    deadline = time.monotonic() + patience_s
-    told = ""
-    while time.monotonic() < deadline:
+    begun = time.monotonic()
+    told: set[str] = set()
+    while time.monotonic() < begun + patience_s:
         if started.poll() is not None:
             raise SystemExit(failed(f"the application ended with {started.returncode}", log))
-        try:
-            with urlopen(url, timeout=5):
-                return
-        except HTTPError as error:
-            # Serve's proxy is up before the ingress, and the ingress before it knows the models.
-            state = "starting Serve" if error.code == 404 else error.read().decode()
-        except OSError:  # refused, or timed out
-            state = "starting Ray"
-        if state != told:
-            tell(f"  {state}")
-            told = state
-        time.sleep(0.5)
+        up = _up(url)
+        for part in up.parts:
+            if part not in told:
+                tell(f"  {time.monotonic() - begun:5.2f} s  {part}")
+                told.add(part)
+        if up.ready:
+            return
+        time.sleep(POLL_S)
     raise SystemExit(failed(f"not ready within {patience_s:g} s", log))
+
+
+@dataclass(frozen=True)
+class _Up:
+    """What of a service is up. `ready`: all that was asked for."""
+
+    parts: Sequence[str] = ()
+    ready: bool = False
+
+
+def _up(url: str) -> _Up:
+    """As `/readyz` says, and before it is there as Serve's proxy does."""
+    try:
+        with urlopen(url, timeout=5) as answer:
+            status, body = answer.status, answer.read()
+    except HTTPError as error:
+        status, body = error.code, error.read()
+    except OSError:  # refused, or timed out
+        return _Up()
+    try:
+        known = json.loads(body)["availability"]
+    except (ValueError, KeyError, TypeError):  # the proxy's own, before the ingress is up
+        return _Up((SERVE,))
+    ended = {"ready": "is ready", "failed": "failed: the log says why"}
+    models = (f"{name} {ended[state]}" for name, state in known.items() if state in ended)
+    return _Up((SERVE, "the ingress is up", *models), status == 200)
 
 
 def failed(what: str, log: Path) -> str:

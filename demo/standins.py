@@ -3,7 +3,7 @@
 They are for what the trained models in `demo/weights` are not: all families and formats, in
 seconds. One file is made of trained models: a fine-tune, merged of a base and a style.
 
-    python -m demo.standins [--out demo/models] [--force]
+    python -m demo.standins [--out demo/models] [--force] [--merged]
 
     sd15/  sd21/  sdxl/                                  diffusers pipeline folders
     sd15-inpainting/  sdxl-inpainting/                   the same, UNets of nine channels
@@ -25,8 +25,10 @@ date takes no time.
 import argparse
 import hashlib
 import json
+import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,8 +38,12 @@ MERGED = "sd15-papercut.safetensors"
 MERGED_BASE = WEIGHTS / "sd15"
 MERGED_STYLE = WEIGHTS / "loras" / "sd15" / "papercut.safetensors"
 STAMP = "standins.json"
+MERGED_STAMP = "merged.json"
 # Of this package, but they write no stand-in.
-OTHER_SOURCES = ("client.py", "gallery.py", "run.py", "service.py", "tasks.py")
+OTHER_SOURCES = (
+    *("application.py", "client.py", "gallery.py"),
+    *("run.py", "serve.py", "service.py", "tasks.py"),
+)
 LIBRARIES = ("diffusers", "safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -48,23 +54,43 @@ def write_all(out: Path, *, force: bool = False) -> None:
     every file has the size that was written. `force` writes in any case. Prints a line for
     each folder or single file.
     """
-    started = time.perf_counter()
     recipe = recipe_hash()
-    stamp = out / STAMP
-    if not force and is_current(stamp, recipe):
-        print(f"{out} is up to date")
+    if not force and is_current(out / STAMP, recipe):
+        print(f"{os.path.relpath(out)} is up to date")
         return
     from demo import layout
 
+    _write(out, STAMP, recipe, layout.write_everything)
+
+
+def write_merged(out: Path, *, force: bool = False) -> None:
+    """The same for the merged file alone, which is all that the trained models lack."""
+    recipe = recipe_hash()
+    if not force and merged_is_current(out, recipe):
+        print(f"{os.path.relpath(out / MERGED)} is up to date")
+        return
+    from demo import layout
+
+    _write(out, MERGED_STAMP, recipe, layout.write_merged)
+
+
+def merged_is_current(out: Path, recipe: str) -> bool:
+    """Whether this recipe wrote the merged file, alone or with all others."""
+    return is_current(out / STAMP, recipe) or is_current(out / MERGED_STAMP, recipe)
+
+
+def _write(out: Path, name: str, recipe: str, write: Callable[[Path], Iterator[Path]]) -> None:
+    """Write, publish and stamp what `write` yields."""
+    started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=out) as staging:
         written = Path(staging)
-        for path in layout.write_everything(written):
+        for path in write(written):
             size = sum(file.stat().st_size for file in files_in(path))
-            print(f"{out / path.relative_to(written)}  {size / 1e6:.1f} MB")
-        stamp.unlink(missing_ok=True)
+            print(f"{os.path.relpath(out / path.relative_to(written))}  {size / 1e6:.1f} MB")
+        (out / name).unlink(missing_ok=True)
         sizes = publish(written, out)
-    stamp.write_text(json.dumps({"recipe": recipe, "files": sizes}, indent=2) + "\n")
+    (out / name).write_text(json.dumps({"recipe": recipe, "files": sizes}, indent=2) + "\n")
     total = sum(sizes.values()) / 1e6
     print(f"{total:.1f} MB in {time.perf_counter() - started:.1f} s")
 
@@ -145,8 +171,10 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, default=MODELS)
     parser.add_argument("--force", action="store_true", help="write even if up to date")
+    parser.add_argument("--merged", action="store_true", help=f"write {MERGED} alone")
     arguments = parser.parse_args()
-    write_all(arguments.out, force=arguments.force)
+    write = write_merged if arguments.merged else write_all
+    write(arguments.out, force=arguments.force)
 
 
 if __name__ == "__main__":
