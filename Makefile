@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := tcd configs deployments graphs preprocessors demo benchmarks examples tests
+SOURCES := tcd configs deployments graphs preprocessors demo benchmarks examples tests docs/theme
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check bench bench-peers bench-gpu soak survive screenshots quality train clean
+.PHONY: help setup demo serve fetch key check-config test test-deep test-gpu fuzz check docs bench bench-peers bench-gpu soak survive screenshots quality train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ check: $(READY) ## lint, types, layers
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY) ## the documentation as a site, in out/site
+	$(BIN)/python -m mkdocs --quiet build --strict
 
 bench: $(READY) ## the benchmarks; results go to standard output
 	$(BIN)/python -m benchmarks.bench_engine
