@@ -1,6 +1,7 @@
 """Every relative link of a page leads to a file that is there, and to an anchor that is there."""
 
 import subprocess
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -24,6 +25,7 @@ def wrong(page: Path, link: str) -> str | None:
     return None
 
 
+@cache
 def tracked() -> set[Path]:
     """The files of the repository, or of the working tree that are to be in it."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
