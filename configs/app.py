@@ -361,6 +361,23 @@ class PreprocessorArgs(Frozen):
     dtype: Dtype = "float32"
 
 
+class SafetyArgs(PreprocessorArgs):
+    """The safety checker, which sees every picture before anybody else does: see docs/safety.md.
+
+    Attributes:
+        checkpoint: source of a folder of diffusers' `StableDiffusionSafetyChecker`.
+        moderation: how strictly pictures are checked whose request does not say. "auto": as
+            diffusers does; "low": less strictly; "off": not at all.
+        allow_low: whether requests may ask for "low" where "auto" is usual.
+        timeout_s: for what is to be said of one picture, the wait for its turn included; a request
+            whose picture it is not said of is refused.
+    """
+
+    moderation: Literal["auto", "low", "off"] = "auto"
+    allow_low: bool = True
+    timeout_s: float = Field(60.0, gt=0)
+
+
 class TemporaryStorage(Frozen):
     """Files are kept for a while in a folder of the node that runs the ingress, below the system's
     temporary folder, and shown by the ingress, as `GET /v1/files/{name}`.
@@ -461,6 +478,7 @@ class ServiceArgs(Frozen):
     Attributes:
         depth: the depth estimator; `None`: depth maps must come ready-made.
         image_encoders: encoders for IP-Adapters, by the name that models use.
+        safety: the safety checker; `None`: no picture is checked.
         map_cache_mb: MiB of control maps and embeddings remembered across requests.
         allowed_url_hosts: hosts from which `https://` pictures may be fetched, by name alone.
         allowed_s3_buckets: buckets from which `s3://` pictures may be fetched.
@@ -510,6 +528,7 @@ class ServiceArgs(Frozen):
     aliases: dict[Alias, ModelName] = Field({})
     depth: PreprocessorArgs | None = None
     image_encoders: dict[ModelName, PreprocessorArgs] = Field({})
+    safety: SafetyArgs | None = None
     map_cache_mb: int = Field(512, ge=0)
     allowed_url_hosts: tuple[Host, ...] = ()
     allowed_s3_buckets: tuple[str, ...] = ()

@@ -55,6 +55,8 @@ def needs(config: dict[str, Any], models: Sequence[str] = ()) -> list[Need]:
         wanted |= dict.fromkeys(_of_model(*found[name], service))
     if service.depth is not None and any("depth" in found[name][0].controls for name in models):
         wanted[Need(service.depth.checkpoint)] = None
+    if service.safety is not None:
+        wanted[Need(service.safety.checkpoint)] = None
     if not models:
         preprocessors = [service.depth, *service.image_encoders.values()]
         wanted |= {Need(args.checkpoint): None for args in preprocessors if args is not None}

@@ -113,8 +113,9 @@ def deployments_of(args: ServiceArgs) -> tuple[str, ...]:
     """The names of the deployments that `graphs.service` makes of its `args`."""
     depth = () if args.depth is None else ("Depth",)
     store = ("JobStore",) if isinstance(args.jobs.storage, TemporaryJobs) else ()
+    safety = () if args.safety is None else ("Safety",)
     encoders = (f"ImageEncoder-{name}" for name in args.image_encoders)
-    return (*ALWAYS, *store, *depth, *encoders)
+    return (*ALWAYS, *store, *depth, *safety, *encoders)
 
 
 def _model_application(application: ServeApplicationSchema) -> Iterator[str]:

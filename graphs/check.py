@@ -282,6 +282,8 @@ def _sources(accepted: BaseModel) -> Iterator[tuple[str, str]]:
     elif isinstance(accepted, ServiceArgs):
         if accepted.depth is not None:
             named["depth.checkpoint"] = accepted.depth.checkpoint
+        if accepted.safety is not None:
+            named["safety.checkpoint"] = accepted.safety.checkpoint
         for name, encoder in accepted.image_encoders.items():
             named[f"image_encoders.{name}.checkpoint"] = encoder.checkpoint
     for key, source in named.items():

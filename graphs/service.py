@@ -18,6 +18,7 @@ from deployments.preprocess.canny import Canny
 from deployments.preprocess.depth import Depth
 from deployments.preprocess.image_encoder import ImageEncoder
 from deployments.preprocess.map_store import MapStore
+from deployments.preprocess.safety import Safety
 from graphs.limits import LASTING, MAX_ONGOING_REQUESTS
 from graphs.routing import route
 
@@ -90,8 +91,8 @@ def build(args: ServiceArgs) -> Application:
     """`import_path: graphs.service:build` of the application named `tcd`.
 
     Its deployments are `Ingress`, `Directory`, `JobWorker`, `JobStore` if jobs have no storage of
-    their own, `MapStore`, `Canny`, `Depth` if one is configured, and `ImageEncoder-<name>` for
-    every image encoder.
+    their own, `MapStore`, `Canny`, `Depth` and `Safety` if they are configured, and
+    `ImageEncoder-<name>` for every image encoder.
     """
     canny = _preprocessor(Canny, "Canny").bind()
     depth = None if args.depth is None else _preprocessor(Depth, "Depth").bind(args.depth)
@@ -99,8 +100,9 @@ def build(args: ServiceArgs) -> Application:
         name: _preprocessor(ImageEncoder, f"ImageEncoder-{name}").bind(encoder)
         for name, encoder in args.image_encoders.items()
     }
+    safety = None if args.safety is None else _preprocessor(Safety, "Safety").bind(args.safety)
     maps = MAP_STORE.bind(args.map_cache_mb * MIB, canny, depth, encoders)
     directory = DIRECTORY.bind(args)
     store = JOB_STORE.bind() if isinstance(args.jobs.storage, TemporaryJobs) else None
-    worker = job_worker(args.jobs.at_once).bind(args, maps, directory, store, route)
-    return INGRESS.bind(args, maps, worker, store, directory, route)
+    worker = job_worker(args.jobs.at_once).bind(args, maps, directory, store, route, safety)
+    return INGRESS.bind(args, maps, worker, store, directory, route, safety)

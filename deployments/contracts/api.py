@@ -34,6 +34,7 @@ from deployments.contracts.jobs import (
     Int,
     IpAdapter,
     LoraWeight,
+    Moderation,
     Name,
     PartialImages,
     Priority,
@@ -52,7 +53,6 @@ RANDOM = -1  # as a seed: any
 WireSeed = Annotated[Int, Field(ge=RANDOM, le=MAX_SEED, description="-1: any, as without")]
 # What other servers act on. What they mean by it stands in `docs/clients.md`.
 IGNORED = (
-    "moderation",
     "complexity",
     "frame_count",
     "frame_duration_ms",
@@ -238,7 +238,11 @@ class ImagesRequestBody(RequestBody):
         "times; num_inference_steps wins",
     )
     background: Annotated[Literal["auto", "opaque"], BeforeValidator(_opaque)] | None = None
-    moderation: Literal["auto", "low"] | None = Field(None, description="ignored")
+    moderation: Moderation | None = Field(
+        None,
+        description="how strictly pictures are checked; ignored where no safety checker is "
+        "configured",
+    )
     complexity: Literal["low", "medium", "high"] | None = Field(None, description="ignored")
     frame_count: Annotated[Int, Field(ge=1, le=1)] | None = Field(
         None, description="ignored; see `POST /v1/videos`"
@@ -311,10 +315,11 @@ class ImagesRequestBody(RequestBody):
             return stored and not self.stream and self.model in URL_MODELS
         return self.response_format == "url"
 
-    @property
-    def ignored(self) -> list[str]:
-        """The fields that were sent, are understood, and change nothing."""
-        sent = [name for name in IGNORED if name in self.model_fields_set]
+    def ignored(self, *, moderated: bool) -> list[str]:
+        """The fields that were sent, are understood, and change nothing. `moderated`: there is a
+        safety checker."""
+        known = IGNORED if moderated else ("moderation", *IGNORED)
+        sent = [name for name in known if name in self.model_fields_set]
         if self.output_compression is not None and self.output_format == "png":
             sent.append("output_compression")
         return sent
@@ -354,6 +359,7 @@ class ImagesRequestBody(RequestBody):
             partial_images=self.partial_images or 0,
             priority=self.priority,
             timeout_s=self.timeout_s,
+            moderation=self.moderation,
         )
 
 

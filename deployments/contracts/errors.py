@@ -32,6 +32,19 @@ class Conflict(InvalidRequest):
     """The request says something else than one that it claims to be."""
 
 
+class Moderated(TcdError):
+    """A picture is not shown: the safety checker found in it what it looks for. `param` names the
+    field that it came in, of one that the request brought."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.message = message
+        self.param = param
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class QueueFull(TcdError):
     """No place is free. `retry_after_ms`: when one should be, from the measured step time where
     there is one."""

@@ -84,6 +84,7 @@ Strength = Annotated[
     Float, Field(gt=0, le=1, description="how far the start image is noised; 1: as far as it goes")
 ]
 Quality = Literal["low", "medium", "standard", "auto", "high", "hd", "xhigh", "max"]
+Moderation = Literal["auto", "low"]
 Scale = Annotated[Float, Field(ge=0, le=2, description="how strongly a condition acts")]
 Fraction = Annotated[Float, Field(ge=0, le=1, description="of the steps")]
 Threshold = Annotated[Int, Field(ge=0, le=255, description="of canny's edge strength")]
@@ -193,6 +194,7 @@ class ImageRequest(Conditioned):
             alone: transparent is made anew.
         preserve_unmasked: pixels outside the mask come back exactly as they were; within it,
             where it is a light grey, they are mixed with what was made: soft edges.
+        moderation: how strictly its pictures are checked, where a safety checker is configured.
         ip_adapter: pictures to resemble; several if different adapters, scales or masks act. What
             they add is summed up.
 
@@ -222,6 +224,7 @@ class ImageRequest(Conditioned):
     partial_images: PartialImages = 0
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
+    moderation: Moderation | None = None
 
 
 @validated(frozen=True, config=_ARRAYS)

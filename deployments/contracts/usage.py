@@ -12,9 +12,9 @@ class KeyTotals:
     """What a key asked for since the start. Every number only grows.
 
     Attributes:
-        answered, refused, failed, cancelled: requests, by how they ended; refused are those that
-            could not be had as they were (400, 403, 404, 429), failed those that broke or were
-            too late.
+        answered, refused, failed, cancelled, moderated: requests, by how they ended; refused are
+            those that could not be had as they were (400, 403, 404, 429), failed those that broke
+            or were too late, moderated those whose pictures were blocked.
         images: that were made; a video or control map is one.
         work: UNet pixel-steps of all requests that a device took.
     """
@@ -25,6 +25,7 @@ class KeyTotals:
     cancelled: int = 0
     images: int = 0
     work: int = 0
+    moderated: int = 0
 
     def __add__(self, other: "KeyTotals") -> "KeyTotals":
         names = [each.name for each in fields(self)]
@@ -91,6 +92,7 @@ class KeyRequests(BaseModel):
     refused: int
     failed: int
     cancelled: int
+    moderated: int
 
 
 class KeyUsage(BaseModel):

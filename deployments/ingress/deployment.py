@@ -48,11 +48,12 @@ class Ingress:
         store: DeploymentHandle[object] | None,
         directory: DeploymentHandle[object],
         route: Router,
+        safety: DeploymentHandle[object] | None,
     ) -> None:
         self._args = args
         self._worker = worker
         self._nudging: asyncio.Task[None] | None = None
-        self._front = Front(args, maps, directory, route)
+        self._front = Front(args, maps, directory, route, safety)
         self._service, self._quota = self._front.service, self._front.quota
         objects = make_objects(args.jobs, store)
         self._desk = Desk(args, self._service, self._quota.keys, objects, self._nudge)

@@ -10,6 +10,7 @@ from deployments.ingress.keys.keyring import make_keyring
 from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.assembly import Assembler
 from deployments.ingress.request.catalogue import Catalogue
+from deployments.ingress.request.moderation import Moderator
 from deployments.ingress.request.pictures import Pictures
 from deployments.ingress.request.service import Service
 
@@ -21,6 +22,7 @@ class Front:
     Args:
         maps, directory: handles of the map store and of the directory.
         route: which preprocessors a request needs (`graphs.routing`).
+        safety: handle of the safety checker; `None`: not deployed.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Front:
         maps: DeploymentHandle[object],
         directory: DeploymentHandle[object],
         route: Router,
+        safety: DeploymentHandle[object] | None,
     ) -> None:
         self.quota = Quota(make_keyring(args))
         catalogue = Catalogue(directory)
@@ -36,4 +39,5 @@ class Front:
         self._following = loop.create_task(catalogue.follow())
         self._in_step = loop.create_task(self.quota.keep_in_step(directory.exchange.remote))
         assembler = Assembler(Pictures(args), maps, route)
-        self.service = Service(args, catalogue, assembler, self.quota)
+        moderator = Moderator(args.safety, safety)
+        self.service = Service(args, catalogue, assembler, self.quota, moderator)

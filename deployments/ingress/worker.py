@@ -34,9 +34,10 @@ class JobWorker:
         directory: DeploymentHandle[object],
         store: DeploymentHandle[object] | None,
         route: Router,
+        safety: DeploymentHandle[object] | None,
     ) -> None:
         jobs = args.jobs
-        self._front = Front(args, maps, directory, route)
+        self._front = Front(args, maps, directory, route, safety)
         service = self._front.service
         objects = make_objects(jobs, store)
         budgets: dict[Kind, int] = {

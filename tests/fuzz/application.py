@@ -49,6 +49,7 @@ from deployments.ingress.discovery.outlook import Outlook
 from deployments.ingress.http.app import make_app
 from deployments.ingress.request.assembly import Outline
 from deployments.ingress.request.budget import check, pictures_of
+from deployments.ingress.request.moderation import Moderator
 from deployments.ingress.request.pictures import Pictures
 from deployments.ingress.request.service import NOBODY, OnProgress, Service
 from tests.deployments.ingress.fakes import knowing
@@ -110,6 +111,7 @@ class NoModels(Service):
 
     def __init__(self) -> None:
         self._args = ServiceArgs()
+        self.moderator = Moderator()
         handle: Any = SimpleNamespace(options=lambda **_: handle)
         self.catalogue = knowing(Outlook("none", "RUNNING", "ready", CARD, handle))
         self.assembler: Any = SimpleNamespace(

@@ -16,6 +16,7 @@ from deployments.contracts.errors import (
     Forbidden,
     GenerationFailed,
     InvalidRequest,
+    Moderated,
     NotFound,
     NotReady,
     QueueFull,
@@ -45,6 +46,7 @@ _TABLE: tuple[tuple[type[TcdError], _Row], ...] = (
     (NotFound, _Row(404, "invalid_request_error", "not_found", retry=False)),
     (Conflict, _Row(409, "invalid_request_error", "idempotency_key_reused", retry=False)),
     (InvalidRequest, _Row(400, "invalid_request_error", "invalid_value", retry=False)),
+    (Moderated, _Row(400, "image_generation_user_error", "moderation_blocked", retry=False)),
     (TooLarge, _Row(413, "invalid_request_error", "request_too_large", retry=False)),
     (RateLimited, _Row(429, "rate_limit_error", "rate_limit_exceeded", retry=True)),
     (QueueFull, _Row(429, "rate_limit_error", "queue_full", retry=True)),
@@ -82,7 +84,7 @@ def failure(error: Exception) -> Failure:
     if row is _UNEXPECTED:
         log.error("unexpected error", exc_info=error)
         message = "the service failed unexpectedly"
-    param = error.param if isinstance(error, InvalidRequest) else None
+    param = error.param if isinstance(error, InvalidRequest | Moderated) else None
     headers = {} if row.retry else {"x-should-retry": "false"}
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
@@ -96,7 +98,8 @@ def failure(error: Exception) -> Failure:
 def error_of(code: str, message: str, param: str | None = None) -> TcdError:
     """An error of which no more is known than what was said of it."""
     kind = next((kind for kind, row in _TABLE if row.code == code), GenerationFailed)
-    return kind(message, param) if issubclass(kind, InvalidRequest) else kind(message)
+    named = issubclass(kind, InvalidRequest | Moderated)
+    return kind(message, param) if named else kind(message)
 
 
 def passing(code: str) -> bool:

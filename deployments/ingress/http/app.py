@@ -41,6 +41,7 @@ from deployments.ingress.http.middleware import (
     RequestCount,
     Unexpected,
 )
+from deployments.ingress.http.moderations import moderation_routes
 from deployments.ingress.http.once import Once
 from deployments.ingress.http.openapi import describe
 from deployments.ingress.http.playground import playground_routes
@@ -138,7 +139,7 @@ def make_app(
 
     shown = Shown(desk, args.public_url, answers)
     jobs = Jobs(desk, shown, Once(service, desk, shown, answers))
-    app.include_router(image_routes(service, storage, bodies, answers, jobs, args.metadata))
+    app.include_router(image_routes(service, storage, bodies, answers, jobs, args))
 
     @app.post("/v1/preprocess/{preprocessor}", response_class=Response)
     async def preprocess(preprocessor: Literal["depth", "canny"], request: Request) -> Response:
@@ -216,10 +217,19 @@ def make_app(
             service.catalogue.figures(), service.assembler.maps.figures(), desk.figures()
         )
         keys = quota.usage()
-        text = await asyncio.to_thread(metrics.render, figures, maps, kept, keys, quota.keys.faulty)
+        text = await asyncio.to_thread(
+            metrics.render,
+            figures,
+            maps,
+            kept,
+            keys,
+            quota.keys.faulty,
+            service.moderator.counted,
+        )
         return Response(text, media_type=CONTENT_TYPE)
 
     app.include_router(playground_routes(args.playground))
+    app.include_router(moderation_routes(service, bodies, args.safety))
     app.include_router(key_routes(quota, desk))
     app.include_router(video_routes(desk, shown, bodies, args.metadata))
     app.include_router(job_routes(desk, shown))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
+from configs.app import ServiceArgs
 from deployments.contracts.api import (
     EditsForm,
     GenerationsBody,
@@ -30,7 +31,7 @@ from deployments.ingress.http.jobs import Shown
 from deployments.ingress.http.json_text import filled
 from deployments.ingress.http.keys import caller_of
 from deployments.ingress.http.once import Once
-from deployments.ingress.http.streams import stream_images
+from deployments.ingress.http.streams import StreamAnswer, stream_images
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.request.service import Service
@@ -45,17 +46,16 @@ def image_routes(
     bodies: Bodies,
     workers: Workers,
     jobs: "Jobs",
-    metadata: bool,
+    args: ServiceArgs,
 ) -> APIRouter:
     """Routes over the service.
 
     Args:
         storage: where images go that are wanted by URL.
         workers: threads that encode.
-        metadata: whether files say how they were made, unless a request wants none.
     """
     router = APIRouter()
-    answers = Answers(service, storage, workers, jobs, metadata)
+    answers = Answers(service, storage, workers, jobs, args)
 
     @router.post("/v1/images/generations", response_model=ImagesBody)
     async def generations(request: Request) -> Response:
@@ -107,13 +107,14 @@ class Answers:
         storage: Storage | None,
         workers: Workers,
         jobs: Jobs,
-        metadata: bool,
+        args: ServiceArgs,
     ) -> None:
         self._service = service
         self._storage = storage
         self._workers = workers
         self._jobs = jobs
-        self._metadata = metadata
+        self._metadata = args.metadata
+        self._moderated = args.safety is not None
 
     async def images(
         self, request: Request, body: ImagesRequestBody, asked: ImageRequest
@@ -126,7 +127,8 @@ class Answers:
         written = wanted(body.metadata, self._metadata)
         encoding = Encoding(body.output_format, body.output_compression, written)
         if body.stream:
-            return await stream_images(self._service, request, body, asked, encoding, self._workers)
+            answer = StreamAnswer(body, encoding, body.ignored(moderated=self._moderated))
+            return await stream_images(self._service, request, asked, answer, self._workers)
         result = await self._service.generate(asked, caller_of(request))
         base_url = str(request.base_url).rstrip("/")
         made = await together(
@@ -138,7 +140,7 @@ class Answers:
             model=result.model,
             quality=body.quality or "auto",
             output_format=body.output_format,
-            ignored=body.ignored,
+            ignored=body.ignored(moderated=self._moderated),
             size=f"{result.width}x{result.height}",
             data=[],
             usage=usage_body(result.usage),
@@ -174,7 +176,7 @@ class Answers:
             metadata=wanted(body.metadata, self._metadata),
             inline=body.response_format == "b64_json" if body.later else not self._by_url(body),
             quality=body.quality or "auto",
-            ignored=tuple(body.ignored),
+            ignored=tuple(body.ignored(moderated=self._moderated)),
             events=body.EVENTS,
             webhook_url=body.webhook_url,
         )

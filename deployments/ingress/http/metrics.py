@@ -60,18 +60,23 @@ class Metrics:
         jobs: JobFigures | None,
         keys: Sequence[KeyUsage] = (),
         keys_faulty: bool = False,
+        moderated: Mapping[tuple[str, str], int] | None = None,
     ) -> bytes:
         """Prometheus text.
 
         Args:
             jobs: `None`: their storage does not answer.
             keys_faulty: the file of keys is wrong, and an older one in force.
+            moderated: pictures that were checked here, by kind and outcome; `None`: nothing is
+                said of them.
         """
         others = CollectorRegistry()
         others.register(_Engines(figures))
         others.register(_Maps(maps))
         others.register(_Jobs(jobs))
         others.register(_Keys(keys, keys_faulty))
+        if moderated is not None:
+            others.register(_Moderated(moderated))
         return generate_latest(self._registry) + generate_latest(others)
 
 
@@ -181,3 +186,18 @@ class _Keys:
             "1: the file of keys is wrong, an older one in force",
             int(self._faulty),
         )
+
+
+class _Moderated:
+    """A collector over the pictures that were checked."""
+
+    def __init__(self, counts: Mapping[tuple[str, str], int]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "tcd_moderated", "pictures that were checked", labels=["picture", "outcome"]
+        )
+        for labels, count in self._counts.items():
+            family.add_metric(labels, count)
+        yield family

@@ -24,6 +24,7 @@ from deployments.contracts.api import (
 )
 from deployments.contracts.batches import BatchBody, FileForm
 from deployments.contracts.job_cards import JobCard
+from deployments.contracts.moderations import ModerationsBody
 from deployments.contracts.tokens import TokenizeBody
 from deployments.contracts.videos import VideoBody
 from deployments.ingress.answer.media import MEDIA_TYPES
@@ -57,7 +58,8 @@ MODELS: tuple[type[BaseModel], ...] = (
     *(GenerationsBody, EditsForm, VariationsForm, PreprocessForm, VideoBody),
     *(Txt2ImgBody, Img2ImgBody, DetectBody, OptionsBody, DetailedErrorAnswer),
     *(ErrorAnswer, PartialImageEvent, CompletedEvent, FailedEvent, ErrorEvent),
-    *(JobEvent, JobPartialImageEvent, JobCard, FileForm, BatchBody, TokenizeBody),
+    *(JobEvent, JobPartialImageEvent, JobCard, FileForm, BatchBody),
+    *(TokenizeBody, ModerationsBody),
 )
 REFUSALS = {
     400: "a field, the body or a header is wrong; `param` names the field",
@@ -206,6 +208,7 @@ TABLE: Mapping[tuple[str, str], Told] = {
         headers={"x-map-id": "stands for the map where a request takes an image"},
     ),
     ("post", "/v1/tokenize"): Told(takes=TokenizeBody, example=WORDS),
+    ("post", "/v1/moderations"): Told(takes=ModerationsBody),
     ("post", "/v1/videos"): Told(takes=VideoBody, example=CONE, form=Form(VideoBody), repeats=True),
     ("get", "/v1/videos/{video_id}/content"): Told(
         answers=dict.fromkeys([*VIDEO_TYPES.values(), SPRITESHEET_TYPE], BINARY), instead=True

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -26,18 +27,30 @@ from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers
 
 
+@dataclass(frozen=True)
+class StreamAnswer:
+    """How a request's events are to be said.
+
+    Attributes:
+        ignored: fields that were understood and change nothing.
+    """
+
+    body: ImagesRequestBody
+    encoding: Encoding
+    ignored: Sequence[str]
+
+
 async def stream_images(
     service: Service,
     request: Request,
-    body: ImagesRequestBody,
     asked: ImageRequest,
-    encoding: Encoding,
+    answer: StreamAnswer,
     workers: Workers,
 ) -> StreamingResponse:
     """Server-sent events. Waits for the first, so that a refusal still has its status."""
     events = service.stream(asked, caller_of(request))
     first = await anext(events)
-    shown = _server_sent(request.scope, first, events, body, encoding, workers)
+    shown = _server_sent(request.scope, first, events, answer, workers)
     return _EventStream(shown, events)
 
 
@@ -63,8 +76,7 @@ async def _server_sent(
     scope: Scope,
     first: StreamEvent,
     rest: AsyncIterator[StreamEvent],
-    body: ImagesRequestBody,
-    encoding: Encoding,
+    answer: StreamAnswer,
     workers: Workers,
 ) -> AsyncGenerator[str]:
     """OpenAI's events; `failed` names an image that will not come, beside others that do."""
@@ -72,11 +84,11 @@ async def _server_sent(
         async for event in _chain(first, rest):
             match event:
                 case PartialImage():
-                    yield await workers.run(_partial, event, body, encoding)
+                    yield await workers.run(_partial, event, answer)
                 case FinishedImage():
-                    yield await workers.run(_completed, event, body, encoding)
+                    yield await workers.run(_completed, event, answer)
                 case FailedImage():
-                    yield _failed(event, body)
+                    yield _failed(event, answer.body)
     except Exception as error:
         refusal = failure(error)
         log_refusal(scope, refusal.status, refusal.body.error, "broken off")
@@ -102,16 +114,16 @@ def _failed(image: FailedImage, body: ImagesRequestBody) -> str:
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 
-def _partial(image: PartialImage, body: ImagesRequestBody, encoding: Encoding) -> str:
+def _partial(image: PartialImage, answer: StreamAnswer) -> str:
     more = {"partial_image_index": image.partial_index, "step": image.step}
-    return _event("partial_image", image, encoding.text(image.pixels), body, more)
+    return _event("partial_image", image, answer.encoding.text(image.pixels), answer.body, more)
 
 
-def _completed(image: FinishedImage, body: ImagesRequestBody, encoding: Encoding) -> str:
-    text = encoding.text(image.pixels, image.recipe, image.seed)
+def _completed(image: FinishedImage, answer: StreamAnswer) -> str:
+    text = answer.encoding.text(image.pixels, image.recipe, image.seed)
     usage = usage_body(image.usage).model_dump()
-    more = {"seed": image.seed, "ignored": body.ignored, "usage": usage}
-    return _event("completed", image, text, body, more)
+    more = {"seed": image.seed, "ignored": answer.ignored, "usage": usage}
+    return _event("completed", image, text, answer.body, more)
 
 
 def _event(

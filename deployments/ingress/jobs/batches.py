@@ -160,7 +160,7 @@ class Batches:
             output_compression=body.output_compression,
             metadata=wanted(body.metadata, self._args.metadata),
             quality=body.quality or "auto",
-            ignored=tuple(body.ignored),
+            ignored=tuple(body.ignored(moderated=self._args.safety is not None)),
             events=body.EVENTS,
         )
 

@@ -10,6 +10,7 @@ from deployments.contracts.errors import (
     EngineFault,
     Forbidden,
     InvalidRequest,
+    Moderated,
     NotReady,
     QueueFull,
 )
@@ -20,7 +21,7 @@ LATENT_PIXEL = 8  # pixels a side
 REFUSALS = (Forbidden, InvalidRequest, QueueFull)
 UNDONE = (*REFUSALS, NotReady, EngineFault)  # no work of these is charged
 
-Outcome = Literal["answered", "refused", "failed", "cancelled"]
+Outcome = Literal["answered", "refused", "failed", "cancelled", "moderated"]
 
 
 def work_of(job: ImageJob) -> int:
@@ -105,4 +106,6 @@ def outcome_of(error: BaseException | None) -> Outcome:
         return "answered"
     if isinstance(error, Cancelled | GeneratorExit | asyncio.CancelledError):
         return "cancelled"
+    if isinstance(error, Moderated):
+        return "moderated"
     return "refused" if isinstance(error, REFUSALS) else "failed"

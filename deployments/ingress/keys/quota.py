@@ -109,6 +109,7 @@ class Quota:
                 refused=totals.refused,
                 failed=totals.failed,
                 cancelled=totals.cancelled,
+                moderated=totals.moderated,
             ),
             images=totals.images,
             work=totals.work,

@@ -3,6 +3,7 @@
 from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count
+from typing import cast
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
@@ -54,6 +55,11 @@ class Assembled:
     original: Pixels | None = None
     mask: Mask | None = None
     recipe: Recipe | None = None
+
+    @property
+    def start(self) -> Pixels | None:
+        """The picture to start from, in the size of what is made."""
+        return None if self.job.image is None else cast(Pixels, self.assets[self.job.image])
 
     def restored(self, pixels: Pixels) -> Pixels:
         """An answer's picture with the pixels outside the mask as they were. Within it, where it is

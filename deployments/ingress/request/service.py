@@ -10,7 +10,7 @@ model that Serve has given up.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import cast
@@ -48,6 +48,7 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.refusal import Refusal, accepted
 from deployments.contracts.tokens import PromptTokens, TokenizeBody, TokensBody
+from deployments.contracts.verdict import Verdict
 from deployments.ingress.discovery.asking import asked
 from deployments.ingress.keys.lease import Lease, work_of
 from deployments.ingress.keys.quota import Quota
@@ -62,6 +63,9 @@ from deployments.ingress.request.deaths import (
     twice,
     wait_for_room,
 )
+from deployments.ingress.request.moderation import Kind, Moderator
+from deployments.ingress.request.pictures import Brought
+from deployments.ingress.request.workers import together
 
 _TokensResponse = DeploymentResponse[PromptTokens | Refusal]
 OnProgress = Callable[[Progress], None]
@@ -84,10 +88,12 @@ class Service:
         catalogue: Catalogue,
         assembler: Assembler,
         quota: Quota | None = None,
+        moderator: Moderator | None = None,
     ) -> None:
         self._args = args
         self.catalogue = catalogue
         self.assembler = assembler
+        self.moderator = moderator or Moderator()
         self._quota = quota or Quota()
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
@@ -102,10 +108,12 @@ class Service:
         within = self._within(timeout_s, request.model)
         with self._quota.lease(caller, request.n) as lease, translated(), within:
             ready, result = await twice(ask)
-            lease.made(len(result.images))
-        if ready.original is None:
-            return replace(result, recipe=ready.recipe)
-        images = await asyncio.to_thread(lambda: tuple(map(ready.restored, result.images)))
+            images = result.images
+            if ready.original is not None:
+                images = await asyncio.to_thread(lambda: tuple(map(ready.restored, images)))
+            seen = dict(zip(map(_of_seed, result.seeds), images, strict=True))
+            await self._check(request, "image", seen, until)
+            lease.made(len(images))
         return replace(result, images=images, recipe=ready.recipe)
 
     async def stream(
@@ -130,9 +138,11 @@ class Service:
                     model, ready = await self._assembled(request, until, lease)
                     async with aclosing(self._events(model, ready)) as events:
                         async for event in events:
-                            begun = begun or isinstance(event, SHOWN)
-                            lease.made(isinstance(event, FinishedImage))
-                            yield await _answered(event, ready)
+                            answered = await _answered(event, ready)
+                            if await self._may_be_seen(request, answered, until):
+                                begun = begun or isinstance(event, SHOWN)
+                                lease.made(isinstance(event, FinishedImage))
+                                yield answered
                     return
                 except FAILURES as error:
                     if begun or last_try or not died(error):
@@ -164,11 +174,14 @@ class Service:
             while True:
                 try:
                     result = await twice(ask)
-                    lease.made(1)
-                    return result
+                    break
                 except QueueFull as error:
                     async with asyncio.timeout_at(until):
                         await wait_for_room(error)
+            frames = {f"frame {place}": frame for place, frame in enumerate(result.frames, 1)}
+            await self._check(request, "frame", frames, until)
+            lease.made(1)
+        return result
 
     async def check_job(
         self, request: ImageRequest | VideoRequest, caller: Caller = NOBODY
@@ -185,6 +198,7 @@ class Service:
         with translated():
             async with self._limited(CHECK_S, request.model):
                 check(request, self._args)
+                self.moderator.level_of(request)
                 model = await self._model(request, self._quota.lease(caller, images))
             async with self._limited(pictures_s, request.model):
                 outline = await self.assembler.outline(request, model.card)
@@ -259,6 +273,47 @@ class Service:
             windows=list(read.windows),
         )
 
+    async def moderate(
+        self, pictures: Mapping[str, ImageInput], caller: Caller = NOBODY
+    ) -> list[Verdict]:
+        """What the safety checker says of pictures, which are given by the fields they came in."""
+        timeout_s = self._args.request_timeout_s
+        with self._quota.lease(caller, 1) as lease, translated(), self._within(timeout_s, None):
+            async with asyncio.timeout(timeout_s):
+                await lease.turn()
+                brought = await self.assembler.pictures.bring(pictures)
+                return await together(map(self._judged, brought.values()))
+
+    async def _judged(self, brought: Brought) -> Verdict:
+        async with self.assembler.pictures.decoded(brought) as (loaded,):
+            (verdict,) = await self.moderator.judged([loaded.pixels])
+            return verdict
+
+    async def _check(
+        self,
+        request: ImageRequest | VideoRequest,
+        kind: Kind,
+        pictures: Mapping[str, Pixels],
+        until: float,
+    ) -> None:
+        """Raises `Moderated` if one of a request's pictures, by what errors call them, is
+        blocked."""
+        level = self.moderator.level_of(request)
+        if level is not None:
+            async with asyncio.timeout_at(until):
+                await self.moderator.check(level, kind, pictures)
+
+    async def _may_be_seen(self, request: ImageRequest, event: StreamEvent, until: float) -> bool:
+        """Whether an event is told: a partial image that is blocked is left out. Raises
+        `Moderated` for a finished one."""
+        if isinstance(event, FinishedImage):
+            await self._check(request, "image", {_of_seed(event.seed): event.pixels}, until)
+        level = self.moderator.level_of(request)
+        if level is None or not isinstance(event, PartialImage):
+            return True
+        async with asyncio.timeout_at(until):
+            return await self.moderator.passes(level, "partial_image", event.pixels)
+
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(
             DeploymentResponse[ImageResult | Refusal],
@@ -307,10 +362,13 @@ class Service:
     ) -> tuple[Model, Assembled]:
         """`until`: on the clock of the event loop; the job has what is left of the time."""
         check(request, self._args)
+        self.moderator.level_of(request)
         async with asyncio.timeout_at(until):
             model = await self._model(request, lease)
             await lease.turn()
             ready = await self.assembler.assemble(request, model.card)
+        if ready.start is not None:
+            await self._check(request, "input", {"the picture to start from": ready.start}, until)
         lease.charge(work_of(ready.job))
         left = until - asyncio.get_running_loop().time()
         left = min(max(left, LEAST_S), TIMEOUT_S)  # sums of floats may be a little more
@@ -373,6 +431,10 @@ async def _answered(event: StreamEvent, ready: Assembled) -> StreamEvent:
     if isinstance(event, PartialImage):
         return replace(event, pixels=pixels)
     return replace(event, pixels=pixels, recipe=ready.recipe)
+
+
+def _of_seed(seed: int) -> str:
+    return f"the image of seed {seed}"
 
 
 def _late(timeout_s: float) -> DeadlineExceeded:

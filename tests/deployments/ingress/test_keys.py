@@ -248,7 +248,7 @@ def test_usage() -> None:
         "object": "key.usage",
         "key": "alice",
         "admin": False,
-        "requests": {"answered": 1, "refused": 1, "failed": 0, "cancelled": 0},
+        "requests": {"answered": 1, "refused": 1, "failed": 0, "cancelled": 0, "moderated": 0},
         "images": 2,
         "work": 2 * 3 * LATENT,
         "work_left": None,
