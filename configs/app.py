@@ -19,6 +19,7 @@ from pydantic import (
 from configs.families import FAMILIES, FamilyName
 from configs.frozen import Frozen, Host
 from configs.jobs import JobsArgs
+from configs.provenance import ProvenanceArgs
 from configs.union_modes import UnionMode
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
@@ -486,6 +487,8 @@ class ServiceArgs(Frozen):
             an hour into a folder of the node; `None`: such requests are refused.
         metadata: whether files say how they were made (see docs/clients.md); a request may leave
             it out of its own.
+        provenance: what files are signed with, to say that a machine made them; `None`: they are
+            not.
         max_image_bytes, max_image_pixels: of one picture in a request.
         max_request_pictures, max_request_bytes, max_request_pixels: pictures of one request (those
             of a video's frames, of one control, count as one), and what all may have together;
@@ -534,6 +537,7 @@ class ServiceArgs(Frozen):
     allowed_s3_buckets: tuple[str, ...] = ()
     storage: StorageArgs | None = TemporaryStorage()
     metadata: bool = True
+    provenance: ProvenanceArgs | None = None
     max_image_bytes: int = Field(20 * 2**20, ge=1024)
     max_image_pixels: int = Field(4096 * 4096, ge=64)
     max_request_pictures: int = Field(16, ge=1, le=64)

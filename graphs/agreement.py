@@ -243,14 +243,21 @@ def _times(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
 
 def _keys(place: str, service: ServiceArgs) -> Iterator[str]:
     """What the nodes must have; here it need not be."""
-    file, variable = (None, None) if service.keys is None else (service.keys.file, service.keys.env)
-    if file is not None and not (PROJECT_ROOT / file).is_file():
-        yield f"{place}.args.keys.file: {file!r} is not on this machine; nodes must have it"
+    keys, signing = service.keys, service.provenance
+    files = {
+        "keys.file": None if keys is None else keys.file,
+        "provenance.certificate": None if signing is None else signing.certificate,
+        "provenance.key_file": None if signing is None else signing.key_file,
+    }
+    for key, file in files.items():
+        if file is not None and not (PROJECT_ROOT / file).is_file():
+            yield f"{place}.args.{key}: {file!r} is not on this machine; nodes must have it"
     webhooks = service.jobs.webhooks
     secret = None if webhooks is None else webhooks.secret_env
     named = {
         "api_keys_env": service.api_keys_env,
-        "keys.env": variable,
+        "keys.env": None if keys is None else keys.env,
+        "provenance.key_env": None if signing is None else signing.key_env,
         "jobs.webhooks.secret_env": secret,
     }
     for key, name in named.items():

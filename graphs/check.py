@@ -7,6 +7,7 @@ change has begun.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -29,7 +30,8 @@ from ray.serve.schema import (
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
 from configs.families import FAMILIES
-from configs.sources import PICKLES, SourceError, parse
+from configs.provenance import ProvenanceArgs
+from configs.sources import PICKLES, PROJECT_ROOT, SourceError, parse
 from deployments.diffusion.engine.models.checkpoints.fitness import (
     check_kind,
     check_model,
@@ -45,6 +47,7 @@ from deployments.diffusion.engine.models.checkpoints.identity import (
     TEXTUAL_INVERSION,
     identify,
 )
+from deployments.ingress.answer.provenance import Provenance, ProvenanceError
 from graphs.agreement import MODEL, SERVICE, advice, disagreements
 
 # Where Ray's schemas hold others of their kind, by key.
@@ -216,6 +219,8 @@ def _refused(schema: type[BaseModel], value: object, place: str) -> Iterator[str
                 yield f"{place}.{key}: {said}"
         if isinstance(accepted, ModelArgs):
             yield from _files(accepted, place)
+        if isinstance(accepted, ServiceArgs) and accepted.provenance is not None:
+            yield from _signing(accepted.provenance, place)
 
 
 def _files(args: ModelArgs, place: str) -> Iterator[str]:
@@ -232,6 +237,16 @@ def _files(args: ModelArgs, place: str) -> Iterator[str]:
             check_vae(identify(read_header(vae)))
         except WrongFile as error:
             yield f"{place}.vae.source: {error}"
+
+
+def _signing(args: ProvenanceArgs, place: str) -> Iterator[str]:
+    """Why nothing can be signed, where certificate and key are on this machine."""
+    files = (PROJECT_ROOT / path for path in (args.certificate, args.key_file) if path is not None)
+    if all(map(Path.is_file, files)) and (args.key_env is None or os.environ.get(args.key_env)):
+        try:
+            Provenance(args)
+        except ProvenanceError as error:
+            yield f"{place}.provenance: {error}"
 
 
 def _of_another_kind(key: str, source: str) -> str | None:

@@ -7,6 +7,7 @@ from ray.serve.handle import DeploymentHandle
 from configs.app import ServiceArgs
 from deployments.contracts.errors import NotReady
 from deployments.contracts.routes import Router
+from deployments.ingress.answer.provenance import make_provenance
 from deployments.ingress.front import Front
 from deployments.ingress.jobs.batches import Batches
 from deployments.ingress.jobs.calling import Calling
@@ -56,6 +57,7 @@ class JobWorker:
                 JobFiles(objects),
                 args.request_timeout_s,
                 Workers("work on files of jobs", waiting=None),
+                make_provenance(args.provenance),
             ),
             at_once=jobs.at_once,
             batch_at_once=jobs.batch_at_once,

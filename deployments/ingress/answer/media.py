@@ -10,6 +10,7 @@ from deployments.contracts.api import OutputFormat
 from deployments.contracts.jobs import Mask, Pixels
 from deployments.contracts.recipe import Recipe
 from deployments.ingress.answer.metadata import Metadata, metadata_of
+from deployments.ingress.answer.provenance import Provenance
 
 MEDIA_TYPES: dict[OutputFormat, str] = {
     "png": "image/png",
@@ -50,18 +51,24 @@ def encode(
 @dataclass(frozen=True)
 class Encoding:
     """What the images of a request become: files of one format and quality, as `encode` has them;
-    with `metadata`, those whose recipe is known say how they were made."""
+    with `metadata`, those whose recipe is known say how they were made; with `provenance` they are
+    signed."""
 
     output_format: OutputFormat
     quality: int | None
     metadata: bool
+    provenance: Provenance | None = None
 
     def file(self, pixels: Pixels, recipe: Recipe | None = None, seed: int = 0) -> bytes:
         """An image file."""
         written = None
         if self.metadata and recipe is not None:
             written = metadata_of(recipe, seed, self.output_format, self.quality)
-        return encode(pixels, self.output_format, self.quality, written)
+        data = encode(pixels, self.output_format, self.quality, written)
+        if self.provenance is None:
+            return data
+        edited = recipe is not None and recipe.image is not None
+        return self.provenance.signed(data, MEDIA_TYPES[self.output_format], edited=edited)
 
     def text(self, pixels: Pixels, recipe: Recipe | None = None, seed: int = 0) -> str:
         """The same in base64, as JSON carries it."""

@@ -22,6 +22,7 @@ from deployments.contracts.recipe import Recipe
 from deployments.ingress.answer.failures import failure
 from deployments.ingress.answer.media import Encoding
 from deployments.ingress.answer.metadata import wanted
+from deployments.ingress.answer.provenance import make_provenance
 from deployments.ingress.answer.storage import Storage
 from deployments.ingress.answer.usage import usage_body
 from deployments.ingress.http.bodies import JSON, Bodies
@@ -115,6 +116,7 @@ class Answers:
         self._jobs = jobs
         self._metadata = args.metadata
         self._moderated = args.safety is not None
+        self._provenance = make_provenance(args.provenance)
 
     async def images(
         self, request: Request, body: ImagesRequestBody, asked: ImageRequest
@@ -125,7 +127,7 @@ class Answers:
             return await self._job(request, body, asked, key)
         by_url = self._by_url(body)
         written = wanted(body.metadata, self._metadata)
-        encoding = Encoding(body.output_format, body.output_compression, written)
+        encoding = Encoding(body.output_format, body.output_compression, written, self._provenance)
         if body.stream:
             answer = StreamAnswer(body, encoding, body.ignored(moderated=self._moderated))
             return await stream_images(self._service, request, asked, answer, self._workers)

@@ -32,6 +32,7 @@ from deployments.contracts.jobs import (
 from deployments.ingress.answer.failures import failure
 from deployments.ingress.answer.media import MEDIA_TYPES, Encoding
 from deployments.ingress.answer.metadata import metadata_of
+from deployments.ingress.answer.provenance import Provenance
 from deployments.ingress.answer.stills import (
     SPRITESHEET_TYPE,
     THUMBNAIL_TYPE,
@@ -82,6 +83,7 @@ class Making:
 
     Args:
         io: threads that read and write files.
+        provenance: what signs the files; `None`: nothing.
     """
 
     def __init__(
@@ -91,12 +93,14 @@ class Making:
         files: JobFiles,
         timeout_s: float,
         io: Workers,
+        provenance: Provenance | None = None,
     ) -> None:
         self._service = service
         self._batches = batches
         self._files = files
         self._timeout_s = timeout_s
         self._io = io
+        self._provenance = provenance
         self._encoders = Workers("work on answers", waiting=None)
 
     async def make(self, record: JobRecord, report: Report) -> Answer:
@@ -125,7 +129,9 @@ class Making:
         self, record: JobRecord, asked: ImageAsked, report: Report, limit: "_Limit"
     ) -> Answer:
         request = with_pictures(asked.request, await self._pictures(record))
-        encoding = Encoding(asked.output_format, asked.output_compression, asked.metadata)
+        encoding = Encoding(
+            asked.output_format, asked.output_compression, asked.metadata, self._provenance
+        )
         so_far = _Images()
         async with aclosing(self._service.stream(request, record.caller, TIMEOUT_S)) as events:
             async for event in events:
@@ -167,7 +173,7 @@ class Making:
             report(SAMPLED * event.step // event.steps, ())
 
         result = await self._service.animate(request, progressed, record.caller)
-        files = await self._encoders.run(_video_files, result, asked)
+        files = await self._encoders.run(_video_files, result, asked, self._provenance)
         results = [
             await self._written(record.folder, role, data, suffix, media_type)
             for role, data, suffix, media_type in files
@@ -280,14 +286,23 @@ def _entry(index: int, images: _Images, first: FinishedImage) -> ImageBody:
     return ImageBody(error=failure(images.failed[index].error).body.error, seed=seed)
 
 
-def _video_files(result: VideoResult, asked: VideoAsked) -> Iterable[tuple[str, bytes, str, str]]:
+def _video_files(
+    result: VideoResult, asked: VideoAsked, provenance: Provenance | None
+) -> Iterable[tuple[str, bytes, str, str]]:
     """(role, contents, suffix, media type) of what is kept of a video."""
     kind, metadata = asked.output_format, None
     if asked.metadata and result.recipe is not None:
         metadata = metadata_of(result.recipe, result.seed, kind)
     data = encode_video(result.frames, result.fps, kind, metadata)
-    return (
+    files = (
         ("video", data, kind, VIDEO_TYPES[kind]),
         ("thumbnail", thumbnail(result.frames), "webp", THUMBNAIL_TYPE),
         ("spritesheet", spritesheet(result.frames), "jpeg", SPRITESHEET_TYPE),
+    )
+    if provenance is None:
+        return files
+    edited = result.recipe is not None and result.recipe.image is not None
+    return tuple(
+        (role, provenance.signed(data, media_type, edited=edited), suffix, media_type)
+        for role, data, suffix, media_type in files
     )

@@ -79,12 +79,10 @@ class Info(BaseModel):
 
 
 async def answer_text(
-    body: ProcessingBody, run: Run, ignored: Sequence[str], workers: Workers, metadata: bool
+    body: ProcessingBody, run: Run, ignored: Sequence[str], workers: Workers, encoding: Encoding
 ) -> bytes:
-    """The answer to a request that was drawn, as JSON. `metadata`: whether files say how they were
-    made."""
+    """The answer to a request that was drawn, as JSON. `encoding`: of its files."""
     images = sorted(run.finished, key=lambda image: image.image_index)
-    encoding = Encoding("png", None, metadata)
     files = await together(
         workers.run(encoding.text, image.pixels, image.recipe, image.seed)
         for image in (images if body.send_images else ())

@@ -9,6 +9,8 @@ from fastapi import APIRouter, Request, Response
 from configs.app import ServiceArgs
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import ImageInput
+from deployments.ingress.answer.media import Encoding
+from deployments.ingress.answer.provenance import make_provenance
 from deployments.ingress.http.a1111.answers import SdImagesBody, answer_text
 from deployments.ingress.http.a1111.bodies import Img2ImgBody, ProcessingBody, Txt2ImgBody
 from deployments.ingress.http.a1111.pictures import mask_file, picture, start_file
@@ -28,6 +30,7 @@ def drawing_routes(
     """Routes over the service; `workers`: threads that encode."""
     router = APIRouter()
     runs = Runs()
+    encoding = Encoding("png", None, args.metadata, make_provenance(args.provenance))
 
     @router.post("/sdapi/v1/txt2img", response_model=SdImagesBody)
     async def txt2img(request: Request) -> Response:
@@ -61,7 +64,7 @@ def drawing_routes(
                 await run.draw(service.stream(seeded(asked.request, key), caller))
         except InvalidRequest as error:
             raise as_sent(error) from error
-        text = await answer_text(body, run, asked.ignored, workers, args.metadata)
+        text = await answer_text(body, run, asked.ignored, workers, encoding)
         return Response(text, media_type=JSON)
 
     async def ready(request: Request, body: ProcessingBody) -> Translated:
