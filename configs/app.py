@@ -376,7 +376,7 @@ class SafetyArgs(PreprocessorArgs):
 
     moderation: Literal["auto", "low", "off"] = "auto"
     allow_low: bool = True
-    timeout_s: float = Field(60.0, gt=0)
+    timeout_s: float = Field(120.0, gt=0)
 
 
 class TemporaryStorage(Frozen):

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from ray.serve._private.build_app import build_app
 
-from configs.app import PreprocessorArgs, ServiceArgs
+from configs.app import PreprocessorArgs, SafetyArgs, ServiceArgs
 from graphs.agreement import SINGLETONS, deployments_of
 from graphs.check import advice_of, main, problems, problems_of
 from graphs.limits import GRACE_S
@@ -198,6 +198,16 @@ def limits(**changed: int) -> Edit:
             "model-sd15.Diffusion.user_config.loras: Input should be a valid dict",
         ),
         (lambda c: c.update(http_options=[]), "http_options: Input should be a valid dict"),
+        (
+            lambda c: service(c)["args"].update(safety={"checkpoint": "nowhere"}),
+            "tcd.args.safety.checkpoint: 'nowhere' does not exist below",
+        ),
+        (
+            lambda c: service(c)["args"].update(
+                provenance={"certificate": "LICENSE", "key_file": "LICENSE"}
+            ),
+            "tcd.args.provenance: certificate 'LICENSE' and its key cannot sign",
+        ),
         # Of what Ray refuses.
         (
             lambda c: c["applications"].append(model(c)),
@@ -359,6 +369,18 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
             "tcd.args.keys.env: TCD_NOT_SET is not set here",
         ),
         (
+            lambda c: service(c)["args"].update(
+                provenance={"certificate": "/nowhere/chain.pem", "key_env": "TCD_NOT_SET"}
+            ),
+            "tcd.args.provenance.certificate: '/nowhere/chain.pem' is not on this machine",
+        ),
+        (
+            lambda c: service(c)["args"].update(
+                provenance={"certificate": "LICENSE", "key_env": "TCD_NOT_SET"}
+            ),
+            "tcd.args.provenance.key_env: TCD_NOT_SET is not set here",
+        ),
+        (
             lambda c: service(c)["args"].update(api_keys_env="TCD_NOT_SET"),
             "tcd.args.api_keys_env: TCD_NOT_SET is not set here",
         ),
@@ -419,6 +441,7 @@ def test_the_names_of_the_services_deployments() -> None:
     args = ServiceArgs(
         depth=PreprocessorArgs(checkpoint="a/b"),
         image_encoders={"vit": PreprocessorArgs(checkpoint="a/b")},
+        safety=SafetyArgs(checkpoint="a/b"),
     )
     for each in (args, ServiceArgs()):
         built = build_app(build(each), name="tcd").deployments

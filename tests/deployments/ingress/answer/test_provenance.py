@@ -111,7 +111,7 @@ def test_a_video(provenance: Provenance, output_format: VideoFormat) -> None:
 
 def decoded(file: bytes, media_type: str) -> np.ndarray:
     if media_type == "video/mp4":
-        with av.open(io.BytesIO(file)) as video:
+        with av.open(io.BytesIO(file), "r") as video:
             return np.stack([f.to_ndarray(format="rgb24") for f in video.decode(video=0)])
     frames = ImageSequence.Iterator(Image.open(io.BytesIO(file)))
     return np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
