@@ -19,6 +19,7 @@ from deployments.contracts.errors import (
     Forbidden,
     GenerationFailed,
     InvalidRequest,
+    Moderated,
     NotFound,
     NotReady,
     QueueFull,
@@ -68,6 +69,7 @@ FAILURES: tuple[TcdError, ...] = (
     EngineFault("the engine broke"),
     StorageUnavailable("the storage did not take it"),
     GenerationFailed("not a number"),
+    Moderated("blocked by the safety checker, which found concept 7 in the image of seed 0"),
 )
 USAGE = Usage(prompt_tokens=3, image_tokens=4, denoising_steps=4)
 CARD = ModelCard(
