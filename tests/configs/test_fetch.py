@@ -229,5 +229,9 @@ def test_what_a_model_of_the_guide_needs() -> None:
         Need("stable-diffusion-v1-5/stable-diffusion-v1-5", None, "pipeline_configs"),
         Need("owner/tcd"),
     ]
+    safe = {"import_path": "graphs.service:build", "args": {"safety": {"checkpoint": "owner/safe"}}}
+    for models in ((), (MODEL["name"],)):  # no model answers without it
+        both = [safe, {"import_path": "graphs.model:build", "args": MODEL}]
+        assert Need("owner/safe") in needs({"applications": both}, models)
     with pytest.raises(ConfigError, match="no model application"):
         needs({})
