@@ -13,7 +13,7 @@ from configs.app import SafetyArgs, ServiceArgs
 from deployments.contracts.errors import Moderated
 from deployments.contracts.jobs import ImageRequest
 from graphs.service import build
-from tests.deployments.ingress.images import data_url, png
+from tests.deployments.ingress.images import data_url, moderated, png
 from tests.safety_models import GREEN_PICTURE, RED_PICTURE, write_safety_checker
 from tests.serving import Served
 
@@ -41,10 +41,7 @@ def safe(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 def test_it_sees_what_is_shown_and_what_is_sent(safe: str) -> None:
     client = openai.OpenAI(base_url=f"{safe}/v1", api_key="none", max_retries=0)
     red, green = client.moderations.create(
-        input=[
-            {"type": "image_url", "image_url": {"url": data_url(RED)}},
-            {"type": "image_url", "image_url": {"url": data_url(GREEN)}},
-        ]
+        input=[moderated(data_url(RED)), moderated(data_url(GREEN))]
     ).results
     assert (red.flagged, green.flagged) == (True, False)
     with pytest.raises(openai.BadRequestError) as blocked:

@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from openai.types import ImagesResponse
+from openai.types import ImagesResponse, ModerationImageURLInputParam
 from PIL import Image
 
 from deployments.contracts.jobs import Mask, Pixels
@@ -26,6 +26,11 @@ def png(pixels: Pixels | Image.Image, alpha: Mask | None = None) -> bytes:
 def data_url(file: bytes) -> str:
     """A file as text."""
     return "data:image/png;base64," + base64.b64encode(file).decode()
+
+
+def moderated(url: str) -> ModerationImageURLInputParam:
+    """A picture as the official client has it judged."""
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def shown(file: bytes) -> Pixels:

@@ -14,7 +14,6 @@ import numpy as np
 import openai
 import pytest
 import uvicorn
-from openai.types import ModerationImageURLInputParam
 from ray import serve
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
@@ -46,7 +45,7 @@ from deployments.ingress.answer.failures import error_of, failure, passing
 from deployments.ingress.http.app import make_app
 from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.service import Service
-from tests.deployments.ingress.images import data_url, png, shown
+from tests.deployments.ingress.images import data_url, moderated, png, shown
 from tests.deployments.ingress.keyed import Keys, entry
 from tests.deployments.ingress.local_jobs import local_desk
 from tests.deployments.ingress.painter import Checker, Painter, never, painting, safety
@@ -376,10 +375,6 @@ def picture(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def official_picture(url: str) -> ModerationImageURLInputParam:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
 def test_moderations_by_the_official_client(folder: Path, tmp_path: Path) -> None:
     args = args_of(folder)
     service, _, _ = painting(args)
@@ -389,13 +384,13 @@ def test_moderations_by_the_official_client(folder: Path, tmp_path: Path) -> Non
         official = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         answer = official.moderations.create(
             model="omni-moderation-latest",
-            input=[official_picture(RED), official_picture(GREEN)],
+            input=[moderated(RED), moderated(GREEN)],
         )
         with pytest.raises(openai.BadRequestError, match="no model of texts is here"):
             official.moderations.create(input="a text")
         bad = data_url(b"nothing of the kind")
         with pytest.raises(openai.BadRequestError, match="of an unknown format") as refused:
-            official.moderations.create(input=[official_picture(bad)])
+            official.moderations.create(input=[moderated(bad)])
         assert refused.value.param == "input.0.image_url.url"
     assert answer.id.startswith("modr-")
     assert answer.model == str(folder)
