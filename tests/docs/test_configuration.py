@@ -7,13 +7,16 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from configs import app, jobs
+from configs import app, jobs, provenance
 from configs.app import FOLLOWING
 from tests.docs.pages import DOCS
 
 TABLES: dict[str, type[BaseModel]] = {
     "`args` of `tcd`": app.ServiceArgs,
     "`depth`, and each of `image_encoders`": app.PreprocessorArgs,
+    "`safety`": app.SafetyArgs,
+    "`provenance`": provenance.ProvenanceArgs,
+    "`playground`": app.PlaygroundArgs,
     "`storage`: temporary": app.TemporaryStorage,
     "`storage`: folder": app.FolderStorage,
     "`storage`: s3": app.S3Storage,

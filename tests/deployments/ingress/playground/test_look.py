@@ -63,7 +63,6 @@ def test_each_state_of_the_page(
     visitor.opened().get_by_role("button", name="curl").click()
     visitor.page.get_by_label("The request", exact=True).wait_for()
     sound(visitor)
-    shot(visitor, f"{name}-viewer")
     visitor.page.keyboard.press("Escape")
     for title in SECTIONS:
         visitor.section(title)
