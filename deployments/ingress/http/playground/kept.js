@@ -4,9 +4,12 @@
 import { createStore, del, entries, get, set } from "./vendor/idb-keyval.js";
 import { store } from "./store.js";
 
+// Another service below another prefix of this host keeps its own.
+const place = new URL(".", location.href).pathname;
 const stores = {
-  page: createStore("tcd-page", "page"),
-  gallery: createStore("tcd-gallery", "items"),
+  page: createStore(`tcd-page ${place}`, "page"),
+  tasks: createStore(`tcd-tasks ${place}`, "tasks"),
+  gallery: createStore(`tcd-gallery ${place}`, "items"),
 };
 
 /** Why nothing is kept, if so. */
@@ -23,6 +26,11 @@ async function tried(does, otherwise) {
 
 export const recall = (name) => tried(() => get(name, stores.page), undefined);
 export const remember = (name, value) => tried(() => set(name, value, stores.page));
+
+/** Tasks that were not over, each by itself: other tabs have theirs. */
+export const openTasks = async () => (await tried(() => entries(stores.tasks), [])).map(([, task]) => task);
+export const keepTask = (task) => tried(() => set(task.id, task, stores.tasks));
+export const forgetTask = (id) => tried(() => del(id, stores.tasks));
 
 /** Items, the newest first: `{id, made, blob, request, size, seed, took_s}`; `request` with its
  *  pictures as Blobs. */

@@ -105,7 +105,7 @@ async function start() {
   await look();
   render(html`<${Page} examples=${examples} />`, document.getElementById("page"));
   await resume();
-  setInterval(look, LOOK_MS);
+  setInterval(() => document.hidden || look(), LOOK_MS);
 }
 
 start();

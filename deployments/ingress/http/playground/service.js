@@ -41,15 +41,14 @@ export async function ask(path, { method = "GET", json, form, signal } = {}) {
 }
 
 /** The objects of a stream of server-sent events, as they come. */
-export async function* events(path, signal) {
-  const reader = (await ask(path, { signal })).body.pipeThrough(new TextDecoderStream()).getReader();
+export async function* events(path) {
+  const reader = (await ask(path)).body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     let part;
     try {
       part = await reader.read();
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
+    } catch {
       throw new Refused(0, { message: "the connection broke" });
     }
     if (part.done) return;

@@ -1,7 +1,7 @@
 /** What is being made: each request is a job of the service, which goes on when the page is closed
  *  and is followed again when it is opened. */
 
-import { keep, recall, remember } from "./kept.js";
+import { forgetTask, keep, keepTask, openTasks } from "./kept.js";
 import { expected, learn } from "./pace.js";
 import { isVideo, sent } from "./request.js";
 import { Refused, ask, events } from "./service.js";
@@ -14,33 +14,34 @@ const OVER = ["completed", "failed", "cancelled"];
  *  begun, expected, error, trouble}`. */
 export const tasks = store([]);
 
-const stopping = new Map(); // AbortControllers by task
-
 function update(id, fields) {
   tasks.set((all) => all.map((task) => (task.id === id ? { ...task, ...fields } : task)));
 }
 
-function saved() {
-  const open = tasks.get().filter(({ error }) => !error);
-  return remember("tasks", open.map(({ id, request, card, asked }) => ({ id, request, card, asked })));
-}
-
 export function dismiss(id) {
   tasks.set((all) => all.filter((task) => task.id !== id));
-  return saved();
+  return forgetTask(id);
+}
+
+/** It is over, and stays to be read; not beyond this visit. */
+function fail(id, fields) {
+  update(id, { status: "failed", ...fields });
+  return forgetTask(id);
 }
 
 /** Hands a request in. Raises `Refused`. */
 export async function submit(request, card) {
   const answer = await ask(request.route, await sent(request));
   const job = await answer.json();
-  begin({ id: job.id, request, card, asked: Date.now() });
-  await saved();
+  const task = { id: job.id, request, card, asked: Date.now() };
+  begin(task);
+  await keepTask(task);
 }
 
 /** Goes on with what was not over when the page was left. */
 export async function resume() {
-  for (const task of (await recall("tasks")) ?? []) begin(task);
+  const open = await openTasks();
+  for (const task of open.sort((one, other) => one.asked - other.asked)) begin(task);
 }
 
 function begin(task) {
@@ -50,29 +51,27 @@ function begin(task) {
 }
 
 export async function cancel(id) {
+  const { status } = known(id);
   update(id, { status: "cancelling" });
   try {
     await ask(`v1/jobs/${id}/cancel`, { method: "POST" });
   } catch (error) {
-    if (error.status !== 404) update(id, { trouble: error.message });
+    if (error.status !== 404) update(id, { status, trouble: error.message });
     else await dismiss(id);
   }
 }
 
 export const cancelAll = () => Promise.all(tasks.get().filter(({ error }) => !error).map(({ id }) => cancel(id)));
 
+const known = (id) => tasks.get().find((task) => task.id === id);
+
+/** Until a task is over, or dismissed. */
 async function follow(id) {
-  const stop = new AbortController();
-  stopping.set(id, stop);
-  for (;;) {
+  while (known(id)) {
     try {
-      if (await told(id, stop.signal)) return;
+      if (await told(id)) return;
     } catch (error) {
-      if (error.name === "AbortError") return;
-      if (error.status === 404) {
-        update(id, { status: "failed", error: "the service no longer knows this task" });
-        return;
-      }
+      if (error.status === 404) return fail(id, { error: "the service no longer knows this task" });
       update(id, { trouble: error.message });
     }
     await new Promise((wait) => setTimeout(wait, AGAIN_MS));
@@ -80,12 +79,13 @@ async function follow(id) {
 }
 
 /** Follows a job's events; whether it is over. */
-async function told(id, signal) {
-  for await (const event of events(`v1/jobs/${id}/events`, signal)) {
+async function told(id) {
+  for await (const event of events(`v1/jobs/${id}/events`)) {
+    if (!known(id)) return true;
     if (event.error) throw new Refused(event.error.code === "not_found" ? 404 : 500, event.error);
     if (event.type === "job.partial_image") {
       const { image_index, media_type, b64_json } = event;
-      const { previews } = tasks.get().find((task) => task.id === id);
+      const { previews } = known(id);
       update(id, { previews: { ...previews, [image_index]: `data:${media_type};base64,${b64_json}` } });
       continue;
     }
@@ -96,14 +96,10 @@ async function told(id, signal) {
 }
 
 async function see(id, job) {
-  const task = tasks.get().find((one) => one.id === id);
-  if (!task) return;
+  const task = known(id);
   if (job.status === "completed") return finish(task, job);
   if (job.status === "cancelled") return dismiss(id);
-  if (job.status === "failed") {
-    update(id, { status: "failed", error: job.error.message, param: job.error.param });
-    return saved();
-  }
+  if (job.status === "failed") return fail(id, { error: job.error.message });
   const begun = task.begun ?? (job.status === "in_progress" ? Date.now() : undefined);
   const status = task.status === "cancelling" ? task.status : job.status;
   update(id, { status, position: job.queue_position, progress: job.progress, begun, trouble: undefined });
@@ -136,9 +132,5 @@ async function finish(task, job) {
       took_s,
     });
   }
-  if (failed.length) {
-    update(task.id, { status: "failed", error: failed.join("; ") });
-    return saved();
-  }
-  return dismiss(task.id);
+  return failed.length ? fail(task.id, { error: failed.join("; ") }) : dismiss(task.id);
 }

@@ -114,7 +114,7 @@ class Visitor:
         body: dict[str, object] = self.page.evaluate(
             """async () => {
                 const database = await new Promise((done) => {
-                    const opening = indexedDB.open("tcd-gallery");
+                    const opening = indexedDB.open(`tcd-gallery ${location.pathname}`);
                     opening.onsuccess = () => done(opening.result);
                 });
                 const items = await new Promise((done) => {
