@@ -25,7 +25,7 @@ STYLES = ("papercut", "ink", "neon")
 # this when it is imported, in this process and in those that it starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 # `make test` runs others beside them, with the lowest priority; Ray gives its workers nearly that.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ.update(RAY_worker_niceness="0")
 
 # Shared cores make any deadline a lottery; a fixed choice of examples makes a red run repeatable.
 settings.register_profile(

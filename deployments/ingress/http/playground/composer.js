@@ -76,7 +76,8 @@ export function Composer({ cards, card }) {
     <div class="go">
       <button class="primary" disabled=${busy}>${busy ? "Handing in …" : "Generate"}</button>
       <button type="button" class="quiet" onClick=${() => change({ ...EMPTY, model: draft.model })}>Reset</button>
-      <p role="status" class=${told.wrong ? "fault" : ""}>${told.text || (seconds ? `takes about ${spelled(seconds)}` : "")}</p>
+      <p role="status" class=${told.wrong ? "fault" : ""}>${told.text}</p>
+      ${seconds && html`<small>takes about ${spelled(seconds)}</small>`}
     </div>
   </form>`;
 }

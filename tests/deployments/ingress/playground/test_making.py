@@ -18,6 +18,25 @@ LOOKS = [
 ]
 
 
+# How many greys the mask has that the browser keeps.
+LEVELS_OF_THE_MASK = """async () => {
+    const database = await new Promise((done) => {
+        const opening = indexedDB.open(`tcd-page ${location.pathname}`);
+        opening.onsuccess = () => done(opening.result);
+    });
+    const draft = await new Promise((done) => {
+        const found = database.transaction("page").objectStore("page").get("draft");
+        found.onsuccess = () => done(found.result);
+    });
+    database.close();
+    const mask = await createImageBitmap(draft.mask);
+    const page = new OffscreenCanvas(mask.width, mask.height).getContext("2d");
+    page.drawImage(mask, 0, 0);
+    const { data } = page.getImageData(0, 0, mask.width, mask.height);
+    return new Set(data.filter((_, at) => at % 4 === 0)).size;
+}"""
+
+
 @pytest.fixture(params=LOOKS)
 def visitor(request: pytest.FixtureRequest, served: Served, visit: Visit) -> Visitor:
     """Someone who draws with sd15."""
@@ -105,6 +124,44 @@ def test_an_edit_keeps_what_is_not_painted(visitor: Visitor, picture: Path) -> N
         assert made.getpixel((1, 1)) == before.getpixel((1, 1))
         assert made.getpixel((62, 60)) == before.getpixel((62, 60))
         assert made.getpixel((32, 32)) != before.getpixel((32, 32))
+
+
+def test_a_soft_edge_of_a_mask(visitor: Visitor, picture: Path) -> None:
+    visitor.section("Start picture and mask")
+    visitor.give("Start picture", picture)
+    visitor.page.locator(".easel canvas").click()
+    visitor.page.get_by_text("What is painted is made anew").wait_for()
+    levels: list[int] = []
+    for feather in ("0", "12"):
+        visitor.page.get_by_label("Feather, exactly").fill(feather)
+        visitor.page.get_by_label("Feather, exactly").press("Tab")
+        visitor.page.wait_for_timeout(1000)  # the draft is kept when it rests
+        levels.append(visitor.page.evaluate(LEVELS_OF_THE_MASK))
+    hard, soft = levels
+    assert soft > hard + 20
+    visitor.generate()
+    made = pixels(visitor)
+    with Image.open(picture) as before:
+        assert made.getpixel((1, 1)) == before.getpixel((1, 1))
+
+
+@pytest.mark.parametrize("how", ["drop", "paste"])
+def test_pictures_come_by_hand(visitor: Visitor, picture: Path, how: str) -> None:
+    visitor.section("Start picture and mask")
+    visitor.section("Controls").get_by_role("button", name="Add canny").click()
+    visitor.section("Pictures to resemble")
+    for place in ("Start picture", "Picture for canny", "Picture to resemble"):
+        visitor.brings(place, how, picture)
+        visitor.page.get_by_role("img", name=f"{place} 1").wait_for()
+
+
+def test_what_becomes_of_a_picture_is_seen(visitor: Visitor) -> None:
+    for field, value in (("width", "256"), ("height", "256"), ("num_inference_steps", "50")):
+        visitor.field(field).fill(value)
+    visitor.button("Generate").click()
+    visitor.page.locator(".queue .previews img").wait_for(timeout=60_000)
+    visitor.waits_for(1)
+    visitor.page.get_by_text("takes about").wait_for()
 
 
 def test_controls_show_their_maps_first(visitor: Visitor, picture: Path) -> None:

@@ -1,5 +1,6 @@
 """Someone at the page, in Debian's Chromium."""
 
+import base64
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,22 @@ class Visitor:
         """Pictures to a place for them."""
         place = self.page.get_by_role("group", name=label, exact=True)
         place.locator("input[type=file]").set_input_files(files)
+
+    def brings(self, label: str, how: str, file: Path) -> None:
+        """A picture to a place for them, by `drop` or `paste`."""
+        text = base64.b64encode(file.read_bytes()).decode()
+        self.page.get_by_role("group", name=label, exact=True).evaluate(
+            """(place, [how, text]) => {
+                const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+                const data = new DataTransfer();
+                data.items.add(new File([bytes], "picture.png", { type: "image/png" }));
+                const told = { bubbles: true, cancelable: true };
+                place.dispatchEvent(how === "drop"
+                    ? new DragEvent("drop", { ...told, dataTransfer: data })
+                    : new ClipboardEvent("paste", { ...told, clipboardData: data }));
+            }""",
+            [how, text],
+        )
 
     @property
     def tiles(self) -> Locator:
