@@ -39,11 +39,8 @@ check-config: $(READY) ## say what is wrong with CONFIG before it is deployed
 	$(BIN)/python -m graphs.check $(CONFIG)
 
 test: $(READY) ## all tests but the deep ones
-	@# Those that run a service or measure time wait more than they compute: the others take what they leave.
-	mkdir -p out
-	nice -n 19 $(BIN)/python -m pytest -m 'not deep and not gpu and not alone' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder > out/test.log 2>&1 & others=$$!; \
-	$(BIN)/python -m pytest -m 'alone and not deep and not gpu'; alone=$$?; \
-	wait $$others; others=$$?; cat out/test.log; exit $$((alone || others))
+	$(BIN)/python -m pytest -m 'not deep and not gpu and not alone' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder; \
+	beside=$$?; $(BIN)/python -m pytest -m 'alone and not deep and not gpu' && exit $$beside
 
 test-deep: $(READY) ## the long versions of the property tests
 	$(BIN)/python -m pytest -m deep

@@ -24,8 +24,6 @@ STYLES = ("papercut", "ink", "neon")
 # Tensors this small are slower on two threads, and very slow on two busy cores. torch reads
 # this when it is imported, in this process and in those that it starts.
 os.environ["OMP_NUM_THREADS"] = "1"
-# `make test` runs others beside them, with the lowest priority; Ray gives its workers nearly that.
-os.environ.update(RAY_worker_niceness="0")
 
 # Shared cores make any deadline a lottery; a fixed choice of examples makes a red run repeatable.
 settings.register_profile(
@@ -46,7 +44,7 @@ ALONE = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tells what has the machine first from what may take its time beside that."""
+    """Tells what may run beside other tests from what may not."""
     for item in items:
         place = item.path.relative_to(Path(__file__).parent)
         served = "served" in getattr(item, "fixturenames", ())
