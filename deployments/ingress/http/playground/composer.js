@@ -4,6 +4,7 @@ import { html } from "./vendor/preact.js";
 import { Controls } from "./controls.js";
 import { EMPTY, abilities, change, draft as theDraft } from "./draft.js";
 import { Fault, NumberField, Section, Slider, faults, lead } from "./fields.js";
+import { gallery } from "./kept.js";
 import { MaskEditor } from "./mask.js";
 import { expected, spelled } from "./pace.js";
 import { Pictures } from "./pictures.js";
@@ -45,6 +46,7 @@ export function Composer({ cards, card }) {
   const draft = useStore(theDraft);
   const busy = useStore(handing);
   const told = useStore(said);
+  useStore(gallery); // what was made last tells how long the next takes
   const can = abilities(card);
   const film = draft.video && can.films;
   const submitted = (event) => {

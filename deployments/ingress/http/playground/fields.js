@@ -41,12 +41,22 @@ const described = (all, name) => (faultOf(all, name) ? { "aria-invalid": "true",
 
 export const numberOf = (text) => (text === "" ? "" : Number(text));
 
+/** Keeps what is being written as it is: "0.0" is on its way to 0.05. */
+function NumberInput({ value, set, ...rest }) {
+  const [text, write] = useState(null);
+  const written = (event) => {
+    write(event.target.value);
+    set(numberOf(event.target.value));
+  };
+  return html`<input type="number" step="any" value=${text ?? value} onInput=${written} onBlur=${() => write(null)} ...${rest} />`;
+}
+
 export function NumberField({ name, label, value, set, min, max, step = "any", usual }) {
   const all = useStore(faults);
   return html`<label class="field">
     <span>${label}</span>
-    <input type="number" inputmode="decimal" data-field=${name} ...${described(all, name)} value=${value} min=${min} max=${max} step=${step}
-      placeholder=${usual ?? ""} onInput=${(event) => (set ?? ((given) => change({ [name]: given })))(numberOf(event.target.value))} />
+    <${NumberInput} inputmode="decimal" data-field=${name} ...${described(all, name)} value=${value} min=${min} max=${max} step=${step}
+      placeholder=${usual ?? ""} set=${set ?? ((given) => change({ [name]: given }))} />
     <${Fault} name=${name} />
   </label>`;
 }
@@ -66,8 +76,7 @@ export function Slider({ name, label, value, set, min = 0, max = 1, step = 0.05,
   return html`<div class="slider">
     <label><span>${label}</span><input type="range" data-field=${name} min=${Math.min(min, value)} max=${Math.max(max, value)} step=${step} value=${value}
       onInput=${(event) => set(Number(event.target.value))} /></label>
-    <input type="number" class="exact" aria-label=${`${label}, exactly`} step="any" value=${value}
-      onChange=${(event) => event.target.value !== "" && set(Number(event.target.value))} />
+    <${NumberInput} class="exact" aria-label=${`${label}, exactly`} value=${value} set=${(given) => given !== "" && set(given)} />
     ${remove && html`<button type="button" class="quiet" aria-label=${`Remove ${label}`} onClick=${remove}>✕</button>`}
   </div>`;
 }

@@ -62,12 +62,17 @@ def test_a_picture_with_a_style(visitor: Visitor) -> None:
     visitor.page.evaluate("() => document.activeElement.blur()")
     tab_to(visitor, "ink")
     press(visitor, "ArrowLeft", "ArrowLeft")
+    press(visitor, "Tab", "Control+a")
+    visitor.page.keyboard.type("0.905")
+    tab_to(visitor, "Eta")
+    visitor.page.keyboard.type("0.05")
     tab_to(visitor, "Seed")
     visitor.page.keyboard.type("5")
     press(visitor, "Control+Enter")
     visitor.waits_for(1)
     asked = visitor.asked()
-    assert asked["loras"] == [{"name": "ink", "weight": 0.9}]
+    assert asked["eta"] == 0.05
+    assert asked["loras"] == [{"name": "ink", "weight": 0.905}]
     assert (asked["prompt"], asked["seed"]) == ("a red ball", 5)
 
 
@@ -120,7 +125,9 @@ def test_a_picture_of_the_gallery_is_taken_and_looked_at(visitor: Visitor) -> No
     visitor.page.get_by_role("dialog").wait_for(state="hidden")
     assert visitor.field("seed").input_value() != ""
     tab_to(visitor, "Open: a red ball")
-    press(visitor, "Enter", "Escape")
+    press(visitor, "Enter")
+    visitor.page.get_by_role("dialog").wait_for()
+    press(visitor, "Escape")
     visitor.page.get_by_role("dialog").wait_for(state="hidden")
     assert focused(visitor).startswith("Open: a red ball")
 

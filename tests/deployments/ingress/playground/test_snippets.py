@@ -4,6 +4,7 @@ import base64
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,8 @@ def test_the_handle_makes_the_same(
     )
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(text, names)
+    with ThreadPoolExecutor(1) as thread:  # this one has the browser's event loop
+        thread.submit(exec, text, names).result()
     image = Image.fromarray(names["result"].images[0])  # type: ignore[attr-defined]
     assert np.array_equal(np.asarray(image), made(visitor))
 
