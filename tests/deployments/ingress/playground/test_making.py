@@ -129,6 +129,7 @@ def test_an_edit_keeps_what_is_not_painted(visitor: Visitor, picture: Path) -> N
 def test_a_soft_edge_of_a_mask(visitor: Visitor, picture: Path) -> None:
     visitor.section("Start picture and mask")
     visitor.give("Start picture", picture)
+    visitor.page.get_by_label("Brush size, exactly").fill("60")  # softened, less than this is none
     visitor.page.locator(".easel canvas").click()
     visitor.page.get_by_text("What is painted is made anew").wait_for()
     levels: list[int] = []
