@@ -82,6 +82,10 @@ class WentAway(NotReady):
     """What worked on the request died, more than once."""
 
 
+class Unchecked(TcdError):
+    """The work was done, and the safety checker does not say whether it may be shown."""
+
+
 class StorageUnavailable(TcdError):
     """The storage of files or of jobs does not answer."""
 

@@ -25,6 +25,7 @@ from deployments.contracts.errors import (
     TcdError,
     TooLarge,
     Unauthorized,
+    Unchecked,
 )
 
 # Below Serve's own logger, whose handlers write to the replica's log, with the request's id.
@@ -53,6 +54,7 @@ _TABLE: tuple[tuple[type[TcdError], _Row], ...] = (
     (DeadlineExceeded, _Row(408, "timeout_error", "deadline_exceeded", retry=False)),
     (Cancelled, _Row(499, "cancelled_error", "cancelled", retry=False)),
     (NotReady, _Row(503, "server_error", "not_ready", retry=True)),
+    (Unchecked, _Row(503, "server_error", "unchecked", retry=True)),
     (StorageUnavailable, _Row(503, "server_error", "storage_unavailable", retry=True)),
     (EngineFault, _Row(503, "server_error", "engine_fault", retry=True)),
     (GenerationFailed, _Row(500, "server_error", "generation_failed", retry=False)),

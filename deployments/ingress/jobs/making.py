@@ -108,7 +108,7 @@ class Making:
         is waited for, a replica, the storage, and room in the queue for as long as it takes. Raises
         a `TcdError` if it cannot be done."""
         if record.kind == "batch":
-            told = await _persevering(
+            told = await persevering(
                 WINDOW_S, lambda: self._batches.make(record, lambda done: report(done, ()))
             )
             return Answer((), told.said, told.called_off)
@@ -123,7 +123,7 @@ class Making:
                     return await self._video(record, asked, report, limit)
                 return await self._images(record, asked, report, limit)
 
-        return await _persevering(timeout_s, attempt)
+        return await persevering(timeout_s, attempt)
 
     async def _images(
         self, record: JobRecord, asked: ImageAsked, report: Report, limit: "_Limit"
@@ -241,7 +241,7 @@ class _Limit:
             raise DeadlineExceeded(f"the job was not done within {self._timeout_s:g} s") from None
 
 
-async def _persevering(timeout_s: float, make: Callable[[], Awaitable[Made]]) -> Made:
+async def persevering(timeout_s: float, make: Callable[[], Awaitable[Made]]) -> Made:
     """What `make` comes to, asked again for what passes: as often as it takes for want of room, and
     for `timeout_s` in all for anything else."""
     patience_s = timeout_s

@@ -10,10 +10,10 @@ model that Serve has given up.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import cast
+from typing import TypeVar, cast
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -27,6 +27,7 @@ from deployments.contracts.errors import (
     InvalidRequest,
     NotReady,
     QueueFull,
+    Unchecked,
 )
 from deployments.contracts.jobs import (
     BACKGROUND,
@@ -69,6 +70,7 @@ from deployments.ingress.request.workers import together
 
 _TokensResponse = DeploymentResponse[PromptTokens | Refusal]
 OnProgress = Callable[[Progress], None]
+Said = TypeVar("Said")
 NOBODY = Caller()
 CHECK_S = 10.0  # for a replica to say whether it would take a job
 LEAST_S = 0.001
@@ -299,9 +301,13 @@ class Service:
         """Raises `Moderated` if one of a request's pictures, by what errors call them, is
         blocked."""
         level = self.moderator.level_of(request)
-        if level is not None:
+        if level is None:
+            return
+        if kind == "input":
             async with asyncio.timeout_at(until):
                 await self.moderator.check(level, kind, pictures)
+        else:
+            await _of_drawn(lambda: self.moderator.check(level, kind, pictures), until)
 
     async def _may_be_seen(self, request: ImageRequest, event: StreamEvent, until: float) -> bool:
         """Whether an event is told: a partial image that is blocked is left out. Raises
@@ -311,8 +317,8 @@ class Service:
         level = self.moderator.level_of(request)
         if level is None or not isinstance(event, PartialImage):
             return True
-        async with asyncio.timeout_at(until):
-            return await self.moderator.passes(level, "partial_image", event.pixels)
+        pixels = event.pixels
+        return await _of_drawn(lambda: self.moderator.passes(level, "partial_image", pixels), until)
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(
@@ -421,6 +427,20 @@ class Service:
         except (TimeoutError, DeadlineExceeded) as error:
             absence = self.catalogue.absence(self._args.model_named(model), timeout_s)
             raise absence or _late(timeout_s) from error
+
+
+async def _of_drawn(look: Callable[[], Awaitable[Said]], until: float) -> Said:
+    """What the safety checker says of what has been drawn, which is not drawn anew for its sake: it
+    waits for room in the checker's queue. Raises `Unchecked` if that does not answer."""
+    async with asyncio.timeout_at(until):
+        while True:
+            try:
+                with translated():
+                    return await look()
+            except QueueFull as error:
+                await wait_for_room(error)
+            except NotReady as error:
+                raise Unchecked(str(error)) from error
 
 
 async def _answered(event: StreamEvent, ready: Assembled) -> StreamEvent:

@@ -76,10 +76,17 @@ async def together(
         for index, each in numbered:
             made[index] = await each
 
+    task = asyncio.current_task()
+    assert task is not None
+    cancelled = task.cancelling()
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
                 group.create_task(worker())
     except BaseExceptionGroup as failed:
+        # Python 3.11's groups leave the cancellation counted by which they ended themselves: a
+        # timeout of the same task would take a later one for somebody else's.
+        while task.cancelling() > cancelled:
+            task.uncancel()
         raise failed.exceptions[0] from None
     return [made[index] for index in sorted(made)]

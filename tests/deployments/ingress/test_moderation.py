@@ -27,9 +27,8 @@ from deployments.contracts.errors import (
     GenerationFailed,
     InvalidRequest,
     Moderated,
-    NotReady,
-    QueueFull,
     TcdError,
+    Unchecked,
 )
 from deployments.contracts.jobs import (
     Caller,
@@ -38,11 +37,13 @@ from deployments.contracts.jobs import (
     PartialImage,
     Pixels,
     VideoRequest,
+    VideoResult,
 )
 from deployments.contracts.moderations import CATEGORIES
 from deployments.contracts.refusal import Refusal
 from deployments.ingress.answer.failures import error_of, failure, passing
 from deployments.ingress.http.app import make_app
+from deployments.ingress.jobs.making import persevering
 from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.service import Service
 from tests.deployments.ingress.images import data_url, moderated, png, shown
@@ -316,9 +317,9 @@ async def _broken(_: Pixels) -> None:
 @pytest.mark.parametrize(
     ("instead", "error"),
     [
-        (never, NotReady),
-        (_dead, NotReady),
-        (_full, QueueFull),
+        (never, Unchecked),
+        (_dead, Unchecked),
+        (_full, DeadlineExceeded),  # for room it waits, as long as the request has
         (_unable, GenerationFailed),
         (_broken, RuntimeError),
     ],
@@ -333,18 +334,39 @@ def test_no_picture_is_shown_unchecked(
 
     async def asked(service: Service) -> None:
         if way == "generate":
-            shown.append(await service.generate(ImageRequest("green")))
+            shown.append(await service.generate(ImageRequest("green", timeout_s=1)))
         elif way == "animate":
-            request = VideoRequest("green", num_frames=2)
+            request = VideoRequest("green", num_frames=2, timeout_s=1)
             shown.append(await service.animate(request, lambda _: None))
         else:
-            async for event in service.stream(ImageRequest("green", partial_images=1)):
+            async for event in service.stream(ImageRequest("green", partial_images=1, timeout_s=1)):
                 if isinstance(event, PartialImage | FinishedImage):
                     shown.append(event)
 
     with pytest.raises(error):
         run(args_of(folder, timeout_s=0.05), asked, instead)
     assert not shown
+
+
+@pytest.mark.parametrize("instead", [never, _dead, _full])
+def test_what_is_drawn_is_not_drawn_anew(
+    folder: Path, instead: Callable[[Pixels], Awaitable[object]]
+) -> None:
+    """A job is asked again for what passes; what has cost its work does not."""
+
+    drawn: list[VideoRequest] = []
+
+    async def made(service: Service) -> None:
+        async def attempt() -> VideoResult:
+            drawn.append(VideoRequest("green", num_frames=2, timeout_s=1))
+            return await service.animate(drawn[-1], lambda _: None)
+
+        await persevering(15, attempt)
+
+    with pytest.raises((Unchecked, DeadlineExceeded)) as seen:
+        run(args_of(folder, timeout_s=0.05), made, instead)
+    assert len(drawn) == 1
+    assert failure(seen.value).status == (408 if instead is _full else 503)
 
 
 def test_the_requests_own_time_counts(folder: Path) -> None:

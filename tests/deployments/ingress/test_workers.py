@@ -142,3 +142,18 @@ def test_who_leaves_the_queue_takes_no_room(turn_has_come: bool) -> None:
         assert room.taken == 0
 
     asyncio.run(scene())
+
+
+def test_what_failed_together_leaves_later_timeouts_as_they_are() -> None:
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise LookupError
+
+    async def lived() -> None:
+        with pytest.raises(LookupError):
+            await together(fails() for _ in range(3))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await asyncio.sleep(5)
+
+    asyncio.run(lived())
