@@ -23,6 +23,7 @@ export const said = store({ text: "" }); // beside the button
 
 /** Hands in a draft; what is refused is shown at its field. */
 export async function generate(draft, card) {
+  if (handing.get()) return;
   faults.set({});
   said.set({ text: "" });
   if (abilities(card).onlyInpaints && !(draft.image && draft.mask)) {
@@ -56,7 +57,7 @@ export function Composer({ cards, card }) {
   const keyed = (event) => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
-    event.currentTarget.requestSubmit();
+    if (!event.repeat) event.currentTarget.requestSubmit();
   };
   const seconds = expected(requestOf(draft, card), card);
   return html`<form id="composer" aria-label="Request" novalidate onSubmit=${submitted} onKeyDown=${keyed}>

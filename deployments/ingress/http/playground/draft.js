@@ -11,7 +11,7 @@ export const EMPTY = {
   video: false,
   prompt: "",
   negative_prompt: "",
-  prompt_syntax: "plain",
+  prompt_syntax: "", // the model's own
   clip_skip: "",
   width: "",
   height: "",

@@ -8,38 +8,61 @@ import { openGallery, recall, remember, trouble } from "./kept.js";
 import { parametersOf } from "./parameters.js";
 import { isPicture, picturesIn } from "./pictures.js";
 import { Queue } from "./queue.js";
-import { ask, key } from "./service.js";
+import { Refused, ask, key } from "./service.js";
 import { store, useStore } from "./store.js";
 import { resume } from "./tasks.js";
 
 const LOOK_MS = 5000;
+const PATIENCE_MS = 10_000;
 const CALM_MS = 400; // that the form rests before it is kept
 
+const told = store({ about: "", prompts: [] }); // to newcomers
 const known = store({ cards: [], trouble: "looking for models …", status: 0 });
 
 async function look() {
   try {
-    const cards = (await (await ask("v1/models")).json()).data;
-    if (JSON.stringify(cards) !== JSON.stringify(known.get().cards) || known.get().trouble)
-      known.set({ cards, trouble: cards.length ? "" : "no model is ready yet", status: 200 });
+    const found = (await (await ask("v1/models", { signal: AbortSignal.timeout(PATIENCE_MS) })).json()).data;
+    // One that is away for a moment stays chosen, with the form that is being filled in.
+    const away = known.get().cards.filter(({ id }) => id === draft.get().model && !found.some((card) => card.id === id));
+    const cards = [...found, ...away];
+    const trouble = !cards.length ? "no model is ready yet" : away.length ? `${draft.get().model} is not ready now` : "";
+    if (JSON.stringify(cards) !== JSON.stringify(known.get().cards) || trouble !== known.get().trouble) known.set({ cards, trouble, status: 200 });
     if (cards.length && !cards.some(({ id }) => id === draft.get().model)) change({ model: cards[0].id });
   } catch (error) {
-    known.set({ ...known.get(), trouble: error.message, status: error.status });
+    const told = error instanceof Refused ? error.message : "the service does not answer";
+    known.set({ ...known.get(), trouble: told, status: error.status ?? 0 });
   }
+}
+
+/** Again and again, one after the other. */
+async function keepLooking() {
+  if (!document.hidden) await look();
+  setTimeout(keepLooking, LOOK_MS);
 }
 
 /** What the service says of itself to newcomers. */
 async function introduction() {
   try {
-    return await (await ask("playground/about")).json();
+    return await (await ask("playground/about", { signal: AbortSignal.timeout(PATIENCE_MS) })).json();
   } catch {
     return { about: "", prompts: [] };
   }
 }
 
+/** A request, if it is one: files say what they like. */
+function readable(request) {
+  try {
+    draftOf(request);
+    picturesOf(request);
+    return request;
+  } catch {
+    return undefined;
+  }
+}
+
 /** A picture dropped on the page, or pasted into it: its parameters, if it has any. */
 async function take(blob) {
-  const request = await parametersOf(blob);
+  const request = readable(await parametersOf(blob));
   if (!request && !(await isPicture(blob))) {
     said.set({ text: "This is no picture that the browser can read.", wrong: true });
     return;
@@ -49,14 +72,15 @@ async function take(blob) {
     said.set({ text: "The picture says nothing of how it was made; it is the start picture now." });
     return;
   }
-  const told = draftOf(request);
-  const offered = known.get().cards.some(({ id }) => id === told.model);
-  change({ ...told, model: offered ? told.model : draft.get().model });
-  const lacking = [...picturesOf(request), ...(told.model && !offered ? [`the model ${told.model}`] : [])];
+  const asked = draftOf(request);
+  const offered = known.get().cards.some(({ id }) => id === asked.model);
+  change({ ...asked, model: offered ? asked.model : draft.get().model });
+  const lacking = [...picturesOf(request), ...(asked.model && !offered ? [`the model ${asked.model}`] : [])];
   said.set({ text: lacking.length ? `Taken from the picture, but for ${lacking.join(", ")}.` : "Taken from the picture." });
 }
 
-function Page({ examples }) {
+function Page() {
+  const examples = useStore(told);
   const { cards, trouble: wrong, status } = useStore(known);
   const { model } = useStore(draft);
   const secret = useStore(key);
@@ -100,12 +124,11 @@ async function start() {
   draft.set({ ...EMPTY, ...(await recall("draft")) });
   await openGallery();
   listen();
-  const examples = await introduction();
+  render(html`<${Page} />`, document.getElementById("page"));
+  const [examples] = await Promise.all([introduction(), keepLooking()]);
+  told.set(examples);
   if (!draft.get().prompt && examples.prompts.length) change({ prompt: examples.prompts[0] });
-  await look();
-  render(html`<${Page} examples=${examples} />`, document.getElementById("page"));
   await resume();
-  setInterval(() => document.hidden || look(), LOOK_MS);
 }
 
 start();

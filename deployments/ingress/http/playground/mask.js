@@ -7,6 +7,8 @@ import { Slider } from "./fields.js";
 
 const SHOWN = 320; // pixels a side, at least, that a picture is shown with
 const UNDOS = 30;
+const UNDO_BYTES = 2 ** 27; // of all that can be undone
+const CANVAS_PIXELS = 2 ** 22; // that are drawn; more are scaled by the browser
 
 export function MaskEditor({ image, mask, set, film = false }) {
   const canvas = useRef(null);
@@ -31,7 +33,10 @@ export function MaskEditor({ image, mask, set, film = false }) {
       draw();
       redraw((count) => count + 1);
     });
-    return () => (open = false);
+    return () => {
+      open = false;
+      turns.current++; // what is on its way is of this picture
+    };
   }, [image]);
 
   // A mask that came from elsewhere, or was taken away.
@@ -53,8 +58,10 @@ export function MaskEditor({ image, mask, set, film = false }) {
   function draw(pointed = false) {
     if (!work.current || !canvas.current) return;
     const { picture, layer, at } = work.current;
-    const scale = shownScale(picture) * zoom;
+    const natural = shownScale(picture);
+    const scale = Math.min(natural * zoom, Math.sqrt(CANVAS_PIXELS / (picture.width * picture.height)));
     const shown = canvas.current;
+    shown.style.width = `calc(min(${picture.width * natural}px, 100%) * ${zoom})`;
     shown.width = picture.width * scale;
     shown.height = picture.height * scale;
     const pen = shown.getContext("2d");
@@ -78,7 +85,7 @@ export function MaskEditor({ image, mask, set, film = false }) {
   function remember() {
     const { layer, before } = work.current;
     before.push(pixels(layer));
-    if (before.length > UNDOS) before.shift();
+    while (before.length > 1 && (before.length > UNDOS || before.length * layer.width * layer.height * 4 > UNDO_BYTES)) before.shift();
     work.current.after = [];
   }
 

@@ -24,7 +24,11 @@ export function learn(request, card, seconds) {
   const known = paces();
   const now = seconds / amount(request, card);
   const before = known[place(request)] ?? now;
-  localStorage.setItem(PACES, JSON.stringify({ ...known, [place(request)]: (before + now) / 2 }));
+  try {
+    localStorage.setItem(PACES, JSON.stringify({ ...known, [place(request)]: (before + now) / 2 }));
+  } catch {
+    // The browser keeps nothing, or is full: the next one's time is not known.
+  }
 }
 
 /** Seconds that a request will take, if such work is known. */

@@ -23,10 +23,11 @@ export function Pictures({ name, label, value, set, most = 1 }) {
   const [choosing, choose] = useState(false);
   const file = useRef(null);
   const add = async (given) => {
-    const readable = await Promise.all(given.map(isPicture));
-    const pictures = given.filter((_, index) => readable[index]);
+    const wanted = given.slice(0, most);
+    const pictures = [];
+    for (const one of wanted) if (await isPicture(one)) pictures.push(one); // one after the other: they are large when decoded
     if (pictures.length) set([...(most > 1 ? value : []), ...pictures].slice(0, most));
-    if (pictures.length < given.length) faults.set({ [name]: "This is no picture that the browser can read." });
+    if (pictures.length < wanted.length) faults.set({ [name]: "This is no picture that the browser can read." });
   };
   const drop = (event) => {
     event.preventDefault();

@@ -14,7 +14,7 @@ export function Prompt({ draft, card }) {
     <${Section} title="Negative prompt, weights" note=${draft.negative_prompt ? "in use" : ""} open=${Boolean(draft.negative_prompt)}>
       <${TextField} name="negative_prompt" label="Negative prompt (needs guidance above 1)" value=${draft.negative_prompt} rows=${2} />
       ${draft.negative_prompt && html`<${Tokens} text=${draft.negative_prompt} draft=${draft} />`}
-      <label class="check"><input type="checkbox" data-field="prompt_syntax" checked=${draft.prompt_syntax === "weighted"}
+      <label class="check"><input type="checkbox" data-field="prompt_syntax" checked=${(draft.prompt_syntax || card.defaults.prompt_syntax) === "weighted"}
         onChange=${(event) => change({ prompt_syntax: event.target.checked ? "weighted" : "plain" })} />
         <span>Read <code>(word:1.3)</code>, <code>(word)</code> and <code>[word]</code> as weights</span></label>
       <${NumberField} name="clip_skip" label="Clip skip" value=${draft.clip_skip} min=${0} max=${11} step=${1} usual=${card.defaults.clip_skip} />
@@ -28,7 +28,7 @@ function Tokens({ text, draft: { model, prompt_syntax } }) {
     const stop = new AbortController();
     const calm = setTimeout(async () => {
       try {
-        see(await (await ask("v1/tokenize", { json: { model, prompt: text, prompt_syntax }, signal: stop.signal })).json());
+        see(await (await ask("v1/tokenize", { json: { model, prompt: text, ...(prompt_syntax && { prompt_syntax }) }, signal: stop.signal })).json());
       } catch (error) {
         if (error.name !== "AbortError") see(error.status === 400 ? { error: error.message } : null);
       }

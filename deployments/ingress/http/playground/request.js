@@ -25,8 +25,8 @@ export function requestOf(draft, card) {
   const body = { model: draft.model, prompt: draft.prompt };
   for (const name of NUMBERS) if (draft[name] !== "") body[name] = draft[name];
   if (draft.negative_prompt) body.negative_prompt = draft.negative_prompt;
-  if (draft.prompt_syntax !== "plain") body.prompt_syntax = draft.prompt_syntax;
-  if (draft.width && draft.height) body.size = `${draft.width}x${draft.height}`;
+  if (draft.prompt_syntax) body.prompt_syntax = draft.prompt_syntax;
+  if (draft.width || draft.height) body.size = `${draft.width || card.defaults.width}x${draft.height || card.defaults.height}`;
   const loras = weights(draft.loras, card?.loras ?? {});
   if (loras.length) body.loras = loras;
   const controls = draft.controls.filter(({ type, images }) => images.length && type in (card?.controls ?? {}));

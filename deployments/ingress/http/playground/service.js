@@ -5,15 +5,28 @@ import { store } from "./store.js";
 
 const KEY = "tcd-api-key";
 
-/** Kept while the tab is open. */
-export const key = store(sessionStorage.getItem(KEY) ?? "");
-key.listen((value) => sessionStorage.setItem(KEY, value));
+/** Kept while the tab is open; where the browser keeps nothing, while the page is. */
+export const key = store(tried(() => sessionStorage.getItem(KEY)) ?? "");
+key.listen((value) => tried(() => sessionStorage.setItem(KEY, value)));
+
+function tried(does) {
+  try {
+    return does();
+  } catch {
+    return undefined;
+  }
+}
 
 /** What the service refused; `param` names the field. Status 0: it did not answer. */
 export class Refused extends Error {
   constructor(status, { message, param = null, code = null }) {
     super(message);
     Object.assign(this, { status, param, code });
+  }
+
+  /** What was asked for is not there. A 404 without the service's own words may be a proxy's, while the service is away. */
+  get gone() {
+    return this.code === "not_found";
   }
 }
 
@@ -27,7 +40,7 @@ export async function ask(path, { method = "GET", json, form, signal } = {}) {
   try {
     answer = await fetch(path, { method: body && method === "GET" ? "POST" : method, headers, body, signal });
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (signal?.aborted) throw error;
     throw new Refused(0, { message: "the service does not answer" });
   }
   if (answer.ok) return answer;
@@ -44,19 +57,20 @@ export async function ask(path, { method = "GET", json, form, signal } = {}) {
 export async function* events(path) {
   const reader = (await ask(path)).body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
-  for (;;) {
-    let part;
-    try {
-      part = await reader.read();
-    } catch {
-      throw new Refused(0, { message: "the connection broke" });
+  try {
+    for (;;) {
+      const part = await reader.read().catch(() => {
+        throw new Refused(0, { message: "the connection broke" });
+      });
+      if (part.done) return;
+      const told = (text + part.value).split("\n\n");
+      text = told.pop();
+      for (const event of told) {
+        const data = event.split("\n").find((line) => line.startsWith("data: "));
+        if (data) yield JSON.parse(data.slice("data: ".length));
+      }
     }
-    if (part.done) return;
-    const told = (text + part.value).split("\n\n");
-    text = told.pop();
-    for (const event of told) {
-      const data = event.split("\n").find((line) => line.startsWith("data: "));
-      if (data) yield JSON.parse(data.slice("data: ".length));
-    }
+  } finally {
+    reader.cancel().catch(() => {}); // whoever listens no more holds no connection
   }
 }

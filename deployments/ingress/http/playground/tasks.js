@@ -7,7 +7,7 @@ import { isVideo, sent } from "./request.js";
 import { Refused, ask, events } from "./service.js";
 import { store } from "./store.js";
 
-const AGAIN_MS = 2000; // until the service is asked again, after it did not answer
+const AGAIN_MS = 1000; // until the service is asked again how a task stands
 const OVER = ["completed", "failed", "cancelled"];
 
 /** Tasks, the newest first: `{id, request, card, status, position, progress, previews, asked,
@@ -56,8 +56,8 @@ export async function cancel(id) {
   try {
     await ask(`v1/jobs/${id}/cancel`, { method: "POST" });
   } catch (error) {
-    if (error.status !== 404) update(id, { status, trouble: error.message });
-    else await dismiss(id);
+    if (error.gone) await dismiss(id);
+    else update(id, { status, trouble: error.message });
   }
 }
 
@@ -65,24 +65,44 @@ export const cancelAll = () => Promise.all(tasks.get().filter(({ error }) => !er
 
 const known = (id) => tasks.get().find((task) => task.id === id);
 
-/** Until a task is over, or dismissed. */
+let listening = false; // to one task's events
+
+/** Until a task is over, or dismissed. A browser opens six connections to a host, for all its tabs together: of each tab
+ *  one task is listened to, and the others are asked for. */
 async function follow(id) {
   while (known(id)) {
     try {
-      if (await told(id)) return;
+      if (await (listening ? looked(id) : listened(id))) return;
     } catch (error) {
-      if (error.status === 404) return fail(id, { error: "the service no longer knows this task" });
+      // It stays kept: another key, say, may know it.
+      if (error.gone) return update(id, { status: "failed", error: "the service does not know this task" });
       update(id, { trouble: error.message });
     }
     await new Promise((wait) => setTimeout(wait, AGAIN_MS));
   }
 }
 
+async function listened(id) {
+  listening = true;
+  try {
+    return await told(id);
+  } finally {
+    listening = false;
+  }
+}
+
+/** Sees how a job stands; whether it is over. */
+async function looked(id) {
+  const job = await (await ask(`v1/jobs/${id}`)).json();
+  if (known(id)) await see(id, job);
+  return OVER.includes(job.status);
+}
+
 /** Follows a job's events; whether it is over. */
 async function told(id) {
   for await (const event of events(`v1/jobs/${id}/events`)) {
     if (!known(id)) return true;
-    if (event.error) throw new Refused(event.error.code === "not_found" ? 404 : 500, event.error);
+    if (event.error) throw new Refused(500, event.error);
     if (event.type === "job.partial_image") {
       const { image_index, media_type, b64_json } = event;
       const { previews } = known(id);

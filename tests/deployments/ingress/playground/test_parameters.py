@@ -11,7 +11,6 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.deployments.ingress.playground.conftest import Visit
-from tests.deployments.ingress.playground.visitor import Visitor
 from tests.serving import Served
 
 ASKED = {
@@ -25,18 +24,6 @@ ASKED = {
     "seed": 2**53 - 1,
     "loras": [{"name": "ink", "weight": 0.5}],
 }
-DROP = """async ([name, type, text]) => {
-    const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
-    const data = new DataTransfer();
-    data.items.add(new File([bytes], name, { type }));
-    document.querySelector("h1").dispatchEvent(
-        new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
-}"""
-
-
-def drop(visitor: Visitor, data: bytes, media_type: str) -> None:
-    text = base64.b64encode(data).decode()
-    visitor.page.evaluate(DROP, ["picture", media_type, text])
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
@@ -45,7 +32,7 @@ def test_of_this_service(served: Served, visit: Visit, kind: str) -> None:
     answer = httpx.post(f"{served.url}/v1/images/generations", json=asked, timeout=120)
     data = base64.b64decode(answer.json()["data"][0]["b64_json"])
     visitor = visit(served.url + "/")
-    drop(visitor, data, f"image/{kind}")
+    visitor.drops(data, f"image/{kind}")
     visitor.page.get_by_text("Taken from the picture.").wait_for()
     for field in ("model", "prompt", "negative_prompt"):
         assert visitor.field(field).input_value() == asked[field]
@@ -74,7 +61,7 @@ def test_of_an_edit_it_says_what_is_lacking(served: Served, visit: Visit) -> Non
         timeout=120,
     )
     visitor = visit(served.url + "/")
-    drop(visitor, base64.b64decode(answer.json()["data"][0]["b64_json"]), "image/png")
+    visitor.drops(base64.b64decode(answer.json()["data"][0]["b64_json"]), "image/png")
     visitor.page.get_by_text("Taken from the picture, but for a start picture.").wait_for()
 
 
@@ -88,7 +75,7 @@ def test_of_another_program(served: Served, visit: Visit, tmp_path: Path) -> Non
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "png", pnginfo=texts)
     visitor = visit(served.url + "/")
-    drop(visitor, file.getvalue(), "image/png")
+    visitor.drops(file.getvalue(), "image/png")
     visitor.page.get_by_text("Taken from the picture.").wait_for()
     assert visitor.field("prompt").input_value() == "a red ball"
     assert visitor.field("negative_prompt").input_value() == "snow"
@@ -101,7 +88,7 @@ def test_a_picture_without_any_is_the_start_picture(served: Served, visit: Visit
     Image.new("RGB", (8, 8)).save(file, "jpeg")
     visitor = visit(served.url + "/")
     visitor.choose("sd15")
-    drop(visitor, file.getvalue(), "image/jpeg")
+    visitor.drops(file.getvalue(), "image/jpeg")
     visitor.page.get_by_role("img", name="Start picture 1").wait_for()
 
 
@@ -112,5 +99,5 @@ def test_files_that_end_too_early(served: Served, visit: Visit) -> None:
         answer = httpx.post(f"{served.url}/v1/images/generations", json=asked, timeout=120)
         data = base64.b64decode(answer.json()["data"][0]["b64_json"])
         for length in (0, 3, 10, 30, 60, 100, len(data) // 2):
-            drop(visitor, data[:length], f"image/{kind}")
+            visitor.drops(data[:length], f"image/{kind}")
     visitor.page.wait_for_timeout(500)

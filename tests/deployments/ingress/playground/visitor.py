@@ -1,12 +1,16 @@
 """Someone at the page, in Debian's Chromium."""
 
 import base64
+import io
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
@@ -18,6 +22,13 @@ QUIET = [
     "--disable-component-update",
 ]
 WIDE, PHONE = (1280, 900), (390, 844)
+DROP = """async ([name, type, text]) => {
+    const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], name, { type }));
+    document.querySelector("h1").dispatchEvent(
+        new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
 MADE_MS = 120_000  # for a picture, on a machine that does other things too
 
 
@@ -100,6 +111,19 @@ class Visitor:
             }""",
             [how, text],
         )
+
+    def drops_with(self, said: object) -> None:
+        """A picture on the page that says this of how it was made."""
+        texts = PngInfo()
+        texts.add_text("tcd", json.dumps(said))
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(file, "png", pnginfo=texts)
+        self.drops(file.getvalue(), "image/png")
+
+    def drops(self, data: bytes, media_type: str) -> None:
+        """A file on the page itself."""
+        text = base64.b64encode(data).decode()
+        self.page.evaluate(DROP, ["picture", media_type, text])
 
     @property
     def tiles(self) -> Locator:
