@@ -51,6 +51,7 @@ async function introduction() {
 
 /** A request, if it is one: files say what they like. */
 function readable(request) {
+  if (Array.isArray(request)) return undefined;
   try {
     draftOf(request);
     picturesOf(request);

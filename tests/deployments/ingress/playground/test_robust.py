@@ -64,7 +64,7 @@ def test_a_browser_that_keeps_nothing(served: Served, browser: Browser) -> None:
 
 def test_a_file_that_says_what_it_likes(served: Served, visit: Visit) -> None:
     visitor = visit(served.url + "/")
-    odd: list[object] = [{"size": 5}, {"loras": 5}, "x", {"controls": {}}, [3], {"prompt": {}}]
+    odd: list[object] = [{"size": 5}, {"loras": 5}, "x", {"controls": {}}, [3]]
     for said in odd:
         visitor.drops_with(said)
     visitor.page.get_by_role("img", name="Start picture 1").wait_for()
