@@ -30,7 +30,7 @@ def test_more_tasks_than_a_browser_has_connections(served: Served, visit: Visit)
         )
     other = Visitor(visitor.page.context.new_page())
     other.opens(served.url + "/")
-    assert other.page.locator(".queue .task").count() == 8
+    other.page.wait_for_function("() => document.querySelectorAll('.queue .task').length == 8")
     visitor.button("Cancel all 8").click()
     for one in (visitor, other):
         one.page.wait_for_function("() => !document.querySelector('.queue')", timeout=60_000)
