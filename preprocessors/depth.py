@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import DPTForDepthEstimation, DPTImageProcessorPil
-from transformers.utils.logging import disable_progress_bar
 
 from preprocessors.pixels import Pixels
-from preprocessors.placement import refuse_missing, torch_device, torch_dtype
+from preprocessors.placement import loaded, torch_device, torch_dtype
 
 # The first fusion layer has no residual to add: published checkpoints leave this unit out.
 _NEVER_RUN = "neck.fusion_stage.layers.0.residual_layer1."
@@ -37,19 +36,12 @@ class DepthEstimator:
     """
 
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
-        disable_progress_bar()
         self._device = torch_device(device)
         self._dtype = torch_dtype(dtype)
         self._processor = DPTImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        model, info = DPTForDepthEstimation.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
+        self._model = loaded(
+            DPTForDepthEstimation, folder, self._device, torch.float32, unused=_NEVER_RUN
         )
-        refuse_missing(info["missing_keys"], folder, unused=_NEVER_RUN)
-        self._model = model.to(self._device).eval().requires_grad_(False)
 
     def estimate(self, images: Sequence[Pixels], sizes: Sequence[tuple[int, int]]) -> list[Pixels]:
         """The depth map of each image, in one batch: near is white, far is black.

@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
-from transformers.utils.logging import disable_progress_bar
+from transformers import CLIPVisionModelWithProjection
 
-from preprocessors.image_file import MAX_ASPECT_RATIO
+from preprocessors.clip import clip_pixels, clip_processor
 from preprocessors.pixels import Pixels
-from preprocessors.placement import refuse_missing, torch_device, torch_dtype
+from preprocessors.placement import loaded, torch_device, torch_dtype
 
 Embedding = NDArray[np.float32]  # (projection,), or with `hidden` (tokens, width)
 
@@ -36,23 +34,10 @@ class ImageEncoder:
     """
 
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
-        disable_progress_bar()
         self._device = torch_device(device)
         self._dtype = torch_dtype(dtype)
-        model, info = CLIPVisionModelWithProjection.from_pretrained(
-            folder,
-            dtype=self._dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        refuse_missing(info["missing_keys"], folder)
-        self._model = model.to(self._device).eval().requires_grad_(False)
-        if (folder / "preprocessor_config.json").exists():
-            self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        else:
-            side = int(model.config.image_size)
-            self._processor = CLIPImageProcessorPil(size=side, crop_size=side)
+        self._model = loaded(CLIPVisionModelWithProjection, folder, self._device, self._dtype)
+        self._processor = clip_processor(folder, int(self._model.config.image_size))
 
     def encode(self, images: Sequence[Pixels], *, hidden: bool) -> list[Embedding]:
         """The embedding of each image, in one batch.
@@ -69,14 +54,7 @@ class ImageEncoder:
         """
         if not images:
             return []
-        for image in images:
-            if max(image.shape[:2]) > MAX_ASPECT_RATIO * min(image.shape[:2]):
-                raise ValueError(
-                    f"an image of {image.shape[1]} x {image.shape[0]} pixels cannot be encoded; "
-                    f"one side may be at most {MAX_ASPECT_RATIO} times the other"
-                )
-        pictures = [Image.fromarray(image) for image in images]
-        pixels: Tensor = self._processor(pictures, return_tensors="pt").pixel_values
+        pixels = clip_pixels(self._processor, images, "encoded")
         return list(self._forward(pixels, hidden))
 
     def unconditional(self, *, hidden: bool) -> Embedding:

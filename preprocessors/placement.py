@@ -1,8 +1,14 @@
 """Where a model runs and in which numbers, and that its checkpoint is whole."""
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
 
 import torch
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 DTYPES = {
     "float32": torch.float32,
@@ -23,6 +29,29 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; it is {name!r}")
     return DTYPES[name]
+
+
+def loaded(
+    kind: type[Model],
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    unused: str | None = None,
+) -> Model:
+    """A checkpoint's model on its device, to be run and not trained; `unused` as in
+    `refuse_missing`. Raises `OSError` if a file is missing, `ValueError` if weights are."""
+    disable_progress_bar()
+    model, info = kind.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    refuse_missing(info["missing_keys"], folder, unused=unused)
+    placed: Model = model.to(device).eval().requires_grad_(False)
+    return placed
 
 
 def refuse_missing(missing: Iterable[str], folder: object, *, unused: str | None = None) -> None:

@@ -15,14 +15,11 @@ from diffusers.pipelines.stable_diffusion.safety_checker import (
     cosine_distance,
 )
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil
-from transformers.utils.logging import disable_progress_bar
 
-from preprocessors.image_file import MAX_ASPECT_RATIO
+from preprocessors.clip import clip_pixels, clip_processor
 from preprocessors.pixels import Pixels
-from preprocessors.placement import refuse_missing, torch_device, torch_dtype
+from preprocessors.placement import loaded, torch_device, torch_dtype
 
 
 class Margins(NamedTuple):
@@ -50,25 +47,12 @@ class SafetyChecker:
     """
 
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
-        disable_progress_bar()
         self._device = torch_device(device)
         self._dtype = torch_dtype(dtype)
-        model, info = StableDiffusionSafetyChecker.from_pretrained(
-            folder,
-            dtype=self._dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        refuse_missing(info["missing_keys"], folder)
-        self._model = model.to(self._device).eval().requires_grad_(False)
-        self._concepts = _thresholds(model.concept_embeds_weights)
-        self._special = _thresholds(model.special_care_embeds_weights)
-        if (folder / "preprocessor_config.json").exists():
-            self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        else:
-            side = int(model.config.vision_config.image_size)
-            self._processor = CLIPImageProcessorPil(size=side, crop_size=side)
+        self._model = loaded(StableDiffusionSafetyChecker, folder, self._device, self._dtype)
+        self._concepts = _thresholds(self._model.concept_embeds_weights)
+        self._special = _thresholds(self._model.special_care_embeds_weights)
+        self._processor = clip_processor(folder, int(self._model.config.vision_config.image_size))
 
     def margins(self, images: Sequence[Pixels]) -> list[Margins]:
         """Of each image, in one batch. The processor scales the shorter side to the model's size
@@ -83,14 +67,7 @@ class SafetyChecker:
         """
         if not images:
             return []
-        for image in images:
-            if max(image.shape[:2]) > MAX_ASPECT_RATIO * min(image.shape[:2]):
-                raise ValueError(
-                    f"an image of {image.shape[1]} x {image.shape[0]} pixels cannot be checked; "
-                    f"one side may be at most {MAX_ASPECT_RATIO} times the other"
-                )
-        pictures = [Image.fromarray(image) for image in images]
-        pixels: Tensor = self._processor(pictures, return_tensors="pt").pixel_values
+        pixels = clip_pixels(self._processor, images, "checked")
         with torch.inference_mode():
             pooled = self._model.vision_model(pixels.to(self._device, self._dtype))[1]
             seen = self._model.visual_projection(pooled)
