@@ -12,8 +12,8 @@ class TcdError(Exception):
     """Base of everything that this service raises on purpose."""
 
 
-class InvalidRequest(TcdError):
-    """The request asks for something that is not allowed. `param` names the field."""
+class FieldError(TcdError):
+    """Base of what a request is refused for by one of its fields. `param` names it."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param)
@@ -22,6 +22,10 @@ class InvalidRequest(TcdError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class InvalidRequest(FieldError):
+    """The request asks for something that is not allowed."""
 
 
 class NotFound(InvalidRequest):
@@ -32,17 +36,9 @@ class Conflict(InvalidRequest):
     """The request says something else than one that it claims to be."""
 
 
-class Moderated(TcdError):
+class Moderated(FieldError):
     """A picture is not shown: the safety checker found in it what it looks for. `param` names the
     field that it came in, of one that the request brought."""
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message, param)
-        self.message = message
-        self.param = param
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class QueueFull(TcdError):

@@ -13,6 +13,7 @@ from deployments.contracts.errors import (
     Conflict,
     DeadlineExceeded,
     EngineFault,
+    FieldError,
     Forbidden,
     GenerationFailed,
     InvalidRequest,
@@ -86,7 +87,7 @@ def failure(error: Exception) -> Failure:
     if row is _UNEXPECTED:
         log.error("unexpected error", exc_info=error)
         message = "the service failed unexpectedly"
-    param = error.param if isinstance(error, InvalidRequest | Moderated) else None
+    param = error.param if isinstance(error, FieldError) else None
     headers = {} if row.retry else {"x-should-retry": "false"}
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
@@ -100,8 +101,7 @@ def failure(error: Exception) -> Failure:
 def error_of(code: str, message: str, param: str | None = None) -> TcdError:
     """An error of which no more is known than what was said of it."""
     kind = next((kind for kind, row in _TABLE if row.code == code), GenerationFailed)
-    named = issubclass(kind, InvalidRequest | Moderated)
-    return kind(message, param) if named else kind(message)
+    return kind(message, param) if issubclass(kind, FieldError) else kind(message)
 
 
 def passing(code: str) -> bool:

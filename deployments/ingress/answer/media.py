@@ -67,8 +67,7 @@ class Encoding:
         data = encode(pixels, self.output_format, self.quality, written)
         if self.provenance is None:
             return data
-        edited = recipe is not None and recipe.image is not None
-        return self.provenance.signed(data, MEDIA_TYPES[self.output_format], edited=edited)
+        return self.provenance.signed(data, MEDIA_TYPES[self.output_format], recipe)
 
     def text(self, pixels: Pixels, recipe: Recipe | None = None, seed: int = 0) -> str:
         """The same in base64, as JSON carries it."""

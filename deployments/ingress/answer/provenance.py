@@ -12,6 +12,7 @@ from PIL import Image
 from configs.provenance import ProvenanceArgs
 from configs.sources import PROJECT_ROOT
 from deployments.contracts.errors import GenerationFailed
+from deployments.contracts.recipe import Recipe
 
 NAME = "ray-serve-tcd"
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -50,17 +51,15 @@ class Provenance:
                 f"certificate {args.certificate!r} and its key cannot sign: {error}"
             ) from error
 
-    def signed(self, data: bytes, media_type: str, *, edited: bool = False) -> bytes:
-        """A file with its manifest.
-
-        Args:
-            edited: it was made of another picture, and not of words alone.
+    def signed(self, data: bytes, media_type: str, recipe: Recipe | None = None) -> bytes:
+        """A file with its manifest, which says whether it was made of another picture, or of words
+        alone. `recipe`: what it was made by, if that is known.
 
         Raises `GenerationFailed` if it cannot be signed.
         """
         made = io.BytesIO()
         try:
-            with self._c2pa.Builder(json.dumps(_manifest(edited)), self._context) as builder:
+            with self._c2pa.Builder(json.dumps(_manifest(recipe)), self._context) as builder:
                 builder.sign(self._signer, media_type, io.BytesIO(data), made)
         except self._c2pa.C2paError as error:
             raise GenerationFailed(f"the file could not be signed ({error})") from error
@@ -73,7 +72,8 @@ def make_provenance(args: ProvenanceArgs | None) -> Provenance | None:
     return None if args is None else Provenance(args)
 
 
-def _manifest(edited: bool) -> dict[str, object]:
+def _manifest(recipe: Recipe | None) -> dict[str, object]:
+    edited = recipe is not None and recipe.image is not None
     agent = {"name": NAME, "version": _version()}
     created = {
         "action": "c2pa.created",

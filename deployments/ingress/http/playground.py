@@ -4,7 +4,6 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
-from pydantic import BaseModel
 
 from configs.app import PlaygroundArgs
 from deployments.contracts.errors import NotFound
@@ -26,13 +25,6 @@ HEADERS = {
 }
 
 
-class AboutBody(BaseModel):
-    """What the page tells those who see it for the first time."""
-
-    about: str
-    prompts: tuple[str, ...]
-
-
 def playground_routes(args: PlaygroundArgs) -> APIRouter:
     """The page, its files, and what it says of the service."""
     router = APIRouter(include_in_schema=False)
@@ -44,9 +36,9 @@ def playground_routes(args: PlaygroundArgs) -> APIRouter:
             return RedirectResponse(f"{request.url.path}/")
         return FileResponse(INDEX, headers=HEADERS)
 
-    @router.get("/playground/about", response_model=AboutBody)
-    async def about() -> AboutBody:
-        return AboutBody(about=args.about, prompts=args.prompts)
+    @router.get("/playground/about", response_model=PlaygroundArgs)
+    async def about() -> PlaygroundArgs:
+        return args
 
     @router.get("/playground/{name:path}")
     async def file(name: str) -> Response:

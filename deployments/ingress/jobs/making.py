@@ -301,8 +301,7 @@ def _video_files(
     )
     if provenance is None:
         return files
-    edited = result.recipe is not None and result.recipe.image is not None
     return tuple(
-        (role, provenance.signed(data, media_type, edited=edited), suffix, media_type)
+        (role, provenance.signed(data, media_type, result.recipe), suffix, media_type)
         for role, data, suffix, media_type in files
     )

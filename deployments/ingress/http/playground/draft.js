@@ -56,7 +56,6 @@ export function newControl(type) {
 export function abilities(card) {
   const tasks = card?.tasks ?? [];
   return {
-    paints: tasks.includes("text-to-image"),
     starts: tasks.includes("image-to-image") || tasks.includes("inpainting"),
     onlyInpaints: tasks.length > 0 && !tasks.includes("text-to-image"),
     films: tasks.includes("video"),
@@ -73,7 +72,6 @@ export function draftOf(request) {
     if (["string", "number"].includes(typeof request[name]) && typeof EMPTY[name] !== "object") told[name] = request[name];
   told.loras = weights(request.loras);
   told.motion_loras = weights(request.motion_loras);
-  if (request.strength !== undefined) told.strength = request.strength;
   return told;
 }
 

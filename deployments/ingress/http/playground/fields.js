@@ -39,7 +39,7 @@ export function Fault({ name, whole = false }) {
 
 const described = (all, name) => (faultOf(all, name) ? { "aria-invalid": "true", "aria-describedby": `fault-${name}` } : {});
 
-export const numberOf = (text) => (text === "" ? "" : Number(text));
+const numberOf = (text) => (text === "" ? "" : Number(text));
 
 /** Keeps what is being written as it is: "0.0" is on its way to 0.05. */
 function NumberInput({ value, set, ...rest }) {
@@ -61,10 +61,10 @@ export function NumberField({ name, label, value, set, min, max, step = "any", u
   </label>`;
 }
 
-export function TextField({ name, label, value, rows = 0, placeholder = "" }) {
+export function TextField({ name, label, value, rows = 0 }) {
   const all = useStore(faults);
   const set = (event) => change({ [name]: event.target.value });
-  const same = { "data-field": name, ...described(all, name), value, placeholder, onInput: set };
+  const same = { "data-field": name, ...described(all, name), value, onInput: set };
   return html`<label class="field">
     <span>${label}</span>
     ${rows ? html`<textarea rows=${rows} ...${same}></textarea>` : html`<input type="text" ...${same} />`}

@@ -96,7 +96,7 @@ function Viewer({ item, cards, close }) {
       note(`${label}: copy it from below`); // the browser allows it on https and localhost alone
     }
   };
-  const request = { ...item.request, body: item.request.body };
+  const { request } = item;
   return html`<${Dialog} title=${titled(item)} close=${close} wide=${true}>
     <div class="stage" tabindex="0" aria-label="The picture">
       <${Shown} item=${item} url=${url} controls=${film} autoplay=${film} style=${zoom ? { width: `${zoom * 100}%`, maxWidth: "none", maxHeight: "none" } : {}} class=${zoom ? "" : "fits"} />

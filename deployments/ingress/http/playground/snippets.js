@@ -36,6 +36,11 @@ function python(value, written) {
   return `{${Object.entries(value).map(([name, one]) => `${JSON.stringify(name)}: ${python(one, written)}`).join(", ")}}`;
 }
 
+/** A function of Python's that makes a data URL of a file. */
+const URL_OF_FILE = `def url(file):
+    return "data:image/png;base64," + base64.b64encode(pathlib.Path(file).read_bytes()).decode()
+`;
+
 const base = () => new URL(".", location.href).href;
 
 export async function curl(request, keyed) {
@@ -53,9 +58,7 @@ export async function curl(request, keyed) {
   if (!files.length) return [...head, `-d ${shellQuoted(json(body))}`].join(" \\\n  ");
   // base64 of files is too long for an argument: the body comes from Python by a pipe.
   const sender = `import base64, json, pathlib
-def url(file):
-    return "data:image/png;base64," + base64.b64encode(pathlib.Path(file).read_bytes()).decode()
-print(json.dumps(${python(body, (picture) => `url("${picture}")`)}))`;
+${URL_OF_FILE}print(json.dumps(${python(body, (picture) => `url("${picture}")`)}))`;
   return [`python3 -c ${shellQuoted(sender)} | ${head.join(" \\\n  ")}`, "-d @-"].join(" \\\n  ");
 }
 
@@ -63,19 +66,15 @@ const json = (value) => JSON.stringify(value, (_, one) => (one instanceof Pictur
 
 export async function openai(request, keyed) {
   const { body, files } = await named(request);
-  const url = files.length && !(isEdit(request) && onlyFiles(body)) ? `
-def url(file):
-    return "data:image/png;base64," + base64.b64encode(pathlib.Path(file).read_bytes()).decode()
-
-` : "";
+  const url = files.length && !(isEdit(request) && onlyFiles(body)) ? `\n${URL_OF_FILE}\n` : "";
   const key = keyed ? `os.environ["TCD_API_KEY"]` : `"none"`;
   const imports = ["base64", ...(keyed ? ["os"] : []), ...(files.length ? ["pathlib"] : []), ...(isVideo(request) ? ["time"] : [])];
   const head = `import ${imports.join(", ")}
-${isVideo(request) ? "\nimport httpx" : ""}
-import openai
+
+${isVideo(request) ? "import httpx\n" : ""}import openai
 ${url}
 client = openai.OpenAI(base_url="${base()}v1", api_key=${key})
-`.replace(/\n\n\nimport/, "\n\nimport");
+`;
   const text = (value) => python(value, (picture) => `url("${picture}")`);
   if (isVideo(request))
     return `${head}video = client.post("/videos", cast_to=object, body=${text(body)})

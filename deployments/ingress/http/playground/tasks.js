@@ -24,8 +24,8 @@ export function dismiss(id) {
 }
 
 /** It is over, and stays to be read; not beyond this visit. */
-function fail(id, fields) {
-  update(id, { status: "failed", ...fields });
+function fail(id, error) {
+  update(id, { status: "failed", error });
   return forgetTask(id);
 }
 
@@ -119,7 +119,7 @@ async function see(id, job) {
   const task = known(id);
   if (job.status === "completed") return finish(task, job);
   if (job.status === "cancelled") return dismiss(id);
-  if (job.status === "failed") return fail(id, { error: job.error.message });
+  if (job.status === "failed") return fail(id, job.error.message);
   const begun = task.begun ?? (job.status === "in_progress" ? Date.now() : undefined);
   const status = task.status === "cancelling" ? task.status : job.status;
   update(id, { status, position: job.queue_position, progress: job.progress, begun, trouble: undefined });
@@ -152,5 +152,5 @@ async function finish(task, job) {
       took_s,
     });
   }
-  return failed.length ? fail(task.id, { error: failed.join("; ") }) : dismiss(task.id);
+  return failed.length ? fail(task.id, failed.join("; ")) : dismiss(task.id);
 }

@@ -51,10 +51,15 @@ def press(visitor: Visitor, *keys: str) -> None:
         visitor.page.keyboard.press(key)
 
 
-def test_a_picture_with_a_style(visitor: Visitor) -> None:
-    tab_to(visitor, "Prompt")
+def write_over(visitor: Visitor, name: str, text: str) -> None:
+    """A text in place of what stands in a field."""
+    tab_to(visitor, name)
     press(visitor, "Control+a")
-    visitor.page.keyboard.type("a red ball")
+    visitor.page.keyboard.type(text)
+
+
+def test_a_picture_with_a_style(visitor: Visitor) -> None:
+    write_over(visitor, "Prompt", "a red ball")
     tab_to(visitor, "Styles")
     press(visitor, "Enter")
     tab_to(visitor, "+ ink")
@@ -77,9 +82,7 @@ def test_a_picture_with_a_style(visitor: Visitor) -> None:
 
 
 def test_the_form_can_be_sent_by_its_button(visitor: Visitor) -> None:
-    tab_to(visitor, "Prompt")
-    press(visitor, "Control+a")
-    visitor.page.keyboard.type("a red ball")
+    write_over(visitor, "Prompt", "a red ball")
     tab_to(visitor, "Generate")
     press(visitor, "Enter")
     visitor.waits_for(1)
@@ -106,9 +109,7 @@ def test_a_mask_is_painted_and_taken_back(visitor: Visitor, tmp_path: Path) -> N
 
 
 def test_a_picture_of_the_gallery_is_taken_and_looked_at(visitor: Visitor) -> None:
-    tab_to(visitor, "Prompt")
-    press(visitor, "Control+a")
-    visitor.page.keyboard.type("a red ball")
+    write_over(visitor, "Prompt", "a red ball")
     press(visitor, "Control+Enter")
     visitor.waits_for(1)
     visitor.section("Start picture and mask")
@@ -135,12 +136,8 @@ def test_a_picture_of_the_gallery_is_taken_and_looked_at(visitor: Visitor) -> No
 def test_a_video_is_asked_for_and_cancelled(visitor: Visitor) -> None:
     tab_to(visitor, "Video")
     press(visitor, "Space")
-    tab_to(visitor, "Prompt")
-    press(visitor, "Control+a")
-    visitor.page.keyboard.type("a red ball")
-    tab_to(visitor, "Frames")
-    press(visitor, "Control+a")
-    visitor.page.keyboard.type("32")
+    write_over(visitor, "Prompt", "a red ball")
+    write_over(visitor, "Frames", "32")
     tab_to(visitor, "Steps")
     visitor.page.keyboard.type("50")
     press(visitor, "Control+Enter")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.deployments.ingress.playground.conftest import Visit
-from tests.deployments.ingress.playground.visitor import PHONE, WIDE, Visitor
+from tests.deployments.ingress.playground.visitor import KEPT, PHONE, WIDE, Visitor
 from tests.serving import Served
 
 LOOKS = [
@@ -19,22 +19,14 @@ LOOKS = [
 
 
 # How many greys the mask has that the browser keeps.
-LEVELS_OF_THE_MASK = """async () => {
-    const database = await new Promise((done) => {
-        const opening = indexedDB.open(`tcd-page ${location.pathname}`);
-        opening.onsuccess = () => done(opening.result);
-    });
-    const draft = await new Promise((done) => {
-        const found = database.transaction("page").objectStore("page").get("draft");
-        found.onsuccess = () => done(found.result);
-    });
-    database.close();
+LEVELS_OF_THE_MASK = f"""async () => {{
+    const draft = await ({KEPT})(["tcd-page", "page", "draft"]);
     const mask = await createImageBitmap(draft.mask);
     const page = new OffscreenCanvas(mask.width, mask.height).getContext("2d");
     page.drawImage(mask, 0, 0);
-    const { data } = page.getImageData(0, 0, mask.width, mask.height);
+    const {{ data }} = page.getImageData(0, 0, mask.width, mask.height);
     return new Set(data.filter((_, at) => at % 4 === 0)).size;
-}"""
+}}"""
 
 
 @pytest.fixture(params=LOOKS)

@@ -22,12 +22,29 @@ QUIET = [
     "--disable-component-update",
 ]
 WIDE, PHONE = (1280, 900), (390, 844)
-DROP = """async ([name, type, text]) => {
+# A file comes to an element, by `drop` or `paste`.
+BRING = """(place, [how, type, text]) => {
     const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
     const data = new DataTransfer();
-    data.items.add(new File([bytes], name, { type }));
-    document.querySelector("h1").dispatchEvent(
-        new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+    data.items.add(new File([bytes], "picture", { type }));
+    const told = { bubbles: true, cancelable: true };
+    place.dispatchEvent(how === "drop"
+        ? new DragEvent("drop", { ...told, dataTransfer: data })
+        : new ClipboardEvent("paste", { ...told, clipboardData: data }));
+}"""
+# What the browser keeps in one of the page's stores, by key; `null`: all of it.
+KEPT = """async ([name, store, key]) => {
+    const database = await new Promise((done) => {
+        const opening = indexedDB.open(`${name} ${location.pathname}`);
+        opening.onsuccess = () => done(opening.result);
+    });
+    const found = await new Promise((done) => {
+        const all = database.transaction(store).objectStore(store);
+        const asked = key === null ? all.getAll() : all.get(key);
+        asked.onsuccess = () => done(asked.result);
+    });
+    database.close();
+    return found;
 }"""
 MADE_MS = 120_000  # for a picture, on a machine that does other things too
 
@@ -99,18 +116,8 @@ class Visitor:
     def brings(self, label: str, how: str, file: Path) -> None:
         """A picture to a place for them, by `drop` or `paste`."""
         text = base64.b64encode(file.read_bytes()).decode()
-        self.page.get_by_role("group", name=label, exact=True).evaluate(
-            """(place, [how, text]) => {
-                const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
-                const data = new DataTransfer();
-                data.items.add(new File([bytes], "picture.png", { type: "image/png" }));
-                const told = { bubbles: true, cancelable: true };
-                place.dispatchEvent(how === "drop"
-                    ? new DragEvent("drop", { ...told, dataTransfer: data })
-                    : new ClipboardEvent("paste", { ...told, clipboardData: data }));
-            }""",
-            [how, text],
-        )
+        place = self.page.get_by_role("group", name=label, exact=True)
+        place.evaluate(BRING, [how, "image/png", text])
 
     def drops_with(self, said: object) -> None:
         """A picture on the page that says this of how it was made."""
@@ -123,7 +130,7 @@ class Visitor:
     def drops(self, data: bytes, media_type: str) -> None:
         """A file on the page itself."""
         text = base64.b64encode(data).decode()
-        self.page.evaluate(DROP, ["picture", media_type, text])
+        self.page.locator("h1").evaluate(BRING, ["drop", media_type, text])
 
     @property
     def tiles(self) -> Locator:
@@ -153,19 +160,11 @@ class Visitor:
     def asked(self) -> dict[str, object]:
         """The body of the request that made the newest item, without its pictures."""
         body: dict[str, object] = self.page.evaluate(
-            """async () => {
-                const database = await new Promise((done) => {
-                    const opening = indexedDB.open(`tcd-gallery ${location.pathname}`);
-                    opening.onsuccess = () => done(opening.result);
-                });
-                const items = await new Promise((done) => {
-                    const all = database.transaction("items").objectStore("items").getAll();
-                    all.onsuccess = () => done(all.result);
-                });
-                database.close();
+            f"""async () => {{
+                const items = await ({KEPT})(["tcd-gallery", "items", null]);
                 items.sort((one, other) => other.made - one.made);
                 return JSON.parse(JSON.stringify(items[0].request.body));
-            }"""
+            }}"""
         )
         return body
 
