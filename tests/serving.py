@@ -4,6 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,9 @@ from graphs.service import build as build_service
 from tests.conftest import demo_loras
 
 SMALL_QUEUE = 3
+# What Ray is told that there are. Those of `served` ask for 9.6; the rest is for replicas that its
+# preprocessors and job workers add, and for what tests deploy beside them.
+CPUS = 24
 MAX_BODY_BYTES = 4 * 2**20
 IP_ADAPTERS = {
     "sd15": "models/ip-adapter_sd15.safetensors",
@@ -119,7 +123,7 @@ def served(demo_models: Path) -> Iterator[Served]:
         ray.init(
             address="local",
             include_dashboard=False,
-            num_cpus=12,
+            num_cpus=CPUS,
             object_store_memory=200 * 2**20,
             _temp_dir=folder,
             log_to_driver=False,
@@ -166,6 +170,17 @@ def service(models: Path) -> Application:
             image_encoders=encoders,
         )
     )
+
+
+@contextmanager
+def beside(*targets: RunTarget) -> Iterator[None]:
+    """Runs applications beside those of `served`, and deletes them, also such as never came up."""
+    try:
+        serve.run_many(list(targets))
+        yield
+    finally:
+        for target in targets:
+            serve.delete(target.name)
 
 
 def model_target(models: Path, args: ModelArgs, limits: Limits) -> RunTarget:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from ray import serve
+from ray.serve import RunTarget
 
 from deployments.contracts.jobs import ImageRequest, LoraWeight
 from examples.contact_sheet import SheetArgs, build
-from tests.serving import Served
+from tests.serving import Served, beside
 
 LEVELS = 2
 
@@ -19,9 +20,8 @@ LEVELS = 2
 @pytest.fixture(scope="module")
 def sheets(served: Served) -> Iterator[str]:
     args = SheetArgs(model="sd15", styles=("papercut", "ink"))
-    serve.run(build(args), name="contact-sheet", route_prefix="/sheet")
-    yield f"{served.url}/sheet"
-    serve.delete("contact-sheet")
+    with beside(RunTarget(build(args), name="contact-sheet", route_prefix="/sheet")):
+        yield f"{served.url}/sheet"
 
 
 def test_a_sheet_holds_what_the_handle_answers(sheets: str) -> None:

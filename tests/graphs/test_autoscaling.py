@@ -10,7 +10,6 @@ from typing import cast
 
 import httpx
 import pytest
-from ray import serve
 from ray.serve import RunTarget
 from ray.serve.config import AutoscalingContext
 
@@ -18,7 +17,7 @@ from configs.app import Limits, ModelUserConfig
 from deployments.diffusion.autoscaling import ByPendingWork
 from graphs.model import DIFFUSION
 from tests.graphs.test_model_applications import names, replica_pids, wait_until
-from tests.serving import Served, plain_model
+from tests.serving import Served, beside, plain_model
 
 TARGET_S = 1.0
 HUNGRY = {
@@ -64,8 +63,7 @@ def test_a_model_grows_and_shrinks(served: Served, demo_models: Path) -> None:
         ray_actor_options={"num_cpus": 0.1},
         user_config=ModelUserConfig(limits=Limits()).model_dump(),
     )
-    serve.run_many([RunTarget(deployment.bind(args), name="model-grower", route_prefix=None)])
-    try:
+    with beside(RunTarget(deployment.bind(args), name="model-grower", route_prefix=None)):
         wait_until(lambda: "grower" in names(served))
         assert len(replica_pids("model-grower")) == 1
 
@@ -95,8 +93,6 @@ def test_a_model_grows_and_shrinks(served: Served, demo_models: Path) -> None:
                 grown.set()
             assert [answer.result() for answer in answers] == 8 * [{200}]
         wait_until(lambda: runs("model-grower", 1), timeout_s=60)
-    finally:
-        serve.delete("model-grower")
 
 
 def runs(application: str, replicas: int) -> bool:

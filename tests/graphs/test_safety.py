@@ -15,7 +15,7 @@ from deployments.contracts.jobs import ImageRequest
 from graphs.service import build
 from tests.deployments.ingress.images import data_url, moderated, png
 from tests.safety_models import GREEN_PICTURE, RED_PICTURE, write_safety_checker
-from tests.serving import Served
+from tests.serving import Served, beside
 
 RED, GREEN = png(RED_PICTURE), png(GREEN_PICTURE)
 
@@ -26,16 +26,13 @@ def safe(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     folder = write_safety_checker(tmp_path_factory.mktemp("safety"))
     safety = SafetyArgs(checkpoint=str(folder), device="cpu")
     application = build(ServiceArgs(default_model="sd15", safety=safety))
-    serve.run_many([RunTarget(application, name="safe", route_prefix="/safe")])
     url = f"{served.url}/safe"
-    try:
+    with beside(RunTarget(application, name="safe", route_prefix="/safe")):
         deadline = time.monotonic() + 60
         while httpx.get(f"{url}/readyz", timeout=30).status_code != 200:
             assert time.monotonic() < deadline
             time.sleep(0.5)
         yield url
-    finally:
-        serve.delete("safe")
 
 
 def test_it_sees_what_is_shown_and_what_is_sent(safe: str) -> None:

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from ray import serve
 
 from configs.app import Limits
 from tests.graphs.test_model_applications import replica_pids, wait_until
-from tests.serving import Served, model_target, plain_model
+from tests.serving import Served, beside, model_target, plain_model
 
 OTHERS = 40  # requests for the other model, before and during
 LIMIT_S = 2
@@ -20,9 +19,8 @@ LIMIT_S = 2
 
 def test_a_silent_model_delays_nobody_else(served: Served, demo_models: Path) -> None:
     dumb = plain_model(demo_models, "sd15", "dumb")
-    serve.run_many([model_target(demo_models, dumb, Limits())])
-    served.wait_until_ready("dumb")
-    try:
+    with beside(model_target(demo_models, dumb, Limits())):
+        served.wait_until_ready("dumb")
         assert ask(served, "dumb").status_code == 200
         before = slowest(served)
         (pid,) = replica_pids("model-dumb")
@@ -42,8 +40,6 @@ def test_a_silent_model_delays_nobody_else(served: Served, demo_models: Path) ->
         served.wait_until_ready("dumb")
         assert ask(served, "dumb").status_code == 200
         assert replica_pids("model-dumb") == [pid]
-    finally:
-        serve.delete("model-dumb")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from configs.app import Limits, ModelUserConfig
 from graphs.model import DIFFUSION
 from tests.graphs.test_model_applications import names, wait_until
 from tests.graphs.test_silent_model import ask, availability
-from tests.serving import Served, plain_model
+from tests.serving import Served, beside, plain_model
 
 LOOKED_AT_S = 6
 
@@ -34,8 +34,7 @@ def test_a_model_sleeps_until_it_is_asked_for(served: Served, demo_models: Path)
         ray_actor_options={"num_cpus": 0.1},
         user_config=ModelUserConfig(limits=Limits()).model_dump(),
     )
-    serve.run_many([RunTarget(deployment.bind(args), name="model-dozer", route_prefix=None)])
-    try:
+    with beside(RunTarget(deployment.bind(args), name="model-dozer", route_prefix=None)):
         served.wait_until_ready("dozer")  # it can answer, after all
         looked_at(served)
         assert "dozer" not in names(served)  # nobody knows yet what it is
@@ -52,8 +51,6 @@ def test_a_model_sleeps_until_it_is_asked_for(served: Served, demo_models: Path)
         wait_until(lambda: availability(served)["dozer"] == "asleep")
         assert "dozer" in names(served)
         looked_at(served)
-    finally:
-        serve.delete("model-dozer")
 
 
 def looked_at(served: Served) -> None:

@@ -71,5 +71,5 @@ def counted(args: ServiceArgs, marks: Path) -> Application:
     front = serve.deployment(name="Ingress", max_ongoing_requests=1000, ray_actor_options=small)
     directory = DIRECTORY.bind(args)
     store = JOB_STORE.bind()
-    worker = JOB_WORKER.bind(args, maps, directory, store, route)
-    return front(Counted).bind(args, maps, worker, store, directory, route)
+    worker = JOB_WORKER.bind(args, maps, directory, store, route, None)
+    return front(Counted).bind(args, maps, worker, store, directory, route, None)

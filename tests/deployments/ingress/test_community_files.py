@@ -15,13 +15,12 @@ import torch
 from diffusers import StableDiffusionPipeline, TCDScheduler
 from numpy.typing import NDArray
 from PIL import Image
-from ray import serve
 from ray.serve import RunTarget
 
 from configs.app import Limits, ModelUserConfig
 from graphs.model import DIFFUSION
 from tests.community import Community, community
-from tests.serving import Served, plain_model
+from tests.serving import Served, beside, plain_model
 
 LEVELS = 2
 VISIBLE = 10  # levels that a change must make somewhere, or nothing is judged
@@ -58,10 +57,9 @@ def model(served: Served, files: list[Community], demo_models: Path) -> Iterator
         loras={file.name: str(file.path) for file in files}, limits=Limits(max_side=512)
     )
     deployment = DIFFUSION.options(user_config=config.model_dump())
-    serve.run_many([RunTarget(deployment.bind(args), name=f"model-{MODEL}", route_prefix=None)])
-    served.wait_until_ready(MODEL)
-    yield served
-    serve.delete(f"model-{MODEL}")
+    with beside(RunTarget(deployment.bind(args), name=f"model-{MODEL}", route_prefix=None)):
+        served.wait_until_ready(MODEL)
+        yield served
 
 
 def draw(served: Served, *names: str, seed: int = 3) -> Picture:

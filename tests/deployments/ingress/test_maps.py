@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 from ray import serve
+from ray.serve import RunTarget
 from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
@@ -18,7 +19,7 @@ from preprocessors.resize import resize
 from tests.deployments.diffusion.engine.tasks import picture
 from tests.deployments.ingress.counted import DIES, RAISES, counted
 from tests.deployments.ingress.images import LEVELS, apart, data_url, pixels_of, png, shown
-from tests.serving import Served
+from tests.serving import Served, beside
 
 WIDTH, HEIGHT = 136, 96
 PICTURE = picture(31, WIDTH, HEIGHT)
@@ -150,9 +151,8 @@ def test_ten_requests_make_a_map_once(served: Served, concurrent: bool) -> None:
 def front(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a second front to the same models: see `counted`."""
     application = counted(ServiceArgs(default_model="sd15"), tmp_path_factory.mktemp("marks"))
-    serve.run(application, name="tcd-counted", route_prefix="/counted")
-    yield f"{served.url}/counted"
-    serve.delete("tcd-counted")
+    with beside(RunTarget(application, name="tcd-counted", route_prefix="/counted")):
+        yield f"{served.url}/counted"
 
 
 def bytes_read() -> int:
