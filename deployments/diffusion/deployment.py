@@ -29,6 +29,7 @@ from deployments.contracts.refusal import Refusal, refusing
 from deployments.contracts.tokens import PromptTokens
 from deployments.diffusion.call import AdmissionThreads, Call
 from deployments.diffusion.metrics import EngineMetrics
+from deployments.imports import heavy_imports
 
 LAST_WORDS_S = 1.0  # for the log of a replica that ends
 log = logging.getLogger("ray.serve")  # Serve adds the request's id, and writes the replica's file
@@ -38,9 +39,10 @@ class Diffusion:
     """One replica: one checkpoint, one engine, one device."""
 
     def __init__(self, args: ModelArgs) -> None:
-        # The heavy imports belong to the replica: whoever builds the graph needs none of them.
-        from deployments.diffusion.engine.engine import Engine
-        from deployments.diffusion.engine.models.components import load
+        # These belong to the replica: whoever builds the graph needs none of them.
+        with heavy_imports():
+            from deployments.diffusion.engine.engine import Engine
+            from deployments.diffusion.engine.models.components import load
 
         self._args = args
         self._config = ModelUserConfig()

@@ -10,6 +10,7 @@ from configs.sources import fetch
 from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapSpec
+from deployments.imports import heavy_imports
 from deployments.preprocess.work import MAX_BATCH, Work, made, one_fails_alone
 
 Sized = tuple[Pixels, tuple[int, int]]  # a picture, and (width, height) of its map
@@ -19,7 +20,8 @@ class Depth:
     """Depth estimation by DPT, batched."""
 
     def __init__(self, args: PreprocessorArgs) -> None:
-        from preprocessors.depth import DepthEstimator
+        with heavy_imports():
+            from preprocessors.depth import DepthEstimator
 
         folder = fetch(args.checkpoint)
         self._model: DepthEstimator = DepthEstimator(folder, args.device, args.dtype)

@@ -12,6 +12,7 @@ from configs.sources import fetch
 from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Embeds, Pixels
 from deployments.contracts.maps import MapSpec
+from deployments.imports import heavy_imports
 from deployments.preprocess.work import MAX_BATCH, Work, made, one_fails_alone
 
 
@@ -19,7 +20,8 @@ class ImageEncoder:
     """CLIP vision embeddings for IP-Adapters, batched."""
 
     def __init__(self, args: PreprocessorArgs) -> None:
-        from preprocessors.image_encoder import ImageEncoder as Encoder
+        with heavy_imports():
+            from preprocessors.image_encoder import ImageEncoder as Encoder
 
         self._model: Encoder = Encoder(fetch(args.checkpoint), args.device, args.dtype)
         self._work = Work()

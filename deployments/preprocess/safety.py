@@ -11,6 +11,7 @@ from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.refusal import refusing
 from deployments.contracts.verdict import Verdict
+from deployments.imports import heavy_imports
 from deployments.preprocess.work import MAX_BATCH, Work, made, one_fails_alone
 
 
@@ -18,7 +19,8 @@ class Safety:
     """A safety checker, batched."""
 
     def __init__(self, args: SafetyArgs) -> None:
-        from preprocessors.safety import SafetyChecker
+        with heavy_imports():
+            from preprocessors.safety import SafetyChecker
 
         self._model: SafetyChecker = SafetyChecker(fetch(args.checkpoint), args.device, args.dtype)
         self._work = Work()
