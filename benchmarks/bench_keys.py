@@ -112,8 +112,8 @@ def keyed_service(
         for (name, weight), secret in zip(weights.items(), made.values(), strict=True)
     ]
     os.environ.update(LOGICAL_CPUS, TCD_BENCH_KEYS=json.dumps(listed))
-    with running(_config(max_step_ms), "bench-keys", tell=silent) as url:
-        yield {name: Client(url, secret) for name, secret in made.items()}
+    with running(_config(max_step_ms), "bench-keys", tell=silent) as service:
+        yield {name: Client(service.url, secret) for name, secret in made.items()}
 
 
 def _config(max_step_ms: float | None) -> Config:

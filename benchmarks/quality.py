@@ -224,7 +224,10 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ.update(LOGICAL_CPUS)
     print(f"{machine()}; {arguments.pictures} pictures a row\n")
-    with running(with_teacher(MODELS), "quality", tell=silent) as url, Client(url) as client:
+    with (
+        running(with_teacher(MODELS), "quality", tell=silent) as service,
+        Client(service.url) as client,
+    ):
         quality = Quality(client, arguments.pictures, arguments.plot)
         for part in arguments.part:
             PARTS[part](quality)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from benchmarks.models import SIDE, Model
-from demo.service import Config, Running, demo_config, running_processes
+from demo.service import Config, Running, demo_config, running
 
 # Ray's book-keeping only: idle models take no time, and few cores must do for all replicas.
 LOGICAL_CPUS = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 8}'}
@@ -43,7 +43,7 @@ def running_service(models: Sequence[Model]) -> Iterator[str]:
 def tuned_service(models: Sequence[Model], tuning: Tuning) -> Iterator[Running]:
     """Starts the application with these models, tuned so."""
     os.environ.update(LOGICAL_CPUS)
-    with running_processes(_config(models, tuning), "bench", tell=silent) as service:
+    with running(_config(models, tuning), "bench", tell=silent) as service:
         yield service
 
 

@@ -11,11 +11,13 @@ from functools import partial
 
 from demo.client import Client, Refused
 from demo.gallery import grid
-from demo.service import OUT, demo_config, have_written, running, shown
-from demo.tasks import MODELS as ASKED
-from demo.tasks import Drawn, all_tasks
+from demo.service import OUT, START_TIMEOUT_S, demo_config, have_written, shown, starting
+from demo.tasks import FIRST, MODELS, Drawn, first_task, tasks_of_first, tasks_of_others
 
 FRAME_MS = 125
+
+
+tell = partial(print, flush=True)
 
 
 def main() -> None:
@@ -25,25 +27,37 @@ def main() -> None:
     # and its children would.)
     signal.signal(signal.SIGINT, lambda *_: sys.exit("interrupted"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    tell = partial(print, flush=True)
     have_written("--merged")
-    with running(demo_config(ASKED), "demo", tell=tell, brief=True) as url, Client(url) as client:
-        tell(f"ready after {time.perf_counter() - started:.1f} s")
-        drawn: list[Drawn] = []
+    with (
+        starting(demo_config(MODELS), "demo", first=FIRST, tell=tell) as service,
+        Client(service.url) as client,
+    ):
+        service.wait_until_ready(FIRST, patience_s=START_TIMEOUT_S)
         try:
-            for task in all_tasks(client):
-                prompt = f'"{task.asked}"' if task.asked else "(no prompt)"
-                tell(f"  {task.seconds:5.2f} s  {task.task}: {prompt}")
-                drawn.append(task)
+            drawn = [told(first_task(client))]
+            (ball,) = drawn[0].pictures
+            ball.save(OUT / "first.png")
+            took = time.perf_counter() - started
+            tell(f"{shown(OUT / 'first.png')}: the first picture, after {took:.1f} s")
+            drawn += map(told, tasks_of_first(client, ball))
+            service.wait_until_ready(patience_s=START_TIMEOUT_S)
+            drawn += map(told, tasks_of_others(client))
         except Refused as error:
             raise SystemExit(f"the service refused a request: {error}") from error
         picture, video = OUT / "demo.png", OUT / "demo.webp"
         grid(drawn).save(picture)
-        first, *others = drawn[-1].pictures
-        first.save(video, save_all=True, append_images=others, duration=FRAME_MS, loop=0)
+        (film,) = (task.pictures for task in drawn if len(task.pictures) > 1)
+        film[0].save(video, save_all=True, append_images=film[1:], duration=FRAME_MS, loop=0)
         tell(f"{shown(picture)}: a picture of each task; {shown(video)}: the video")
         tell("stopping")
     tell(f"done in {time.perf_counter() - started:.1f} s")
+
+
+def told(task: Drawn) -> Drawn:
+    """A task, once a line says that it is done."""
+    prompt = f'"{task.asked}"' if task.asked else "(no prompt)"
+    tell(f"  {task.seconds:5.2f} s  {task.task}: {prompt}")
+    return task
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ import yaml
 from demo.service import (
     OUT,
     ROOT,
+    Running,
     address,
     failed,
     have_written,
     process,
     shown,
-    wait_until_ready,
 )
 
 tell = partial(print, flush=True)
@@ -38,7 +38,7 @@ def main() -> None:
         url = address(config)
         tell(f"starting {url} (log: {shown(log)})")
         with log.open("wb") as output, process(path, output) as service:
-            wait_until_ready(config, url, service, log, tell)
+            Running(config, url, log, service, tell).wait_until_ready()
             tell(f"ready: {url}/ is a page to try it, {url}/docs the API; Ctrl-C stops it")
             ended = service.wait()
             if ended:

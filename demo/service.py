@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError
@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
 START_TIMEOUT_S = 300
-POLL_S = 0.2
+POLL_S = 0.5  # each look takes something from what is being started
 SERVE = "Ray and Serve are up"
 STOP_TIMEOUT_S = 60
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -32,79 +32,106 @@ ENVIRONMENT = {
 }
 
 SERVE_RUN = (str(Path(sys.executable).with_name("serve")), "run", "--address", "local")
-BRIEF = (sys.executable, "-m", "demo.application")
+IN_TURNS = (sys.executable, "-m", "demo.application")
 
 Config = dict[str, object]
 
 
 def demo_config(models: Collection[str]) -> Config:
     """`serve_config.yaml` with these of its models. Raises ValueError for one it does not have."""
-    config: Config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    return only(config, "tcd", *(f"model-{name}" for name in models))
+
+
+def only(config: Config, *names: str) -> Config:
+    """A config with these of its applications. Raises ValueError for one it does not have."""
     applications = config["applications"]
     assert isinstance(applications, list)
-    wanted = {"tcd", *(f"model-{name}" for name in models)}
-    missing = wanted - {application["name"] for application in applications}
+    missing = set(names) - {application["name"] for application in applications}
     if missing:
         raise ValueError(f"serve_config.yaml has no {', '.join(sorted(missing))}")
-    return config | {"applications": [a for a in applications if a["name"] in wanted]}
+    return config | {"applications": [a for a in applications if a["name"] in names]}
 
 
 @dataclass(frozen=True)
 class Running:
-    """The application at work.
+    """The application, being started or at work.
 
     Attributes:
-        pid: of the process from which all of its processes descend.
+        process: from which all of its processes descend.
+        tell: hears of each part when it is up.
     """
 
+    config: Config
     url: str
-    pid: int
     log: Path
+    process: subprocess.Popen[bytes]
+    tell: Callable[[str], None]
+    begun: float = field(default_factory=time.monotonic)
+    told: set[str] = field(default_factory=set)
+
+    def wait_until_ready(self, *models: str, patience_s: float = math.inf) -> None:
+        """Returns when these models answer; without names, all of the config's. Raises SystemExit
+        with the log's end if the application ends, or they are not ready in time."""
+        wanted = models or _models(self.config)
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until:
+            if (status := self.process.poll()) is not None:
+                raise SystemExit(failed(f"the application ended with {status}", self.log))
+            seen = up(self.url, *wanted)
+            for part in seen.parts:
+                if part not in self.told:
+                    self.tell(f"  {time.monotonic() - self.begun:5.2f} s  {part}")
+                    self.told.add(part)
+            if seen.ready:
+                return
+            time.sleep(POLL_S)
+        raise SystemExit(failed(f"not ready within {patience_s:g} s", self.log))
 
 
 @contextmanager
-def running(
-    config: Config, name: str, *, tell: Callable[[str], None] = print, brief: bool = False
-) -> Iterator[str]:
-    """Start the application, wait until its models are ready, and yield its URL.
+def running(config: Config, name: str, *, tell: Callable[[str], None] = print) -> Iterator[Running]:
+    """Start the application, wait until its models are ready, and yield it.
 
-    A free port is taken. `name` names the config and the log in `out`; `brief`: as
-    `demo.application` runs it. Raises SystemExit with the log's end if the application does not
-    come up.
+    A free port is taken. `name` names the config and the log in `out`. Raises SystemExit with the
+    log's end if the application does not come up.
     """
-    with running_processes(config, name, tell=tell, brief=brief) as application:
-        yield application.url
+    with starting(config, name, tell=tell) as started:
+        started.wait_until_ready(patience_s=START_TIMEOUT_S)
+        yield started
 
 
 @contextmanager
-def running_processes(
-    config: Config, name: str, *, tell: Callable[[str], None] = print, brief: bool = False
+def starting(
+    config: Config,
+    name: str,
+    *,
+    first: str | None = None,
+    tell: Callable[[str], None] = print,
 ) -> Iterator[Running]:
-    """`running`, for those who look at its processes too."""
+    """`running` without waiting. `first`: of its models, as `demo.application` runs it."""
     OUT.mkdir(exist_ok=True)
-    port = free_port()
-    file, log = OUT / f"{name}_config.yaml", OUT / f"{name}.log"
+    port, log, file = free_port(), OUT / f"{name}.log", OUT / f"{name}_config.yaml"
     http = {"host": "127.0.0.1", "port": port}
     file.write_text(yaml.safe_dump(config | {"http_options": http}, sort_keys=False))
     url = f"http://127.0.0.1:{port}"
     tell(f"starting {url} with {len(_models(config))} models (log: {shown(log)})")
-    program = BRIEF if brief else SERVE_RUN
-    with log.open("wb") as output, process(file, output, program) as started:
-        wait_until_ready(config, url, started, log, tell, START_TIMEOUT_S)
-        yield Running(url, started.pid, log)
+    with log.open("wb") as output, process(file, output, first) as started:
+        yield Running(config, url, log, started, tell)
 
 
 @contextmanager
 def process(
-    config: Path, output: IO[bytes] | None = None, program: Sequence[str] = SERVE_RUN
+    config: Path, output: IO[bytes] | None = None, first: str | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A config on a Ray instance of its own, which ends with the block.
+    """A config on a Ray instance of its own, which ends with the block. `first`: as in `starting`.
 
     Both have a session of their own: a signal that was meant for this process and its group
     (Ctrl-C, or a supervisor's SIGTERM) would end Ray's node under the program that is to stop it.
     If this process is killed, Linux tells them to stop.
     """
-    with child([*program, str(config)], ENVIRONMENT, output, STOP_TIMEOUT_S) as started:
+    command = [*SERVE_RUN, str(config)] if first is None else [*IN_TURNS, str(config), first]
+    with child(command, ENVIRONMENT, output, STOP_TIMEOUT_S) as started:
         yield started
 
 
@@ -174,57 +201,31 @@ def address(config: Config) -> str:
     return f"http://{http.get('host', '127.0.0.1')}:{http.get('port', 8000)}"
 
 
-def wait_until_ready(
-    config: Config,
-    url: str,
-    started: subprocess.Popen[bytes],
-    log: Path,
-    tell: Callable[[str], None],
-    patience_s: float = math.inf,
-) -> None:
-    """Returns when all models of a config answer, and tells of each part when it is up. Raises
-    SystemExit with the log's end if the application ends, or is not ready in time."""
-    url = f"{url}/readyz?models={','.join(_models(config))}"
-    begun = time.monotonic()
-    told: set[str] = set()
-    while time.monotonic() < begun + patience_s:
-        if started.poll() is not None:
-            raise SystemExit(failed(f"the application ended with {started.returncode}", log))
-        up = _up(url)
-        for part in up.parts:
-            if part not in told:
-                tell(f"  {time.monotonic() - begun:5.2f} s  {part}")
-                told.add(part)
-        if up.ready:
-            return
-        time.sleep(POLL_S)
-    raise SystemExit(failed(f"not ready within {patience_s:g} s", log))
-
-
 @dataclass(frozen=True)
-class _Up:
+class Up:
     """What of a service is up. `ready`: all that was asked for."""
 
     parts: Sequence[str] = ()
     ready: bool = False
 
 
-def _up(url: str) -> _Up:
-    """As `/readyz` says, and before it is there as Serve's proxy does."""
+def up(url: str, *models: str) -> Up:
+    """Whether these models answer: as `/readyz` says, and before it is there as Serve's proxy
+    does."""
     try:
-        with urlopen(url, timeout=5) as answer:
+        with urlopen(f"{url}/readyz?models={','.join(models)}", timeout=5) as answer:
             status, body = answer.status, answer.read()
     except HTTPError as error:
         status, body = error.code, error.read()
     except OSError:  # refused, or timed out
-        return _Up()
+        return Up()
     try:
         known = json.loads(body)["availability"]
     except (ValueError, KeyError, TypeError):  # the proxy's own, before the ingress is up
-        return _Up((SERVE,))
+        return Up((SERVE,))
     ended = {"ready": "is ready", "failed": "failed: the log says why"}
-    models = (f"{name} {ended[state]}" for name, state in known.items() if state in ended)
-    return _Up((SERVE, "the ingress is up", *models), status == 200)
+    told = (f"{name} {ended[state]}" for name, state in known.items() if state in ended)
+    return Up((SERVE, "the ingress is up", *told), status == 200)
 
 
 def failed(what: str, log: Path) -> str:

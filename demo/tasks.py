@@ -13,7 +13,8 @@ from demo.client import Client, Picture, data_url
 from demo.world.renderer import SIDE, render
 from demo.world.scene import Background, Scene, Solid
 
-MODELS = ("sd15", "sd15-inpainting", "sd15-papercut", "sdxl")  # that the tasks ask for
+FIRST = "sd15"
+MODELS = (FIRST, "sd15-inpainting", "sd15-papercut", "sdxl")  # that the tasks ask for
 SEED = 7
 FRAMES = 8
 
@@ -36,30 +37,40 @@ class Drawn:
     seconds: float = 0.0
 
 
-def all_tasks(client: Client) -> Iterator[Drawn]:
-    """Each task once it is done, in the guide's order: the first by itself, since another starts
-    from its picture, and the others all at once, as of several clients."""
+def first_task(client: Client) -> Drawn:
+    """A picture of `FIRST`, from which another task starts."""
     snow = "a big red ball on the left, in the snow"
-    grass = "a small blue cube on the left and a big yellow cone on the right, on the grass"
-    first = timed(partial(text_to_image, client, "sd15", snow))
-    yield first
-    (ball,) = first.pictures
+    return timed(partial(text_to_image, client, FIRST, snow))
+
+
+def tasks_of_first(client: Client, ball: Picture) -> Iterator[Drawn]:
+    """Each further task of `FIRST` once it is done. `ball`: what `first_task` drew."""
+    grass = "a small blue ball on the left rolling right, on the grass"
     tasks: list[Callable[[], Drawn]] = [
-        partial(text_to_image, client, "sdxl", grass),
         partial(image_to_image, client, ball, "a big purple ball on the left, at night"),
+        partial(style_mix, client, "a big cyan cylinder in the center, on the grass"),
+        partial(video, client, grass),
+        partial(control, client, "canny", "a red cylinder, on the sand"),
+        partial(control, client, "depth", "a blue cylinder, at night"),
+        partial(ip_adapter, client),
+    ]
+    yield from at_once(tasks)
+
+
+def tasks_of_others(client: Client) -> Iterator[Drawn]:
+    """Each task of the other models once it is done."""
+    grass = "a small blue cube on the left and a big yellow cone on the right, on the grass"
+    tasks: list[Callable[[], Drawn]] = [
         partial(inpainting, client),
         partial(fine_tune, client, "a big green cone in the center, on the sand"),
-        partial(style_mix, client, "a big cyan cylinder in the center, on the grass"),
-        partial(control, client, "depth", "a blue cylinder, at night"),
-        partial(control, client, "canny", "a red cylinder, on the sand"),
-        partial(ip_adapter, client),
-        partial(video, client, "a small blue ball on the left rolling right, on the grass"),
+        partial(text_to_image, client, "sdxl", grass),
     ]
     yield from at_once(tasks)
 
 
 def at_once(tasks: Sequence[Callable[[], Drawn]]) -> Iterator[Drawn]:
-    """What each task brings, in their order. Whoever leaves early waits for none."""
+    """What tasks bring that are asked for at once, as by several clients, in their order. Whoever
+    leaves early waits for none."""
     threads = ThreadPoolExecutor(len(tasks))
     try:
         started = [threads.submit(timed, task) for task in tasks]

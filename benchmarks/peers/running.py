@@ -98,7 +98,7 @@ def our_service(model: Model, settings: Settings, *, churn: bool) -> Iterator[Se
     with tuned_service([model], tuning) as service:
         port = urlsplit(service.url).port
         assert port is not None
-        ours = Server(OURS, model.args.name, port, service.pid, service.log, 0.0)
+        ours = Server(OURS, model.args.name, port, service.process.pid, service.log, 0.0)
         ours.ask(FIRST)
         yield replace(ours, first_image_s=time.perf_counter() - began)
 

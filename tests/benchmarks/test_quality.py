@@ -24,8 +24,8 @@ SOME = 16
 def client(demo_models: object) -> Iterator[Client]:
     """Of `serve_config.yaml`, with two of its models."""
     with (
-        running(demo_config(("sd15", "sd15-inpainting")), "quality-test") as url,
-        Client(url) as client,
+        running(demo_config(("sd15", "sd15-inpainting")), "quality-test") as service,
+        Client(service.url) as client,
     ):
         yield client
 

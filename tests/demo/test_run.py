@@ -29,8 +29,9 @@ TASKS = (
 
 
 def test_demo_draws_every_task_and_stops(demo_models: Path) -> None:
-    picture, video = ROOT / "out" / "demo.png", ROOT / "out" / "demo.webp"
-    for file in (picture, video):
+    out = ROOT / "out"
+    first, picture, video = out / "first.png", out / "demo.png", out / "demo.webp"
+    for file in (first, picture, video):
         file.unlink(missing_ok=True)
     before = ray_processes()
     ran = subprocess.run(
@@ -43,6 +44,11 @@ def test_demo_draws_every_task_and_stops(demo_models: Path) -> None:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "out/demo.png" in ran.stdout
+    before_others, others = ran.stdout.split("out/first.png: the first picture, after ")
+    assert "sd15 is ready" in before_others
+    assert "sdxl is ready" in others, "nobody waits for the other models to see something"
+    with Image.open(first) as shown:
+        assert shown.size == (64, 64)
     for task in TASKS:
         assert f"  {task}: " in ran.stdout
     sheet = Image.open(picture)

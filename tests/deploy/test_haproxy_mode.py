@@ -28,8 +28,8 @@ def behind(demo_models: object) -> Iterator[Served]:
         patch.setenv("RAY_SERVE_HAPROXY_METRICS_PORT", str(free_port()))
         patch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", str(free_port()))
         patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 8}')
-        with running(demo_config(["sd15"]), "haproxy-mode") as url:
-            yield Served(url)
+        with running(demo_config(["sd15"]), "haproxy-mode") as service:
+            yield Served(service.url)
 
 
 def post(served: Served, body: dict[str, object], **headers: str) -> httpx.Response:

@@ -36,8 +36,8 @@ pytestmark = [pytest.mark.deep, pytest.mark.timeout(4 * 3600)]
 @pytest.fixture(scope="module")
 def service() -> Iterator[str]:
     os.environ["RAY_OVERRIDE_RESOURCES"] = '{"CPU": 8}'
-    with running(demo_config(["sd15"]), "fuzz") as url:
-        yield url
+    with running(demo_config(["sd15"]), "fuzz") as service:
+        yield service.url
 
 
 def many(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:

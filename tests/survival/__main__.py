@@ -32,7 +32,7 @@ import numpy as np
 from moto.server import ThreadedMotoServer
 from PIL import Image, ImageSequence
 
-from demo.service import OUT, Config, demo_config, free_port, running_processes
+from demo.service import OUT, Config, demo_config, free_port, running
 from tests.object_store import CREDENTIALS
 from tests.soak.processes import wait_until
 from tests.survival.processes import has_kind, kill_kind, kill_tree
@@ -60,10 +60,10 @@ class Service:
     up: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def runs(self) -> Iterator[None]:
         """Until the block ends, or somebody kills it."""
-        with running_processes(self.config, "survival", tell=lambda _: None) as running:
-            self.url, self.pid = running.url, running.pid
+        with running(self.config, "survival", tell=lambda _: None) as started:
+            self.url, self.pid = started.url, started.process.pid
             self.up.set()
             try:
                 yield
@@ -155,7 +155,7 @@ def lived(service: Service, jobs: int, wholes: int, draw: random.Random) -> dict
 
     living = threading.Thread(target=every)
     with ExitStack() as stack:
-        stack.enter_context(service.running())
+        stack.enter_context(service.runs())
         living.start()
         kinds = itertools.cycle(KINDS)
         restarts = 0
@@ -167,7 +167,7 @@ def lived(service: Service, jobs: int, wholes: int, draw: random.Random) -> dict
                 stack.close()
                 service.deaths["the whole service"] += 1
                 print(f"{done} seen to end; the whole service was killed", flush=True)
-                stack.enter_context(service.running())
+                stack.enter_context(service.runs())
                 continue
             kind = next(kinds)
             if kill_kind(service.pid, kind):
@@ -278,7 +278,7 @@ def main() -> None:
         began = time.monotonic()
         cards = lived(service, args.jobs, args.wholes, random.Random(args.seed))
         lasted_s = time.monotonic() - began
-        with service.running():
+        with service.runs():
             wrong = judged(service, cards, args.jobs) + copies(service)
     told = {
         "jobs": args.jobs,

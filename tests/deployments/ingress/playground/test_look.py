@@ -37,7 +37,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Of a service with sd15."""
     if SHOTS:
         with running(demo_config(["sd15"]), "screenshots") as started:
-            yield started
+            yield started.url
     else:
         served: Served = request.getfixturevalue("served")
         yield served.url
