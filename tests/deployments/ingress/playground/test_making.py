@@ -164,7 +164,7 @@ def test_controls_show_their_maps_first(visitor: Visitor, picture: Path) -> None
     shown.wait_for(timeout=60_000)
     first = shown.get_attribute("src")
     visitor.page.get_by_label("High threshold, exactly").fill("255")
-    visitor.page.get_by_label("High threshold, exactly").press("Enter")
+    visitor.page.get_by_label("High threshold, exactly").press("Tab")
     visitor.page.wait_for_function(
         "before => document.querySelector('.map img')?.src !== before", arg=first, timeout=60_000
     )
