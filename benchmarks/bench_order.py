@@ -77,7 +77,7 @@ def times(mix: Sequence[Kind], load: float, aging: int) -> dict[Kind, list[float
             come += 1
         for joining in scheduler.joining():
             scheduler.joined(joining.row_id)
-        batch = scheduler.schedule()
+        batch = scheduler.schedule(0.0)
         if batch is None:
             now = arrivals[come][0]
             continue

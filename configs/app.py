@@ -104,6 +104,9 @@ class Limits(Frozen):
         prompt_cache_mb: MiB of prompt embeddings kept on the device.
         aging_steps: an image gains one priority level whenever, for each step of its own, so many
             steps as large were taken for others: little work ages fast.
+        background_share: of the time while others ask, what requests of the lowest priority
+            (`priority: -10`, lines of batches) have at most: calls of the UNet for them take no
+            more. While nobody else asks they have it all.
         hang_s: seconds for which one step, one VAE call or the preparation of one image may
             last; longer, and the replica ends and is replaced. The first steps on a GPU may
             compile for minutes; a CPU may need longer than this for a full-size image.
@@ -121,6 +124,7 @@ class Limits(Frozen):
     lora_budget_mb: int = Field(2048, ge=1)
     prompt_cache_mb: int = Field(256, ge=0)
     aging_steps: int = Field(16, ge=1)
+    background_share: float = Field(0.05, gt=0, le=1)
     hang_s: float = Field(300.0, ge=1)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The loop: batch = scheduler.schedule(); outcome = runner.run(batch); scheduler.advance().
+"""The loop: batch = scheduler.schedule(now); outcome = runner.run(batch); scheduler.advance().
 
 Usable alone from Python, without Ray:
 
@@ -305,7 +305,7 @@ class Engine:
             for row in self._scheduler.joining():
                 entry, _ = self._rows[row.row_id]
                 self._preparer.put(Order(row.row_id, entry.key, row.spec))
-        batch = self._scheduler.schedule()
+        batch = self._scheduler.schedule(monotonic())
         self._idle = batch is None
         if batch is not None:
             self._book(batch, self._runner.run(batch))
@@ -330,20 +330,23 @@ class Engine:
         )
 
     def _messages(self) -> Iterator[Message]:
-        """What is in the inbox; waits for something, or a deadline, when there is no work."""
+        """What is in the inbox; waits for something, a deadline, or rows that rest, when there is
+        no work."""
         try:
             if self._idle:
                 self._pulse.rest()
-                yield self._inbox.get(timeout=self._next_deadline_s())
+                yield self._inbox.get(timeout=self._rest_s())
             self._pulse.beat()
             while True:
                 yield self._inbox.get_nowait()
         except queue.Empty:
             return
 
-    def _next_deadline_s(self) -> float | None:
-        deadlines = [row.deadline for row in self._scheduler.live if row.deadline is not None]
-        return max(0.0, min(deadlines) - monotonic()) if deadlines else None
+    def _rest_s(self) -> float | None:
+        """Until something is to be done that nobody tells of; `None`: nothing is."""
+        times = [row.deadline for row in self._scheduler.live]
+        ends = [time for time in (*times, self._scheduler.resumes) if time is not None]
+        return max(0.0, min(ends) - monotonic()) if ends else None
 
     def _add(self, entry: Entry, loras: dict[str, LoraSource]) -> None:
         self._registry.seen(entry)

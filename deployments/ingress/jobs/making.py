@@ -22,6 +22,7 @@ from deployments.contracts.errors import (
     WentAway,
 )
 from deployments.contracts.jobs import (
+    BACKGROUND,
     Completed,
     FailedImage,
     FinishedImage,
@@ -115,7 +116,8 @@ class Making:
         if record.attempts > 1:  # what those before have left
             await self._io.run(self._files.keep, record, pictures_in(record).values())
         asked = asked_of(record)
-        timeout_s = asked.request.timeout_s or self._timeout_s
+        behind = asked.request.priority == BACKGROUND  # it has few turns while others ask
+        timeout_s = asked.request.timeout_s or (TIMEOUT_S if behind else self._timeout_s)
 
         async def attempt() -> Answer:
             async with _Limit(timeout_s) as limit:

@@ -1,4 +1,4 @@
-"""Which rows take the next step together. Policy only: no torch, no clock, no threads.
+"""Which rows take the next step together. Policy only: no torch, no threads, and told the time.
 
 Between callers the device is shared by work (`turns.py`), so that a flood of one delays another by
 its share and no more. Among the rows of one caller the order is: effective priority, then arrival.
@@ -13,8 +13,8 @@ a caller who cannot use more of the call: one whose rows of this key are all in 
 just come and whose first row is being made ready. A call that waits for nobody is full; one
 that others ride in takes at most as much longer as they weigh.
 
-While others are about, a call has one row of the background at most: whoever comes waits for the
-shortest call that there is.
+While others are about, the background has a share of the time (`background.py`), and a call has
+one row of it at most: whoever comes waits for the shortest call that there is.
 
 Rows get slots in that order, somewhat ahead of their first step: their prompts and pictures are
 encoded meanwhile.
@@ -27,6 +27,7 @@ from math import inf
 
 from configs.app import Limits
 from deployments.contracts.places import Places
+from deployments.diffusion.engine.policy.background import Background
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Outcome
 from deployments.diffusion.engine.policy.estimate import Work
 from deployments.diffusion.engine.policy.line import Line
@@ -36,7 +37,6 @@ from deployments.diffusion.engine.policy.turns import Turns
 
 RECOVERY_STEPS = 64
 BATCHES_AHEAD = 2
-CALLS_ABOUT = 64  # for which others are about after the last that was made for them
 CALLS_TO_GET_READY = 4  # for which a newcomer's claim is kept: calls of one row are short
 
 
@@ -68,7 +68,9 @@ class Scheduler:
         self._tempo = Tempo()
         self._bounds: dict[BatchKey, _Bound] = {}  # of sizes that ran out of memory
         self._at_once = 1  # rows of the size that was last in turn
-        self._alone = CALLS_ABOUT  # calls since one had rows of others than the background
+        self._background = Background(limits.background_share)
+        self._seconds_per_pixel = 0.0  # of the last call that was timed
+        self._now = 0.0  # when the last batch was asked for
 
     @property
     def batch_limit(self) -> int:
@@ -120,6 +122,7 @@ class Scheduler:
     def reconfigure(self, limits: Limits) -> None:
         """Takes new bounds. Fewer slots take effect as running rows leave theirs."""
         self._limits = limits
+        self._background.share = limits.background_share
         self._bounds.clear()
 
     def add(self, row: Trajectory) -> None:
@@ -191,10 +194,25 @@ class Scheduler:
             row for row in self._live.values() if row.deadline is not None and row.deadline <= now
         )
 
-    def schedule(self) -> Batch | None:
-        """The next batch; `None` if no row can run."""
+    @property
+    def resumes(self) -> float | None:
+        """When rows may run that could if they did not rest; `None` if there are none."""
+        if any(row.status is Status.RUNNING for row in self._live.values()):
+            return self._background.resumes(self._now)
+        return None
+
+    def schedule(self, now: float) -> Batch | None:
+        """The next batch; `None` if no row can run now."""
+        self._now = now
+        if not all(row.caller.background for row in self._live.values()):
+            self._background.others(now)
         candidates = self._candidates()
-        running = [row for row in candidates if row.status is Status.RUNNING]
+        rests = self._background.rests(now)
+        running = [
+            row
+            for row in candidates
+            if row.status is Status.RUNNING and not (rests and row.caller.background)
+        ]
         if not running:
             return None
         tags = self._tags(candidates)
@@ -224,12 +242,12 @@ class Scheduler:
         if not isinstance(outcome, Advanced):
             return self._out_of_memory(batch)
         self._turns.charge(batch)
-        self._alone += 1
-        if not all(row.caller.background for row in batch.rows):
-            self._alone = 0
         self._recover(batch.key)
         if outcome.measured is not None:
             self._tempo.measure(outcome.measured)
+            self._seconds_per_pixel = outcome.measured.seconds / outcome.measured.pixels
+        behind = sum(row.call_pixels for row in batch.rows if row.caller.background)
+        self._background.had(behind * self._seconds_per_pixel, self._now)
         left: list[Trajectory] = []
         for row in batch.rows:
             row.short_of_memory = False
@@ -291,7 +309,7 @@ class Scheduler:
             claim: lowest tag of the callers who have just come: nobody rides along from there on.
         """
         held: dict[str, list[Trajectory]] = {}  # by caller
-        about = self._alone < CALLS_ABOUT or not all(row.caller.background for row in rows)
+        about = self._background.about(self._now)
         for one in rows:
             line = held.setdefault(one.caller.name, [])
             if not (about and one.caller.background and line):

@@ -1,6 +1,10 @@
 """One caller floods an engine: another's images come in their turns, and are the same."""
 
-from deployments.contracts.jobs import Caller
+import pytest
+
+from configs.app import Limits
+from deployments.contracts.jobs import BACKGROUND, Caller
+from deployments.diffusion.engine.policy.batch import Batch
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import Gate, Listener, image_job
@@ -35,3 +39,27 @@ def test_a_flood_leaves_another_callers_image_its_turns_and_its_pixels(
     assert callers["other"].work_total == 4 * 16 * 16
     assert callers["flood"].work_total >= 20 * 8 * 16 * 16
     assert (callers["flood"].pending_images, callers["other"].pending_images) == (0, 0)
+
+
+def test_the_background_rests_beside_others_and_wakes_by_itself(
+    make_engine: MakeEngine, oracle_of: Oracles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(limits=Limits(background_share=0.02))
+    behind = image_job(
+        "behind", num_inference_steps=4, priority=BACKGROUND, caller=FLOOD.in_background
+    )
+    engine.generate(image_job("other", num_inference_steps=1, caller=OTHER))
+    rests: list[bool] = []
+    schedule = engine._scheduler.schedule
+
+    def seen(now: float) -> Batch | None:
+        batch = schedule(now)
+        resumes = engine._scheduler.resumes
+        rests.append(batch is None and resumes is not None and resumes > now)
+        return batch
+
+    monkeypatch.setattr(engine._scheduler, "schedule", seen)
+    (beside,) = engine.generate(behind)
+    assert sum(rests) >= 3, "between each of its calls"
+    assert len(rests) < 30, "it sleeps meanwhile"
+    assert_same(beside, oracle_of("sd15").image(behind))

@@ -18,10 +18,10 @@ from hypothesis.stateful import (
 )
 
 from configs.app import Limits
-from deployments.contracts.jobs import BACKGROUND, Caller
+from deployments.contracts.jobs import Caller
 from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, Measured, OutOfMemory
-from deployments.diffusion.engine.policy.scheduler import CALLS_ABOUT, CALLS_TO_GET_READY, Scheduler
+from deployments.diffusion.engine.policy.scheduler import CALLS_TO_GET_READY, Scheduler
 from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 
@@ -53,7 +53,7 @@ def turn(scheduler: Scheduler, *, slowly: bool = False) -> Batch | None:
     if not slowly:
         for one in joining:
             scheduler.joined(one.row_id)
-    batch = scheduler.schedule()
+    batch = scheduler.schedule(0.0)
     if batch is not None:
         took = PIXEL_S * batch.key.pixels
         scheduler.advance(batch, Advanced({}, Measured(batch.key, batch.unet_rows, took)))
@@ -86,52 +86,6 @@ def cost(
         batch = turn(scheduler, slowly=True)
         calls, pixels = calls + (batch is not None), pixels + work_of(batch)
     return calls, pixels
-
-
-@pytest.mark.parametrize("clients", [1, 4, 12])
-@pytest.mark.parametrize("lines", [2, 16])
-def test_the_background_has_what_is_idle_and_a_tenth_of_the_rest(clients: int, lines: int) -> None:
-    """Beside clients of the same key that always wait for an image."""
-    scheduler = Scheduler(Limits(max_batch=8))
-    caller = Caller("someone")
-
-    def shares(turns: int, waiting: int) -> dict[str, float]:
-        done: Counter[str] = Counter()
-        for _ in range(turns):
-            kept_full(scheduler, lambda: row(caller.in_background, priority=BACKGROUND), lines)
-            kept_full(scheduler, lambda: row(caller), waiting)
-            batch = turn(scheduler)
-            assert batch is not None
-            for one in batch.rows:
-                done[one.caller.name] += one.call_pixels
-        return {name: work / done.total() for name, work in done.items()}
-
-    assert shares(100, 0) == {"someone (background)": 1.0}
-    assert 0.02 < shares(1000, clients)["someone (background)"] < 0.095
-
-
-def test_one_row_of_the_background_while_others_are_about() -> None:
-    scheduler = Scheduler(Limits(max_batch=8))
-    background = Caller("someone").in_background
-
-    def rows_of_a_call() -> Counter[str]:
-        kept_full(scheduler, lambda: row(background, 50), 8)
-        batch = turn(scheduler)
-        assert batch is not None
-        return Counter(one.caller.name for one in batch.rows)
-
-    assert rows_of_a_call() == {background.name: 8}
-    for _ in range(6):
-        scheduler.add(row(OTHER, 2))
-    scheduler.add(row(Caller("third"), 2, 128))  # of another size
-    seen = [rows_of_a_call() for _ in range(CALLS_ABOUT)]
-    assert max(one[background.name] for one in seen) == 1
-    assert {"other": 6} in seen  # and not one after the other
-    last = max(n for n, one in enumerate(seen) if set(one) != {background.name})
-    assert last < 8
-    after = [rows_of_a_call() for _ in range(last + 2)]
-    assert after[-1] == {background.name: 8}
-    assert after[0] == {background.name: 1}
 
 
 @pytest.mark.parametrize("limit", [1, 2, 8, 32])
@@ -236,7 +190,7 @@ def test_a_newcomer_who_does_not_get_ready_holds_nobody_up() -> None:
     (joining,) = (one for one in scheduler.joining() if one.caller == OTHER)
     sizes = []
     for _ in range(CALLS_TO_GET_READY + 2):
-        batch = scheduler.schedule()
+        batch = scheduler.schedule(0.0)
         assert batch is not None
         scheduler.advance(batch, Advanced({}))
         sizes.append(len(batch.rows))
@@ -387,7 +341,7 @@ class FairMachine(RuleBasedStateMachine):
             self.scheduler.joined(joining.row_id)
         assert self.scheduler.running <= 2 * self.limits.max_running
         can_run = [one for one in self.scheduler.live if one.status is Status.RUNNING]
-        batch = self.scheduler.schedule()
+        batch = self.scheduler.schedule(0.0)
         assert (batch is None) == (not self.scheduler.live), "something runs whenever it can"
         if batch is None:
             self.lead.clear()

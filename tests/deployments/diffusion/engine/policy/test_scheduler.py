@@ -53,7 +53,7 @@ def next_batch(scheduler: Scheduler) -> Batch | None:
     for joining in scheduler.joining():
         assert joining.status is Status.JOINING
         assert scheduler.joined(joining.row_id) is joining
-    return scheduler.schedule()
+    return scheduler.schedule(0.0)
 
 
 def step(scheduler: Scheduler) -> list[str]:
@@ -282,7 +282,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.live
         assert self.scheduler.live == ()
         assert self.scheduler.running == self.scheduler.pending_unet_rows == 0
-        assert self.scheduler.schedule() is None
+        assert self.scheduler.schedule(0.0) is None
 
     def some_row(self, data: st.DataObject) -> Trajectory:
         return self.live[data.draw(st.sampled_from(sorted(self.live)))].row
@@ -300,7 +300,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.scheduler.running <= self.limits.max_running
             assert self.scheduler.joined(joining.row_id) is joining
         had_slot = {row_id for row_id, known in self.live.items() if known.row.slot is not None}
-        batch = self.scheduler.schedule()
+        batch = self.scheduler.schedule(0.0)
         if batch is None:
             assert not could_run
             return None
@@ -521,9 +521,9 @@ def test_rows_get_slots_two_batches_ahead_and_wait_until_they_are_ready() -> Non
     ahead = scheduler.joining()
     assert [one.row_id for one in ahead] == ["0", "1", "2", "3"]
     assert scheduler.joining() == (), "none has begun"
-    assert scheduler.schedule() is None, "none is ready"
+    assert scheduler.schedule(0.0) is None, "none is ready"
     scheduler.joined("1")
-    assert ids(scheduler.schedule()) == ["1"], "those that are ready do not wait for the others"
+    assert ids(scheduler.schedule(0.0)) == ["1"], "those that are ready do not wait for the others"
     urgent = row("urgent", priority=5)
     scheduler.add(urgent)
     assert scheduler.joining() == (urgent,), "it comes before all that have not begun"

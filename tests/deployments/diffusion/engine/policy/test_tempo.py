@@ -214,6 +214,6 @@ def test_small_pictures_share_calls_as_before() -> None:
 def _next(scheduler: Scheduler) -> Batch:
     for joining in scheduler.joining():
         scheduler.joined(joining.row_id)
-    batch = scheduler.schedule()
+    batch = scheduler.schedule(0.0)
     assert batch is not None
     return batch
