@@ -63,7 +63,7 @@ class Served:
         url = f"{self.url}/readyz?models={','.join(models)}"
         while (answer := httpx.get(url, timeout=30)).status_code != 200:
             assert time.monotonic() < deadline, answer.text
-            time.sleep(0.1)
+            time.sleep(0.3)
 
     def engine_figure(self, name: str, model: str) -> float:
         """One number of an engine in `/metrics`."""

@@ -27,6 +27,7 @@ def behind(demo_models: object) -> Iterator[Served]:
         # One that runs on this host already has the usual ones.
         patch.setenv("RAY_SERVE_HAPROXY_METRICS_PORT", str(free_port()))
         patch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", str(free_port()))
+        patch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
         patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 8}')
         with running(demo_config(["sd15"]), "haproxy-mode") as service:
             yield Served(service.url)

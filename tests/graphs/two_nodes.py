@@ -105,7 +105,7 @@ def deploy(models: list[str]) -> None:
             return
         if "DEPLOY_FAILED" in states.values() or time.monotonic() > deadline:
             raise RuntimeError(f"{ {name: app.message for name, app in applications.items()} }")
-        time.sleep(0.2)
+        time.sleep(1)
 
 
 def config(models: list[str]) -> dict[str, Any]:
