@@ -65,7 +65,7 @@ class JobsArgs(Frozen):
         max_images: unfinished jobs of images; shared between callers as `max_videos` is.
         max_batches: unfinished at a time; shared between callers, too.
         batch_at_once: jobs of the lowest priority, as lines of batches, that one replica of
-            `JobWorker` works on: as few delay other requests little.
+            `JobWorker` works on. No replica is started for them.
         max_file_mb: MiB of one input file of a batch.
         keep_s: from the end of a job of images until it is forgotten, with what came of it. (Of
             videos: `video_ttl_s`.)
@@ -83,7 +83,7 @@ class JobsArgs(Frozen):
     )
     max_images: int = Field(1000, ge=1)
     max_batches: int = Field(32, ge=1)
-    batch_at_once: int = Field(2, ge=1, le=256)
+    batch_at_once: int = Field(4, ge=1, le=256)
     max_file_mb: int = Field(32, ge=1, le=512)
     keep_s: float = Field(86_400.0, gt=0)
     budget_mb: int = Field(4096, ge=1)

@@ -24,6 +24,7 @@ LEAST_PAUSE_S = 0.01  # between two turns
 LEAST_BEAT_S = 1.0  # between two writes of how far a job is
 SWEEP_S = 15.0
 SWEEP_FILES_S = 3600.0
+GOODBYE_S = 5.0  # that a worker which is told to go waits for what it is about to take
 AWAY_S = 2.0  # between two tries while the storage does not answer
 Made = TypeVar("Made")
 log = logging.getLogger("ray.serve.tcd.jobs")
@@ -47,7 +48,8 @@ class _Work:
         """As `Making.make` tells it."""
         if (progress, previews) != (self.progress, self.previews):
             self.progress, self.previews = progress, previews
-            self.news.set()
+            if _room_of(self.job) != "line":  # nobody watches one of many: the next beat says it
+                self.news.set()
 
 
 class Working:
@@ -59,6 +61,10 @@ class Working:
         lease_s: of the queue.
         poll_s: between two looks for work that nobody told of.
         budgets: bytes of what is kept, by kind.
+
+    Attributes:
+        open: jobs that have not ended, by the last look. Lines of batches are not counted: they
+            have what is idle, and no worker is started for them.
     """
 
     def __init__(
@@ -128,8 +134,9 @@ class Working:
         """Takes no more. What is not done within `patience_s` is given back: another worker takes
         it at once."""
         self._stopping = True
-        async with self._turning:  # what is being taken now is known then
-            pass
+        with suppress(TimeoutError):  # the storage may have gone before: what it gives still lapses
+            async with asyncio.timeout(GOODBYE_S), self._turning:
+                pass  # what was being taken is known now
         tasks = {work.task for work in self._works.values() if work.task is not None}
         if tasks:
             await asyncio.wait(tasks, timeout=patience_s)
@@ -157,7 +164,7 @@ class Working:
         for work in works:
             if work.job.id not in jobs or not is_held(jobs[work.job.id], work.job):
                 _cancel(work)
-        self.open = sum(not job.ended for job in jobs.values())
+        self.open = sum(not job.ended and _room_of(job) != "line" for job in jobs.values())
 
     def _may_take(self, job: JobRecord) -> bool:
         """Whether there is room for a job. Batches wait for others, and take none from them; of

@@ -1,6 +1,7 @@
 """Workers over one folder, with a model that does what it is told to."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -20,9 +21,9 @@ from deployments.contracts.errors import (
     RateLimited,
     StorageUnavailable,
 )
-from deployments.contracts.jobs import Caller, ImageRequest, VideoRequest
+from deployments.contracts.jobs import BACKGROUND, Caller, ImageRequest, VideoRequest
 from deployments.contracts.refusal import Refusal
-from deployments.ingress.jobs import making
+from deployments.ingress.jobs import making, working
 from deployments.ingress.jobs.asked import ImageAsked, VideoAsked
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.jobs.working import Working
@@ -169,6 +170,50 @@ def test_a_worker_that_is_told_to_go_may_finish(tmp_path: Path) -> None:
         asyncio.get_running_loop().call_later(0.2, house.replica.go.set)
         await first.stop(patience_s=10)
         assert (await house.desk.get(job.id)).status == "completed"
+
+    run(House(tmp_path), live)
+
+
+def test_a_worker_goes_though_the_storage_went_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are told to go at the same time where the storage is a deployment."""
+    monkeypatch.setattr(working, "GOODBYE_S", 0.3)
+    silent, looked = threading.Event(), threading.Event()
+
+    class Gone(Flaky):
+        def listed(self, prefix: str) -> Iterator[Listed]:
+            if silent.is_set():
+                looked.set()
+                time.sleep(2)
+            return super().listed(prefix)
+
+    async def live(house: House) -> None:
+        house.objects = Gone(tmp_path)
+        worker = house.hire()
+        await asyncio.sleep(0.2)
+        silent.set()
+        assert await asyncio.to_thread(looked.wait, 10)
+        began = time.monotonic()
+        await worker.stop()
+        assert time.monotonic() - began < 1.5
+
+    run(House(tmp_path), live)
+
+
+def test_lines_of_batches_start_no_workers(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        worker = house.hire()
+        behind = ImageAsked(request=ImageRequest("a red ball", priority=BACKGROUND))
+        lines = [await house.desk.submit(behind, caller=ALICE) for _ in range(6)]
+        job = await house.desk.submit(BALL, caller=ALICE)
+        for one in (*lines[:4], job):
+            await house.until(one, "in_progress")
+        await asyncio.sleep(0.2)  # a look later
+        assert worker.open == 1
+        house.replica.go.set()
+        for one in (*lines, job):
+            await house.until(one, "completed")
 
     run(House(tmp_path), live)
 
