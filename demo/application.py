@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import ray
 import yaml
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 from ray.serve.scripts import run
 
 from demo.service import POLL_S, Config, address, only, up
@@ -29,7 +30,7 @@ def main() -> None:
     ray.init(address="local", namespace="serve", include_dashboard=False)
     with suppress(KeyboardInterrupt):
         deploy(only(config, first))
-        while not has_replicas(first):
+        while not has_begun(first):
             time.sleep(POLL_S)
         deploy(only(config, "tcd", first))
         while not up(address(config), model).ready:
@@ -47,10 +48,11 @@ def deploy(config: Config) -> None:
         run.main([str(file), "--non-blocking"], standalone_mode=False)
 
 
-def has_replicas(application: str) -> bool:
-    """Whether its processes are being started."""
-    deployments = serve.status().applications[application].deployments
-    return any(one.replica_states for one in deployments.values())
+def has_begun(application: str) -> bool:
+    """Whether its processes are being started, or never will be."""
+    seen = serve.status().applications[application]
+    built = any(one.replica_states for one in seen.deployments.values())
+    return built or seen.status not in (ApplicationStatus.NOT_STARTED, ApplicationStatus.DEPLOYING)
 
 
 if __name__ == "__main__":
