@@ -33,7 +33,7 @@ fetch: $(READY) ## bring the weights of CONFIG (all, or MODEL="sdxl sd15") and c
 	$(BIN)/python -m configs.fetch $(CONFIG) $(addprefix --model ,$(MODEL))
 
 key: $(READY) ## make a key for the service: NAME=alice
-	$(BIN)/python -m configs.keys $(NAME)
+	$(BIN)/python -m configs.keys $(if $(NAME),"$(NAME)")
 
 check-config: $(READY) ## say what is wrong with CONFIG before it is deployed
 	$(BIN)/python -m graphs.check $(CONFIG)

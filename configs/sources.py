@@ -105,8 +105,9 @@ def parse(text: str) -> Source:
     path = hub["path"] if hub is not None else None
     strange = path is not None and not all(part.strip(".") for part in path.split("/"))
     if hub is None or strange or text.startswith((".", "/")):
+        where = "" if text.startswith("/") else f" below {PROJECT_ROOT}"
         raise SourceError(
-            f"{text!r} does not exist below {PROJECT_ROOT}, and is neither an s3:// URI "
+            f"{text!r} does not exist{where}, and is neither an s3:// URI "
             "nor a hub id of the form owner/name[/path][@revision]"
         )
     is_file = path is not None and re.search(r"\.[A-Za-z]\w*$", path) is not None

@@ -12,6 +12,7 @@ from httpx_sse import EventSource, SSEError
 from tcd.screen import note
 
 REFUSED, WRONG, UNREACHABLE = 1, 2, 3  # exit codes; 2: the arguments
+LONGEST_S = 604_800  # a week
 CONNECT_S = 10.0
 FULL = 429
 LONGEST_PAUSE_S = 10.0
@@ -30,14 +31,16 @@ class Service:
     again for as long as the request has, and people are told each time.
 
     Args:
-        url: where it is, below which its routes are.
+        url: where it is, below which its routes are; or as clients of OpenAI have it, with `/v1`.
         key: of the API, if it asks for one.
         timeout_s: from now on, for all that is asked.
     """
 
     def __init__(self, url: str, key: str | None = None, timeout_s: float = 600.0) -> None:
-        if not timeout_s > 0:
-            raise Failed(f"--timeout {timeout_s}: seconds, above 0", WRONG)
+        if not 0 < timeout_s <= LONGEST_S:
+            raise Failed(f"--timeout {timeout_s}: seconds, above 0, at most {LONGEST_S}", WRONG)
+        if not url.startswith(("http://", "https://")):
+            raise Failed(f"--url {url}: it begins with http:// or https://", WRONG)
         if key is not None and not key.isascii():
             raise Failed("the API key has letters that no key has", WRONG)
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -46,7 +49,7 @@ class Service:
         self._until = time.monotonic() + timeout_s
         try:
             self._web = httpx.Client(
-                base_url=f"{url.rstrip('/')}/", headers=headers, timeout=limits
+                base_url=f"{url.rstrip('/').removesuffix('/v1')}/", headers=headers, timeout=limits
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise Failed(f"--url {url}: {error}", WRONG) from None

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,3 +68,52 @@ def wait_until_it_answers(url: str, verb: subprocess.Popen[bytes]) -> None:
             pass
         time.sleep(0.5)
     raise AssertionError("it does not answer")
+
+
+def started_with(config: Path) -> tuple[int, str]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "demo.serve", str(config)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+def test_who_has_the_port_keeps_it(tmp_path: Path) -> None:
+    """Serve's proxy would share it: every other request would go astray."""
+    config = tmp_path / "config.yaml"
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as Serve's proxy has it
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        http = {"host": "127.0.0.1", "port": port}
+        config.write_text(yaml.safe_dump(demo_config([]) | {"http_options": http}))
+        status, said = started_with(config)
+    assert status == 1
+    assert said == (
+        f"http://127.0.0.1:{port} is taken: somebody listens there; "
+        f"http_options of {config} say where\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, "cannot be read: "),
+        ("", "is no Serve config: it has no list `applications`"),
+        ("applications: {}", "is no Serve config: it has no list `applications`"),
+        ("a: [", "cannot be read: "),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, text: str | None, why: str) -> None:
+    config = tmp_path / "config.yaml"
+    if text is not None:
+        config.write_text(text)
+    status, said = started_with(config)
+    assert status == 1
+    assert said.startswith(f"{config} {why}")
+    assert "Traceback" not in said

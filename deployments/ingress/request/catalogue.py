@@ -103,7 +103,9 @@ class Catalogue:
             if not self._models:
                 raise NotReady("no model is deployed")
         if len(self._models) > 1:
-            raise InvalidRequest(f"model is required: one of {sorted(self._models)}", "model")
+            raise InvalidRequest(
+                f"model is required: one of {', '.join(sorted(self._models))}", "model"
+            )
         return next(iter(self._models))
 
     @asynccontextmanager
