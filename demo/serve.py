@@ -60,7 +60,7 @@ def read(path: Path) -> Config:
     """A Serve config. Raises SystemExit for what is none."""
     try:
         config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise SystemExit(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
         raise SystemExit(f"{path} is no Serve config: it has no list `applications`")
@@ -70,11 +70,14 @@ def read(path: Path) -> Config:
 def is_taken(url: str) -> bool:
     """Whether somebody listens there. Serve's proxies share a port with whoever has it, and each
     would get a part of the requests."""
-    place = urlsplit(url)
+    try:
+        host, port = urlsplit(url).hostname or "", urlsplit(url).port or 0
+    except ValueError:  # Ray says what is wrong with it
+        return False
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not who has just gone
         try:
-            probe.bind((place.hostname, place.port))
+            probe.bind((host, port))
         except OSError as error:
             return error.errno == errno.EADDRINUSE
     return False

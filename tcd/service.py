@@ -1,6 +1,7 @@
 """The running service, as commands speak to it."""
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -39,7 +40,7 @@ class Service:
     def __init__(self, url: str, key: str | None = None, timeout_s: float = 600.0) -> None:
         if not 0 < timeout_s <= LONGEST_S:
             raise Failed(f"--timeout {timeout_s}: seconds, above 0, at most {LONGEST_S}", WRONG)
-        if not url.startswith(("http://", "https://")):
+        if not url.lower().startswith(("http://", "https://")):
             raise Failed(f"--url {url}: it begins with http:// or https://", WRONG)
         if key is not None and not key.isascii():
             raise Failed("the API key has letters that no key has", WRONG)
@@ -49,7 +50,9 @@ class Service:
         self._until = time.monotonic() + timeout_s
         try:
             self._web = httpx.Client(
-                base_url=f"{url.rstrip('/').removesuffix('/v1')}/", headers=headers, timeout=limits
+                base_url=f"{re.sub('(?<=[^/])/v1$', '', url.rstrip('/'))}/",
+                headers=headers,
+                timeout=limits,
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise Failed(f"--url {url}: {error}", WRONG) from None

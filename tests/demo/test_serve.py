@@ -107,12 +107,13 @@ def test_who_has_the_port_keeps_it(tmp_path: Path) -> None:
         ("", "is no Serve config: it has no list `applications`"),
         ("applications: {}", "is no Serve config: it has no list `applications`"),
         ("a: [", "cannot be read: "),
+        ("\udcff", "cannot be read: "),
     ],
 )
 def test_a_file_that_is_no_config(tmp_path: Path, text: str | None, why: str) -> None:
     config = tmp_path / "config.yaml"
     if text is not None:
-        config.write_text(text)
+        config.write_bytes(text.encode(errors="surrogateescape"))
     status, said = started_with(config)
     assert status == 1
     assert said.startswith(f"{config} {why}")

@@ -13,6 +13,11 @@ def test_a_place_with_and_without_the_version(url: str) -> None:
         assert str(service._web.base_url) == "http://here:8000/"
 
 
+def test_a_host_may_be_called_so() -> None:
+    with Service("HTTP://v1") as service:
+        assert str(service._web.base_url) == "http://v1/"
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "here", "", "ftp://here", "http://here:port"])
 def test_a_place_that_is_none(url: str) -> None:
     with pytest.raises(Failed, match="--url") as refused:

@@ -116,11 +116,13 @@ class Making:
         if record.attempts > 1:  # what those before have left
             await self._io.run(self._files.keep, record, pictures_in(record).values())
         asked = asked_of(record)
-        behind = asked.request.priority == BACKGROUND  # it has few turns while others ask
-        timeout_s = asked.request.timeout_s or (TIMEOUT_S if behind else self._timeout_s)
+        timeout_s = asked.request.timeout_s or self._timeout_s
+        work_s = timeout_s
+        if asked.request.priority == BACKGROUND and asked.request.timeout_s is None:
+            work_s = TIMEOUT_S  # it has few turns while others ask
 
         async def attempt() -> Answer:
-            async with _Limit(timeout_s) as limit:
+            async with _Limit(work_s) as limit:
                 if isinstance(asked, VideoAsked):
                     return await self._video(record, asked, report, limit)
                 return await self._images(record, asked, report, limit)

@@ -24,7 +24,7 @@ LEAST_PAUSE_S = 0.01  # between two turns
 LEAST_BEAT_S = 1.0  # between two writes of how far a job is
 SWEEP_S = 15.0
 SWEEP_FILES_S = 3600.0
-GOODBYE_S = 5.0  # that a worker which is told to go waits for what it is about to take
+GOODBYE_S = 5.0  # that a worker which is told to go waits for the storage, each time
 AWAY_S = 2.0  # between two tries while the storage does not answer
 Made = TypeVar("Made")
 log = logging.getLogger("ray.serve.tcd.jobs")
@@ -143,10 +143,14 @@ class Working:
         works = list(self._works.values())
         for work in works:
             _cancel(work)
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for work in works:
-            with suppress(LeaseLost, StorageUnavailable):
-                await self._leases.run(self._queue.give_back, work.job)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*(self._given_back(work.job) for work in works))
+
+    async def _given_back(self, job: JobRecord) -> None:
+        with suppress(LeaseLost, StorageUnavailable):
+            await self._leases.run(self._queue.give_back, job)
 
     async def _turn(self) -> None:
         """Lets go of what is its own no more, and takes what there is room for."""

@@ -3,6 +3,7 @@
 from math import inf
 
 ABOUT_S = 10.0  # for which others are about after they were last here
+LONGEST_REST_S = 60.0  # after one call, which may have compiled
 
 
 class Background:
@@ -38,4 +39,4 @@ class Background:
     def had(self, seconds: float, since: float) -> None:
         """A call that began at this time takes so long for it."""
         if self.about(since):
-            self._rested_s = max(self._rested_s, since + seconds / self.share)
+            self._rested_s = max(self._rested_s, since + min(seconds / self.share, LONGEST_REST_S))

@@ -14,7 +14,7 @@ just come and whose first row is being made ready. A call that waits for nobody 
 that others ride in takes at most as much longer as they weigh.
 
 While others are about, the background has a share of the time (`background.py`), and a call has
-one row of it at most: whoever comes waits for the shortest call that there is.
+one row of each of its callers at most: whoever comes waits for the shortest call that there is.
 
 Rows get slots in that order, somewhat ahead of their first step: their prompts and pictures are
 encoded meanwhile.
@@ -221,6 +221,7 @@ class Scheduler:
             tags[row.caller.name]
             for row in candidates
             if row.status is Status.JOINING
+            and not (rests and row.caller.background)
             and row.caller.name not in present
             and row.passed_over < CALLS_TO_GET_READY
         ]
@@ -339,7 +340,8 @@ class Scheduler:
                 break
             if not left[name]:
                 del left[name]
-                claim = min(claim, tags[name])
+                if not (about and row.caller.background):  # whose others are held back
+                    claim = min(claim, tags[name])
         return taken
 
     def _used_slots(self) -> set[int]:

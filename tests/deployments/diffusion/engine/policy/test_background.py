@@ -10,7 +10,11 @@ import pytest
 from benchmarks.report import percentile
 from configs.app import Limits
 from deployments.contracts.jobs import BACKGROUND, Caller
-from deployments.diffusion.engine.policy.background import ABOUT_S, Background
+from deployments.diffusion.engine.policy.background import (
+    ABOUT_S,
+    LONGEST_REST_S,
+    Background,
+)
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, Measured
 from deployments.diffusion.engine.policy.scheduler import Scheduler
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
@@ -206,3 +210,30 @@ def test_nobody_is_about_before_the_first_has_come() -> None:
     assert not background.about(0.0)
     background.others(0.5)
     assert not background.rests(0.5)
+
+
+def test_one_call_that_compiled_is_no_rest_of_minutes() -> None:
+    background = Background(0.05)
+    background.others(0.0)
+    background.had(30.0, 1.0)
+    background.others(100.0)
+    assert background.rests(0.9 + LONGEST_REST_S)
+    assert not background.rests(1.1 + LONGEST_REST_S)
+
+
+def test_who_rests_holds_nobody_up() -> None:
+    """Neither one that has just come, nor those of it that are held back."""
+    scheduler = Scheduler(Limits(max_batch=8))
+    for _ in range(16):
+        scheduler.add(row(OTHER, 4))
+    for one in scheduler.joining():
+        scheduler.joined(one.row_id)
+    first = scheduler.schedule(0.0)
+    assert first is not None
+    scheduler.advance(first, Advanced({}))
+    scheduler._background.had(1.0, 0.0)
+    scheduler.add(behind())
+    scheduler.joining()  # it is being made ready
+    batch = scheduler.schedule(0.1)
+    assert batch is not None
+    assert len(batch.rows) == 8
