@@ -15,8 +15,6 @@ from demo.service import OUT, START_TIMEOUT_S, demo_config, have_written, shown,
 from demo.tasks import FIRST, MODELS, Drawn, first_task, tasks_of_first, tasks_of_others
 
 FRAME_MS = 125
-
-
 tell = partial(print, flush=True)
 
 

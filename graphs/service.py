@@ -94,7 +94,11 @@ def build(args: ServiceArgs) -> Application:
     their own, `MapStore`, `Canny`, `Depth` and `Safety` if they are configured, and
     `ImageEncoder-<name>` for every image encoder.
     """
-    canny = _preprocessor(Canny, "Canny").bind()
+    return graph(args, INGRESS, _preprocessor(Canny, "Canny").bind())
+
+
+def graph(args: ServiceArgs, ingress: Deployment, canny: Application) -> Application:
+    """The same with this ingress and this canny preprocessor."""
     depth = None if args.depth is None else _preprocessor(Depth, "Depth").bind(args.depth)
     encoders = {
         name: _preprocessor(ImageEncoder, f"ImageEncoder-{name}").bind(encoder)
@@ -105,4 +109,4 @@ def build(args: ServiceArgs) -> Application:
     directory = DIRECTORY.bind(args)
     store = JOB_STORE.bind() if isinstance(args.jobs.storage, TemporaryJobs) else None
     worker = job_worker(args.jobs.at_once).bind(args, maps, directory, store, route, safety)
-    return INGRESS.bind(args, maps, worker, store, directory, route, safety)
+    return ingress.bind(args, maps, worker, store, directory, route, safety)

@@ -15,8 +15,7 @@ from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapSpec
 from deployments.ingress.deployment import Ingress
 from deployments.preprocess.canny import Canny
-from graphs.routing import route
-from graphs.service import DIRECTORY, JOB_STORE, JOB_WORKER, MAP_STORE, MIB
+from graphs.service import graph
 
 Objects = list[tuple[Any, object, object]]  # content, metadata, transport
 RAISES, DIES = (1, 2, 3), (3, 2, 1)  # the first pixel of pictures with which canny fails once
@@ -67,9 +66,5 @@ def counted(args: ServiceArgs, marks: Path) -> Application:
     """The application; it has no other preprocessor."""
     small = {"num_cpus": 0.1}
     canny = serve.deployment(name="Canny", ray_actor_options=small)(Moody).bind(marks)
-    maps = MAP_STORE.bind(args.map_cache_mb * MIB, canny, None, {})
     front = serve.deployment(name="Ingress", max_ongoing_requests=1000, ray_actor_options=small)
-    directory = DIRECTORY.bind(args)
-    store = JOB_STORE.bind()
-    worker = JOB_WORKER.bind(args, maps, directory, store, route, None)
-    return front(Counted).bind(args, maps, worker, store, directory, route, None)
+    return graph(args, front(Counted), canny)
