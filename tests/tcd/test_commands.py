@@ -339,7 +339,7 @@ def test_models(tcd: Any) -> None:
         (["generate", "a", "--timeout", "-1"], 2, "--timeout"),
         (["generate", "a", "--timeout", "nan"], 2, "--timeout"),
         (["generate", "a", "--key", "schlüssel"], 2, "key"),
-        (["generate", "a", "--url", "no url"], 3, "no url"),
+        (["generate", "a", "--url", "no url"], 2, "no url"),
         (["edit", "[/x].png", "a"], 1, "[/x].png: No such file"),
         (["edit", "[red]x.png", "a"], 1, "[red]x.png: No such file"),
         (["jobs", "show", ""], 2, "no id"),
