@@ -146,7 +146,7 @@ def bench_adapters(model: Model, folder: Path, *, quick: bool) -> None:
     for tiny, what in ((True, "a few channels wide"), (False, "full size")):
         file = folder / f"sdxl-{tiny}.safetensors"
         write_adapter(file, "sdxl", 32, 0, tiny=tiny)
-        read = measure_reading(file, skeletons("sdxl", tiny=tiny), 3 if quick else 7)
+        read = measure_reading(file, skeletons("sdxl", tiny=tiny).adaptable, 3 if quick else 7)
         size = file.stat().st_size / 2**20
         print(
             f"Reading an adapter of sdxl, 986 layers of rank 32, {what} ({size:.0f} MiB): "

@@ -9,23 +9,15 @@ replicas look for them. Run it again after it broke off; what is there stays.
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
-from configs.families import FAMILIES
-from configs.sources import Layout, Source, SourceError, fetch, parse
-
-
-class Need(NamedTuple):
-    """A source that a config names, and how much of it is read."""
-
-    source: str
-    variant: str | None = None
-    layout: Layout = "any"
+from configs.needs import Need, of_model, of_service, of_user_config
+from configs.sources import Source, SourceError, fetch, parse
 
 
 class ConfigError(Exception):
@@ -52,42 +44,22 @@ def needs(config: dict[str, Any], models: Sequence[str] = ()) -> list[Need]:
         raise ConfigError(f"it has no model {unknown[0]!r}; models: {', '.join(found)}")
     wanted: dict[Need, None] = {}
     for name in models or found:
-        wanted |= dict.fromkeys(_of_model(*found[name], service))
-    if service.depth is not None and any("depth" in found[name][0].controls for name in models):
-        wanted[Need(service.depth.checkpoint)] = None
-    if service.safety is not None:
-        wanted[Need(service.safety.checkpoint)] = None
-    if not models:
-        preprocessors = [service.depth, *service.image_encoders.values()]
-        wanted |= {Need(args.checkpoint): None for args in preprocessors if args is not None}
+        args, user_config = found[name]
+        wanted |= {need: None for _, need in (*of_model(args), *of_user_config(user_config))}
+    used = None if not models else _used([found[name][0] for name in models])
+    wanted |= {need: None for key, need in of_service(service) if used is None or key in used}
     return list(wanted)
 
 
-def _of_model(
-    args: ModelArgs, user_config: ModelUserConfig, service: ServiceArgs
-) -> Iterator[Need]:
-    yield Need(args.checkpoint, args.variant, "pipeline")
-    if args.checkpoint.endswith(".safetensors"):
-        yield Need(args.config or FAMILIES[args.family].base, None, "pipeline_configs")
-    if args.tcd_lora is not None:
-        yield Need(args.tcd_lora)
-    for control in args.controls.values():
-        yield Need(control.source, args.variant)
-    if args.motion_adapter is not None:
-        yield Need(args.motion_adapter, args.variant)
-    if args.vae.source is not None:
-        yield Need(args.vae.source, args.variant)
-    for source in args.embeddings.values():
-        yield Need(source)
-    if args.preview_vae is not None:
-        yield Need(args.preview_vae)
-    for adapter in args.named_ip_adapters.values():
-        yield Need(adapter.adapter)
-        encoder = service.image_encoders.get(adapter.image_encoder)
-        if encoder is not None:
-            yield Need(encoder.checkpoint)
-    for source in (*user_config.loras.values(), *user_config.motion_loras.values()):
-        yield Need(source)
+def _used(models: Sequence[ModelArgs]) -> set[str]:
+    """The keys of what requests for these models need of the service."""
+    used = {"safety.checkpoint"}
+    for args in models:
+        if "depth" in args.controls:
+            used.add("depth.checkpoint")
+        encoders = (adapter.image_encoder for adapter in args.named_ip_adapters.values())
+        used |= {f"image_encoders.{name}.checkpoint" for name in encoders}
+    return used
 
 
 def bring(need: Need) -> str:

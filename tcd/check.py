@@ -144,4 +144,4 @@ def told_weights(found: Identity) -> str:
 
 @cache
 def _contents(family: FamilyName) -> Contents:
-    return Contents(skeletons(family), words=None)
+    return Contents(skeletons(family).adaptable, words=None)

@@ -8,12 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
-from torch import nn
 
 from configs.app import ControlArgs, IpAdapterArgs
 from configs.families import FamilyName
-from configs.published import geometry
 from deployments.diffusion.engine.adapters.contents import Contents
 from deployments.diffusion.engine.adapters.files import LoraError, lora_file
 from deployments.diffusion.engine.models.checkpoints.identity import (
@@ -28,7 +25,7 @@ from deployments.diffusion.engine.models.embeddings import read_embedding
 from deployments.diffusion.engine.models.ip_adapter import load_ip_adapters
 from deployments.diffusion.engine.models.motion.file import read_motion_adapter
 from deployments.diffusion.engine.models.motion.motion import check_fits
-from deployments.diffusion.engine.models.skeletons import on_meta
+from deployments.diffusion.engine.models.skeletons import Skeletons, skeletons
 
 _NAME = "depth"  # of a control: one of the modes of a ControlNet-Union, too
 _DTYPE = torch.float16
@@ -46,21 +43,21 @@ def refusal(kind: str, path: Path, family: FamilyName) -> str | None:
 
 
 def _control(path: Path, family: FamilyName) -> None:
-    read_controls({_NAME: ControlArgs(source=str(path))}, None, _unet(family), _DTYPE)
+    read_controls({_NAME: ControlArgs(source=str(path))}, None, _models(family).unet, _DTYPE)
 
 
 def _ip_adapter(path: Path, family: FamilyName) -> None:
     args = IpAdapterArgs(adapter=str(path), image_encoder="any")
-    load_ip_adapters({_NAME: args}, _unet(family))
+    load_ip_adapters({_NAME: args}, _models(family).unet)
 
 
 def _motion_adapter(path: Path, family: FamilyName) -> None:
-    unet = _unet(family)
+    unet = _models(family).unet
     check_fits(read_motion_adapter(str(path), unet, None, _DTYPE), unet)
 
 
 def _embedding(path: Path, family: FamilyName) -> None:
-    widths = [int(str(config["hidden_size"])) for config in geometry(family).text_encoders]
+    widths = [encoder.config.hidden_size for encoder in _models(family).text_encoders]
     read_embedding(path.stem, lora_file(path), widths)
 
 
@@ -74,17 +71,11 @@ READERS: Mapping[str, Callable[[Path, FamilyName], None]] = {
 
 
 @cache
-def _unet(family: FamilyName) -> UNet2DConditionModel:
-    return on_meta(UNet2DConditionModel, geometry(family).unet)
+def motion_contents(family: FamilyName) -> Contents:
+    """Of adapters for motion layers."""
+    return Contents({"unet": _models(family).moving()}, words=None)
 
 
 @cache
-def motion_contents(family: FamilyName) -> Contents:
-    """Of adapters for motion layers, which are everywhere that published ones have some."""
-    unet = _unet(family)
-    with torch.device("meta"):
-        adapter = MotionAdapter(
-            block_out_channels=tuple(unet.config.block_out_channels), use_motion_mid_block=True
-        )
-        moving: nn.Module = UNetMotionModel.from_unet2d(unet, adapter, load_weights=False)
-    return Contents({"unet": moving}, words=None)
+def _models(family: FamilyName) -> Skeletons:
+    return skeletons(family)

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from configs.fetch import ConfigError, Need, needs
+from configs.fetch import ConfigError, needs
+from configs.needs import Need
 from configs.sources import fetch
 from demo.service import free_port
 from tests.fake_hub import COMMIT, FakeHub, fake_hub, sha256
@@ -216,9 +217,9 @@ def test_what_a_model_of_the_guide_needs() -> None:
         Need("diffusers/controlnet-depth-sdxl-1.0", "fp16"),
         Need("diffusers/controlnet-canny-sdxl-1.0", "fp16"),
         Need("h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors"),
-        Need("h94/IP-Adapter/sdxl_models/image_encoder"),
         Need("TheLastBen/Papercut_SDXL/papercut.safetensors"),
         Need("Intel/dpt-hybrid-midas@refs/pr/5"),
+        Need("h94/IP-Adapter/sdxl_models/image_encoder"),
     ]
     everything = needs(guide)
     assert len(set(everything)) == len(everything)

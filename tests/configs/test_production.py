@@ -22,7 +22,7 @@ from deployments.contracts.jobs import (
     LoraWeight,
     Pixels,
 )
-from graphs.agreement import SINGLETONS, deployments_of
+from graphs.check.agreement import SINGLETONS, deployments_of
 from tests.hub_cache import lay_out
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "production").glob("*.yaml"))

@@ -8,7 +8,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
 from configs.sources import parse
-from graphs.agreement import deployments_of
+from graphs.check.agreement import deployments_of
 from graphs.model import build as build_model
 from graphs.service import build as build_service
 

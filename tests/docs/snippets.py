@@ -15,7 +15,7 @@ import yaml
 from ray import serve
 
 from configs.app import ModelArgs
-from graphs.check import problems
+from graphs.check.config import problems
 from graphs.model import DIFFUSION
 from tests.docs.pages import ROOT, Block
 from tests.serving import Served

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from graphs.check import problems
+from graphs.check.config import problems
 from tests.docs.pages import DOCS, ROOT, Block, blocks
 from tests.docs.snippets import Reader, compiled, whole
 from tests.serving import Served

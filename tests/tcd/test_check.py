@@ -31,7 +31,7 @@ def test_a_file_of_a_family_loads_into_it_alone(
     file = tmp_path / "style.safetensors"
     layer, weight = next(
         (name, module.weight)
-        for name, module in adaptable(skeletons(family)["unet"])
+        for name, module in adaptable(skeletons(family).unet)
         if name.endswith("attn2.to_k")
     )
     spelt = "lora_unet_" + layer.replace(".", "_")

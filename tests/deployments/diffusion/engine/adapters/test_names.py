@@ -26,12 +26,12 @@ TEXT_OUT = "encoder.layers.1.self_attn.out_proj"
 
 @pytest.fixture(scope="module")
 def sd15() -> Names:
-    return Names(skeletons("sd15"))
+    return Names(skeletons("sd15").adaptable)
 
 
 @pytest.fixture(scope="module")
 def sdxl() -> Names:
-    return Names(skeletons("sdxl"))
+    return Names(skeletons("sdxl").adaptable)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +262,7 @@ PLAIN_UP_BLOCKS = {"sd15": (0,), "sdxl": (2,)}
     ],
 )
 def test_full_size(family: FamilyName, expected: dict[str, int]) -> None:
-    models = skeletons(family)
+    models = skeletons(family).adaptable
     names = Names(models)
     for model, count in expected.items():
         layers = [layer for layer, _ in adaptable(models[model])]
@@ -307,7 +307,7 @@ def test_diffusers_converter_finds_the_same_layers(sdxl: Names) -> None:
     tensors = [
         f"{name}.lora_{half}.weight" for name in sd_scripts_sdxl() for half in ("down", "up")
     ]
-    unet = skeletons("sdxl")["unet"]
+    unet = skeletons("sdxl").unet
     converted, _ = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
         {name: torch.zeros(1) for name in tensors}, unet_config=unet.config
     )

@@ -19,7 +19,7 @@ from deployments.diffusion.engine.models.checkpoints.checkpoint import read_chec
 from deployments.diffusion.engine.models.checkpoints.fitness import check_vae
 from deployments.diffusion.engine.models.checkpoints.header import WrongFile, read_header
 from deployments.diffusion.engine.models.checkpoints.identity import identify
-from graphs.check import problems
+from graphs.check.config import problems
 from tcd.__main__ import main
 
 Shapes = dict[str, tuple[int, ...]]

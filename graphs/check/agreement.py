@@ -5,21 +5,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from pydantic import BaseModel, ValidationError
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
 from configs.app import Limits, ModelArgs, ModelUserConfig, ServiceArgs, TemporaryStorage
 from configs.jobs import TemporaryJobs
 from configs.sources import PROJECT_ROOT
+from graphs.check.accepted import MODEL, SERVICE, read
 from graphs.limits import GRACE_S, HEALTH_CHECK_TIMEOUT_S, LASTING
 from graphs.model import DIFFUSION
 
-MODEL, SERVICE = "graphs.model:build", "graphs.service:build"
 # Those that remember for all others: of two, each would know half.
 SINGLETONS = ("Directory", "MapStore", "JobStore")
 ALWAYS = ("Ingress", "Directory", "MapStore", "JobWorker", "Canny")
 PASSED_BY = ("Directory", "JobStore")  # no request passes through them
-Schema = TypeVar("Schema", bound=BaseModel)
 Value = TypeVar("Value")
 
 
@@ -69,7 +67,7 @@ def advice(config: ServeDeploySchema) -> Iterator[str]:
 
 def _models(config: ServeDeploySchema) -> Iterator[_Model]:
     for application in config.applications:
-        if application.import_path == MODEL and (model := _read(application)) is not None:
+        if application.import_path == MODEL and (model := _model_of(application)) is not None:
             yield model
 
 
@@ -78,7 +76,7 @@ def _services(
 ) -> Iterator[tuple[ServeApplicationSchema, ServiceArgs]]:
     for application in config.applications:
         if application.import_path == SERVICE:
-            args = _accepted(ServiceArgs, application.args)
+            args = read(ServiceArgs, application.args)
             if args is not None:
                 yield application, args
 
@@ -129,11 +127,11 @@ def _model_application(application: ServeApplicationSchema) -> Iterator[str]:
             yield f"{place}.{deployment.name}: the deployment of a model is named {DIFFUSION.name}"
 
 
-def _read(application: ServeApplicationSchema) -> _Model | None:
+def _model_of(application: ServeApplicationSchema) -> _Model | None:
     given = {deployment.name: deployment for deployment in application.deployments}
     diffusion = given.get(DIFFUSION.name, DeploymentSchema(name=DIFFUSION.name))
-    args = _accepted(ModelArgs, application.args)
-    user_config = _accepted(ModelUserConfig, _option(diffusion, "user_config", None) or {})
+    args = read(ModelArgs, application.args)
+    user_config = read(ModelUserConfig, _option(diffusion, "user_config", None) or {})
     if args is None or user_config is None:
         return None
     return _Model(application.name, args, user_config, diffusion)
@@ -288,10 +286,3 @@ def _option(deployment: DeploymentSchema, name: str, default: Value) -> Value:
     """An option that the file gives, else the graph's own."""
     given = name in deployment.model_fields_set
     return cast(Value, getattr(deployment, name)) if given else default
-
-
-def _accepted(schema: type[Schema], value: object) -> Schema | None:
-    try:
-        return schema.model_validate(value)
-    except ValidationError:
-        return None

@@ -1,0 +1,66 @@
+"""What an application of a Serve config says, as far as our own schemas accept it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
+from configs.needs import Need, of_model, of_service, of_user_config
+from graphs.model import DIFFUSION
+
+MODEL, SERVICE = "graphs.model:build", "graphs.service:build"
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An application; `None`: it is of the other graph, or that part of it is refused.
+
+    Attributes:
+        name: the application's.
+    """
+
+    name: str
+    service: ServiceArgs | None = None
+    model: ModelArgs | None = None
+    user_config: ModelUserConfig | None = None
+
+    def needs(self) -> Iterator[tuple[str, str, Need]]:
+        """The weights that it names: place in the file, key below `args` or `user_config`."""
+        if self.service is not None:
+            for key, need in of_service(self.service):
+                yield f"{self.name}.args.{key}", key, need
+        if self.model is not None:
+            for key, need in of_model(self.model):
+                yield f"{self.name}.args.{key}", key, need
+        if self.user_config is not None:
+            for key, need in of_user_config(self.user_config):
+                yield f"{self.name}.{DIFFUSION.name}.user_config.{key}", key, need
+
+
+def accepted(application: Mapping[str, Any]) -> Accepted:
+    """Reads an application as YAML gives it."""
+    name, kind = str(application.get("name", "?")), application.get("import_path")
+    args = application.get("args") or {}
+    if kind == SERVICE:
+        return Accepted(name, service=read(ServiceArgs, args))
+    if kind != MODEL:
+        return Accepted(name)
+    deployments = application.get("deployments", ())
+    given: Mapping[str, Any] = next(
+        (each for each in deployments if each.get("name") == DIFFUSION.name), {}
+    )
+    user_config = given.get("user_config") or {}
+    return Accepted(
+        name, model=read(ModelArgs, args), user_config=read(ModelUserConfig, user_config)
+    )
+
+
+def read(schema: type[Schema], value: object) -> Schema | None:
+    """A value as a schema reads it; `None`: it refuses it."""
+    try:
+        return schema.model_validate(value)
+    except ValidationError:
+        return None

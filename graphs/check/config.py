@@ -1,0 +1,78 @@
+"""Everything that is wrong with a Serve config on the machine that asks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from graphs.check.accepted import accepted
+from graphs.check.agreement import advice, disagreements
+from graphs.check.files import wrong_files
+from graphs.check.fits import unfit_files
+from graphs.check.schemas import as_ray_reads, misshapen, one_line, refused
+
+
+class Unreadable(Exception):
+    """A file that holds no YAML. `str(error)` says why."""
+
+
+def problems_of(path: Path) -> Iterator[str]:
+    """What is wrong with a file: a line each, with its place."""
+    try:
+        config = read_yaml(path)
+    except Unreadable as error:
+        yield str(error)
+    else:
+        found = list(problems(config))
+        yield from found or misfits(config)
+
+
+def problems(config: object) -> Iterator[str]:
+    """What is wrong with a Serve config, as YAML reads it: a line each, with its place."""
+    shapeless = list(misshapen(config))
+    yield from shapeless
+    if shapeless or not isinstance(config, dict):
+        return
+    yield from refused(config)
+    for application in config["applications"]:
+        yield from wrong_files(accepted(application))
+    if (taken := as_ray_reads(config)) is not None:
+        yield from disagreements(taken)
+
+
+def misfits(config: Any) -> Iterator[str]:
+    """Which files of a config with which nothing else is wrong do not fit their models: a line
+    each, with its place. It takes seconds."""
+    for application in config["applications"]:
+        yield from unfit_files(accepted(application))
+
+
+def advice_of(path: Path) -> Iterator[str]:
+    """What would do better in a file with which nothing is wrong: a line each, with its place."""
+    yield from advice(ServeDeploySchema.model_validate(read_yaml(path)))
+
+
+def read_yaml(path: Path) -> object:
+    """What a file holds. Raises `Unreadable`."""
+    try:
+        return yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise Unreadable(f"it cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Unreadable(f"it is no YAML: {one_line(error)}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, where YAML would take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key!r} stands twice", problem_mark=node.value[place][0].start_mark
+                )
+        return node

@@ -1,0 +1,185 @@
+"""What Ray's schemas and our own refuse of a Serve config: whatever needs no file to be seen."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.schema import (
+    DeploymentSchema,
+    HTTPOptionsSchema,
+    LoggingConfig,
+    RayActorOptionsSchema,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+    gRPCOptionsSchema,
+)
+
+from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
+from graphs.check.accepted import MODEL, SERVICE
+
+# Where Ray's schemas hold others of their kind, by key.
+LISTS: dict[str, type[BaseModel]] = {
+    "applications": ServeApplicationSchema,
+    "deployments": DeploymentSchema,
+}
+MAPPINGS: dict[str, type[BaseModel]] = {
+    "autoscaling_config": AutoscalingConfig,
+    "grpc_options": gRPCOptionsSchema,
+    "http_options": HTTPOptionsSchema,
+    "logging_config": LoggingConfig,
+    "policy": AutoscalingPolicy,
+    "ray_actor_options": RayActorOptionsSchema,
+}
+
+
+def misshapen(config: object) -> Iterator[str]:
+    """What keeps a config from being looked at: lists that are none, and what is no mapping in
+    them."""
+    if not isinstance(config, dict):
+        yield "a Serve config is a mapping with `applications`"
+        return
+    applications = config.get("applications")
+    if not isinstance(applications, list):
+        yield "applications: it is a list of applications, each a mapping"
+        return
+    for number, application in enumerate(applications):
+        if not isinstance(application, dict):
+            yield f"applications.{number}: an application is a mapping"
+            continue
+        name = application.get("name", number)
+        deployments = application.get("deployments", [])
+        if not isinstance(deployments, list):
+            yield f"{name}.deployments: it is a list of deployments, each a mapping"
+            continue
+        for index, deployment in enumerate(deployments):
+            if not isinstance(deployment, dict):
+                yield f"{name}.deployments.{index}: a deployment is a mapping"
+
+
+def refused(config: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a config that is not misshapen: a line each, with its place."""
+    yield from _unknown_keys(config, ServeDeploySchema, "")
+    for application in config["applications"]:
+        yield from _application(application)
+    try:
+        accepted = ServeDeploySchema.model_validate(config)
+    except ValidationError as error:
+        yield from dict.fromkeys(
+            f"{_place(fault['loc'], config)}: {fault['msg']}" for fault in error.errors()
+        )
+    except Exception as error:  # Ray's validators meet values of any type
+        yield f"Ray refuses it: {one_line(error)}"
+    else:
+        for application in accepted.applications:
+            for deployment in application.deployments:
+                yield from _options(deployment, f"{application.name}.{deployment.name}")
+
+
+def as_ray_reads(config: Mapping[str, Any]) -> ServeDeploySchema | None:
+    """A config as Ray takes it; `None`: it does not."""
+    try:
+        return ServeDeploySchema.model_validate(config)
+    except Exception:  # as above
+        return None
+
+
+def one_line(error: Exception) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _unknown_keys(value: Mapping[str, Any], schema: type[BaseModel], place: str) -> Iterator[str]:
+    """Keys that Ray would ignore, however deep they lie."""
+    for key, inner in value.items():
+        if key not in schema.model_fields:
+            yield f"{place}{key}: Ray knows no such key here{_hint(key, schema)}"
+        elif key in LISTS:
+            for item in inner:
+                yield from _unknown_keys(item, LISTS[key], f"{place}{item.get('name', '?')}.")
+        elif key in MAPPINGS and isinstance(inner, dict):
+            yield from _unknown_keys(inner, MAPPINGS[key], f"{place}{key}.")
+
+
+def _application(application: Mapping[str, Any]) -> Iterator[str]:
+    """What our own schemas refuse."""
+    name, kind = application.get("name", "?"), application.get("import_path")
+    args = application.get("args") or {}
+    if kind == SERVICE:
+        yield from _refused(ServiceArgs, args, f"{name}.args")
+    elif kind == MODEL:
+        yield from _refused(ModelArgs, args, f"{name}.args")
+        for deployment in application.get("deployments", ()):
+            place = f"{name}.{deployment.get('name', '?')}.user_config"
+            yield from _refused(ModelUserConfig, deployment.get("user_config") or {}, place)
+    elif str(kind).startswith("graphs."):
+        yield f"{name}.import_path: the graphs here are {SERVICE} and {MODEL}"
+
+
+def _refused(schema: type[BaseModel], value: object, place: str) -> Iterator[str]:
+    try:
+        schema.model_validate(value)
+    except ValidationError as error:
+        for fault in error.errors():
+            message = fault["msg"]
+            if fault["type"] == "extra_forbidden":
+                message = "there is no such key" + _hint(
+                    fault["loc"][-1], *_at(fault["loc"], schema)
+                )
+            yield f"{'.'.join((place, *map(str, fault['loc'])))}: {message}"
+
+
+def _options(deployment: DeploymentSchema, place: str) -> Iterator[str]:
+    """What Ray's schema of a file lets pass and a deployment refuses."""
+    options = deployment.model_dump(exclude_unset=True, exclude={"name", "user_config"})
+    try:
+        serve.deployment(name=deployment.name)(_Nothing).options(**options)
+    except ValidationError as error:
+        for fault in error.errors():
+            yield f"{'.'.join((place, *map(str, fault['loc'])))}: {fault['msg']}"
+    except Exception as error:  # as above
+        yield f"{place}: {one_line(error)}"
+
+
+class _Nothing:
+    """What a deployment is made of to see which options Ray takes."""
+
+
+def _place(location: Sequence[int | str], config: object) -> str:
+    """Where a fault lies, with applications and deployments by their names."""
+    parts: list[str] = []
+    value = config
+    for part in location:
+        if isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+            parts[-1] = str(value.get("name", part)) if isinstance(value, dict) else str(part)
+        elif isinstance(value, dict):
+            value = value.get(part)
+            parts.append(str(part))
+    return ".".join(parts) or "it"
+
+
+def _at(location: Sequence[int | str], schema: type[BaseModel]) -> tuple[type[BaseModel], ...]:
+    """The schemas of what holds the last key of a fault's place: of a union, all."""
+    here: tuple[type[BaseModel], ...] = (schema,)
+    for part in location[:-1]:
+        fields = [at.model_fields[str(part)] for at in here if str(part) in at.model_fields]
+        # What is no field is a key of a mapping, a place in a list, or which of a union it is.
+        here = tuple(m for f in fields for m in _schemas(f.annotation)) if fields else here
+    return here
+
+
+def _schemas(annotation: object) -> Iterator[type[BaseModel]]:
+    """Those in a type, however deep."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _schemas(inner)
+
+
+def _hint(key: object, *schemas: type[BaseModel]) -> str:
+    """The key that was probably meant, as the end of a message."""
+    near = get_close_matches(str(key), [name for at in schemas for name in at.model_fields], 1)
+    return f"; {near[0]}?" if near else ""
