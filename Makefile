@@ -35,8 +35,8 @@ fetch: $(READY) ## bring the weights of CONFIG (all, or MODEL="sdxl sd15") and c
 key: $(READY) ## make a key for the service: NAME=alice
 	$(BIN)/python -m configs.keys $(if $(NAME),"$(NAME)")
 
-check-config: $(READY) ## say what is wrong with CONFIG before it is deployed
-	$(BIN)/python -m graphs.check $(CONFIG)
+check-config: $(READY) ## say what is wrong with CONFIG before it is deployed; NODES=1: on the cluster, OFFLINE=1: no hub
+	$(BIN)/python -m graphs.check $(if $(NODES),--nodes) $(if $(OFFLINE),--offline) $(CONFIG)
 
 test: $(READY) ## all tests but the deep ones
 	$(BIN)/python -m pytest -m 'not deep and not gpu and not alone' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder; \

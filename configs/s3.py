@@ -15,6 +15,7 @@ from configs.sources import Layout, Source, SourceError, SourceUnavailable, refu
 CONNECT_S = 5
 READ_S = 10
 ATTEMPTS = 3
+_STAMP = ".etag"  # the end of the name of what holds a file's entity tag, beside it
 # Of the answers that blame the request, those that pass.
 LATER = (
     "ExpiredToken",
@@ -61,7 +62,7 @@ def list_objects(source: Source, variant: str | None, layout: Layout) -> Listing
     is stored there."""
     uri = source.location
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    folder = cache_root() / "s3" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    folder = _folder(uri)
     with _errors(uri):
         pages = [*_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)]
     # boto reads an answer that was cut as an empty one.
@@ -115,6 +116,18 @@ def bring(source: Source, variant: str | None = None, layout: Layout = "any") ->
     return listing.target
 
 
+def brought(source: Source) -> Path:
+    """The local file or folder of what was downloaded before. Raises `SourceError` if nothing
+    was."""
+    folder = _folder(source.location)
+    file = folder / Path(source.location).name
+    if file.with_name(f"{file.name}{_STAMP}").exists():
+        return file
+    if not any(folder.rglob(f"*{_STAMP}")):
+        raise SourceError(f"{source.location} is not here")
+    return folder
+
+
 def check(source: Source, variant: str | None = None, layout: Layout = "any") -> Listing:
     """Compares what was brought with what S3 holds: sizes, and contents where the entity tag is
     their MD5, as it is for files that were not uploaded in parts. Raises `SourceError`."""
@@ -136,8 +149,12 @@ def check(source: Source, variant: str | None = None, layout: Layout = "any") ->
     return listing
 
 
+def _folder(uri: str) -> Path:
+    return cache_root() / "s3" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
 def _stamp(item: StoredObject) -> Path:
-    return item.path.with_name(item.path.name + ".etag")
+    return item.path.with_name(item.path.name + _STAMP)
 
 
 def _md5(path: Path) -> str:

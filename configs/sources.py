@@ -148,7 +148,9 @@ def state(text: str) -> str:
     return " ".join(f"{f.st_ino}.{f.st_size}.{f.st_mtime_ns}.{f.st_ctime_ns}" for f in found)
 
 
-def fetch(text: str, *, variant: str | None = None, layout: Layout = "any") -> Path:
+def fetch(
+    text: str, *, variant: str | None = None, layout: Layout = "any", offline: bool = False
+) -> Path:
     """Brings a source to this machine and returns its local file or folder.
 
     Args:
@@ -156,6 +158,7 @@ def fetch(text: str, *, variant: str | None = None, layout: Layout = "any") -> P
         variant: with a folder that is not here, bring weights of this variant ("fp16") only; the
             plain weights where a folder that is no pipeline has none of it.
         layout: what of such a folder is brought.
+        offline: nobody is asked: what was brought before is returned, as it is.
 
     Raises `SourceError` when it cannot be had; nothing half-written is left behind.
     """
@@ -165,10 +168,10 @@ def fetch(text: str, *, variant: str | None = None, layout: Layout = "any") -> P
     if source.kind == "s3":
         from configs import s3
 
-        return s3.bring(source, variant, layout)
+        return s3.brought(source) if offline else s3.bring(source, variant, layout)
     if source.file is not None:
-        return _fetch_hub_file(source, source.file)
-    return _fetch_hub_folder(source, variant, layout)
+        return _fetch_hub_file(source, source.file, offline)
+    return _fetch_hub_folder(source, variant, layout, offline)
 
 
 def patterns(folder: str | None, variant: str | None, layout: Layout) -> Patterns:
@@ -185,14 +188,18 @@ def patterns(folder: str | None, variant: str | None, layout: Layout) -> Pattern
     return Patterns([inside + path for path in ("model_index.json", *parts)], ignore)
 
 
-def _fetch_hub_file(source: Source, file: str) -> Path:
+def _fetch_hub_file(source: Source, file: str, offline: bool) -> Path:
     from huggingface_hub import hf_hub_download
 
     with hub_errors(source):
-        return Path(hf_hub_download(source.location, file, revision=source.revision))
+        return Path(
+            hf_hub_download(
+                source.location, file, revision=source.revision, local_files_only=offline
+            )
+        )
 
 
-def _fetch_hub_folder(source: Source, variant: str | None, layout: Layout) -> Path:
+def _fetch_hub_folder(source: Source, variant: str | None, layout: Layout, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     for tried in _tried_variants(variant, layout):
@@ -204,6 +211,7 @@ def _fetch_hub_folder(source: Source, variant: str | None, layout: Layout) -> Pa
                     revision=source.revision,
                     allow_patterns=wanted.allow,
                     ignore_patterns=wanted.ignore,
+                    local_files_only=offline,
                 )
             )
         folder = root / (source.folder or "")

@@ -1,6 +1,6 @@
 """What an application of a Serve config says, as far as our own schemas accept it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,6 +38,27 @@ class Accepted:
         if self.user_config is not None:
             for key, need in of_user_config(self.user_config):
                 yield f"{self.name}.{DIFFUSION.name}.user_config.{key}", key, need
+
+    def of(self, deployments: Collection[str]) -> "Accepted":
+        """What of it these of its deployments read."""
+        service = self.service
+        if service is not None:
+            encoders = {
+                name: encoder
+                for name, encoder in service.image_encoders.items()
+                if f"ImageEncoder-{name}" in deployments
+            }
+            read: dict[str, object] = {"image_encoders": encoders}
+            read |= {"depth": service.depth if "Depth" in deployments else None}
+            read |= {"safety": service.safety if "Safety" in deployments else None}
+            service = service.model_copy(update=read)
+        own = DIFFUSION.name in deployments
+        return Accepted(
+            self.name,
+            service=service,
+            model=self.model if own else None,
+            user_config=self.user_config if own else None,
+        )
 
 
 def accepted(application: Mapping[str, Any]) -> Accepted:

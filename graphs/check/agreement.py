@@ -17,6 +17,7 @@ from graphs.model import DIFFUSION
 # Those that remember for all others: of two, each would know half.
 SINGLETONS = ("Directory", "MapStore", "JobStore")
 ALWAYS = ("Ingress", "Directory", "MapStore", "JobWorker", "Canny")
+HIGHEST_PORT = 65535
 PASSED_BY = ("Directory", "JobStore")  # no request passes through them
 Value = TypeVar("Value")
 
@@ -61,7 +62,7 @@ def advice(config: ServeDeploySchema) -> Iterator[str]:
         yield from _queues(model)
     for application, service in _services(config):
         yield from _times(config, service)
-        yield from _keys(application.name, service)
+        yield from not_on_machine(application.name, service)
         yield from _files(application, service)
 
 
@@ -203,7 +204,9 @@ def _beside(model: _Model, service: ServiceArgs) -> Iterator[str]:
 
 
 def _proxy(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
-    """Serve's proxy lasts longer than a request."""
+    """Serve's proxy has a port, and lasts longer than a request."""
+    if not 0 <= config.http_options.port <= HIGHEST_PORT:
+        yield f"http_options.port: {config.http_options.port} is not from 0 to {HIGHEST_PORT}"
     proxy_s = config.http_options.request_timeout_s
     if proxy_s is not None and proxy_s <= service.max_timeout_s:
         yield (
@@ -239,8 +242,8 @@ def _times(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
                 )
 
 
-def _keys(place: str, service: ServiceArgs) -> Iterator[str]:
-    """What the nodes must have; here it need not be."""
+def not_on_machine(place: str, service: ServiceArgs) -> Iterator[str]:
+    """What the nodes of the ingress must have and the machine that asks has not."""
     keys, signing = service.keys, service.provenance
     files = {
         "keys.file": None if keys is None else keys.file,

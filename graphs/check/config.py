@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from graphs.check.accepted import accepted
+from graphs.check.accepted import Accepted, accepted
 from graphs.check.agreement import advice, disagreements
 from graphs.check.files import wrong_files
 from graphs.check.fits import unfit_files
@@ -18,35 +18,44 @@ class Unreadable(Exception):
     """A file that holds no YAML. `str(error)` says why."""
 
 
-def problems_of(path: Path) -> Iterator[str]:
-    """What is wrong with a file: a line each, with its place."""
-    try:
-        config = read_yaml(path)
-    except Unreadable as error:
-        yield str(error)
-    else:
-        found = list(problems(config))
-        yield from found or misfits(config)
-
-
-def problems(config: object) -> Iterator[str]:
-    """What is wrong with a Serve config, as YAML reads it: a line each, with its place."""
+def written(config: object) -> Iterator[str]:
+    """What is wrong with a Serve config, as YAML reads it, wherever its files are: a line each,
+    with its place."""
     shapeless = list(misshapen(config))
     yield from shapeless
     if shapeless or not isinstance(config, dict):
         return
     yield from refused(config)
-    for application in config["applications"]:
-        yield from wrong_files(accepted(application))
     if (taken := as_ray_reads(config)) is not None:
         yield from disagreements(taken)
 
 
-def misfits(config: Any) -> Iterator[str]:
-    """Which files of a config with which nothing else is wrong do not fit their models: a line
-    each, with its place. It takes seconds."""
-    for application in config["applications"]:
-        yield from unfit_files(accepted(application))
+def applications_of(config: object) -> Iterator[Accepted]:
+    """What our own schemas accept of each application; nothing of a config that is misshapen."""
+    if isinstance(config, dict) and not any(misshapen(config)):
+        yield from map(accepted, config["applications"])
+
+
+def problems(config: object) -> Iterator[str]:
+    """What is wrong with a config and with the files that it names, by what their headers say."""
+    yield from written(config)
+    for application in applications_of(config):
+        yield from wrong_files(application)
+
+
+def problems_of(path: Path) -> Iterator[str]:
+    """What is wrong with a file on this machine. Whether weights fit each other takes seconds, and
+    is looked at where nothing else is wrong."""
+    try:
+        config = read_yaml(path)
+    except Unreadable as error:
+        yield str(error)
+        return
+    found = list(problems(config))
+    yield from found
+    if not found:
+        for application in applications_of(config):
+            yield from unfit_files(application)
 
 
 def advice_of(path: Path) -> Iterator[str]:

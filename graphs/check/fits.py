@@ -1,5 +1,5 @@
-"""Which files do not fit the model beside which they stand, on the machine that asks: read as a start
-reads them, for a model without weights."""
+"""Which files do not fit the model beside which they stand, on the machine that asks: read as a
+start reads them, for a model without weights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

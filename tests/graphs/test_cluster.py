@@ -6,6 +6,7 @@ cluster only.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,3 +71,19 @@ def test_a_model_is_added_while_another_serves(seen: dict[str, Any]) -> None:
     )
     assert before <= after
     assert {application for application, _ in after - before} == {"model-sd21"}
+
+
+def test_what_nodes_lack_is_said_before_a_deploy(seen: dict[str, Any]) -> None:
+    """Each file is looked at where its deployment may run, and nowhere else."""
+    right, wrong = seen["checked"]
+    assert right == ["as it should be"]
+    for begins in (
+        "model-sd15.args.tcd_lora: '/nowhere/tcd' does not exist",
+        "tcd.args.api_keys_env: TCD_NOT_SET is not set here",
+    ):
+        (line,) = (line for line in wrong if line.startswith(begins))
+        assert re.search(r" \(node [\d.]+\)$", line), line
+    (line,) = (line for line in wrong if "model-sd21." in line)
+    assert line.startswith("unknown: model-sd21.Diffusion: no node that is there now takes {"), line
+    assert "'accelerator_type': 'H100'" in line
+    assert len(wrong) == 3

@@ -10,6 +10,7 @@ as JSON: where every replica is, which GPUs it may use, and what became of the r
 import base64
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -60,7 +61,8 @@ def main(folder: str) -> None:
         )
         ray.init(address=cluster.address, log_to_driver=False)
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-        print(json.dumps(observe(f"http://127.0.0.1:{port}")))
+        seen = observe(f"http://127.0.0.1:{port}")
+        print(json.dumps(seen | {"checked": checked(Path(folder), cluster.address)}))
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -148,6 +150,29 @@ def image(url: str, model: str) -> int:
     key = {"authorization": "Bearer key"}
     route = f"{url}/v1/images/generations"
     return httpx.post(route, json=body, headers=key, timeout=DEADLINE_S).status_code
+
+
+def checked(folder: Path, address: str) -> list[list[str]]:
+    """What `make check-config` says of what runs there, and of what could not: line by line."""
+    right, wrong = config([FIRST]), config([FIRST, ADDED])
+    for each in (right, wrong):
+        each["applications"][0]["args"]["default_model"] = FIRST
+    service, first, added = wrong["applications"]
+    service["args"]["api_keys_env"] = "TCD_NOT_SET"
+    first["args"]["tcd_lora"] = "/nowhere/tcd"
+    (diffusion,) = added["deployments"]
+    diffusion["ray_actor_options"] = {**diffusion["ray_actor_options"], "accelerator_type": "H100"}
+    said: list[list[str]] = []
+    for name, each in (("right", right), ("wrong", wrong)):
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(each))
+        command = [sys.executable, "-m", "graphs.check", "--offline", "--nodes"]
+        run = subprocess.run(
+            [*command, "--address", address, path], cwd=ROOT, capture_output=True, text=True
+        )
+        print(run.stderr, file=sys.stderr)
+        said.append([line.removeprefix(f"{path}: ") for line in run.stdout.splitlines()])
+    return said
 
 
 def replicas() -> list[dict[str, Any]]:

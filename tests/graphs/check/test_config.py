@@ -316,6 +316,27 @@ def limits(**changed: int) -> Edit:
             lambda c: c["http_options"].update(request_timeout_s=300),
             "http_options.request_timeout_s: 300 is not above max_timeout_s 300: Serve would end",
         ),
+        (
+            lambda c: c["http_options"].update(port=99999),
+            "http_options.port: 99999 is not from 0 to 65535",
+        ),
+        # Of what the service reads.
+        (
+            lambda c: service(c)["args"]["depth"].update(checkpoint="demo/weights/sd15"),
+            "tcd.args.depth.checkpoint: sd15 has no config.json that can be read",
+        ),
+        (
+            lambda c: service(c)["args"].update(
+                safety={"checkpoint": service(c)["args"]["depth"]["checkpoint"]}
+            ),
+            "tcd.args.safety.checkpoint: dpt-hybrid is of model_type 'dpt'; clip is needed",
+        ),
+        (
+            lambda c: service(c)["args"]["image_encoders"]["sd15"].update(
+                checkpoint=service(c)["args"]["depth"]["checkpoint"]
+            ),
+            "tcd.args.image_encoders.sd15.checkpoint: dpt-hybrid is of model_type 'dpt'; clip_vis",
+        ),
     ],
 )
 def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
