@@ -135,9 +135,8 @@ def test_a_hub_that_is_silent(
     *named, last = said
     assert all(line.startswith("unknown: model-one.") for line in named)
     assert 1 <= len(named) <= 8
-    assert (
-        last == f"unknown: {62 - len(named)} more on the hub, which does not answer: not looked up"
-    )
+    left = 62 - len(named)
+    assert last == f"unknown: {left} more on the hub, which does not answer: not looked up"
 
 
 def test_offline(hub: FakeHub, object_store: ObjectStore, tmp_path: Path, check: Any) -> None:
