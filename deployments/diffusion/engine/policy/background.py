@@ -3,7 +3,6 @@
 from math import inf
 
 ABOUT_S = 10.0  # for which others are about after they were last here
-LONGEST_REST_S = 60.0  # after one call, which may have compiled
 
 
 class Background:
@@ -37,6 +36,6 @@ class Background:
         return max(now, min(self._alone_s, self._rested_s))
 
     def had(self, seconds: float, since: float) -> None:
-        """A call that began at this time takes so long for it."""
+        """A call that began at this time takes so long for it, as far as is known."""
         if self.about(since):
-            self._rested_s = max(self._rested_s, since + min(seconds / self.share, LONGEST_REST_S))
+            self._rested_s = max(self._rested_s, since + seconds / self.share)

@@ -69,7 +69,6 @@ class Scheduler:
         self._bounds: dict[BatchKey, _Bound] = {}  # of sizes that ran out of memory
         self._at_once = 1  # rows of the size that was last in turn
         self._background = Background(limits.background_share)
-        self._seconds_per_pixel = 0.0  # of the last call that was timed
         self._now = 0.0  # when the last batch was asked for
 
     @property
@@ -246,9 +245,9 @@ class Scheduler:
         self._recover(batch.key)
         if outcome.measured is not None:
             self._tempo.measure(outcome.measured)
-            self._seconds_per_pixel = outcome.measured.seconds / outcome.measured.pixels
         behind = sum(row.call_pixels for row in batch.rows if row.caller.background)
-        self._background.had(behind * self._seconds_per_pixel, self._now)
+        took = self._tempo.seconds_of(batch.key, batch.unet_rows)
+        self._background.had(took * behind / batch.pixels, self._now)
         left: list[Trajectory] = []
         for row in batch.rows:
             row.short_of_memory = False

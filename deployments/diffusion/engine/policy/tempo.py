@@ -41,6 +41,17 @@ class Tempo:
                 return size.rows_within(seconds * other.pixels / key.pixels)
         return inf
 
+    def seconds_of(self, key: BatchKey, rows: int) -> float:
+        """What a call of so many rows of a size is thought to take, by those of that size, else as
+        if time were in proportion to pixels; 0 while nothing is known."""
+        size = self._sizes.get(key)
+        if size is not None and size.known:
+            return size.seconds_of(rows)
+        for other, size in reversed(self._sizes.items()):
+            if size.known:
+                return size.seconds_of(rows) * key.pixels / other.pixels
+        return 0.0
+
     def rows_worth(self, key: BatchKey) -> int:
         """UNet rows beyond which a call of a size does not do more a second: further rows would
         only keep each other waiting. Twice as many are tried as have been seen to pay."""
@@ -92,6 +103,12 @@ class _Size:
             more = max((took - less) / (rows - fewer), more)
         tried = max(rows * seconds // took, min(rows + (seconds - took) // more, 2 * rows))
         return min([tried, *(count - 1 for count, _ in above if count > rows)])
+
+    def seconds_of(self, rows: int) -> float:
+        """What a call of so many rows is thought to take, in proportion to the one that is known
+        whose rows are nearest. A size is known."""
+        count, took = min(self.known, key=lambda at: abs(at[0] - rows))
+        return took * rows / count
 
     def rows_worth(self) -> int:
         """Rows of the best call among those that were timed, or of a larger one to be tried."""

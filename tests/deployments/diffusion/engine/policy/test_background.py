@@ -10,11 +10,7 @@ import pytest
 from benchmarks.report import percentile
 from configs.app import Limits
 from deployments.contracts.jobs import BACKGROUND, Caller
-from deployments.diffusion.engine.policy.background import (
-    ABOUT_S,
-    LONGEST_REST_S,
-    Background,
-)
+from deployments.diffusion.engine.policy.background import ABOUT_S, Background
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, Measured
 from deployments.diffusion.engine.policy.scheduler import Scheduler
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
@@ -177,22 +173,50 @@ def test_a_new_share_counts_from_the_next_call_on() -> None:
     assert device.spent[SOMEONE.in_background.name] > 0.3 * 100.0
 
 
-def test_what_a_call_costs_is_known_by_those_before() -> None:
-    """A GPU is launched ahead: calls are not timed when they are booked."""
+def booked(*measured: Measured) -> Scheduler:
+    """One that timed these calls of others, and then booked one for a batch of 128 x 128."""
     scheduler = Scheduler(Limits(max_batch=8))
-    scheduler.add(row(OTHER, 1))
+    scheduler.add(row(OTHER, len(measured)))
+    for one in scheduler.joining():
+        scheduler.joined(one.row_id)
+    for now, call in enumerate(measured):
+        batch = scheduler.schedule(float(now))
+        assert batch is not None
+        scheduler.advance(batch, Advanced({}, call))
     scheduler.add(behind(steps=2, side=128))
     for one in scheduler.joining():
         scheduler.joined(one.row_id)
-    first = scheduler.schedule(0.0)
-    assert first is not None
-    assert [one.caller for one in first.rows] == [OTHER]
-    scheduler.advance(first, Advanced({}, Measured(first.key, 1, 0.01)))
-    second = scheduler.schedule(0.01)
-    assert second is not None
-    scheduler.advance(second, Advanced({}))
-    assert scheduler.schedule(0.02) is None
-    assert scheduler.resumes == pytest.approx(0.01 + 4 * 0.01 / 0.05)
+    batch = scheduler.schedule(5.0)
+    assert batch is not None
+    scheduler.advance(batch, Advanced({}))  # a GPU is launched ahead: it is timed later
+    return scheduler
+
+
+def timed(side: int, rows: int, seconds: float) -> Measured:
+    return Measured(behind(side=side).key, rows, seconds)
+
+
+@pytest.mark.parametrize(
+    ("calls", "costs"),
+    [
+        # Of other sizes, in proportion to pixels; of its own, if there are some.
+        ([timed(64, 1, 0.01), timed(64, 1, 0.01)], 0.04),
+        ([timed(64, 2, 0.02), timed(64, 2, 0.02)], 0.04),
+        ([timed(64, 1, 0.01), timed(64, 1, 0.01), timed(128, 1, 0.02), timed(128, 1, 0.02)], 0.02),
+        # A first one may have compiled, and one may have been held up.
+        ([timed(128, 1, 30.0), timed(128, 1, 0.02), timed(128, 1, 0.02)], 0.02),
+        ([timed(128, 1, 0.02), timed(128, 1, 0.02), timed(128, 1, 30.0)], 0.02),
+    ],
+)
+def test_what_a_call_costs_is_known_by_those_before(calls: list[Measured], costs: float) -> None:
+    scheduler = booked(*calls)
+    assert scheduler.schedule(5.01) is None
+    assert scheduler.resumes == pytest.approx(5.0 + costs / 0.05)
+
+
+def test_what_nobody_has_timed_costs_nothing() -> None:
+    scheduler = booked(timed(128, 1, 30.0))  # it may have compiled
+    assert scheduler.schedule(5.01) is not None
 
 
 def test_nothing_rests_where_nobody_waits() -> None:
@@ -210,15 +234,6 @@ def test_nobody_is_about_before_the_first_has_come() -> None:
     assert not background.about(0.0)
     background.others(0.5)
     assert not background.rests(0.5)
-
-
-def test_one_call_that_compiled_is_no_rest_of_minutes() -> None:
-    background = Background(0.05)
-    background.others(0.0)
-    background.had(30.0, 1.0)
-    background.others(100.0)
-    assert background.rests(0.9 + LONGEST_REST_S)
-    assert not background.rests(1.1 + LONGEST_REST_S)
 
 
 def test_who_rests_holds_nobody_up() -> None:
