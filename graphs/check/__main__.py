@@ -59,7 +59,7 @@ def main() -> None:
                 advised += [f"would be fetched: {line}" for line in not_here(applications)]
             else:
                 look_up(applications, found)
-            advised += [f"advice: {line}" for line in advice_of(path)]
+            advised += [f"advice: {line}" for line in advice_of(path, machine=not asked.nodes)]
         wrong = wrong or bool(found.wrong)
         lines = [*found.wrong, *(f"unknown: {line}" for line in found.unknown), *advised]
         for line in lines or ("as it should be",):

@@ -20,12 +20,14 @@ class Accepted:
 
     Attributes:
         name: the application's.
+        sets: environment variables that its `runtime_env` sets.
     """
 
     name: str
     service: ServiceArgs | None = None
     model: ModelArgs | None = None
     user_config: ModelUserConfig | None = None
+    sets: tuple[str, ...] = ()
 
     def needs(self) -> Iterator[tuple[str, str, Need]]:
         """The weights that it names: place in the file, key below `args` or `user_config`."""
@@ -51,6 +53,7 @@ class Accepted:
             read: dict[str, object] = {"image_encoders": encoders}
             read |= {"depth": service.depth if "Depth" in deployments else None}
             read |= {"safety": service.safety if "Safety" in deployments else None}
+            read |= {"provenance": service.provenance if "Ingress" in deployments else None}
             service = service.model_copy(update=read)
         own = DIFFUSION.name in deployments
         return Accepted(
@@ -65,8 +68,11 @@ def accepted(application: Mapping[str, Any]) -> Accepted:
     """Reads an application as YAML gives it."""
     name, kind = str(application.get("name", "?")), application.get("import_path")
     args = application.get("args") or {}
+    environment = application.get("runtime_env")
+    variables = environment.get("env_vars") if isinstance(environment, dict) else None
+    sets = tuple(map(str, variables)) if isinstance(variables, dict) else ()
     if kind == SERVICE:
-        return Accepted(name, service=read(ServiceArgs, args))
+        return Accepted(name, service=read(ServiceArgs, args), sets=sets)
     if kind != MODEL:
         return Accepted(name)
     deployments = application.get("deployments", ())
@@ -75,7 +81,10 @@ def accepted(application: Mapping[str, Any]) -> Accepted:
     )
     user_config = given.get("user_config") or {}
     return Accepted(
-        name, model=read(ModelArgs, args), user_config=read(ModelUserConfig, user_config)
+        name,
+        model=read(ModelArgs, args),
+        user_config=read(ModelUserConfig, user_config),
+        sets=sets,
     )
 
 

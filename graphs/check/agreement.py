@@ -56,13 +56,15 @@ def disagreements(config: ServeDeploySchema) -> Iterator[str]:
             yield from _beside(model, service)
 
 
-def advice(config: ServeDeploySchema) -> Iterator[str]:
-    """What works as it is, and would do better otherwise: a line each, with its place."""
+def advice(config: ServeDeploySchema, *, machine: bool = True) -> Iterator[str]:
+    """What works as it is, and would do better otherwise: a line each, with its place. `machine`:
+    also what nodes must have and this machine has not."""
     for model in _models(config):
         yield from _queues(model)
     for application, service in _services(config):
         yield from _times(config, service)
-        yield from not_on_machine(application.name, service)
+        if machine:
+            yield from not_on_machine(application.name, service)
         yield from _files(application, service)
 
 

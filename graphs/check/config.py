@@ -58,9 +58,10 @@ def problems_of(path: Path) -> Iterator[str]:
             yield from unfit_files(application)
 
 
-def advice_of(path: Path) -> Iterator[str]:
-    """What would do better in a file with which nothing is wrong: a line each, with its place."""
-    yield from advice(ServeDeploySchema.model_validate(read_yaml(path)))
+def advice_of(path: Path, *, machine: bool = True) -> Iterator[str]:
+    """What would do better in a file with which nothing is wrong: a line each, with its place.
+    `machine`: on this machine, too."""
+    yield from advice(ServeDeploySchema.model_validate(read_yaml(path)), machine=machine)
 
 
 def read_yaml(path: Path) -> object:

@@ -83,6 +83,12 @@ def _wrong_model(args: ModelArgs) -> Iterator[str]:
             check_model(args, checkpoint, here(args.config or FAMILIES[args.family].base))
         except WrongFile as error:
             yield f"checkpoint: {error}"
+    for key, source in (("vae.source", args.vae.source), ("preview_vae", args.preview_vae)):
+        folder = None if source is None else here(source)
+        if folder is not None and folder.is_dir():
+            described = (folder / "config.json", folder / "vae" / "config.json")
+            if not any(file.is_file() for file in described):
+                yield f"{key}: {folder.name} has no config.json"
     vae = None if args.vae.source is None else here(args.vae.source)
     if vae is not None and vae.is_file() and not vae.name.endswith(PICKLES):
         try:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from configs.app import ModelArgs
 from configs.families import FAMILIES
+from configs.sources import SourceError, fetch
 from deployments.diffusion.engine.adapters.contents import Contents
 from deployments.diffusion.engine.adapters.files import LoraError, lora_file, read_file
 from deployments.diffusion.engine.models.controls.controls import read_controls
@@ -30,6 +31,13 @@ def unfit_files(application: Accepted) -> Iterator[str]:
     if application.model is None:
         return
     fit = _Fit(application.model)
+    try:
+        if fit.models is None:
+            return
+    except Exception as error:  # libraries meet values of any type
+        place = f"{application.name}.args.checkpoint"
+        yield f"{place}: its configurations describe no model: {_told(error)}"
+        return
     for place, key, need in application.needs():
         path = here(need.source)
         if path is not None and key.partition(".")[0] in KINDS:
@@ -48,13 +56,13 @@ class _Fit:
         """Why the model would not start with what stands under a key, or refuse requests for it."""
         try:
             self._read(key, path)
-        except (LoraError, OSError, SafetensorError, ValueError) as error:
-            return " ".join(str(error).removeprefix(f"{key}: ").split())
+        except Exception as error:  # as above
+            return _told(error).removeprefix(f"{key}: ")
         return None
 
     def _read(self, key: str, path: Path) -> None:
         what, _, name = key.partition(".")
-        unet = self._models.unet
+        unet = self._bones.unet
         if what in ("tcd_lora", "loras"):
             self._contents.of(read_file(path))
         elif what == "motion_loras":
@@ -64,23 +72,36 @@ class _Fit:
         elif what == "controls":
             read_controls({name: self.args.controls[name]}, self.args.variant, unet, _DTYPE)
         elif what == "embeddings":
-            widths = [encoder.config.hidden_size for encoder in self._models.text_encoders]
+            widths = [encoder.config.hidden_size for encoder in self._bones.text_encoders]
             read_embedding(name, lora_file(path), widths)
         else:
             IpAdapter(unet, lora_file(path))
 
     @cached_property
-    def _models(self) -> Skeletons:
-        """Of the configurations that are here, else of the family's published base."""
+    def models(self) -> Skeletons | None:
+        """Of the configurations that are here, or were fetched; of a single file, and of the
+        family's published base, they are known. `None`: of those of another folder."""
         args = self.args
-        folder = here(args.checkpoint)
-        if folder is None or folder.is_file():
-            folder = here(args.config or FAMILIES[args.family].base)
-        return skeletons(args.family) if folder is None else skeletons_of(folder, args.family)
+        single = args.checkpoint.endswith(".safetensors")
+        source = args.config if single else args.checkpoint
+        if source is None or source == FAMILIES[args.family].base:
+            return skeletons(args.family)
+        try:
+            folder = fetch(source, layout="pipeline_configs", offline=True)
+            return skeletons_of(folder, args.family)
+        except (SourceError, FileNotFoundError):
+            if here(source) is not None:
+                raise
+            return None
+
+    @property
+    def _bones(self) -> Skeletons:
+        assert self.models is not None
+        return self.models
 
     @cached_property
     def _contents(self) -> Contents:
-        return Contents(self._models.adaptable, self.args.embeddings)
+        return Contents(self._bones.adaptable, self.args.embeddings)
 
     def _check_motion(self, path: Path) -> None:
         """Of an adapter for motion layers, where these are here and fit."""
@@ -88,6 +109,13 @@ class _Fit:
         motion = None if source is None else here(source)
         if motion is None or self.refusal("motion_adapter", motion) is not None:
             return
-        adapter = read_motion_adapter(str(motion), self._models.unet, self.args.variant, _DTYPE)
-        models = {**self._models.adaptable, "motion_unet": self._models.moving(adapter)}
+        adapter = read_motion_adapter(str(motion), self._bones.unet, self.args.variant, _DTYPE)
+        models = {**self._bones.adaptable, "motion_unet": self._bones.moving(adapter)}
         Contents(models, self.args.embeddings).of(read_file(path), "motion_unet")
+
+
+def _told(error: Exception) -> str:
+    """An error on one line, with its class where its words may be a library's."""
+    said = " ".join(str(error).split())
+    ours = isinstance(error, LoraError | OSError | SafetensorError | ValueError)
+    return said if ours and said else f"{type(error).__name__}: {said}"

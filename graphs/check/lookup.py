@@ -1,5 +1,6 @@
 """Whether what an application names is in its bucket and on the hub, and what of it is here."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from graphs.check.accepted import Accepted
 from graphs.check.findings import Findings
 
 AT_ONCE = 8
+WEIGHED = ("text_encoder", "text_encoder_2", "unet", "vae")  # parts of a pipeline
+ACCESS = ("HF_", "HUGGING", "AWS_")  # variables that say where the hub and S3 are, and who asks
 NAMES = {"hub": "on the hub", "s3": "in S3"}
 
 
@@ -34,7 +37,16 @@ def look_up(applications: Iterable[Accepted], found: Findings) -> None:
             return found.wrong, str(error)
         return None
 
-    wanted = _elsewhere(applications)
+    asked: list[Accepted] = []
+    for application in applications:
+        own = [name for name in application.sets if name.startswith(ACCESS)]
+        if own and _elsewhere([application]):
+            found.unknown.append(
+                f"{application.name}: its runtime_env sets {own[0]}: hub and S3 were not asked"
+            )
+        else:
+            asked.append(application)
+    wanted = _elsewhere(asked)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for need, said in zip(wanted, pool.map(look, wanted), strict=True):
             if said is not None:
@@ -47,11 +59,26 @@ def look_up(applications: Iterable[Accepted], found: Findings) -> None:
 def not_here(applications: Iterable[Accepted]) -> Iterator[str]:
     """What a start on this machine would fetch, a line each with its places; nobody is asked."""
     for need, places in _elsewhere(applications).items():
-        try:
-            fetch(need.source, variant=need.variant, layout=need.layout, offline=True)
-        except SourceError:
+        if not _is_here(need):
             variant = "" if need.variant is None else f" (variant {need.variant})"
             yield f"{', '.join(places)}: {need.source}{variant}"
+
+
+def _is_here(need: Need) -> bool:
+    """Whether all of a source that is read was brought, as far as the names of files tell."""
+    try:
+        path = fetch(need.source, variant=need.variant, layout=need.layout, offline=True)
+    except SourceError:
+        return False
+    if need.layout == "any" or path.is_file():
+        return path.exists()
+    index = path / "model_index.json"
+    if not index.is_file():
+        return False
+    parts = [part for part in json.loads(index.read_text()) if part in WEIGHED]
+    return need.layout == "pipeline_configs" or all(
+        any((path / part).glob("*.safetensors")) for part in parts
+    )
 
 
 def _elsewhere(applications: Iterable[Accepted]) -> dict[Need, list[str]]:

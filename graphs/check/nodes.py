@@ -3,6 +3,7 @@
 Each application is looked at where its deployments may run, in its own `runtime_env`.
 """
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -10,18 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.serve.schema import DeploymentSchema, ServeDeploySchema
+from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
+from ray.serve._private.build_app import build_app
+from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from graphs.check.accepted import Accepted, accepted
-from graphs.check.agreement import deployments_of, not_on_machine
+from graphs.check.agreement import not_on_machine
 from graphs.check.files import wrong_files
 from graphs.check.findings import Findings
 from graphs.check.fits import unfit_files
 from graphs.check.schemas import one_line
 from graphs.model import DIFFUSION
+from graphs.service import build
 
-PATIENCE_S = 300.0  # for all nodes together, environments made
+PATIENCE_S = 600.0  # for an application on all nodes, environments made
+FRONT = "Ingress"  # whose nodes have keys, certificates and secrets
 _IN = re.compile(r"in\((.*)\)")
 
 
@@ -64,57 +69,63 @@ def look_at_nodes(config: ServeDeploySchema, address: str) -> Findings:
     """
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except Exception as error:  # an address that is none, a token that is refused, another release
         raise NoCluster(f"no Ray cluster answers at {address!r}: {one_line(error)}") from error
+    found = Findings()
     try:
-        return _looked_at(config, _nodes())
+        nodes = [
+            Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"], node["Labels"])
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        for application in config.applications:  # in turn: each may read much
+            _look_at(application, nodes, found)
     finally:
         ray.shutdown()
+    return found
 
 
-def _nodes() -> list[Node]:
-    return [
-        Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"], node["Labels"])
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-
-
-def _looked_at(config: ServeDeploySchema, nodes: Sequence[Node]) -> Findings:
-    found = Findings()
+def _look_at(application: ServeApplicationSchema, nodes: Sequence[Node], found: Findings) -> None:
+    """One application, wherever its deployments may run."""
+    whole = accepted(application.model_dump(exclude_unset=True))
+    options = _options(whole, application.deployments)
     asked: dict[ray.ObjectRef[list[str]], Node] = {}
-    for application in config.applications:
-        whole = accepted(application.model_dump(exclude_unset=True))
-        options = _options(whole, application.deployments)
-        homes = {name: [node for node in nodes if node.takes(options[name])] for name in options}
-        for name, taking in homes.items():
-            if not taking:
-                found.unknown.append(
-                    f"{whole.name}.{name}: no node that is there now takes {options[name]}"
-                )
-        for node in nodes:
-            here = {name for name, taking in homes.items() if node in taking}
-            if not here:
-                continue
+    for name, own in options.items():
+        if not any(node.takes(own) for node in nodes):
+            found.unknown.append(f"{whole.name}.{name}: no node that is there now takes {own}")
+    for node in nodes:
+        here: dict[str, set[str]] = {}  # deployments, by the environment that they share
+        for name, own in options.items():
+            if node.takes(own):
+                environment = _environment(application.runtime_env, own.get("runtime_env"))
+                here.setdefault(json.dumps(environment), set()).add(name)
+        for shared, names in here.items():
             look = _look.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
-                runtime_env=application.runtime_env,
+                runtime_env=json.loads(shared),
             )
-            asked[look.remote(whole.of(here), "Ingress" in here)] = node
+            asked[look.remote(whole.of(names), FRONT in names)] = node
     done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE_S)
-    said: dict[str, list[str]] = {}
+    wrong: dict[str, set[str]] = {}
+    unknown: dict[str, set[str]] = {}
     for reference in done:
+        where = asked[reference].address
         try:
-            lines = ray.get(reference)
-        except Exception as error:  # whatever keeps a task from running there
-            lines = [f"its checks cannot run there: {one_line(error)}"]
-        for line in lines:
-            said.setdefault(line, []).append(asked[reference].address)
+            for line in ray.get(reference):
+                wrong.setdefault(line, set()).add(where)
+        except (RuntimeEnvSetupError, RayTaskError) as error:  # nor would a replica start there
+            line = f"{whole.name}: it cannot be looked at there: {one_line(error)}"
+            wrong.setdefault(line, set()).add(where)
+        except RayError as error:
+            line = f"{whole.name}: not looked at: {one_line(error)}"
+            unknown.setdefault(line, set()).add(where)
     for reference in silent:
-        said.setdefault(f"no answer within {PATIENCE_S:g} s", []).append(asked[reference].address)
-    for line, where in said.items():
-        found.wrong.append(f"{line} (node{'s'[: len(where) > 1]} {', '.join(sorted(where))})")
-    return found
+        ray.cancel(reference, force=True)
+        line = f"{whole.name}: no answer within {PATIENCE_S:g} s"
+        unknown.setdefault(line, set()).add(asked[reference].address)
+    for lines, of in ((wrong, found.wrong), (unknown, found.unknown)):
+        for line, at in lines.items():
+            of.append(f"{line} (node{'s'[: len(at) > 1]} {', '.join(sorted(at))})")
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -129,18 +140,31 @@ def _look(application: Accepted, front: bool) -> list[str]:
 def _options(
     application: Accepted, deployments: Sequence[DeploymentSchema]
 ) -> dict[str, dict[str, Any]]:
-    """The `ray_actor_options` that the file gives each deployment of ours."""
+    """The `ray_actor_options` of each deployment of ours: the file's in place of the graph's. Serve
+    gives one whose options say nothing of CPUs one of them."""
     given = {
-        each.name: each.ray_actor_options.model_dump(exclude_unset=True)
+        each.name: {"num_cpus": 1, **each.ray_actor_options.model_dump(exclude_unset=True)}
         for each in deployments
         if "ray_actor_options" in each.model_fields_set and each.ray_actor_options is not None
     }
-    names: Sequence[str] = ()
     if application.model is not None:
-        names = (DIFFUSION.name,)
-    elif application.service is not None:
-        names = deployments_of(application.service)
-    return {name: given.get(name, {}) for name in names}
+        return {DIFFUSION.name: given.get(DIFFUSION.name, DIFFUSION.ray_actor_options or {})}
+    if application.service is None:
+        return {}
+    own = {
+        deployment.name: deployment.ray_actor_options or {}
+        for deployment in build_app(build(application.service), name=application.name).deployments
+    }
+    return own | {name: options for name, options in given.items() if name in own}
+
+
+def _environment(
+    application: Mapping[str, Any], deployment: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A deployment's own `runtime_env` over its application's, as Serve lays it."""
+    own = deployment or {}
+    variables = {**application.get("env_vars", {}), **own.get("env_vars", {})}
+    return {**application, **own, **({"env_vars": variables} if variables else {})}
 
 
 def _matches(label: str | None, selector: str) -> bool:

@@ -1,5 +1,6 @@
 """`make check-config` finds files of another family, which the start of a model would refuse."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,61 @@ def test_files_of_another_family(
     assert "\n" not in said
 
 
-def test_a_style_for_a_checkpoint_that_is_elsewhere(sdxl: dict[str, Any], tmp_path: Path) -> None:
-    """It is judged by the published base of the family."""
+@pytest.mark.parametrize(
+    ("checkpoint", "known"),
+    [
+        ("stabilityai/stable-diffusion-xl-base-1.0", True),
+        ("owner/name/model.safetensors", True),
+        ("s3://bucket/pruned", False),  # it may have a geometry of its own
+    ],
+)
+def test_a_style_for_a_checkpoint_that_is_elsewhere(
+    checkpoint: str, known: bool, sdxl: dict[str, Any], tmp_path: Path
+) -> None:
+    """It is judged by the published base of the family, where the checkpoint has its shapes."""
     (model,) = sdxl["applications"]
-    model["args"] |= {"checkpoint": "stabilityai/stable-diffusion-xl-base-1.0", "tcd_lora": "a/b"}
+    model["args"] |= {"checkpoint": checkpoint, "tcd_lora": "a/b"}
     whole, foreign = tmp_path / "whole.safetensors", tmp_path / "foreign.safetensors"
     for file, width in ((whole, 2048), (foreign, 768)):
         name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
         up, down = torch.zeros(640, 4), torch.zeros(4, width)
         save_file({f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}, file)
     model["deployments"][0]["user_config"]["loras"] = {"w": str(whole), "f": str(foreign)}
+    said = found(sdxl, tmp_path)
+    at = "model-sdxl.Diffusion.user_config.loras.f"
+    assert [line.partition(": ")[0] for line in said] == [at] * known
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"hidden_size": "x"}', None])
+def test_a_folder_that_describes_no_model(
+    content: str | None, sdxl: dict[str, Any], tmp_path: Path
+) -> None:
+    """It is said once, of the checkpoint."""
+    (model,) = sdxl["applications"]
+    folder = tmp_path / "odd"
+    shutil.copytree(ROOT / model["args"]["checkpoint"], folder)
+    config = folder / "text_encoder" / "config.json"
+    config.unlink()
+    if content is not None:
+        config.write_text(content)
+    model["args"]["checkpoint"] = str(folder)
     (said,) = found(sdxl, tmp_path)
-    assert said.startswith("model-sdxl.Diffusion.user_config.loras.f: foreign.safetensors does not")
+    assert said.startswith("model-sdxl.args.checkpoint: its configurations describe no model: ")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"_class_name": "ControlNetModel", "block_out_channels": 5}']
+)
+def test_a_control_that_describes_no_model(
+    content: str, sdxl: dict[str, Any], tmp_path: Path
+) -> None:
+    (model,) = sdxl["applications"]
+    folder = tmp_path / "odd"
+    shutil.copytree(ROOT / "demo/weights/controlnet/sd15/depth", folder)
+    (folder / "config.json").write_text(content)
+    model["args"]["controls"] = {"depth": str(folder)}
+    (said,) = found(sdxl, tmp_path)
+    assert said.startswith("model-sdxl.args.controls.depth: ")
 
 
 def test_adapters_of_motion_layers(demo_models: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.fake_hub import FakeHub, fake_hub
 from tests.object_store import BUCKET, ObjectStore
 
 PIPELINE = {
-    "model_index.json": b"{}",
+    "model_index.json": b'{"unet": ["diffusers", "UNet2DConditionModel"]}',
     "unet/config.json": b"{}",
     "unet/diffusion_pytorch_model.safetensors": b"unet" * 9,
 }
@@ -164,3 +164,19 @@ def test_offline(hub: FakeHub, object_store: ObjectStore, tmp_path: Path, check:
     fetch(ink)
     fetch("owner/base", layout="pipeline")
     assert check(path, "--offline") == (0, ["as it should be"])
+    # A download that broke off.
+    (unet,) = (tmp_path / "hub" / "models--owner--base").rglob("unet/*.safetensors")
+    unet.unlink()
+    assert check(path, "--offline")[1] == [
+        "would be fetched: model-one.args.checkpoint: owner/base"
+    ]
+
+
+def test_an_application_that_asks_otherwise(hub: FakeHub, tmp_path: Path, check: Any) -> None:
+    """With an endpoint or a token of its own, this machine cannot tell what it would find."""
+    path = config(tmp_path, {"loras": {"gone": "owner/gone"}})
+    whole = yaml.safe_load(path.read_text())
+    whole["applications"][0]["runtime_env"] = {"env_vars": {"HF_TOKEN": "x"}}
+    path.write_text(yaml.safe_dump(whole))
+    says = "unknown: model-one: its runtime_env sets HF_TOKEN: hub and S3 were not asked"
+    assert check(path) == (0, [says])

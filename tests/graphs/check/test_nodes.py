@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+from ray.serve.schema import ServeApplicationSchema
 
-from graphs.check.nodes import Node
+from graphs.check.accepted import accepted
+from graphs.check.nodes import Node, _environment, _options
 
 GPU = Node(
     "a",
@@ -36,3 +38,37 @@ GPU = Node(
 )
 def test_what_a_node_takes(options: dict[str, Any], takes: bool) -> None:
     assert GPU.takes(options) is takes
+
+
+def test_what_deployments_ask_of_a_node() -> None:
+    """The file's options stand in place of the graph's, and Serve adds a CPU."""
+    model = {"name": "one", "family": "sd15", "checkpoint": "a/b", "tcd_lora": "c/d"}
+    for given, wanted in (
+        ({}, {"num_cpus": 1}),
+        ({"ray_actor_options": {"num_gpus": 1}}, {"num_cpus": 1, "num_gpus": 1}),
+        ({"ray_actor_options": {"num_cpus": 0}}, {"num_cpus": 0}),
+    ):
+        written = {
+            "name": "model-one",
+            "route_prefix": None,
+            "import_path": "graphs.model:build",
+            "args": model,
+            "deployments": [{"name": "Diffusion", **given}],
+        }
+        read = ServeApplicationSchema.model_validate(written)
+        assert _options(accepted(written), read.deployments) == {"Diffusion": wanted}
+    written = {"name": "tcd", "import_path": "graphs.service:build", "args": {}}
+    options = _options(accepted(written), [])
+    assert options["Ingress"] == {"num_cpus": 0.1}
+    assert options["Canny"] == {"num_cpus": 1}
+
+
+def test_an_environment_of_a_deployment_lies_over_its_applications() -> None:
+    application = {"working_dir": "s3://a/b.zip", "env_vars": {"A": "1", "B": "1"}}
+    assert _environment(application, None) == application
+    assert _environment(application, {"env_vars": {"B": "2"}, "pip": ["x"]}) == {
+        "working_dir": "s3://a/b.zip",
+        "env_vars": {"A": "1", "B": "2"},
+        "pip": ["x"],
+    }
+    assert _environment({}, {}) == {}

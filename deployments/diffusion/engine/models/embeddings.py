@@ -57,10 +57,8 @@ def read_embedding(word: str, file: Path, widths: Sequence[int]) -> list[Tensor]
         found = list(tensors.values())
     else:
         needed = " and ".join(_PAIRS) if encoders > 1 else "one tensor"
-        raise ValueError(
-            f"{file.name} holds {', '.join(sorted(tensors)[:4])}; {needed} is needed: is it of "
-            "another family?"
-        )
+        held = ", ".join(sorted(tensors)[:4]) or "nothing"
+        raise ValueError(f"{file.name} holds {held}; {needed} is needed: is it of another family?")
     if any(tensor.ndim not in (1, 2) for tensor in found):
         raise ValueError(f"{file.name} holds no vectors")
     for tensor, width in zip(found, widths, strict=True):
