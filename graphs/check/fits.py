@@ -30,14 +30,15 @@ def unfit_files(application: Accepted) -> Iterator[str]:
     """A line for each, with its place; of an application with whose files nothing else is wrong."""
     if application.model is None:
         return
-    fit = _Fit(application.model)
     try:
-        if fit.models is None:
-            return
+        models = _models_of(application.model)
     except Exception as error:  # libraries meet values of any type
         place = f"{application.name}.args.checkpoint"
         yield f"{place}: its configurations describe no model: {_told(error)}"
         return
+    if models is None:
+        return
+    fit = _Fit(application.model, models)
     for place, key, need in application.needs():
         path = here(need.source)
         if path is not None and key.partition(".")[0] in KINDS:
@@ -46,11 +47,27 @@ def unfit_files(application: Accepted) -> Iterator[str]:
                 yield f"{place}: {said}"
 
 
+def _models_of(args: ModelArgs) -> Skeletons | None:
+    """Of the configurations that are here, or were fetched; of a single file, and of the family's
+    published base, they are known. `None`: of those of another folder."""
+    source = args.config if args.checkpoint.endswith(".safetensors") else args.checkpoint
+    if source is None or source == FAMILIES[args.family].base:
+        return skeletons(args.family)
+    try:
+        folder = fetch(source, layout="pipeline_configs", offline=True)
+        return skeletons_of(folder, args.family)
+    except (SourceError, FileNotFoundError):
+        if here(source) is not None:
+            raise
+        return None
+
+
 @dataclass(frozen=True, eq=False)
 class _Fit:
     """Whether files fit a model."""
 
     args: ModelArgs
+    models: Skeletons
 
     def refusal(self, key: str, path: Path) -> str | None:
         """Why the model would not start with what stands under a key, or refuse requests for it."""
@@ -62,7 +79,7 @@ class _Fit:
 
     def _read(self, key: str, path: Path) -> None:
         what, _, name = key.partition(".")
-        unet = self._bones.unet
+        unet = self.models.unet
         if what in ("tcd_lora", "loras"):
             self._contents.of(read_file(path))
         elif what == "motion_loras":
@@ -72,36 +89,14 @@ class _Fit:
         elif what == "controls":
             read_controls({name: self.args.controls[name]}, self.args.variant, unet, _DTYPE)
         elif what == "embeddings":
-            widths = [encoder.config.hidden_size for encoder in self._bones.text_encoders]
+            widths = [encoder.config.hidden_size for encoder in self.models.text_encoders]
             read_embedding(name, lora_file(path), widths)
         else:
             IpAdapter(unet, lora_file(path))
 
     @cached_property
-    def models(self) -> Skeletons | None:
-        """Of the configurations that are here, or were fetched; of a single file, and of the
-        family's published base, they are known. `None`: of those of another folder."""
-        args = self.args
-        single = args.checkpoint.endswith(".safetensors")
-        source = args.config if single else args.checkpoint
-        if source is None or source == FAMILIES[args.family].base:
-            return skeletons(args.family)
-        try:
-            folder = fetch(source, layout="pipeline_configs", offline=True)
-            return skeletons_of(folder, args.family)
-        except (SourceError, FileNotFoundError):
-            if here(source) is not None:
-                raise
-            return None
-
-    @property
-    def _bones(self) -> Skeletons:
-        assert self.models is not None
-        return self.models
-
-    @cached_property
     def _contents(self) -> Contents:
-        return Contents(self._bones.adaptable, self.args.embeddings)
+        return Contents(self.models.adaptable, self.args.embeddings)
 
     def _check_motion(self, path: Path) -> None:
         """Of an adapter for motion layers, where these are here and fit."""
@@ -109,8 +104,8 @@ class _Fit:
         motion = None if source is None else here(source)
         if motion is None or self.refusal("motion_adapter", motion) is not None:
             return
-        adapter = read_motion_adapter(str(motion), self._bones.unet, self.args.variant, _DTYPE)
-        models = {**self._bones.adaptable, "motion_unet": self._bones.moving(adapter)}
+        adapter = read_motion_adapter(str(motion), self.models.unet, self.args.variant, _DTYPE)
+        models = {**self.models.adaptable, "motion_unet": self.models.moving(adapter)}
         Contents(models, self.args.embeddings).of(read_file(path), "motion_unet")
 
 

@@ -72,10 +72,11 @@ def _is_here(need: Need) -> bool:
         return False
     if need.layout == "any" or path.is_file():
         return path.exists()
-    index = path / "model_index.json"
-    if not index.is_file():
+    try:
+        index = json.loads((path / "model_index.json").read_text())
+    except (OSError, ValueError):
         return False
-    parts = [part for part in json.loads(index.read_text()) if part in WEIGHED]
+    parts = [part for part in WEIGHED if part in index]
     return need.layout == "pipeline_configs" or all(
         any((path / part).glob("*.safetensors")) for part in parts
     )

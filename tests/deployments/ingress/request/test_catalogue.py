@@ -240,7 +240,7 @@ def test_the_only_model() -> None:
             assert await catalogue.only() == "one"
             directory.say(outlook("one"), outlook("two"))
             await heard()
-            with pytest.raises(InvalidRequest, match="one of \\['one', 'two'\\]"):
+            with pytest.raises(InvalidRequest, match="one of one, two"):
                 await catalogue.only()
             directory.say()
             await heard()
