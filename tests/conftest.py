@@ -41,6 +41,7 @@ ALONE = (
     *("deploy", "deployments/ingress/playground", "examples", "faults", "graphs"),
     *("demo/test_run.py", "demo/test_serve.py", "fuzz/test_service.py"),
 )
+BESIDE = ("graphs/check",)  # but not of these
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,7 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         place = item.path.relative_to(Path(__file__).parent)
         served = "served" in getattr(item, "fixturenames", ())
-        if served or any(place.is_relative_to(one) for one in ALONE):
+        alone = any(map(place.is_relative_to, ALONE)) and not any(map(place.is_relative_to, BESIDE))
+        if served or alone:
             item.add_marker("alone")
 
 

@@ -76,7 +76,12 @@ class Reader:
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", NO_SETUP + text],
             cwd=self._folder,
-            env=os.environ | {"TCD_URL": self._served.url, "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                "TCD_URL": self._served.url,
+                "PYTHONPATH": str(ROOT),
+                "HF_HUB_CACHE": str(self._folder / "hub"),  # nothing was fetched before
+            },
             capture_output=True,
             text=True,
             timeout=BASH_S,

@@ -126,6 +126,6 @@ def test_a_task_that_the_service_forgot(visitor: Visitor, served: Served) -> Non
     # It ends as cancelled, or as one that is not known: whichever is heard first.
     visitor.page.wait_for_function("() => !document.querySelector('.queue progress')")
     for task in visitor.page.locator(".queue .task").all():
-        assert "no longer" in task.inner_text()
+        assert "the service does not know this task" in task.inner_text()
         task.get_by_role("button", name="Dismiss").click()
     assert visitor.page.locator(".queue").count() == 0
