@@ -34,8 +34,12 @@ def of_model(args: ModelArgs) -> Iterator[tuple[str, Need]]:
     if args.preview_vae is not None:
         yield "preview_vae", Need(args.preview_vae)
     for name, adapter in args.named_ip_adapters.items():
-        key = "ip_adapter" if args.ip_adapter is not None else f"ip_adapters.{name}"
-        yield f"{key}.adapter", Need(adapter.adapter)
+        yield f"{ip_adapter_key(args, name)}.adapter", Need(adapter.adapter)
+
+
+def ip_adapter_key(args: ModelArgs, name: str) -> str:
+    """Under which key of a model's `args` one of its `named_ip_adapters` stands."""
+    return f"ip_adapters.{name}" if args.ip_adapter is None else "ip_adapter"
 
 
 def of_user_config(config: ModelUserConfig) -> Iterator[tuple[str, Need]]:

@@ -25,8 +25,7 @@ from deployments.diffusion.engine.models.checkpoints.identity import (
     Identity,
     identify,
 )
-from deployments.diffusion.engine.models.skeletons import skeletons
-from tcd.parts import READERS, motion_contents, refusal
+from tcd.parts import READERS, models_of, motion_contents, refusal
 
 LOADS = "loads"
 
@@ -144,4 +143,4 @@ def told_weights(found: Identity) -> str:
 
 @cache
 def _contents(family: FamilyName) -> Contents:
-    return Contents(skeletons(family).adaptable, words=None)
+    return Contents(models_of(family).adaptable, words=None)

@@ -43,21 +43,21 @@ def refusal(kind: str, path: Path, family: FamilyName) -> str | None:
 
 
 def _control(path: Path, family: FamilyName) -> None:
-    read_controls({_NAME: ControlArgs(source=str(path))}, None, _models(family).unet, _DTYPE)
+    read_controls({_NAME: ControlArgs(source=str(path))}, None, models_of(family).unet, _DTYPE)
 
 
 def _ip_adapter(path: Path, family: FamilyName) -> None:
     args = IpAdapterArgs(adapter=str(path), image_encoder="any")
-    load_ip_adapters({_NAME: args}, _models(family).unet)
+    load_ip_adapters({_NAME: args}, models_of(family).unet)
 
 
 def _motion_adapter(path: Path, family: FamilyName) -> None:
-    unet = _models(family).unet
+    unet = models_of(family).unet
     check_fits(read_motion_adapter(str(path), unet, None, _DTYPE), unet)
 
 
 def _embedding(path: Path, family: FamilyName) -> None:
-    widths = [encoder.config.hidden_size for encoder in _models(family).text_encoders]
+    widths = [encoder.config.hidden_size for encoder in models_of(family).text_encoders]
     read_embedding(path.stem, lora_file(path), widths)
 
 
@@ -73,9 +73,10 @@ READERS: Mapping[str, Callable[[Path, FamilyName], None]] = {
 @cache
 def motion_contents(family: FamilyName) -> Contents:
     """Of adapters for motion layers."""
-    return Contents({"unet": _models(family).moving()}, words=None)
+    return Contents({"unet": models_of(family).moving()}, words=None)
 
 
 @cache
-def _models(family: FamilyName) -> Skeletons:
+def models_of(family: FamilyName) -> Skeletons:
+    """Of its published base."""
     return skeletons(family)

@@ -51,7 +51,7 @@ def main() -> None:
     asked = parser.parse_args()
     wrong = False
     for path in asked.configs:
-        found = _on_nodes(path, asked.address) if asked.nodes else _here(path)
+        found = _on_nodes(path, asked.address) if asked.nodes else Findings(list(problems_of(path)))
         advised: list[str] = []
         if not found.wrong:
             applications = list(applications_of(read_yaml(path)))
@@ -65,11 +65,6 @@ def main() -> None:
         for line in lines or ("as it should be",):
             print(f"{path}: {line}")
     sys.exit(1 if wrong else 0)
-
-
-def _here(path: Path) -> Findings:
-    """What is wrong with a file whose weights are looked at on this machine."""
-    return Findings(list(problems_of(path)))
 
 
 def _on_nodes(path: Path, address: str) -> Findings:

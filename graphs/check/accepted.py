@@ -50,11 +50,13 @@ class Accepted:
                 for name, encoder in service.image_encoders.items()
                 if f"ImageEncoder-{name}" in deployments
             }
-            read: dict[str, object] = {"image_encoders": encoders}
-            read |= {"depth": service.depth if "Depth" in deployments else None}
-            read |= {"safety": service.safety if "Safety" in deployments else None}
-            read |= {"provenance": service.provenance if "Ingress" in deployments else None}
-            service = service.model_copy(update=read)
+            parts = {
+                "image_encoders": encoders,
+                "depth": service.depth if "Depth" in deployments else None,
+                "safety": service.safety if "Safety" in deployments else None,
+                "provenance": service.provenance if "Ingress" in deployments else None,
+            }
+            service = service.model_copy(update=parts)
         own = DIFFUSION.name in deployments
         return Accepted(
             self.name,

@@ -9,6 +9,7 @@ from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDepl
 
 from configs.app import Limits, ModelArgs, ModelUserConfig, ServiceArgs, TemporaryStorage
 from configs.jobs import TemporaryJobs
+from configs.needs import ip_adapter_key
 from configs.sources import PROJECT_ROOT
 from graphs.check.accepted import MODEL, SERVICE, read
 from graphs.limits import GRACE_S, HEALTH_CHECK_TIMEOUT_S, LASTING
@@ -196,12 +197,11 @@ def _beside(model: _Model, service: ServiceArgs) -> Iterator[str]:
         )
     args = model.args
     for name, adapter in args.named_ip_adapters.items():
-        key = f"ip_adapters.{name}" if args.ip_adapter is None else "ip_adapter"
         if adapter.image_encoder not in service.image_encoders:
             known = ", ".join(service.image_encoders) or "none"
             yield (
-                f"{model.place}.args.{key}.image_encoder: the service has no image encoder "
-                f"{adapter.image_encoder!r}; it has: {known}"
+                f"{model.place}.args.{ip_adapter_key(args, name)}.image_encoder: "
+                f"the service has no image encoder {adapter.image_encoder!r}; it has: {known}"
             )
 
 

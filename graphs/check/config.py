@@ -26,7 +26,9 @@ def written(config: object) -> Iterator[str]:
     if shapeless or not isinstance(config, dict):
         return
     yield from refused(config)
-    if (taken := as_ray_reads(config)) is not None:
+    taken, lines = as_ray_reads(config)
+    yield from lines
+    if taken is not None:
         yield from disagreements(taken)
 
 

@@ -8,8 +8,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from configs.app import ModelArgs
 from configs.families import FAMILIES
 from configs.provenance import ProvenanceArgs
@@ -49,7 +47,6 @@ MODEL_TYPES: dict[str, tuple[str, ...]] = {
     "image_encoders": ("clip_vision_model", "clip"),
     "safety": ("clip",),
 }
-_DTYPE = torch.float16
 
 
 def wrong_files(application: Accepted) -> Iterator[str]:
@@ -84,17 +81,18 @@ def _wrong_model(args: ModelArgs) -> Iterator[str]:
         except WrongFile as error:
             yield f"checkpoint: {error}"
     for key, source in (("vae.source", args.vae.source), ("preview_vae", args.preview_vae)):
-        folder = None if source is None else here(source)
-        if folder is not None and folder.is_dir():
-            described = (folder / "config.json", folder / "vae" / "config.json")
+        vae = None if source is None else here(source)
+        if vae is None:
+            continue
+        if vae.is_dir():
+            described = (vae / "config.json", vae / "vae" / "config.json")
             if not any(file.is_file() for file in described):
-                yield f"{key}: {folder.name} has no config.json"
-    vae = None if args.vae.source is None else here(args.vae.source)
-    if vae is not None and vae.is_file() and not vae.name.endswith(PICKLES):
-        try:
-            check_vae(identify(read_header(vae)))
-        except WrongFile as error:
-            yield f"vae.source: {error}"
+                yield f"{key}: {vae.name} has no config.json"
+        elif key == "vae.source" and not vae.name.endswith(PICKLES):
+            try:
+                check_vae(identify(read_header(vae)))
+            except WrongFile as error:
+                yield f"{key}: {error}"
 
 
 def _wrong_source(key: str, source: str) -> str | None:

@@ -22,6 +22,7 @@ from deployments.diffusion.engine.models.motion.motion import check_fits
 from deployments.diffusion.engine.models.skeletons import Skeletons, skeletons, skeletons_of
 from graphs.check.accepted import Accepted
 from graphs.check.files import KINDS, here
+from graphs.check.schemas import one_line
 
 _DTYPE = torch.float16
 
@@ -111,6 +112,5 @@ class _Fit:
 
 def _told(error: Exception) -> str:
     """An error on one line, with its class where its words may be a library's."""
-    said = " ".join(str(error).split())
     ours = isinstance(error, LoraError | OSError | SafetensorError | ValueError)
-    return said if ours and said else f"{type(error).__name__}: {said}"
+    return one_line(error) if ours else f"{type(error).__name__}: {one_line(error)}"

@@ -10,6 +10,7 @@ from configs.needs import Need
 from configs.sources import Source, SourceError, SourceUnavailable, fetch, parse
 from graphs.check.accepted import Accepted
 from graphs.check.findings import Findings
+from graphs.check.schemas import one_line
 
 AT_ONCE = 8
 WEIGHED = ("text_encoder", "text_encoder_2", "unet", "vae")  # parts of a pipeline
@@ -32,9 +33,9 @@ def look_up(applications: Iterable[Accepted], found: Findings) -> None:
             _list(source, need)
         except SourceUnavailable as error:
             silent.add(source.kind)
-            return found.unknown, str(error)
+            return found.unknown, one_line(error)
         except SourceError as error:
-            return found.wrong, str(error)
+            return found.wrong, one_line(error)
         return None
 
     asked: list[Accepted] = []
@@ -51,7 +52,7 @@ def look_up(applications: Iterable[Accepted], found: Findings) -> None:
         for need, said in zip(wanted, pool.map(look, wanted), strict=True):
             if said is not None:
                 lines, line = said
-                lines += [f"{place}: {' '.join(line.split())}" for place in wanted[need]]
+                lines += [f"{place}: {line}" for place in wanted[need]]
     for kind, count in passed_over.items():
         found.unknown.append(f"{count} more {NAMES[kind]}, which does not answer: not looked up")
 

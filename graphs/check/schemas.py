@@ -60,30 +60,27 @@ def misshapen(config: object) -> Iterator[str]:
 
 
 def refused(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a config that is not misshapen: a line each, with its place."""
+    """What Ray would ignore of a config that is not misshapen, and what our own schemas refuse: a
+    line each, with its place."""
     yield from _unknown_keys(config, ServeDeploySchema, "")
     for application in config["applications"]:
         yield from _application(application)
+
+
+def as_ray_reads(config: Mapping[str, Any]) -> tuple[ServeDeploySchema | None, list[str]]:
+    """A config as Ray takes it, or `None`; and what it refuses, a line each, with its place."""
     try:
-        accepted = ServeDeploySchema.model_validate(config)
+        taken = ServeDeploySchema.model_validate(config)
     except ValidationError as error:
-        yield from dict.fromkeys(
-            f"{_place(fault['loc'], config)}: {fault['msg']}" for fault in error.errors()
-        )
+        faults = (f"{_place(fault['loc'], config)}: {fault['msg']}" for fault in error.errors())
+        return None, list(dict.fromkeys(faults))
     except Exception as error:  # Ray's validators meet values of any type
-        yield f"Ray refuses it: {one_line(error)}"
-    else:
-        for application in accepted.applications:
-            for deployment in application.deployments:
-                yield from _options(deployment, f"{application.name}.{deployment.name}")
-
-
-def as_ray_reads(config: Mapping[str, Any]) -> ServeDeploySchema | None:
-    """A config as Ray takes it; `None`: it does not."""
-    try:
-        return ServeDeploySchema.model_validate(config)
-    except Exception:  # as above
-        return None
+        return None, [f"Ray refuses it: {one_line(error)}"]
+    lines: list[str] = []
+    for application in taken.applications:
+        for deployment in application.deployments:
+            lines += _options(deployment, f"{application.name}.{deployment.name}")
+    return taken, lines
 
 
 def one_line(error: Exception) -> str:

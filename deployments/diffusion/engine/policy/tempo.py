@@ -33,30 +33,31 @@ class Tempo:
         pixels; infinite while none is."""
         if seconds == inf:
             return inf
-        size = self._sizes.get(key)
-        if size is not None and size.known:
-            return size.rows_within(seconds)
-        for other, size in reversed(self._sizes.items()):
-            if size.known:
-                return size.rows_within(seconds * other.pixels / key.pixels)
-        return inf
+        size, larger = self._telling(key)
+        return inf if size is None else size.rows_within(seconds / larger)
 
     def seconds_of(self, key: BatchKey, rows: int) -> float:
         """What a call of so many rows of a size is thought to take, by those of that size, else as
         if time were in proportion to pixels; 0 while nothing is known."""
-        size = self._sizes.get(key)
-        if size is not None and size.known:
-            return size.seconds_of(rows)
-        for other, size in reversed(self._sizes.items()):
-            if size.known:
-                return size.seconds_of(rows) * key.pixels / other.pixels
-        return 0.0
+        size, larger = self._telling(key)
+        return 0.0 if size is None else size.seconds_of(rows) * larger
 
     def rows_worth(self, key: BatchKey) -> int:
         """UNet rows beyond which a call of a size does not do more a second: further rows would
         only keep each other waiting. Twice as many are tried as have been seen to pay."""
         size = self._sizes.get(key)
         return SMALL if size is None else size.rows_worth()
+
+    def _telling(self, key: BatchKey) -> tuple["_Size | None", float]:
+        """What is known of a size: its own calls, else those of the one timed last; and how many
+        times their pixels it has. `None`: nothing is known."""
+        size = self._sizes.get(key)
+        if size is not None and size.known:
+            return size, 1.0
+        for other, size in reversed(self._sizes.items()):
+            if size.known:
+                return size, key.pixels / other.pixels
+        return None, 1.0
 
 
 class _Size:
