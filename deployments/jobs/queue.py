@@ -6,9 +6,7 @@ nobody has written it since. A worker that stood still finds its lease taken, an
 not count.
 """
 
-import logging
-import re
-import threading
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,44 +14,28 @@ from contextlib import suppress
 from typing import NamedTuple
 from uuid import uuid4
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
-from deployments.contracts.errors import Conflict, NotFound, StorageUnavailable
+from deployments.contracts.errors import Conflict, NotFound
 from deployments.jobs.objects import Objects
 from deployments.jobs.record import JobError, JobFile, JobRecord, Kind, Lease
+from deployments.jobs.records import FILES, ID, Found, Records, is_settled
+from deployments.jobs.shared import Shared
 
-RECORDS, FILES = "jobs/", "files/"
 MOST_ATTEMPTS = 3
 MOST_OF_BATCH = 100  # a batch lasts for hours, and goes on where it was
 POISONED = JobError(
     code="attempts_exhausted",
     message=f"{MOST_ATTEMPTS} workers went away while they worked on it: it may be what ends them",
 )
-ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 CALL = "call of "  # before a job's id: what is seen of who tells of it
 ORPHANED_S = 86_400.0  # files whose job nobody has accepted by then are of none
-log = logging.getLogger("ray.serve.tcd.jobs")
+ARCHIVED_S = 60.0  # from a job's end: until then whoever looks sees how it ended
 
 
 class LeaseLost(Exception):
     """The job is another worker's now, has ended, or is gone: what was made of it does not
     count."""
-
-
-class Unreadable(StorageUnavailable):
-    """A record is none, or of a release that knows more."""
-
-
-class _Found(NamedTuple):
-    record: JobRecord
-    tag: str
-
-
-class _Known(NamedTuple):
-    """A job as it was read when the list named this version of it, or newer."""
-
-    version: str
-    found: _Found
 
 
 class _Seen(NamedTuple):
@@ -83,17 +65,15 @@ class JobQueue:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._objects = objects
+        self._records = Records(objects)
         self._lease_s = lease_s
         self._clock = clock
         self._now = now
         self._seen: dict[str, _Seen] = {}
-        self._known: dict[str, _Known] = {}
-        self._noted: dict[str, _Known] = {}  # what was written here since the last look began
-        self._noting = threading.Lock()
-        self._looking = threading.Lock()
-        self._looks = 0
+        self._looks = Shared(self._look)
+        self._looks_at_all = Shared(self._look_at_all)
         self._looked_at = clock()
-        self._failed: StorageUnavailable | None = None
+        self._looked_at_all = -math.inf
 
     @property
     def age_s(self) -> float:
@@ -103,28 +83,43 @@ class JobQueue:
     def add(self, job: JobRecord) -> JobRecord:
         """Accepts a job: from here on it is never lost. If there is one of its id already, that is
         the same job, asked for again. Raises `Conflict` if it was another request."""
-        while (tag := self._objects.create(_name(job.id), _text(job))) is None:
-            known = self._find(job.id)
-            if known is not None:
-                return same(known.record, job.digest)
-        self._note(_Found(job, tag))
-        return job
+        known = self._records.add(job)
+        if known is None:
+            return job
+        same(known.record, job.digest)
+        self._records.open(known)
+        return known.record
 
     def get(self, job_id: str) -> JobRecord:
         """A job. Raises `NotFound`."""
-        found = self._find(job_id) if ID.fullmatch(job_id) else None
+        found = self._find(job_id)
         if found is None:
             raise NotFound(f"job {job_id!r} does not exist", "job_id")
         return found.record
 
-    def jobs(self) -> Sequence[JobRecord]:
-        """All jobs, the oldest first."""
-        records = [found.record for found in self._look()]
-        return sorted(records, key=lambda record: (record.created_at, record.id))
+    def jobs(self, fresh_s: float = 0.0) -> Sequence[JobRecord]:
+        """All jobs, the oldest first.
+
+        Args:
+            fresh_s: what others have forgotten within so many seconds may be among them. Looking
+                for that costs a list of all jobs, else of the open ones.
+        """
+        old = self._clock() - self._looked_at_all >= fresh_s
+        (self._looks_at_all if old else self._looks).run()
+        return _oldest_first(self._records.seen())
+
+    def open_jobs(self) -> Sequence[JobRecord]:
+        """The jobs that have not ended, and those that have lately, the oldest first."""
+        self._looks.run()
+        return _oldest_first(self._records.seen_open())
 
     def seen(self) -> Sequence[JobRecord]:
         """All jobs, as the last look has shown them."""
-        return [found.record for found in self._view()]
+        return [found.record for found in self._records.seen()]
+
+    def seen_open(self) -> Sequence[JobRecord]:
+        """Of these, the jobs that have not ended, and those that have lately."""
+        return [found.record for found in self._records.seen_open()]
 
     def take(
         self, may: Callable[[JobRecord], bool] = lambda _: True, fresh_s: float = 0.0
@@ -136,18 +131,22 @@ class JobQueue:
         Args:
             fresh_s: looks at the jobs first if the last look is older, in seconds.
         """
-        every = self._look() if self.age_s >= fresh_s else self._view()
+        if self.age_s >= fresh_s:
+            self._looks.run()
+        every = self._records.seen_open()
         jobs = {found.record.id: found for found in every if not found.record.ended}
         for record in in_turn([found.record for found in jobs.values()]):
             found = jobs[record.id]
             if not self._is_free(record) or not may(record):
                 continue
             if record.batch is not None and _is_over(jobs.get(record.batch)):
-                self._put(found, self._ending(record, status="cancelled", lease=None))
+                self._records.put(found, self._ending(record, status="cancelled", lease=None))
                 continue
             most = MOST_OF_BATCH if record.kind == "batch" else MOST_ATTEMPTS
             if record.attempts >= most:
-                self._put(found, self._ending(record, status="failed", error=POISONED, lease=None))
+                self._records.put(
+                    found, self._ending(record, status="failed", error=POISONED, lease=None)
+                )
                 continue
             taken = record.changed(
                 status="in_progress",
@@ -157,7 +156,7 @@ class JobQueue:
                 previews=(),
                 started_at=self._now(),
             )
-            if self._put(found, taken):
+            if self._records.put(found, taken):
                 return taken
         return None
 
@@ -209,14 +208,16 @@ class JobQueue:
     def take_call(self, but: Collection[str] = ()) -> JobRecord | None:
         """A job, none of these, of which somebody is to be told; nobody else tells it now. `None`:
         there is none, as far as the last look at the jobs has shown."""
-        for found in sorted(self._view(), key=lambda found: found.record.ended_at or 0.0):
+        for found in sorted(
+            self._records.seen_open(), key=lambda found: found.record.ended_at or 0.0
+        ):
             record = found.record
             if record.untold is None or record.id in but:
                 continue
             if not self._is_silent(CALL + record.id, record.call):
                 continue
             taken = record.changed(call=Lease(holder=uuid4().hex))
-            if self._put(found, taken):
+            if self._records.put(found, taken):
                 return taken
         return None
 
@@ -255,38 +256,52 @@ class JobQueue:
         self.cancel(job_id)
         found = self._find(job_id)
         if found is not None:
-            self._forget(found)
+            self._records.forget(found)
 
     def forget(self, job: JobRecord) -> None:
         """Forgets this job, with all its files, but no other that has its id by now."""
         found = self._find(job.id)
         if found is not None and found.record.folder == job.folder:
-            self._forget(found)
+            self._records.forget(found)
 
     def sweep(self, budgets: Mapping[Kind, int] | None = None) -> int:
         """Forgets the jobs whose time is over, and the oldest of those that have ended while their
         kind's take more bytes than its budget. Returns how many."""
-        ended = [found for found in self._look() if found.record.ended_at is not None]
+        self._looks_at_all.run()
+        ended = [found for found in self._records.seen() if found.record.ended_at is not None]
         ended.sort(key=lambda found: found.record.ended_at or 0.0)
         left = Counter[str]()
-        for record, _ in ended:
-            left[record.kind] += record.size
+        for found in ended:
+            left[found.record.kind] += found.record.size
         forgotten = 0
         for found in ended:
             record = found.record
             budget = (budgets or {}).get(record.kind)
             above = budget is not None and left[record.kind] > budget
             if above or (record.expires_at or 0.0) <= self._now():
-                self._forget(found)
+                self._records.forget(found)
                 left[record.kind] -= record.size
                 forgotten += 1
+        self._archive()
         return forgotten
+
+    def _archive(self) -> None:
+        """Whoever looks for work is shown no longer what has ended a while ago."""
+        ripe = [
+            found
+            for found in self._records.seen_open()
+            if is_settled(found.record)
+            and (found.record.ended_at or 0.0) + ARCHIVED_S <= self._now()
+        ]
+        for found in [*ripe, *self._records.seen_strays()]:
+            self._records.archive(found)
 
     def sweep_files(self) -> int:
         """Removes files of jobs that were never accepted, or that went while they were made.
         Returns how many."""
         files = list(self._objects.listed(FILES))
-        folders = {found.record.folder for found in self._look()}  # after: none is accepted between
+        self._looks_at_all.run()  # after: none is accepted between
+        folders = {found.record.folder for found in self._records.seen()}
         removed = 0
         for file in files:
             if _folder(file.name) not in folders and self._now() > file.changed_at + ORPHANED_S:
@@ -294,19 +309,11 @@ class JobQueue:
                 removed += 1
         return removed
 
-    def _forget(self, found: _Found) -> None:
-        """Its files first: a record without them can be forgotten again, files without a record are
-        found only by a search."""
-        for file in list(self._objects.listed(found.record.folder)):
-            self._objects.delete(file.name)
-        self._objects.delete(_name(found.record.id), found.tag)
-
     def clear(self, job: JobRecord) -> None:
         """Removes what was made for a job that has been forgotten meanwhile."""
         found = self._find(job.id)
         if found is None or found.record.folder != job.folder:
-            for file in list(self._objects.listed(job.folder)):
-                self._objects.delete(file.name)
+            self._records.remove_files(job.folder)
 
     def _finish(self, job: JobRecord, **fields: object) -> JobRecord:
         def ended(record: JobRecord) -> JobRecord:
@@ -333,76 +340,36 @@ class JobQueue:
             return False
         return self._clock() - seen.since > self._lease_s
 
-    def _view(self) -> Sequence[_Found]:
-        """All jobs, as the last look has shown them."""
-        return [each.found for each in list(self._known.values())]
-
-    def _look(self) -> Sequence[_Found]:
-        """All jobs as they stand. Who waits for a look that began after he came shares it, and how
-        it failed: a storage that hangs is asked by one at a time."""
-        begun = self._looks
-        with self._looking:
-            if self._looks > begun:
-                if self._failed is not None:
-                    raise StorageUnavailable(str(self._failed)) from self._failed
-                return self._view()
-            return self._looked()
-
-    def _looked(self) -> Sequence[_Found]:
-        """Reads what was written since the last look."""
-        self._looks += 1
+    def _look(self) -> None:
+        """Reads what was written of open jobs since the last look."""
         began = self._clock()
-        with self._noting:
-            self._noted = {}
-        try:
-            known: dict[str, _Known] = {}
-            for listed in self._objects.listed(RECORDS):
-                job_id = listed.name.removeprefix(RECORDS)
-                before = self._known.get(job_id)
-                if before is not None and before.version == listed.version:
-                    known[job_id] = before
-                elif (found := self._readable(job_id)) is not None:
-                    known[job_id] = _Known(listed.version, found)
-        except StorageUnavailable as error:
-            self._failed = error
-            raise
-        self._failed = None
-        with self._noting:
-            for job_id, noted in self._noted.items():
-                if job_id not in known or _revision(known[job_id]) < _revision(noted):
-                    known[job_id] = noted
-            self._known = known
+        self._records.look()
         self._note_look(began)
-        return self._view()
+
+    def _look_at_all(self) -> None:
+        began = self._clock()
+        self._looks.run()
+        self._records.look_at_all()
+        self._looked_at_all = began
 
     def _note_look(self, began: float) -> None:
         """While nobody could look, or a look lasted, nobody could renew a lease either: their time
         begins anew."""
         now = self._clock()
         blind = max(began - self._looked_at, now - began) > self._lease_s / 3
+        open_ids = {found.record.id for found in self._records.seen_open()}
         for what in list(self._seen):
-            if blind or what.removeprefix(CALL) not in self._known:
+            if blind or what.removeprefix(CALL) not in open_ids:
                 del self._seen[what]
         self._looked_at = now
-
-    def _readable(self, job_id: str) -> _Found | None:
-        """A job, if it is one: other files in its place, and what a later release has written,
-        must stop no other job."""
-        if ID.fullmatch(job_id) is None:
-            return None
-        try:
-            return self._find(job_id)
-        except Unreadable as error:
-            log.error("%s: %s", error, error.__cause__)
-            return None
 
     def _change_held(self, job: JobRecord, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
         """Changes a job that was taken here. As it was known last it mostly stands still; if not,
         nothing is written, and it is read."""
-        known = self._known.get(job.id)
-        if known is not None and is_held(known.found.record, job):
-            changed = change(known.found.record)
-            if self._put(known.found, changed):
+        known = self._records.known(job)
+        if known is not None and is_held(known.record, job):
+            changed = change(known.record)
+            if self._records.put(known, changed):
                 return changed
         try:
             return self._change(job.id, change)
@@ -416,37 +383,21 @@ class JobQueue:
             if found is None:
                 raise NotFound(f"job {job_id!r} does not exist", "job_id")
             changed = change(found.record)
-            if changed is found.record or self._put(found, changed):
+            if changed is found.record or self._records.put(found, changed):
                 return changed
 
-    def _find(self, job_id: str) -> _Found | None:
-        stored = self._objects.read(_name(job_id))
-        if stored is None:
-            return None
-        try:
-            return _Found(JobRecord.model_validate_json(stored.content), stored.tag)
-        except ValidationError as error:
-            raise Unreadable(f"the record of job {job_id!r} cannot be read") from error
-
-    def _put(self, found: _Found, record: JobRecord) -> bool:
-        tag = self._objects.replace(_name(record.id), _text(record), found.tag)
-        if tag is not None and record.id in self._known:
-            self._note(_Found(record, tag))
-        return tag is not None
-
-    def _note(self, written: _Found) -> None:
-        """What was written here is known until the next look, which reads it."""
-        with self._noting:
-            self._known[written.record.id] = self._noted[written.record.id] = _Known("", written)
+    def _find(self, job_id: str) -> Found | None:
+        return self._records.find(job_id) if ID.fullmatch(job_id) else None
 
 
-def _is_over(batch: _Found | None) -> bool:
+def _oldest_first(jobs: Sequence[Found]) -> Sequence[JobRecord]:
+    records = [found.record for found in jobs]
+    return sorted(records, key=lambda record: (record.created_at, record.id))
+
+
+def _is_over(batch: Found | None) -> bool:
     """Whether the lines of a batch are not to be begun any more. `None`: it has ended."""
     return batch is None or batch.record.called_off_at is not None
-
-
-def _revision(known: _Known) -> int:
-    return known.found.record.revision
 
 
 def is_held(record: JobRecord, job: JobRecord) -> bool:
@@ -498,13 +449,5 @@ def _same_lease(record: JobRecord, job: JobRecord) -> bool:
     return mine is not None and theirs is not None and mine.holder == theirs.holder
 
 
-def _name(job_id: str) -> str:
-    return RECORDS + job_id
-
-
 def _folder(file: str) -> str:
     return FILES + file.removeprefix(FILES).partition("/")[0] + "/"
-
-
-def _text(job: JobRecord) -> bytes:
-    return job.model_dump_json().encode()

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import subprocess
 import sys
 import tempfile
 import threading
@@ -29,7 +30,6 @@ from typing import Any
 import boto3
 import httpx
 import numpy as np
-from moto.server import ThreadedMotoServer
 from PIL import Image, ImageSequence
 
 from demo.service import OUT, Config, demo_config, free_port, running
@@ -85,6 +85,30 @@ class Service:
                 return answer
             time.sleep(0.5)
         raise TimeoutError(path)
+
+
+@contextmanager
+def object_store() -> Iterator[str]:
+    """moto's S3 in a process of its own, as clients and service are; its endpoint."""
+    port = free_port()
+    command = (sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port))
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: answers(endpoint), 60.0)
+        yield endpoint
+    finally:
+        server.kill()
+        server.wait()
+
+
+def answers(url: str) -> bool:
+    """Whether somebody listens there."""
+    try:
+        httpx.get(url)
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def asked(number: int) -> tuple[str, dict[str, Any]]:
@@ -266,11 +290,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="survival", dir="/tmp") as folder, ExitStack() as stack:
         storage: dict[str, Any] = {"kind": "folder", "path": str(Path(folder) / "jobs")}
         if args.storage == "s3":
-            port = free_port()
-            server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-            server.start()
-            stack.callback(server.stop)
-            endpoint = f"http://127.0.0.1:{port}"
+            endpoint = stack.enter_context(object_store())
             os.environ |= CREDENTIALS
             boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=BUCKET)
             storage = {"kind": "s3", "bucket": BUCKET, "endpoint_url": endpoint}

@@ -33,7 +33,7 @@ from deployments.ingress.answer.failures import error_of, failure, invalid, pass
 from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.cards import images_by_url, whole
-from deployments.ingress.jobs.desk import Desk, derived_id
+from deployments.ingress.jobs.desk import COUNTED_S, Desk, derived_id
 from deployments.jobs.record import JobRecord
 
 WINDOW_S = 86_400.0
@@ -109,7 +109,7 @@ class Batches:
                         break  # it may be taken at the next look
                     stands.ended[place] = (False, _failed(record, place, line, error))
                 waiting.popleft()
-            record, jobs = await self._desk.with_lines(record)
+            record, jobs = await self._desk.with_lines(record, COUNTED_S)
             if record.called_off_at is not None:
                 jobs |= await self._stopped(jobs)
             before = len(stands.ended)

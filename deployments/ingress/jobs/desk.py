@@ -50,8 +50,9 @@ from deployments.ingress.request.pictures import Brought
 from deployments.ingress.request.service import NOBODY, Service
 from deployments.ingress.request.workers import Workers, together
 from deployments.jobs.objects import Objects
-from deployments.jobs.queue import FILES, JobQueue, same
+from deployments.jobs.queue import JobQueue, same
 from deployments.jobs.record import JobFile, JobRecord, Kind
+from deployments.jobs.records import FILES
 
 MIB = 2**20
 FULL_RETRY_MS = 10_000
@@ -63,6 +64,7 @@ THREADS = 32
 LOOKS = 2  # one is under way, and one shared by all who came since
 PATIENCE_S = 60.0  # for the storage to answer
 FIGURES_S = 3.0  # for the same, where an answer without jobs is better than none
+COUNTED_S = 30.0  # that what is counted may lag behind what others have deleted
 AWAY_S = 30.0  # that it may be away while somebody waits for a job
 KEEPALIVE_S = 15.0
 LINES_TYPE = "application/jsonl"
@@ -270,9 +272,12 @@ class Desk:
         """What is in a file of lines. Raises `NotFound`."""
         return await self._run(self._files.read, record, record.results[0].name)
 
-    async def with_lines(self, batch: JobRecord) -> tuple[JobRecord, dict[str, JobRecord]]:
-        """A batch as it stands now (as it was, if it is gone), and its jobs by id."""
-        jobs = {job.id: job for job in await self._looked()}
+    async def with_lines(
+        self, batch: JobRecord, fresh_s: float = 0.0
+    ) -> tuple[JobRecord, dict[str, JobRecord]]:
+        """A batch as it stands now (as it was, if it is gone), and its jobs by id; as `jobs` of the
+        queue takes `fresh_s`."""
+        jobs = {job.id: job for job in await self._looked(fresh_s)}
         lines = {job.id: job for job in jobs.values() if job.batch == batch.id}
         return jobs.get(batch.id, batch), lines
 
@@ -322,7 +327,7 @@ class Desk:
         """How many jobs are to be begun before one that is queued."""
         if record.status != "queued":
             return None
-        return positions(await self._looked()).get(record.id)
+        return positions(await self._open()).get(record.id)
 
     async def cancel(
         self, job_id: str, owner: str | None = None, kind: Kind | None = None
@@ -353,7 +358,7 @@ class Desk:
         """What is counted of all jobs, in a thread: they may be many."""
         try:
             async with asyncio.timeout(FIGURES_S):
-                return await self._looking.run(lambda: count(self._queue.jobs()))
+                return await self._looking.run(lambda: count(self._queue.jobs(COUNTED_S)))
         except (TimeoutError, StorageUnavailable):
             return None
 
@@ -446,8 +451,11 @@ class Desk:
         """Forgets this very job, if it is there: its key may be used again."""
         await self._run(self._queue.forget, record)
 
-    async def _looked(self) -> Sequence[JobRecord]:
-        return await self._in_time(self._looking.run(self._queue.jobs))
+    async def _looked(self, fresh_s: float = 0.0) -> Sequence[JobRecord]:
+        return await self._in_time(self._looking.run(self._queue.jobs, fresh_s))
+
+    async def _open(self) -> Sequence[JobRecord]:
+        return await self._in_time(self._looking.run(self._queue.open_jobs))
 
     async def _run(self, call: Callable[..., Answer], *args: object) -> Answer:
         return await self._in_time(self._io.run(call, *args))
@@ -469,7 +477,7 @@ class Desk:
             return None
 
     async def _check_room(self, kind: Kind, caller: Caller, size: int = 0) -> None:
-        jobs = await self._looked()
+        jobs = await self._open()
         of_kind = [job for job in jobs if job.kind == kind and job.batch is None]
         unfinished = [(job.caller, 1) for job in of_kind if not job.ended]
         limits = {
@@ -483,13 +491,19 @@ class Desk:
         entry = self._keys.named(caller.name)
         if entry is None or entry.job_mb is None:
             return
-        kept = sum(job.size for job in jobs if job.owner == caller.name)
-        if kept + max(size, 1) > entry.job_mb * MIB:
+        most = entry.job_mb * MIB - max(size, 1)
+        if (kept := await self._kept_bytes(caller, COUNTED_S)) > most:
+            kept = await self._kept_bytes(caller)  # others may have deleted some
+        if kept > most:
             raise RateLimited(
                 f"the jobs of key {caller.name!r} hold {kept / MIB:.1f} MiB of the {entry.job_mb} "
                 "that it may have: delete some, or wait until they expire",
                 FULL_RETRY_MS,
             )
+
+    async def _kept_bytes(self, caller: Caller, fresh_s: float = 0.0) -> int:
+        jobs = await self._looked(fresh_s)
+        return sum(job.size for job in jobs if job.owner == caller.name)
 
     async def _kept_pictures(self, folder: str, pictures: Iterable[Brought]) -> dict[str, JobFile]:
         """The files of a request's pictures, by field."""

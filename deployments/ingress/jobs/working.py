@@ -22,7 +22,7 @@ from deployments.jobs.record import JobError, JobFile, JobRecord, Kind
 RENEWALS = 6  # in the time of a lease
 LEAST_PAUSE_S = 0.01  # between two turns
 LEAST_BEAT_S = 1.0  # between two writes of how far a job is
-SWEEP_S = 15.0
+SWEEP_S = 30.0
 SWEEP_FILES_S = 3600.0
 GOODBYE_S = 5.0  # that a worker which is told to go waits for the storage, each time
 AWAY_S = 2.0  # between two tries while the storage does not answer
@@ -164,7 +164,7 @@ class Working:
             work = self._works[job.id] = _Work(job)
             work.task = asyncio.create_task(self._do(work))
         works = list(self._works.values())
-        jobs = {job.id: job for job in self._queue.seen()}
+        jobs = {job.id: job for job in self._queue.seen_open()}
         for work in works:
             if work.job.id not in jobs or not is_held(jobs[work.job.id], work.job):
                 _cancel(work)

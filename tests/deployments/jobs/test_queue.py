@@ -8,7 +8,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,6 +33,7 @@ from deployments.jobs.bucket import BucketObjects
 from deployments.jobs.folder import FolderObjects
 from deployments.jobs.objects import Listed, Objects, Stored
 from deployments.jobs.queue import (
+    ARCHIVED_S,
     MOST_ATTEMPTS,
     ORPHANED_S,
     POISONED,
@@ -57,12 +58,13 @@ Written = TypeVar("Written")
 
 
 class Unreliable:
-    """Objects whose next write is not made, is made but not answered, is made twice, or comes after
-    `between`: what somebody else does meanwhile."""
+    """Objects of which one write, after `good` others, is not made, is made but not answered, is
+    made twice, or comes after `between`: what somebody else does meanwhile."""
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
         self.fate: Fate = "good"
+        self.good = 0
         self.between: Callable[[], object] = lambda: None
 
     def read(self, name: str) -> Stored | None:
@@ -81,6 +83,9 @@ class Unreliable:
         return self.objects.listed(prefix)
 
     def _made(self, write: Callable[[], Written]) -> Written:
+        if self.good > 0:
+            self.good -= 1
+            return write()
         fate, self.fate = self.fate, "good"
         if fate == "lost":
             raise StorageUnavailable("lost")
@@ -150,16 +155,18 @@ class Jobs(RuleBasedStateMachine):
         target=jobs,
         worker=st.integers(0, WORKERS - 1),
         fate=st.sampled_from(FATES),
+        good=st.integers(0, 2),
         priority=st.integers(-1, 1),
     )
-    def add(self, worker: int, fate: Fate, priority: int) -> Any:
+    def add(self, worker: int, fate: Fate, good: int, priority: int) -> Any:
         """Asked again until it is heard that it was accepted."""
         self.count += 1
         asked = job(f"job-{self.count}", priority)
-        self._bring_about(worker, fate)
+        self._bring_about(worker, fate, good=good)
         self.objects.create(asked.folder + "picture", b"x")
         with suppress(StorageUnavailable):
             self.queues[worker].add(asked)
+        self._all_is_well(worker)
         assert self.queues[worker].add(asked).folder == asked.folder
         self.known[asked.id] = 0
         return asked.id
@@ -207,7 +214,7 @@ class Jobs(RuleBasedStateMachine):
             self._bring_about(worker, fate, lambda: None if other is None else self._taken(other))
             with suppress(StorageUnavailable):
                 self._taken(worker)
-            self.stores[worker].fate = "good"
+            self._all_is_well(worker)
             if worker in self.held:
                 break
         for job_id, record in self._records().items():
@@ -256,7 +263,7 @@ class Jobs(RuleBasedStateMachine):
         except LeaseLost:
             # Of what was given back, and nobody heard: it is not its own any more.
             lost = not (what == "give_back" and fate == "unheard" and holds)
-        self.stores[worker].fate = "good"
+        self._all_is_well(worker)
         assert lost == (not holds)
         if what == "renew" and holds:
             renewed = self._read(mine.id)
@@ -269,9 +276,17 @@ class Jobs(RuleBasedStateMachine):
             del self.held[worker]
 
     def _bring_about(
-        self, worker: int, fate: Fate, between: Callable[[], object] = lambda: None
+        self,
+        worker: int,
+        fate: Fate,
+        between: Callable[[], object] = lambda: None,
+        good: int = 0,
     ) -> None:
-        self.stores[worker].fate, self.stores[worker].between = fate, between
+        store = self.stores[worker]
+        store.fate, store.between, store.good = fate, between, good
+
+    def _all_is_well(self, worker: int) -> None:
+        self.stores[worker].fate, self.stores[worker].good = "good", 0
 
     @rule(job_id=jobs, worker=st.integers(0, WORKERS - 1), fate=st.sampled_from(FATES))
     def cancel(self, job_id: str, worker: int, fate: Fate) -> None:
@@ -280,35 +295,45 @@ class Jobs(RuleBasedStateMachine):
         self._bring_about(worker, fate)
         with suppress(StorageUnavailable):
             self.queues[worker].cancel(job_id)
-        self.stores[worker].fate = "good"
+        self._all_is_well(worker)
         assert self.queues[worker].cancel(job_id).ended
 
-    @rule(job_id=jobs, worker=st.integers(0, WORKERS - 1), fate=st.sampled_from(FATES))
-    def delete(self, job_id: str, worker: int, fate: Fate) -> None:
-        """Asked again until it is heard that it is gone."""
+    @rule(
+        job_id=jobs,
+        worker=st.integers(0, WORKERS - 1),
+        fate=st.sampled_from(FATES),
+        good=st.integers(0, 4),
+    )
+    def delete(self, job_id: str, worker: int, fate: Fate, good: int) -> None:
+        """Asked again until it is heard that it is gone; the other sweeps meanwhile."""
         if job_id not in self.known:
             return
-        self._bring_about(worker, fate)
+        self._bring_about(worker, fate, lambda: self.queues[worker - 1].sweep(), good)
         with suppress(StorageUnavailable, NotFound):
             self.queues[worker].delete(job_id)
-        self.stores[worker].fate = "good"
+        self._all_is_well(worker)
         with suppress(NotFound):
             self.queues[worker].delete(job_id)
         del self.known[job_id]
         self.ends.pop(job_id, None)
         assert self._read(job_id) is None
 
-    @rule(job_id=jobs, worker=st.integers(0, WORKERS - 1), fate=st.sampled_from(FATES))
-    def ask_again_for_what_is_gone(self, job_id: str, worker: int, fate: Fate) -> None:
+    @rule(
+        job_id=jobs,
+        worker=st.integers(0, WORKERS - 1),
+        fate=st.sampled_from(FATES),
+        good=st.integers(0, 1),
+    )
+    def ask_again_for_what_is_gone(self, job_id: str, worker: int, fate: Fate, good: int) -> None:
         """It is another job, of the same id."""
         if job_id in self.known:
             return
         asked = job(job_id)
         self.objects.create(asked.folder + "picture", b"x")
-        self._bring_about(worker, fate)
+        self._bring_about(worker, fate, good=good)
         with suppress(StorageUnavailable):
             self.queues[worker].add(asked)
-        self.stores[worker].fate = "good"
+        self._all_is_well(worker)
         assert self.queues[worker].add(asked).folder == asked.folder
         self.known[job_id] = 0
 
@@ -319,12 +344,32 @@ class Jobs(RuleBasedStateMachine):
         self.queues[worker] = self._queue(worker)
         self._wait(seconds)
 
-    @rule(worker=st.integers(0, WORKERS - 1), fate=st.sampled_from(FATES))
-    def sweep(self, worker: int, fate: Fate) -> None:
-        self._bring_about(worker, fate)
+    @rule(
+        worker=st.integers(0, WORKERS - 1),
+        fate=st.sampled_from(FATES),
+        good=st.integers(0, 4),
+        data=st.data(),
+    )
+    def sweep(self, worker: int, fate: Fate, good: int, data: st.DataObject) -> None:
+        """The other sweeps meanwhile, too, or somebody deletes a job, and asks for it again."""
+        which = data.draw(st.sampled_from([None, *sorted(self.known)]))
+
+        def meanwhile() -> None:
+            other = self.queues[worker - 1]
+            if which is None:
+                other.sweep()
+            elif which in self.known:
+                other.delete(which)
+                self.ends.pop(which, None)
+                del self.known[which]
+                if data.draw(st.booleans()):
+                    other.add(job(which))
+                    self.known[which] = 0
+
+        self._bring_about(worker, fate, meanwhile, good)
         with suppress(StorageUnavailable):
             self.queues[worker].sweep()
-        self.stores[worker].fate = "good"
+        self._all_is_well(worker)
         for job_id in list(self.known):
             if self._read(job_id) is None:
                 end = self.ends.pop(job_id)
@@ -375,7 +420,16 @@ class Jobs(RuleBasedStateMachine):
                 self.queues[watching].jobs()
 
     def _read(self, job_id: str) -> JobRecord | None:
-        stored = self.objects.read(f"jobs/{job_id}")
+        """What is written: in `jobs/` how it ended, else in `open/` how it stands."""
+        accepted = self._raw(f"jobs/{job_id}")
+        if accepted is None or accepted.ended:
+            return accepted
+        opened = self._raw(f"open/{job_id}.{accepted.folder.split('/')[1]}")
+        assert opened is not None, f"{job_id} is not seen by who looks for work"
+        return opened
+
+    def _raw(self, name: str) -> JobRecord | None:
+        stored = self.objects.read(name)
         return None if stored is None else JobRecord.model_validate_json(stored.content)
 
     def _records(self) -> dict[str, JobRecord]:
@@ -508,7 +562,10 @@ def test_a_job_is_forgotten_and_not_the_next_of_its_id(tmp_path: Path) -> None:
         queue.get("a")
 
 
-def test_looks_are_shared(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("look", "lists"), [(JobQueue.open_jobs, 1), (JobQueue.jobs, 2)])
+def test_looks_are_shared(
+    tmp_path: Path, look: Callable[[JobQueue], Sequence[JobRecord]], lists: int
+) -> None:
     """Of many that wait for one that hangs, one looks."""
     store = FolderObjects(tmp_path)
     looks, go = [0], threading.Event()
@@ -520,16 +577,16 @@ def test_looks_are_shared(tmp_path: Path) -> None:
             return super().listed(prefix)
 
     queue = JobQueue(Slow(store))
-    threads = [threading.Thread(target=queue.jobs) for _ in range(20)]
+    threads = [threading.Thread(target=look, args=(queue,)) for _ in range(20)]
     for thread in threads:
         thread.start()
     go.set()
     for thread in threads:
         thread.join()
-    assert looks[0] <= 20
+    assert looks[0] <= 20 * lists
     go.clear()
     before = looks[0]
-    threads = [threading.Thread(target=queue.jobs) for _ in range(20)]
+    threads = [threading.Thread(target=look, args=(queue,)) for _ in range(20)]
     for thread in threads:
         thread.start()
     while looks[0] == before:
@@ -538,7 +595,100 @@ def test_looks_are_shared(tmp_path: Path) -> None:
     go.set()
     for thread in threads:
         thread.join()
-    assert looks[0] == before + 2
+    assert looks[0] == before + 2 * lists
+
+
+class Counted(Unreliable):
+    """Counts what is asked of it."""
+
+    listed_names = reads = 0
+
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        for one in super().listed(prefix):
+            self.listed_names += 1
+            yield one
+
+    def read(self, name: str) -> Stored | None:
+        self.reads += 1
+        return super().read(name)
+
+
+def test_whoever_looks_for_work_is_not_shown_what_has_ended(tmp_path: Path) -> None:
+    """However much is kept; by id, and where all are asked for, it is there."""
+    now = [1e9]
+    store = Counted(FolderObjects(tmp_path))
+    queue, others = JobQueue(store, now=lambda: now[0]), JobQueue(FolderObjects(tmp_path))
+    for number in range(50):
+        queue.add(job(f"ended{number}"))
+        mine = queue.take()
+        assert mine is not None
+        queue.complete(mine, made("x"), {})
+    queue.add(job("waits"))
+    assert len(others.open_jobs()) == 51
+    queue.sweep()
+    assert len(others.open_jobs()) == 51  # all see how it ended
+    now[0] += ARCHIVED_S
+    queue.sweep()
+    assert [one.id for one in others.open_jobs()] == ["waits"]
+    assert {one.status for one in others.seen()} == {"queued", "completed"}
+    queue.open_jobs()
+    store.listed_names = store.reads = 0
+    mine = queue.take()
+    assert mine is not None
+    queue.renew(mine, 10)
+    queue.complete(mine, (), {})
+    assert (store.listed_names, store.reads) == (1, 0)
+    assert queue.get("ended7").results == made("x")
+    for anybody in (queue, others, JobQueue(FolderObjects(tmp_path))):
+        assert len(anybody.jobs()) == 51
+        assert anybody.add(queue.get("ended7")).status == "completed"
+    others.delete("ended7")
+    assert len(queue.jobs(fresh_s=60.0)) == 51  # as it was known lately
+    assert len(queue.jobs()) == 50
+
+
+def test_a_job_is_shown_until_everybody_was_told(tmp_path: Path) -> None:
+    now = [1e9]
+    queue = JobQueue(FolderObjects(tmp_path), now=lambda: now[0])
+    queue.add(job("a", webhook_url="https://hooks.example/"))
+    mine = queue.take()
+    assert mine is not None
+    queue.complete(mine, (), {})
+    for event in ("job.in_progress", "job.completed"):
+        now[0] += ARCHIVED_S
+        queue.sweep()
+        call = queue.take_call()
+        assert call is not None
+        assert call.untold == event
+        queue.sweep()
+        queue.end_call(call, event)
+    queue.sweep()
+    assert queue.open_jobs() == []
+    assert queue.get("a").told == ("job.in_progress", "job.completed")
+
+
+def test_records_of_an_earlier_release_are_found(tmp_path: Path) -> None:
+    """That wrote all of them to one place."""
+    store = FolderObjects(tmp_path)
+    writer = JobQueue(FolderObjects(tmp_path / "elsewhere"))
+    waits = writer.add(job("waits"))
+    told = writer.add(job("told", webhook_url="https://hooks.example/", status="completed"))
+    for one in (waits, told):
+        store.create(f"jobs/{one.id}", one.model_dump_json().encode())
+    queue, others = JobQueue(store), JobQueue(store)
+    assert queue.get("waits") == waits
+    assert queue.take() is None
+    queue.sweep()
+    mine = queue.take()
+    assert mine is not None
+    others.open_jobs()
+    assert [one.status for one in others.seen()] == ["in_progress"]
+    assert queue.complete(mine, (), {}).status == "completed"
+    call = queue.take_call()
+    assert call is not None
+    assert call.id == "told"
+    others.cancel("waits")
+    assert queue.get("waits").status == "completed"
 
 
 def test_what_is_taken_during_a_look_is_known_after_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from deployments.contracts.jobs import ImageRequest
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.batches import batch_card
 from deployments.jobs.objects import Listed
-from deployments.jobs.queue import RECORDS
+from deployments.jobs.records import OPEN
 from deployments.jobs.record import JobRecord
 from tests.deployments.ingress.jobs.test_working import ALICE, House, run
 
@@ -113,7 +113,7 @@ def test_its_lines_cost_few_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
         def counted(prefix: str) -> Iterator[Listed]:
             nonlocal looks
-            looks += prefix == RECORDS
+            looks += prefix == OPEN
             return listed(prefix)
 
         batch = await begun(house)

@@ -334,9 +334,10 @@ def test_a_key_holds_so_many_bytes(tmp_path: Path) -> None:
         first = await house.until(await house.desk.submit(BALL, caller=ALICE), "completed")
         assert first.keep_s == 77
         big = first.changed(pictures_size=2**20)
-        stored = house.objects.read(f"jobs/{first.id}")
+        name = f"open/{first.id}.{first.folder.split('/')[1]}"
+        stored = house.objects.read(name)
         assert stored is not None
-        house.objects.replace(f"jobs/{first.id}", big.model_dump_json().encode(), stored.tag)
+        house.objects.replace(name, big.model_dump_json().encode(), stored.tag)
         with pytest.raises(RateLimited, match=r"hold 1\.0 MiB of the 1 that it may have"):
             await house.desk.submit(BALL, caller=ALICE)
         assert (await house.desk.submit(BALL)).owner == ""  # of nobody's key
