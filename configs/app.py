@@ -19,11 +19,10 @@ from pydantic import (
 from configs.families import FAMILIES, FamilyName
 from configs.frozen import Frozen, Host
 from configs.jobs import JobsArgs
+from configs.names import Alias, ModelName, Names, Shares, check_aliases
 from configs.provenance import ProvenanceArgs
 from configs.union_modes import UnionMode
 
-ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
-Alias = Annotated[str, Field(min_length=1, max_length=100)]
 Word = Annotated[str, Field(pattern=r"^\S+$", max_length=100)]  # of a prompt
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#]+)$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -503,7 +502,9 @@ class ServiceArgs(Frozen):
         fetch_timeout_s: until a picture has come from where its URL says.
         default_model: the model of a request that names none; `None`: naming one is required.
         aliases: further names of models, such as `gpt-image-1: sdxl`, for clients whose model
-            cannot be chosen. Answers name the model itself.
+            cannot be chosen; or of several, with the weight of each, such as
+            `sdxl: {sdxl-1: 9, sdxl-2: 1}`. Answers name the model itself. What changes while the
+            service runs belongs to the `user_config` of `Directory`: see `NamesConfig`.
         max_images: highest `n` of one request.
         max_prompt_chars: characters of `prompt` and of `negative_prompt`; a longer one is refused
             before tokenising. 100,000 is the most; more counts as that.
@@ -532,7 +533,7 @@ class ServiceArgs(Frozen):
     """
 
     default_model: ModelName | None = None
-    aliases: dict[Alias, ModelName] = Field({})
+    aliases: dict[Alias, Shares] = Field({})
     depth: PreprocessorArgs | None = None
     image_encoders: dict[ModelName, PreprocessorArgs] = Field({})
     safety: SafetyArgs | None = None
@@ -599,16 +600,14 @@ class ServiceArgs(Frozen):
             )
         return self
 
-    def model_named(self, name: str | None) -> str | None:
-        """The model that a request means; `None`: it names none, and there is no default."""
-        name = self.default_model if name is None else name
-        return None if name is None else self.aliases.get(name, name)
+    @property
+    def names(self) -> Names:
+        """Of its models."""
+        return Names(self.aliases, self.default_model)
 
     @model_validator(mode="after")
     def _aliases_name_models(self) -> "ServiceArgs":
-        for alias, model in self.aliases.items():
-            if model in self.aliases:
-                raise ValueError(f"the alias {alias!r} names {model!r}, which is an alias itself")
+        check_aliases(self.aliases)
         return self
 
     @model_validator(mode="after")

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from configs.app import ModelName
 from configs.frozen import Frozen
+from configs.names import ModelName
 
 PREFIX = "tcd-"  # by which scanners for leaked secrets know one
 NAME, NAME_CHARS = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$", 64

@@ -1,10 +1,13 @@
 """The Serve shell around what all ingresses share: the observer of the models, the keys' ledger."""
 
 import asyncio
+import logging
 
+from pydantic import ValidationError
 from ray import serve
 
 from configs.app import ServiceArgs
+from configs.names import NamesConfig
 from deployments.contracts.figures import ModelFigures
 from deployments.contracts.usage import OtherReports, Report
 from deployments.ingress.discovery.applications import Applications
@@ -12,15 +15,36 @@ from deployments.ingress.discovery.observer import Observer
 from deployments.ingress.discovery.outlook import Snapshot
 from deployments.ingress.keys.ledger import Ledger
 
+log = logging.getLogger("ray.serve.tcd.directory")
+
 
 class Directory:
     """What all ingresses know together. One replica; what it dies with, it finds anew."""
 
     def __init__(self, args: ServiceArgs) -> None:
         applications = Applications(serve.get_replica_context().app_name)
+        self._names = args.names
+        self._named = False
         self._observer = Observer(applications, args.discovery_period_s)
         self._ledger = Ledger()
         self._observing = asyncio.get_running_loop().create_task(self._observer.run())
+
+    def reconfigure(self, user_config: dict[str, object]) -> None:
+        """Takes new names of models while everything runs. Called by Serve.
+
+        Raises `ValidationError` when it starts. Later what is wrong changes nothing, and is told in
+        the log and in the figures.
+        """
+        try:
+            config = NamesConfig.model_validate(user_config)
+        except ValidationError as error:
+            if not self._named:
+                raise
+            log.error("the new user_config is refused, the last names stay: %s", error)
+            self._observer.keep_names(str(error))
+            return
+        self._named = True
+        self._observer.rename(self._names.changed(config))
 
     async def watch(self, directory: str, number: int) -> Snapshot | None:
         """The models, once they are no longer as in the snapshot of this name; see `Observer`."""

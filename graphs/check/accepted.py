@@ -11,6 +11,7 @@ from configs.needs import Need, of_model, of_service, of_user_config
 from graphs.model import DIFFUSION
 
 MODEL, SERVICE = "graphs.model:build", "graphs.service:build"
+DIRECTORY = "Directory"  # the deployment of the service that takes a `user_config`
 Schema = TypeVar("Schema", bound=BaseModel)
 
 

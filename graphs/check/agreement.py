@@ -9,17 +9,18 @@ from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDepl
 
 from configs.app import Limits, ModelArgs, ModelUserConfig, ServiceArgs, TemporaryStorage
 from configs.jobs import TemporaryJobs
+from configs.names import Names, NamesConfig
 from configs.needs import ip_adapter_key
 from configs.sources import PROJECT_ROOT
-from graphs.check.accepted import MODEL, SERVICE, read
+from graphs.check.accepted import DIRECTORY, MODEL, SERVICE, read
 from graphs.limits import GRACE_S, HEALTH_CHECK_TIMEOUT_S, LASTING
 from graphs.model import DIFFUSION
 
 # Those that remember for all others: of two, each would know half.
-SINGLETONS = ("Directory", "MapStore", "JobStore")
-ALWAYS = ("Ingress", "Directory", "MapStore", "JobWorker", "Canny")
+SINGLETONS = (DIRECTORY, "MapStore", "JobStore")
+ALWAYS = ("Ingress", DIRECTORY, "MapStore", "JobWorker", "Canny")
 HIGHEST_PORT = 65535
-PASSED_BY = ("Directory", "JobStore")  # no request passes through them
+PASSED_BY = (DIRECTORY, "JobStore")  # no request passes through them
 Value = TypeVar("Value")
 
 
@@ -89,17 +90,13 @@ def _service(
     application: ServeApplicationSchema, args: ServiceArgs, names: set[str]
 ) -> Iterator[str]:
     place = application.name
-    if args.default_model is not None and f"model-{args.model_named(None)}" not in names:
-        yield (
-            f"{place}.args.default_model: there is no application model-{args.default_model} "
-            "in this file"
-        )
-    for alias, model in args.aliases.items():
-        where = f"{place}.args.aliases.{alias}"
-        if f"model-{model}" not in names:
-            yield f"{where}: there is no application model-{model} in this file"
-        if f"model-{alias}" in names:
-            yield f"{where}: the application model-{alias} has that name"
+    yield from _names(f"{place}.args", args.names, names)
+    for deployment in application.deployments:
+        if deployment.name == DIRECTORY:
+            config = read(NamesConfig, _option(deployment, "user_config", None) or {})
+            if config is not None:
+                at = f"{place}.{DIRECTORY}.user_config"
+                yield from _names(at, Names().changed(config), names)
     known = deployments_of(args)
     for deployment in application.deployments:
         where = f"{place}.{deployment.name}"
@@ -109,6 +106,23 @@ def _service(
         scales = _option(deployment, "autoscaling_config", None) is not None
         if deployment.name in SINGLETONS and (several or scales):
             yield f"{where}: one replica remembers for all others; it has no more"
+
+
+def _names(place: str, named: Names, applications: set[str]) -> Iterator[str]:
+    """Names of models beside the models that there are."""
+    for model in named.shares(None):
+        if f"model-{model}" not in applications:
+            yield (
+                f"{place}.default_model: there is no application model-{named.default_model} "
+                "in this file"
+            )
+    for alias, shares in named.aliases.items():
+        where = f"{place}.aliases.{alias}"
+        for model in shares:
+            if f"model-{model}" not in applications:
+                yield f"{where}: there is no application model-{model} in this file"
+        if f"model-{alias}" in applications:
+            yield f"{where}: the application model-{alias} has that name"
 
 
 def deployments_of(args: ServiceArgs) -> tuple[str, ...]:

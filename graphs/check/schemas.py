@@ -18,7 +18,8 @@ from ray.serve.schema import (
 )
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
-from graphs.check.accepted import MODEL, SERVICE
+from configs.names import NamesConfig
+from graphs.check.accepted import DIRECTORY, MODEL, SERVICE
 
 # Where Ray's schemas hold others of their kind, by key.
 LISTS: dict[str, type[BaseModel]] = {
@@ -106,6 +107,12 @@ def _application(application: Mapping[str, Any]) -> Iterator[str]:
     args = application.get("args") or {}
     if kind == SERVICE:
         yield from _refused(ServiceArgs, args, f"{name}.args")
+        for deployment in application.get("deployments", ()):
+            place, given = f"{name}.{deployment.get('name', '?')}.user_config", "user_config"
+            if deployment.get("name") == DIRECTORY:
+                yield from _refused(NamesConfig, deployment.get(given) or {}, place)
+            elif deployment.get(given) is not None:
+                yield f"{place}: of the deployments of the service {DIRECTORY} alone takes one"
     elif kind == MODEL:
         yield from _refused(ModelArgs, args, f"{name}.args")
         for deployment in application.get("deployments", ()):

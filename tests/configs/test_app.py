@@ -219,13 +219,3 @@ def test_a_warm_size_that_nobody_may_ask_for_is_found() -> None:
     outside = [(size.width, size.height) for size in args.never_asked_for(limits)]
     assert outside == [(512, 256), (56, 64), (64, 520)]
     assert args.model_copy(update={"warmup": None}).never_asked_for(limits) == ()
-
-
-def test_aliases_are_names_of_models() -> None:
-    service = ServiceArgs(default_model="gpt-image-1", aliases={"gpt-image-1": "sdxl"})
-    assert [service.model_named(n) for n in (None, "gpt-image-1", "sd15")] == [
-        *("sdxl", "sdxl", "sd15")
-    ]
-    assert ServiceArgs().model_named(None) is None
-    with pytest.raises(ValidationError, match="which is an alias itself"):
-        ServiceArgs(aliases={"a": "b", "b": "sdxl"})

@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from configs import app, jobs, provenance
+from configs import app, jobs, names, provenance
 from configs.app import FOLLOWING
 from tests.docs.pages import DOCS
 
@@ -23,6 +23,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "`keys`": app.KeysArgs,
     "`jobs`": jobs.JobsArgs,
     "`jobs.webhooks`": jobs.WebhookArgs,
+    "`user_config` of `Directory`": names.NamesConfig,
     "`args` of `model-NAME`": app.ModelArgs,
     "`defaults`": app.Defaults,
     "`vae`": app.VaeArgs,

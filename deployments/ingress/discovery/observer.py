@@ -6,11 +6,13 @@ import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar, cast
 
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from configs.names import Names
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.figures import EngineFigures, ModelFigures
 from deployments.ingress.discovery.applications import Applications, Seen
@@ -44,12 +46,24 @@ class Observer:
         # The controller's calls block; a thread of their own waits for them.
         self._thread = ThreadPoolExecutor(1, "controller")
         self._models: dict[str, Watched] = {}
+        self._names: Names | None = None
+        self._names_fault: str | None = None
         self._id = uuid.uuid4().hex
         self._snapshot: Snapshot | None = None
         self._news = asyncio.Event()
         self._looking = asyncio.Lock()
         self._looked = float("-inf")
         self._looks = 0
+
+    def rename(self, names: Names) -> None:
+        """From now on the models have these names."""
+        self._names, self._names_fault = names, None
+        self._publish()
+
+    def keep_names(self, fault: str) -> None:
+        """Newer names are refused, for this reason; the last ones stay."""
+        self._names_fault = fault
+        self._publish()
 
     async def run(self) -> None:
         """Looks again and again."""
@@ -148,10 +162,11 @@ class Observer:
         look misses is not gone.
         """
         models = {name: self._models[name].outlook for name in sorted(self._models)}
-        if self._looks < MISSES or (self._snapshot and self._snapshot.models == models):
+        number = self._snapshot.number if self._snapshot else 0
+        now = Snapshot(self._id, number, models, self._names, self._names_fault)
+        if self._looks < MISSES or now == self._snapshot:
             return
-        number = self._snapshot.number + 1 if self._snapshot else 1
-        self._snapshot = Snapshot(self._id, number, models)
+        self._snapshot = replace(now, number=number + 1)
         self._news.set()
         self._news = asyncio.Event()
 

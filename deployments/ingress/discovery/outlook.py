@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ray.serve.handle import DeploymentHandle
 
+from configs.names import Names
 from deployments.contracts.cards import Availability, ModelCard
 
 
@@ -45,8 +46,12 @@ class Snapshot:
     Attributes:
         directory: which process says so: it begins to count anew when it is replaced.
         number: grows with every change.
+        names: of the models; `None`: those of `ServiceArgs`.
+        names_fault: why newer ones are refused.
     """
 
     directory: str
     number: int
     models: dict[str, Outlook]
+    names: Names | None = None
+    names_fault: str | None = None

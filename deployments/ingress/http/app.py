@@ -181,7 +181,7 @@ def make_app(
     @app.get("/v1/models/{model_id}", response_model=ModelCard)
     async def model(model_id: str, request: Request) -> Response:
         """One model, with all that is needed to repeat its images with diffusers alone."""
-        name = args.model_named(model_id)
+        name = service.names.main(model_id)
         for card in await service.catalogue.cards():
             if card.id == name and may_see(request, card.id):
                 return JSONResponse(card.model_dump())
@@ -197,12 +197,13 @@ def make_app(
         """Whether this ingress can serve: 200, or 503; with what each model is doing. With
         `models`, names separated by commas: whether all of these can answer."""
         catalogue = service.catalogue
-        wanted = [args.aliases.get(name, name) for name in (models.split(",") if models else [])]
+        named = models.split(",") if models else []
+        wanted = [model for name in named for model in service.names.shares(name)]
         known = catalogue.outlooks()
         unknown = [name for name in wanted if name not in known]
         if unknown:
             raise NotFound(f"no such model: {', '.join(unknown)}", "models")
-        ready = catalogue.ready(args.model_named(None), wanted)
+        ready = catalogue.ready(service.names.main(None), wanted)
         body = ReadyBody(
             status="ready" if ready else "not ready",
             models={name: model.state for name, model in known.items()},

@@ -84,6 +84,11 @@ class Account:
             return None
         return max(0, int(self._allowance.left(limits.work_per_minute)))
 
+    def may_ask(self, model: str) -> bool:
+        """Whether the key is for this model."""
+        limits = self._limits()
+        return limits is None or limits.may_ask(model)
+
     def check_asked(self, model: str, priority: int) -> None:
         """Raises `Forbidden` if the key may not ask this model, or not at this priority."""
         limits = self._limits()

@@ -48,6 +48,10 @@ class Quota:
         """For one request of `images` images; to be entered with `with`."""
         return Lease(self._account(caller.name), caller, images)
 
+    def may_ask(self, caller: Caller, model: str) -> bool:
+        """Whether a caller's key is for this model."""
+        return self._account(caller.name).may_ask(model)
+
     def check(self, caller: Caller, images: int) -> None:
         """Raises `Forbidden` if a caller may never have so many images at a time."""
         self._account(caller.name).check_size(images)

@@ -13,6 +13,7 @@ from typing import cast
 
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from configs.names import Names
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest, NotFound, NotReady
 from deployments.contracts.figures import ModelFigures
@@ -135,6 +136,20 @@ class Catalogue:
     def answers(self, name: str) -> bool:
         """Whether a replica of the model answered when it was last asked."""
         return name in self._models and self._models[name].availability == "ready"
+
+    @property
+    def names(self) -> Names | None:
+        """Of the models, as the directory says; `None`: it does not."""
+        return None if self._snapshot is None else self._snapshot.names
+
+    @property
+    def names_fault(self) -> str | None:
+        """Why newer names are refused."""
+        return None if self._snapshot is None else self._snapshot.names_fault
+
+    def would_answer(self, name: str) -> bool:
+        """Whether a request to the model would be answered, if only after it has been woken."""
+        return name in self._models and self._models[name].answers
 
     def up(self, name: str) -> bool:
         """Whether a replica of the model runs."""

@@ -20,6 +20,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from configs.app import TIMEOUT_S, ServiceArgs
+from configs.names import Names
 from deployments.contracts.api import PreprocessForm
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import (
@@ -71,6 +72,7 @@ from deployments.ingress.request.workers import together
 _TokensResponse = DeploymentResponse[PromptTokens | Refusal]
 OnProgress = Callable[[Progress], None]
 Said = TypeVar("Said")
+Request = TypeVar("Request", ImageRequest, VideoRequest, ImageRequest | VideoRequest)
 NOBODY = Caller()
 CHECK_S = 10.0  # for a replica to say whether it would take a job
 LEAST_S = 0.001
@@ -100,6 +102,7 @@ class Service:
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it can make none."""
+        request = self._meant(request, caller)
         timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
 
@@ -129,6 +132,7 @@ class Service:
             timeout_s: how long it may last, where no connection waits for it; `None`: as long as
                 the request says.
         """
+        request = self._meant(request, caller)
         if timeout_s is None:
             timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
@@ -164,6 +168,7 @@ class Service:
     ) -> VideoResult:
         """Makes a video; tells `progress` of every step. Waits while the model's queue is full,
         and while the key has used up its work."""
+        request = self._meant(request, caller)
         timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
 
@@ -193,6 +198,7 @@ class Service:
         Its pictures have as long as those of an image: they may come slowly, and many others' may
         be read before them.
         """
+        request = self._meant(request, caller)
         timeout_s = request.timeout_s or self._args.request_timeout_s
         pictures_s = min(timeout_s, self._args.request_timeout_s)
         images = request.n if isinstance(request, ImageRequest) else 1
@@ -392,8 +398,23 @@ class Service:
             raise InvalidRequest(f"timeout_s is {wanted:g}; {most:g} at most", "timeout_s")
         return wanted
 
+    @property
+    def names(self) -> Names:
+        """What models are called now."""
+        return self.catalogue.names or self._args.names
+
+    def _meant(self, request: Request, caller: Caller) -> Request:
+        """A request with the model that it means from now on. Of several one is drawn, of those
+        that the caller may ask, and that would answer, if there are such."""
+        model = self.names.drawn(
+            request.model,
+            lambda name: self._quota.may_ask(caller, name),
+            self.catalogue.would_answer,
+        )
+        return replace(request, model=model)
+
     async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
-        name = self._args.model_named(request.model) or await self.catalogue.only()
+        name = self.names.main(request.model) or await self.catalogue.only()
         lease.check(name, request.priority)  # what it may not ask it is told nothing of
         model = await self.catalogue.find(name)
         if isinstance(request, VideoRequest) and "video" not in model.card.tasks:
@@ -425,7 +446,7 @@ class Service:
         try:
             yield
         except (TimeoutError, DeadlineExceeded) as error:
-            absence = self.catalogue.absence(self._args.model_named(model), timeout_s)
+            absence = self.catalogue.absence(self.names.main(model), timeout_s)
             raise absence or _late(timeout_s) from error
 
 

@@ -137,6 +137,10 @@ class FakeDirectory:
             1 if self.said is None or self.said.directory != directory else self.said.number + 1
         )
         self.said = Snapshot(directory, number, {model.name: model for model in models})
+        self.say_it()
+
+    def say_it(self) -> None:
+        """What `said` is now."""
         self._news.set()
         self._news = asyncio.Event()
 

@@ -3,6 +3,7 @@
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from ray.exceptions import (
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from configs.app import ServiceArgs
+from configs.names import Names
 from deployments.contracts.api import PreprocessForm
 from deployments.contracts.cards import Availability
 from deployments.contracts.errors import (
@@ -44,6 +46,7 @@ from deployments.contracts.jobs import (
     VideoRequest,
 )
 from deployments.contracts.refusal import Refusal
+from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request import deaths
 from deployments.ingress.request import service as service_module
 from deployments.ingress.request.assembly import Assembled, Assembler, Outline
@@ -51,6 +54,7 @@ from deployments.ingress.request.service import Service
 from tests.deployments.ingress.fakes import FakeModel, Method, following, heard, outlook
 
 TIMEOUT_S = 0.05
+ALICE, BOB = Caller("alice"), Caller("bob")
 USAGE = Usage(0, 0, 0)
 GREY = np.full((64, 64, 3), 128, np.uint8)
 MADE = ImageResult("sd15", (GREY,), (0,), 64, 64, USAGE)
@@ -475,3 +479,42 @@ def test_a_request_that_waits_is_told_when_its_model_is_given_up(
 
     with pytest.raises(NotReady, match="model 'sd15' does not run: deploy_failed"):
         asyncio.run(walk())
+
+
+def test_a_name_of_several_models_is_one_of_them_to_the_end() -> None:
+    """By their weights; also where a replica dies, and another is asked; of those that a key may
+    ask, and that would answer."""
+
+    class Picky(Quota):
+        def may_ask(self, caller: Caller, model: str) -> bool:
+            return caller != ALICE or model == "two"
+
+    async def walk() -> None:
+        replicas = {name: Replicas() for name in ("one", "two", "gone")}
+        outlooks = [
+            outlook(name, "failed" if name == "gone" else "ready", model)
+            for name, model in replicas.items()
+        ]
+        async with following(*outlooks) as (catalogue, directory):
+            settings = ServiceArgs(aliases={"public": {"one": 1, "gone": 1}})
+            service = Service(settings, catalogue, cast(Assembler, FakeAssembler()), Picky())
+
+            async def made(caller: Caller = BOB) -> str:
+                for model in replicas.values():
+                    model.outcomes = [DIED, MADE]
+                    model.jobs.clear()
+                await service.generate(ImageRequest("a", model="public"), caller)
+                (asked,) = [name for name, model in replicas.items() if model.jobs]
+                assert len(replicas[asked].jobs) == 2
+                return asked
+
+            assert {await made() for _ in range(20)} == {"one"}
+            assert directory.said is not None
+            shared = Names({"public": {"one": 1.0, "two": 1.0}})
+            directory.said = replace(directory.said, names=shared, number=2)
+            directory.say_it()
+            await heard()
+            assert {await made() for _ in range(40)} == {"one", "two"}
+            assert {await made(ALICE) for _ in range(20)} == {"two"}
+
+    asyncio.run(walk())

@@ -65,6 +65,16 @@ def diffusion(config: dict[str, Any]) -> dict[str, Any]:
     return deployment
 
 
+def names(config: dict[str, Any], name: str = "Directory", **user_config: object) -> None:
+    """Of models, in the `user_config` of a deployment of the service."""
+    deployments = service(config)["deployments"]
+    found = [one for one in deployments if one["name"] == name]
+    if not found:
+        found.append({"name": name})
+        deployments.append(found[0])
+    found[0]["user_config"] = user_config
+
+
 def several_ingresses(config: dict[str, Any]) -> None:
     del service(config)["args"]["storage"]
     (ingress,) = (d for d in service(config)["deployments"] if d["name"] == "Ingress")
@@ -258,6 +268,28 @@ def limits(**changed: int) -> Edit:
         (
             lambda c: service(c)["args"].update(aliases={"sdxl": "sd15"}),
             "tcd.args.aliases.sdxl: the application model-sdxl has that name",
+        ),
+        (
+            lambda c: names(c, aliases={"sdxl": {"sd15": 9, "sdxl": 1}}),
+            "tcd.Directory.user_config: Value error, the alias 'sdxl' names 'sdxl', which is an al",
+        ),
+        (
+            lambda c: names(c, aliases={"public": {"sd15": 9, "sd51": 1}}),
+            "tcd.Directory.user_config.aliases.public: there is no application model-sd51 in this "
+            "file",
+        ),
+        (
+            lambda c: names(c, aliases={"public": {"sd15": 0}}),
+            "tcd.Directory.user_config.aliases.public.sd15: Input should be greater than 0",
+        ),
+        (
+            lambda c: names(c, default_model="sd51"),
+            "tcd.Directory.user_config.default_model: there is no application model-sd51 in this "
+            "file",
+        ),
+        (
+            lambda c: names(c, name="Ingress", default_model="sd15"),
+            "tcd.Ingress.user_config: of the deployments of the service Directory alone takes one",
         ),
         (
             lambda c: service(c)["args"].update(default_model="sd51"),

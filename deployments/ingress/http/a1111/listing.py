@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
-from configs.app import ServiceArgs
 from deployments.contracts.cards import ModelCard
 from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.ingress.http.a1111.bodies import OptionsBody
@@ -114,7 +113,7 @@ REFRESHED = ("checkpoints", "loras", "vae")
 EMPTY = ("sd-vae", "prompt-styles", "latent-upscale-modes", "hypernetworks", "face-restorers")
 
 
-def listing_routes(service: Service, args: ServiceArgs, bodies: Bodies) -> APIRouter:
+def listing_routes(service: Service, bodies: Bodies) -> APIRouter:
     """Routes over what the service knows of its models."""
     router = APIRouter(prefix="/sdapi/v1")
 
@@ -164,21 +163,21 @@ def listing_routes(service: Service, args: ServiceArgs, bodies: Bodies) -> APIRo
         sent = await bodies.json(request, OptionsBody)
         known = await cards(request)
         named = sent.sd_model_checkpoint
-        if named is not None and args.model_named(named) != usual(known):
+        if named is not None and service.names.main(named) != usual(known):
             raise unchangeable(named, known)
         return IgnoredOptions(ignored=list(sent.others))
 
     def usual(known: Sequence[ModelCard]) -> str | None:
         """The model of a request that names none."""
         names = [card.id for card in known]
-        default = args.model_named(None)
+        default = service.names.main(None)
         if default is None and len(names) == 1:
             return names[0]
         return default if default in names else None
 
     def unchangeable(named: str, known: Sequence[ModelCard]) -> InvalidRequest:
         names = [card.id for card in known]
-        if args.model_named(named) not in names:
+        if service.names.main(named) not in names:
             listed = ", ".join(names) or "none"
             return NotFound(
                 f"model {named!r} does not exist; models: {listed}", "sd_model_checkpoint"

@@ -18,7 +18,7 @@ def a1111_routes(
     """Routes over the service; `workers`: threads that encode."""
     router = APIRouter()
     router.include_router(drawing_routes(service, args, bodies, workers))
-    router.include_router(listing_routes(service, args, bodies))
+    router.include_router(listing_routes(service, bodies))
     router.include_router(controlnet_routes(service, bodies, workers))
 
     @router.get(PING_PATH)

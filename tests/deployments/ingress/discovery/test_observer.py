@@ -9,6 +9,7 @@ import pytest
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from configs.names import Names
 from deployments.contracts.cards import Availability
 from deployments.contracts.figures import ModelFigures
 from deployments.ingress.discovery import observer as observer_module
@@ -248,6 +249,35 @@ def test_nothing_is_said_before_two_looks() -> None:
         snapshot = await observer.look()
         assert snapshot is not None
         assert list(snapshot.models) == ["one"]
+
+    asyncio.run(check())
+
+
+def test_new_names_are_told_at_once() -> None:
+    async def check() -> None:
+        async with observing(FakeServe(one=RUNNING), period_s=60.0) as observer:
+            snapshot = await becomes(observer, one="ready")
+            assert snapshot.names is None
+            names = Names({"public": {"one": 1.0}})
+            observer.rename(names)
+            async with asyncio.timeout(1):
+                told = await observer.watch(snapshot.directory, snapshot.number)
+            assert told is not None
+            assert (told.names, told.models) == (names, snapshot.models)
+            observer.keep_names("they are none")
+            async with asyncio.timeout(1):
+                kept = await observer.watch(told.directory, told.number)
+            assert kept is not None
+            assert (kept.names, kept.names_fault) == (names, "they are none")
+            observer.rename(names)
+            async with asyncio.timeout(1):
+                told = await observer.watch(kept.directory, kept.number)
+            assert told is not None
+            assert told.names_fault is None
+            observer.rename(Names({"public": {"one": 1.0}}))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await observer.watch(told.directory, told.number)
 
     asyncio.run(check())
 

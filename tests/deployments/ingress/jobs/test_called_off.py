@@ -16,8 +16,8 @@ from deployments.contracts.jobs import ImageRequest
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.batches import batch_card
 from deployments.jobs.objects import Listed
-from deployments.jobs.records import OPEN
 from deployments.jobs.record import JobRecord
+from deployments.jobs.records import OPEN
 from tests.deployments.ingress.jobs.test_working import ALICE, House, run
 
 LINES = 30
