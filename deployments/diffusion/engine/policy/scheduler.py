@@ -10,8 +10,10 @@ scheduling by the highest response ratio (Brinch Hansen 1971).
 The next batch is led by the first row of the caller whose turn it is, and filled with rows of the
 same key, always of the caller who stands lowest. Nobody rides along who would get ahead of
 a caller who cannot use more of the call: one whose rows of this key are all in it, or who has
-just come and whose first row is being made ready. A call that waits for nobody is full; one
-that others ride in takes at most as much longer as they weigh.
+just come and whose first row is being made ready. Nor who is a call of its own ahead of the one
+who leads: whatever others weigh, and however many there are, no caller is ever more than two calls
+of its own ahead of whoever could run. A call that waits for nobody is full; one that others ride
+in takes at most as much longer as they weigh.
 
 While others are about, the background has a share of the time (`background.py`), and a call has
 one row of each of its callers at most: whoever comes waits for the shortest call that there is.
@@ -328,8 +330,7 @@ class Scheduler:
                 continue
             if not taken:
                 room = self.limit_of(row.key)
-                alike = {name: line.of(row.key) for name, line in left.items()}
-                left = {other: line for other, line in alike.items() if line or other == name}
+                left = self._sharing(row, tags, left, room * row.key.pixels)
             taken.append(row)
             tags[name] += row.charge
             room -= row.unet_rows
@@ -342,6 +343,19 @@ class Scheduler:
                 if not (about and row.caller.background):  # whose others are held back
                     claim = min(claim, tags[name])
         return taken
+
+    def _sharing(
+        self, first: Trajectory, tags: dict[str, float], left: dict[str, Line], pixels: float
+    ) -> dict[str, Line]:
+        """What may be in a call of so many pixels beside its first row: all that its caller has of
+        this key, and what others have who are not a call ahead of that caller."""
+        turn, leader = tags[first.caller.name], first.caller.name
+        alike = {name: line.of(first.key) for name, line in left.items()}
+        return {
+            name: line
+            for name, line in alike.items()
+            if name == leader or (line and tags[name] <= turn + pixels / line.first.caller.weight)
+        }
 
     def _used_slots(self) -> set[int]:
         return {row.slot for row in self._live.values() if row.slot is not None}
