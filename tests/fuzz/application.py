@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -179,11 +180,25 @@ def fail_by(seed: int | None) -> None:
 
 
 def application(args: ServiceArgs) -> FastAPI:
-    """The application as the ingress makes it."""
+    """The application as the ingress makes it. The worker of its jobs ends with its lifespan: the
+    loop on which schemathesis calls it is that of all applications, until the interpreter ends."""
     service = NoModels()
     folder = tempfile.TemporaryDirectory()
-    app = make_app(service, local_desk(service, args, Path(folder.name)), args)
+    working: list[asyncio.Task[None]] = []
+    desk = local_desk(service, args, Path(folder.name), tasks=working)
+    app = make_app(service, desk, args)
     app.state.jobs = folder  # it goes with the application
+    lasts = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lasting(app: FastAPI) -> AsyncGenerator[None]:
+        async with lasts(app):
+            yield
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+
+    app.router.lifespan_context = lasting
     return app
 
 

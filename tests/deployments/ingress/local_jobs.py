@@ -26,11 +26,13 @@ def local_desk(
     folder: Path,
     keys: Keyring | None = None,
     objects: Objects | None = None,
+    tasks: list[asyncio.Task[None]] | None = None,
 ) -> Desk:
-    """A desk whose worker begins, on the event loop, with the first job."""
+    """A desk whose worker begins, on the event loop, with the first job. It works until that loop
+    ends, or until it is cancelled: `tasks` takes it."""
     objects = objects or FolderObjects(folder)
     workers: list[Working] = []
-    tasks: list[asyncio.Task[None]] = []
+    tasks = [] if tasks is None else tasks
 
     def nudge() -> None:
         if not workers:
