@@ -47,6 +47,7 @@ from deployments.contracts.jobs import (
     VideoResult,
 )
 from deployments.contracts.recipe import Recipe
+from deployments.contracts.tokens import TokenizeBody, TokensBody
 from deployments.ingress.discovery.outlook import Outlook
 from deployments.ingress.http.app import make_app
 from deployments.ingress.request.assembly import Outline
@@ -161,6 +162,11 @@ class NoModels(Service):
         fail_by(request.seed)
         job = ImageJob("one", request.prompt, (request.seed or 0,), SIDE, SIDE)
         return Outline("none", job, await self.assembler.pictures.bring(pictures_of(request)))
+
+    async def tokens(self, asked_for: TokenizeBody, caller: Caller = NOBODY) -> TokensBody:
+        await self.card(asked_for.model)
+        check(ImageRequest(asked_for.prompt), self._args)
+        return TokensBody(model="none", count=1, max_model_len=77, windows=[asked_for.prompt])
 
     async def animate(
         self, request: VideoRequest, progress: OnProgress, caller: Caller = NOBODY
