@@ -13,10 +13,14 @@ from graphs.model import build as build_model
 from graphs.service import build as build_service
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs" / "production").glob("*.yaml"))]
+CONFIGS = [
+    ROOT / "serve_config.yaml",
+    *sorted((ROOT / "configs" / "production").glob("*.yaml")),
+    *sorted((ROOT / "deploy" / "kubernetes").glob("*/serve.yaml")),
+]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_config(path: Path, demo_models: Path) -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
     names = [application.name for application in config.applications]
@@ -49,7 +53,7 @@ def test_the_demo_stays_on_this_machine() -> None:
     assert config["http_options"]["host"] == "127.0.0.1"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_a_replica_that_hangs_keeps_no_device(path: Path) -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
     options = config.controller_options
