@@ -29,8 +29,8 @@ serve: $(READY) ## run the service with the demo models on 127.0.0.1:8000 until 
 	$(BIN)/python -m demo.serve
 
 CONFIG ?= configs/production/guide.yaml
-fetch: $(READY) ## bring the weights of CONFIG (all, or MODEL="sdxl sd15") and check them
-	$(BIN)/python -m configs.fetch $(CONFIG) $(addprefix --model ,$(MODEL))
+fetch: $(READY) ## bring the weights of CONFIG (all, or MODEL="sdxl sd15"), check them; TO=s3://bucket/prefix: mirror them
+	$(BIN)/python -m configs.fetch $(CONFIG) $(addprefix --model ,$(MODEL)) $(if $(TO),--to "$(TO)")
 
 key: $(READY) ## make a key for the service: NAME=alice
 	$(BIN)/python -m configs.keys $(if $(NAME),"$(NAME)")

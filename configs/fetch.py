@@ -1,15 +1,19 @@
 """Brings the weights of a Serve config to this machine, and checks them.
 
     python -m configs.fetch configs/production/guide.yaml [--model sdxl] [--model sd15]
+    python -m configs.fetch configs/production/guide.yaml --to s3://bucket/prefix
 
 Hub files go to the hub's usual cache (`HF_HOME`), files from S3 to `TCD_CACHE`: where the
-replicas look for them. Run it again after it broke off; what is there stays.
+replicas look for them. With `--to` they are then put into a bucket (`configs/mirror.py`), and what
+a config calls them there is said. Run it again after it broke off; what is there stays.
 """
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +21,69 @@ import yaml
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
 from configs.needs import Need, of_model, of_service, of_user_config
-from configs.sources import Source, SourceError, fetch, parse
+from configs.sources import PROJECT_ROOT, Source, SourceError, fetch, parse, select
 
 
 class ConfigError(Exception):
     """The config is not one of ours, or has no model of that name."""
 
 
+@dataclass(frozen=True)
+class Brought:
+    """A source that is here and checked.
+
+    Attributes:
+        said: what to say of it.
+        home: the folder of a mirror that it belongs in, such as "owner/name/COMMIT"; `None`: it is
+            in S3 already.
+        own: the file or folder below `home` that it is itself; "": all of it.
+        files: its files, by their paths below `home`.
+    """
+
+    said: str
+    home: str | None
+    own: str = ""
+    files: tuple[tuple[str, Path], ...] = ()
+
+
 def needs(config: dict[str, Any], models: Sequence[str] = ()) -> list[Need]:
     """What the named models of a Serve config need, or all of it; each source once."""
-    service = ServiceArgs()
-    found: dict[str, tuple[ModelArgs, ModelUserConfig]] = {}
+    return list(dict.fromkeys(need for _, need in named(config, models)))
+
+
+def named(config: dict[str, Any], models: Sequence[str] = ()) -> list[tuple[str, Need]]:
+    """The same, as often as it is named, each with its place there. Raises `ConfigError`."""
+    service: tuple[str, ServiceArgs] = ("tcd", ServiceArgs())
+    found: dict[str, tuple[str, ModelArgs, ModelUserConfig]] = {}
     for application in config.get("applications", []):
         path, args = application.get("import_path"), application.get("args", {})
+        place = application.get("name", "")
         if path == "graphs.service:build":
-            service = ServiceArgs.model_validate(args)
+            service = (place, ServiceArgs.model_validate(args))
         elif path == "graphs.model:build":
             model = ModelArgs.model_validate(args)
             (deployment,) = application.get("deployments") or [{}]
             user_config = ModelUserConfig.model_validate(deployment.get("user_config", {}))
-            found[model.name] = (model, user_config)
+            found[model.name] = (place, model, user_config)
     if not found:
         raise ConfigError("it holds no model application")
     unknown = sorted(set(models) - set(found))
     if unknown:
         raise ConfigError(f"it has no model {unknown[0]!r}; models: {', '.join(found)}")
-    wanted: dict[Need, None] = {}
+    wanted: list[tuple[str, Need]] = []
     for name in models or found:
-        args, user_config = found[name]
-        wanted |= {need: None for _, need in (*of_model(args), *of_user_config(user_config))}
-    used = None if not models else _used([found[name][0] for name in models])
-    wanted |= {need: None for key, need in of_service(service) if used is None or key in used}
-    return list(wanted)
+        place, model, user_config = found[name]
+        wanted += [(f"{place}.args.{key}", need) for key, need in of_model(model)]
+        own = f"{place}.Diffusion.user_config"
+        wanted += [(f"{own}.{key}", need) for key, need in of_user_config(user_config)]
+    used = None if not models else _used([found[name][1] for name in models])
+    place, args = service
+    wanted += [
+        (f"{place}.args.{key}", need)
+        for key, need in of_service(args)
+        if used is None or key in used
+    ]
+    return wanted
 
 
 def _used(models: Sequence[ModelArgs]) -> set[str]:
@@ -62,21 +97,35 @@ def _used(models: Sequence[ModelArgs]) -> set[str]:
     return used
 
 
-def bring(need: Need) -> str:
-    """Fetches and checks one source. Returns what to say of it; raises `SourceError`."""
+def bring(need: Need) -> Brought:
+    """Fetches and checks one source. Raises `SourceError`."""
     source = parse(need.source)
     if source.kind == "hub":
         return _bring_from_hub(need, source)
-    fetch(need.source, variant=need.variant, layout=need.layout)
+    path = fetch(need.source, variant=need.variant, layout=need.layout)
     if source.kind == "local":
-        return "on this machine"
+        return _local(need, source, path)
     from configs import s3
 
     objects = s3.check(source, need.variant, need.layout).objects
-    return f"{_amount(len(objects), sum(item.size for item in objects))}, as S3 holds them"
+    size = sum(item.size for item in objects)
+    return Brought(f"{_amount(len(objects), size)}, as S3 holds them", None)
 
 
-def _bring_from_hub(need: Need, source: Source) -> str:
+def _local(need: Need, source: Source, path: Path) -> Brought:
+    place = Path(os.path.normpath(source.location))
+    root = PROJECT_ROOT if place.is_relative_to(PROJECT_ROOT) else Path(place.anchor)
+    own = place.relative_to(root).as_posix()
+    if path.is_file():
+        home, _, name = own.rpartition("/")
+        return Brought("on this machine", f"local/{home}".rstrip("/"), name, ((name, path),))
+    below = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    chosen = sorted(select(below, source, need.variant, need.layout))
+    files = tuple((name, path / name) for name in chosen)
+    return Brought("on this machine", f"local/{own}", "", files)
+
+
+def _bring_from_hub(need: Need, source: Source) -> Brought:
     from configs import hub
 
     listing = hub.list_files(source, need.variant, need.layout)
@@ -84,7 +133,13 @@ def _bring_from_hub(need: Need, source: Source) -> str:
     fetch(need.source, variant=need.variant, layout=need.layout)
     hub.check_small(listing)
     size = sum(file.size for file in listing.files)
-    return f"{_amount(len(listing.files), size)}, hashes as the hub says; commit {listing.commit}"
+    snapshot = listing.folder / "snapshots" / listing.commit
+    return Brought(
+        f"{_amount(len(listing.files), size)}, hashes as the hub says; commit {listing.commit}",
+        f"{source.location}/{listing.commit}",
+        source.file or source.folder or "",
+        tuple((file.path, snapshot / file.path) for file in listing.files),
+    )
 
 
 class ProgressLine:
@@ -116,26 +171,52 @@ def main() -> None:
     parser.add_argument(
         "--model", action="append", default=[], help="a model's name; without any: all of them"
     )
+    parser.add_argument("--to", help="put them into a bucket, too: s3://bucket/prefix")
     arguments = parser.parse_args()
-    fetch_all(arguments.config, arguments.model)
+    fetch_all(arguments.config, arguments.model, arguments.to)
 
 
-def fetch_all(path: Path, models: Sequence[str]) -> None:
-    """Brings what a Serve config names for these models (none: for all), and says so line by line.
-    Exits with a line if that fails."""
+def fetch_all(path: Path, models: Sequence[str], to: str | None = None) -> None:
+    """Brings what a Serve config names for these models (none: for all), and says so line by line;
+    puts it into a mirror, if one is named. Exits with a line if that fails."""
     try:
         config = yaml.safe_load(path.read_text())
         if not isinstance(config, dict):
             sys.exit(f"{path}: this is no Serve config")
-        for need in needs(config, models):
-            print(need.source, flush=True)
-            print(f"  {bring(need)}", flush=True)
+        places = named(config, models)
+        for line in _fetched(places) if to is None else _mirrored(places, to):
+            print(line, flush=True)
     except ConfigError as error:
         sys.exit(f"{path}: {error}")
     except (SourceError, OSError, ValueError, yaml.YAMLError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; run it again to go on from here")
+
+
+def _fetched(places: Sequence[tuple[str, Need]]) -> Iterator[str]:
+    for need in dict.fromkeys(need for _, need in places):
+        yield need.source
+        yield f"  {bring(need).said}"
+
+
+def _mirrored(places: Sequence[tuple[str, Need]], to: str) -> Iterator[str]:
+    from configs.mirror import mirror_at
+
+    mirror = mirror_at(to)
+    uris: dict[Need, str] = {}
+    for need in dict.fromkeys(need for _, need in places):
+        yield need.source
+        brought = bring(need)
+        yield f"  {brought.said}"
+        if brought.home is None:
+            continue
+        files = [(f"{brought.home}/{name}", path) for name, path in brought.files]
+        sent = mirror.put(files, ProgressLine())
+        uris[need] = mirror.uri("/".join(filter(None, (brought.home, brought.own))))
+        yield f"  in {uris[need]}: {sent} sent, {len(files) - sent} were there"
+    yield "To serve from there, say in the config:"
+    yield from (f"  {place}: {uris[need]}" for place, need in places if need in uris)
 
 
 if __name__ == "__main__":

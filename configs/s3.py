@@ -63,8 +63,8 @@ def list_objects(source: Source, variant: str | None, layout: Layout) -> Listing
     uri = source.location
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     folder = _folder(uri)
-    with _errors(uri):
-        pages = [*_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)]
+    with errors(uri):
+        pages = [*client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)]
     # boto reads an answer that was cut as an empty one.
     if not all(page.keys() & {"Name", "IsTruncated", "KeyCount", "Contents"} for page in pages):
         raise SourceUnavailable(f"{uri} could not be looked up: the answer did not come whole")
@@ -95,8 +95,8 @@ def bring(source: Source, variant: str | None = None, layout: Layout = "any") ->
     or not at all, so that a broken download goes on with the file at which it broke off."""
     listing = list_objects(source, variant, layout)
     uri = listing.uri
-    with _errors(uri):
-        client = _client()
+    with errors(uri):
+        asked = client()
         for item in listing.objects:
             stamp = _stamp(item)
             if item.path.exists() and stamp.exists() and stamp.read_text() == item.tag != "":
@@ -104,7 +104,7 @@ def bring(source: Source, variant: str | None = None, layout: Layout = "any") ->
             item.path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=item.path.parent, delete=False) as partial:
                 try:
-                    client.download_fileobj(listing.bucket, item.key, partial)
+                    asked.download_fileobj(listing.bucket, item.key, partial)
                     partial.flush()
                     if os.fstat(partial.fileno()).st_size != item.size:
                         raise SourceUnavailable(f"{uri}: {item.key} did not come whole")
@@ -133,11 +133,11 @@ def check(source: Source, variant: str | None = None, layout: Layout = "any") ->
     their MD5, as it is for files that were not uploaded in parts. Raises `SourceError`."""
     listing = list_objects(source, variant, layout)
     uri = listing.uri
-    with _errors(uri):
-        client = _client()
+    with errors(uri):
+        asked = client()
         for item in listing.objects:
             md5 = item.tag.strip('"')
-            head = client.head_object(Bucket=listing.bucket, Key=item.key)
+            head = asked.head_object(Bucket=listing.bucket, Key=item.key)
             by_content = len(md5) == 32 and "kms" not in head.get("ServerSideEncryption", "")
             right = item.path.is_file() and item.path.stat().st_size == item.size
             if not right or (by_content and _md5(item.path) != md5):
@@ -177,7 +177,8 @@ def storage_client(endpoint_url: str | None, connections: int) -> Any:
     return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
 
 
-def _client() -> Any:  # boto3 makes its clients' methods as it runs
+def client() -> Any:  # boto3 makes its clients' methods as it runs
+    """Of a bucket of weights."""
     import boto3
     from botocore.config import Config
 
@@ -190,7 +191,8 @@ def _client() -> Any:  # boto3 makes its clients' methods as it runs
 
 
 @contextmanager
-def _errors(uri: str) -> Iterator[None]:
+def errors(uri: str, done: str = "fetched") -> Iterator[None]:
+    """What boto raises, as a `SourceError` that names the URI and what could not be done."""
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
@@ -207,7 +209,7 @@ def _errors(uri: str) -> Iterator[None]:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         code = error.response.get("Error", {}).get("Code")
         kind = SourceError if refused(status) and code not in LATER else SourceUnavailable
-        raise kind(f"{uri} could not be fetched: {error}") from error
+        raise kind(f"{uri} could not be {done}: {error}") from error
     except (
         InvalidRegionError,
         ParamValidationError,
@@ -215,11 +217,11 @@ def _errors(uri: str) -> Iterator[None]:
         ProfileNotFound,
         ValueError,  # an endpoint that is no URL
     ) as error:
-        raise SourceError(f"{uri} could not be fetched: {error}") from error
+        raise SourceError(f"{uri} could not be {done}: {error}") from error
     except (
         BotoCoreError,
         RetriesExceededError,
         S3DownloadFailedError,
         S3ValidationError,
     ) as error:
-        raise SourceUnavailable(f"{uri} could not be fetched: {error}") from error
+        raise SourceUnavailable(f"{uri} could not be {done}: {error}") from error

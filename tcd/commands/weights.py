@@ -46,9 +46,13 @@ def fetch(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="Of these alone. Repeatable.")
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="S3_URI", help="Puts them into a bucket, too: s3://bucket/prefix."),
+    ] = None,
 ) -> None:
     """Brings the weights that a Serve config names, from where it was stopped, and checks them."""
     needs("tcd fetch", FETCH, "ray-serve-tcd-client[fetch]")
     from configs.fetch import fetch_all
 
-    fetch_all(config, model or [])
+    fetch_all(config, model or [], to)

@@ -373,3 +373,44 @@ def test_the_front_ends_once_it_is_told_to_and_idle(tmp_path: Path) -> None:
         if proxy.poll() is None:
             proxy.kill()
             proxy.wait()
+
+
+def commands() -> list[str]:
+    """Those of docs/deploying.md, continuations joined."""
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    found = "".join(re.findall(r"^```bash\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+    subprocess.run(["bash", "-n", "-c", found], check=True, timeout=10)
+    return found.replace("\\\n", " ").splitlines()
+
+
+def test_the_page_makes_the_secrets_that_the_manifests_name(tmp_path: Path) -> None:
+    (tmp_path / "keys.yaml").write_text("[]\n")
+    made = {}
+    for command in commands():
+        if command.startswith("kubectl -n tcd create secret"):
+            dry = [*command.split(), "--dry-run=client", "--output=yaml"]
+            ran = subprocess.run(
+                dry, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+            )
+            assert ran.returncode == 0, ran.stderr
+            secret = yaml.safe_load(ran.stdout)
+            assert secret["metadata"]["namespace"] == "tcd"
+            made[secret["metadata"]["name"]] = set(secret["data"])
+    args = service_args("mixed")
+    assert args.keys is not None
+    assert args.keys.file is not None
+    assert args.jobs.webhooks is not None
+    assert made["tcd-keys"] == {Path(args.keys.file).name}
+    assert made["tcd-credentials"] == {
+        *("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3"),
+        args.jobs.webhooks.secret_env,
+    }
+
+
+def test_the_page_names_what_is_there() -> None:
+    said = "\n".join(commands())
+    for path in re.findall(r"\bdeploy/[\w/.-]+", said):
+        assert (ROOT / path).exists(), path
+    assert f"-t {containers(front('one-gpu'))[0]['image']} " in said
+    assert f"-t {containers(pods('one-gpu')['gpu'])[0]['image']} " in said
+    assert f"service/{one('one-gpu', 'Service', 'tcd-front')['metadata']['name']} " in said

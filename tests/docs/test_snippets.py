@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((DOCS / "tutorials").glob("*.md"))]
 BLOCKS = [(page, block) for page in PAGES for block in blocks(page)]
 RUN = ("bash", "python", "yaml")
 SHOWN = ("", "text")  # what a program prints, and the map of files
-READ = ("nginx", "dockerfile")  # of programs that are not here
+READ = ("nginx",)  # of programs that are not here
 
 
 def named(value: object) -> str:
