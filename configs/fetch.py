@@ -34,14 +34,14 @@ class Brought:
 
     Attributes:
         said: what to say of it.
-        home: the folder of a mirror that it belongs in, such as "owner/name/COMMIT"; `None`: it is
-            in S3 already.
+        home: the folder of a mirror that it belongs in, such as "owner/name/COMMIT"; `None`: in
+            none.
         own: the file or folder below `home` that it is itself; "": all of it.
         files: its files, by their paths below `home`.
     """
 
     said: str
-    home: str | None
+    home: str | None = None
     own: str = ""
     files: tuple[tuple[str, Path], ...] = ()
 
@@ -102,27 +102,26 @@ def bring(need: Need) -> Brought:
     source = parse(need.source)
     if source.kind == "hub":
         return _bring_from_hub(need, source)
-    path = fetch(need.source, variant=need.variant, layout=need.layout)
+    fetch(need.source, variant=need.variant, layout=need.layout)
     if source.kind == "local":
-        return _local(need, source, path)
+        return Brought("on this machine")
     from configs import s3
 
     objects = s3.check(source, need.variant, need.layout).objects
     size = sum(item.size for item in objects)
-    return Brought(f"{_amount(len(objects), size)}, as S3 holds them", None)
+    return Brought(f"{_amount(len(objects), size)}, as S3 holds them")
 
 
-def _local(need: Need, source: Source, path: Path) -> Brought:
-    place = Path(os.path.normpath(source.location))
-    root = PROJECT_ROOT if place.is_relative_to(PROJECT_ROOT) else Path(place.anchor)
-    own = place.relative_to(root).as_posix()
+def _local(need: Need, source: Source) -> Brought:
+    """A file or folder of this machine, with what of it is read."""
+    path = Path(os.path.normpath(source.location))
+    root = PROJECT_ROOT if path.is_relative_to(PROJECT_ROOT) else Path(path.anchor)
+    home = "local/" + path.relative_to(root).as_posix()
     if path.is_file():
-        home, _, name = own.rpartition("/")
-        return Brought("on this machine", f"local/{home}".rstrip("/"), name, ((name, path),))
+        return Brought("on this machine", str(Path(home).parent), path.name, ((path.name, path),))
     below = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     chosen = sorted(select(below, source, need.variant, need.layout))
-    files = tuple((name, path / name) for name in chosen)
-    return Brought("on this machine", f"local/{own}", "", files)
+    return Brought("on this machine", home, "", tuple((name, path / name) for name in chosen))
 
 
 def _bring_from_hub(need: Need, source: Source) -> Brought:
@@ -207,7 +206,8 @@ def _mirrored(places: Sequence[tuple[str, Need]], to: str) -> Iterator[str]:
     uris: dict[Need, str] = {}
     for need in dict.fromkeys(need for _, need in places):
         yield need.source
-        brought = bring(need)
+        source = parse(need.source)
+        brought = _local(need, source) if source.kind == "local" else bring(need)
         yield f"  {brought.said}"
         if brought.home is None:
             continue

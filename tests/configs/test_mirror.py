@@ -44,14 +44,16 @@ def hub() -> Iterator[FakeHub]:
         yield running
 
 
-def config(folder: Path, tcd_lora: str | None = None) -> Path:
+def config(
+    folder: Path, tcd_lora: str | None = None, encoder: str = "owner/adapters/encoder"
+) -> Path:
     model = {"name": "one", "family": "sd15", "checkpoint": "owner/base", "variant": "fp16"}
     loras = {"ink": "owner/adapters/styles/ink.safetensors"}
     applications = [
         {
             "name": "tcd",
             "import_path": "graphs.service:build",
-            "args": {"image_encoders": {"vit": {"checkpoint": "owner/adapters/encoder"}}},
+            "args": {"image_encoders": {"vit": {"checkpoint": encoder}}},
         },
         {
             "name": "model-one",
@@ -120,6 +122,21 @@ def test_a_config_can_be_served_from_where_it_was_put(
     there = run(config(tmp_path, f"s3://{BUCKET}/{local}"), tmp_path, hub.url)
     assert there.returncode == 0, there.stderr
     assert "tcd_lora" not in there.stdout  # it is in S3 already
+
+
+def test_of_a_folder_of_this_machine_what_is_read_is_put_there(
+    hub: FakeHub, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "pytorch_model.bin"):
+        (folder / name).write_bytes(name.encode())
+    done = run(config(tmp_path, encoder=str(folder)), tmp_path, hub.url)
+    assert done.returncode == 0, done.stderr
+    assert f"vit.checkpoint: {TO}/local{folder}\n" in done.stdout
+    local = f"weights/local{folder}/"
+    keys = filter(lambda key: key.startswith("weights/local/"), object_store.keys())
+    assert sorted(keys) == [f"{local}config.json", f"{local}model.safetensors"]
 
 
 def test_errors_are_sentences(hub: FakeHub, object_store: ObjectStore, tmp_path: Path) -> None:
@@ -251,3 +268,9 @@ def test_where_keys_of_kms_hide_the_contents_the_hash_beside_them_counts(
     assert mirror_at(TO).put([("a.safetensors", file)], quiet) == 0
     file.write_bytes(b"b" * 1000)
     assert mirror_at(TO).put([("a.safetensors", file)], quiet) == 1
+    # moto's tags are MD5s all the same: only the one beside the file is of its contents here.
+    said = {"md5": hashlib.md5(b"b" * 1000).hexdigest()}
+    object_store.client.put_object(
+        Bucket=BUCKET, Key="weights/a.safetensors", Body=b"c" * 1000, Metadata=said
+    )
+    assert mirror_at(TO).put([("a.safetensors", file)], quiet) == 0
