@@ -1,12 +1,13 @@
 """The catalogue's entries: what `GET /v1/models` says of each model."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, Field
 
 from deployments.contracts.jobs import MAX_STEPS, PromptSyntax
 
 Availability = Literal["ready", "silent", "asleep", "starting", "failed"]
+AVAILABILITIES: tuple[Availability, ...] = get_args(Availability)
 ControlKind = Literal["controlnet", "controlnet-union", "t2i-adapter"]
 
 

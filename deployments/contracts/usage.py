@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+COUNTED = ("answered", "refused", "failed", "cancelled", "moderated")  # requests, by their end
+
 
 @dataclass(frozen=True)
 class KeyTotals:

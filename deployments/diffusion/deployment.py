@@ -84,12 +84,14 @@ class Diffusion:
         """
         images: dict[int, FinishedImage] = {}
         failed: dict[int, FailedImage] = {}
+        started = time.perf_counter()
         call = Call(self._engine, job, self._threads)
         async for event in call.events(assets, progress=False):
             if isinstance(event, FinishedImage):
                 images[event.image_index] = event
             elif isinstance(event, FailedImage):
                 failed[event.image_index] = event
+        self._metrics.answered(time.perf_counter() - started)
         ordered = [images[index] for index in sorted(images)]
         return ImageResult(
             model=self._args.name,
@@ -104,6 +106,7 @@ class Diffusion:
     async def stream(self, job: ImageJob, *assets: Asset) -> AsyncIterator[StreamEvent | Refusal]:
         """Progress, partial, finished and failed images of a job as they come, then `Completed`;
         or a refusal of the whole job, as `submit` has it."""
+        started = time.perf_counter()
         call = Call(self._engine, job, self._threads)
         try:
             async for event in call.events(assets, progress=True):
@@ -111,6 +114,7 @@ class Diffusion:
         except TcdError as error:
             yield Refusal(error)
             return
+        self._metrics.answered(time.perf_counter() - started)
         yield Completed(self._args.name, call.usage)
 
     @refusing

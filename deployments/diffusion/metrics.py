@@ -2,34 +2,37 @@
 
 from ray.serve import metrics
 
-from deployments.contracts.figures import ENGINE_HELP, EngineFigures
+from deployments.contracts.figures import ENGINE_HELP, SECONDS, EngineFigures
+from deployments.exported import Total
 
 
 class EngineMetrics:
     """`tcd_engine_*`, with the model's name and Serve's own tags. To be made inside a replica."""
 
     def __init__(self, model: str) -> None:
+        self._tags = {"model": model}
         self._gauges: dict[str, metrics.Gauge] = {}
-        self._counters: dict[str, metrics.Counter] = {}
-        self._counted: dict[str, int] = {}
+        self._totals: dict[str, Total] = {}
         for name, text in ENGINE_HELP.items():
             shown = f"tcd_engine_{name}"
             if name.endswith("_total"):
-                counter = metrics.Counter(shown.removesuffix("_total"), text, ("model",))
-                counter.set_default_tags({"model": model})
-                self._counters[name] = counter
-                self._counted[name] = 0
+                self._totals[name] = Total(shown.removesuffix("_total"), text, ("model",))
             else:
-                gauge = metrics.Gauge(shown, text, ("model",))
-                gauge.set_default_tags({"model": model})
-                self._gauges[name] = gauge
+                self._gauges[name] = metrics.Gauge(shown, text, ("model",))
+        self._job_seconds = metrics.Histogram(
+            "tcd_engine_job_seconds",
+            "time from a job's arrival at the replica to its last image",
+            list(SECONDS),
+            ("model",),
+        )
 
     def publish(self, figures: EngineFigures) -> None:
         """Shows the engine as it is now."""
         for name, gauge in self._gauges.items():
-            gauge.set(getattr(figures, name))
-        for name, counter in self._counters.items():
-            total: int = getattr(figures, name)
-            if total > self._counted[name]:
-                counter.inc(total - self._counted[name])
-                self._counted[name] = total
+            gauge.set(getattr(figures, name), self._tags)
+        for name, total in self._totals.items():
+            total.show(getattr(figures, name), self._tags)
+
+    def answered(self, seconds: float) -> None:
+        """A job has been answered."""
+        self._job_seconds.observe(seconds, self._tags)

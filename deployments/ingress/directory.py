@@ -8,8 +8,9 @@ from ray import serve
 
 from configs.app import ServiceArgs
 from configs.names import NamesConfig
-from deployments.contracts.figures import ModelFigures
+from deployments.contracts.figures import AVAILABILITY, ModelFigures, states
 from deployments.contracts.usage import OtherReports, Report
+from deployments.exported import Gauges
 from deployments.ingress.discovery.applications import Applications
 from deployments.ingress.discovery.observer import Observer
 from deployments.ingress.discovery.outlook import Snapshot
@@ -27,9 +28,10 @@ class Directory:
         self._named = False
         self._observer = Observer(applications, args.discovery_period_s)
         self._ledger = Ledger()
+        self._availability = Gauges("tcd_model_availability", AVAILABILITY, ("model", "state"))
         self._observing = asyncio.get_running_loop().create_task(self._observer.run())
 
-    def reconfigure(self, user_config: dict[str, object]) -> None:
+    async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Takes new names of models while everything runs. Called by Serve.
 
         Raises `ValidationError` when it starts. Later what is wrong changes nothing, and is told in
@@ -63,6 +65,7 @@ class Directory:
         return self._ledger.exchange(ingress_id, report)
 
     def check_health(self) -> None:
-        """Called by Serve every `health_check_period_s`."""
+        """Called by Serve every `health_check_period_s`. Publishes what the models are doing."""
+        self._availability.show(states(self._observer.availability()))
         if self._observing.done():
             raise RuntimeError("the directory looks no more")

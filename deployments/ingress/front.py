@@ -7,6 +7,7 @@ from ray.serve.handle import DeploymentHandle
 from configs.app import ServiceArgs
 from deployments.contracts.routes import Router
 from deployments.ingress.keys.keyring import make_keyring
+from deployments.ingress.keys.metrics import KeyMetrics
 from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.assembly import Assembler
 from deployments.ingress.request.catalogue import Catalogue
@@ -37,7 +38,9 @@ class Front:
         catalogue = Catalogue(directory)
         loop = asyncio.get_running_loop()
         self._following = loop.create_task(catalogue.follow())
-        self._in_step = loop.create_task(self.quota.keep_in_step(directory.exchange.remote))
+        self._in_step = loop.create_task(
+            self.quota.keep_in_step(directory.exchange.remote, show=KeyMetrics().show)
+        )
         assembler = Assembler(Pictures(args), maps, route)
         moderator = Moderator(args.safety, safety)
         self.service = Service(args, catalogue, assembler, self.quota, moderator)

@@ -35,7 +35,9 @@ class Depth:
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
     async def _batch(self, items: list[Sized]) -> list[Pixels | GenerationFailed]:
         with self._work.of(len(items)):
-            return await asyncio.to_thread(one_fails_alone, self._estimate, items)
+            return self._work.counted(
+                await asyncio.to_thread(one_fails_alone, self._estimate, items)
+            )
 
     def _estimate(self, items: Sequence[Sized]) -> list[Pixels]:
         return self._model.estimate([image for image, _ in items], [size for _, size in items])

@@ -44,4 +44,4 @@ class ImageEncoder:
     ) -> list[Embeds | GenerationFailed]:
         work = partial(self._model.encode, hidden=hidden)
         with self._work.of(len(images)):
-            return await asyncio.to_thread(one_fails_alone, work, images)
+            return self._work.counted(await asyncio.to_thread(one_fails_alone, work, images))

@@ -21,6 +21,7 @@ from deployments.contracts.figures import MapFigures
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapRef, MapSpec
 from deployments.contracts.refusal import refusing
+from deployments.preprocess.map_metrics import MapMetrics
 
 FETCH_TIMEOUT_S = 5.0  # of a map from another node
 EMBEDS_BYTES = 2 * 257 * 1664 * 4  # the largest pair in use: hidden states of a ViT-bigG
@@ -60,6 +61,7 @@ class MapStore:
         self._starting: dict[str, _Starting] = {}
         self._computed: Counter[str] = Counter()
         self._reused: Counter[str] = Counter()
+        self._metrics = MapMetrics()
 
     @refusing
     async def make(self, spec: MapSpec, picture: Sequence[ObjectRef[Pixels]]) -> MapRef:
@@ -107,6 +109,10 @@ class MapStore:
             failed = known is not None and await _has_failed(known[0])
             if failed and self._stored.get(map_id) is known:
                 self._stored_bytes -= self._stored.pop(map_id)[1]
+
+    async def check_health(self) -> None:
+        """Called by Serve every `health_check_period_s`. Publishes the figures."""
+        self._metrics.show(await self.figures())
 
     async def figures(self) -> MapFigures:
         """What was made and what was reused."""

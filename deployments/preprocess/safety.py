@@ -33,7 +33,7 @@ class Safety:
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.005)
     async def _batch(self, images: list[Pixels]) -> list[Verdict | GenerationFailed]:
         with self._work.of(len(images)):
-            return await asyncio.to_thread(one_fails_alone, self._look, images)
+            return self._work.counted(await asyncio.to_thread(one_fails_alone, self._look, images))
 
     def _look(self, images: Sequence[Pixels]) -> list[Verdict]:
         return [

@@ -9,6 +9,7 @@ from typing import TypeVar
 from ray.serve import metrics
 
 from deployments.contracts.errors import GenerationFailed
+from deployments.exported import Total
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -23,17 +24,35 @@ class Work:
 
     def __init__(self) -> None:
         self._pictures = metrics.Counter("tcd_preprocessor_pictures", "pictures preprocessed")
+        self._failures = Total(
+            "tcd_preprocessor_failures", "pictures that could not be preprocessed"
+        )
+        self._failed = 0
+        self._failures.show(0)
         self._seconds = metrics.Histogram(
             "tcd_preprocessor_batch_seconds", "time of one batch of pictures", BATCH_SECONDS
         )
 
     @contextmanager
     def of(self, pictures: int) -> Iterator[None]:
-        """A batch of so many; one that fails is not counted."""
+        """A batch of so many; of one that fails none has been preprocessed."""
         started = perf_counter()
-        yield
+        try:
+            yield
+        except Exception:
+            self._count_failed(pictures)
+            raise
         self._pictures.inc(pictures)
         self._seconds.observe(perf_counter() - started)
+
+    def counted(self, results: list[Made | GenerationFailed]) -> list[Made | GenerationFailed]:
+        """The same, once those that failed alone are counted."""
+        self._count_failed(sum(isinstance(one, GenerationFailed) for one in results))
+        return results
+
+    def _count_failed(self, pictures: int) -> None:
+        self._failed += pictures
+        self._failures.show(self._failed)
 
 
 def one_fails_alone(

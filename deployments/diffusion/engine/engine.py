@@ -41,6 +41,7 @@ from deployments.contracts.jobs import (
 from deployments.contracts.tokens import PromptTokens
 from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, LoraSlow, Settled
 from deployments.diffusion.engine.adapters.sources import LoraSources
+from deployments.diffusion.engine.memory import held_bytes
 from deployments.diffusion.engine.messages import (
     Broken,
     Cancel,
@@ -193,7 +194,8 @@ class Engine:
 
     def figures(self) -> EngineFigures:
         """The engine at this moment."""
-        return self._registry.figures()
+        held = held_bytes(self.components.device)
+        return replace(self._registry.figures(), device_memory_bytes=held)
 
     def generate(self, job: ImageJob, assets: Sequence[Asset] = ()) -> list[FinishedImage]:
         """Submits a job and waits for it; raises what it failed with."""
@@ -325,6 +327,7 @@ class Engine:
                 lora_bytes=shelf.resident_bytes,
                 lora_loads=shelf.loads,
                 lora_evictions=shelf.evictions,
+                lora_failures=shelf.failures,
                 compiling=self._runner.compiling,
             )
         )
@@ -399,8 +402,11 @@ class Engine:
                 self._registry.measure_step(outcome.measured)
             for row in batch.rows:
                 if row.row_id not in failures and not row.half_taken:
+                    if row.cursor == 1:
+                        self._registry.count_first(self._rows[row.row_id][0])
                     self._report(row)
         else:
+            self._registry.count_out_of_memory()
             log.warning(
                 "no memory for %d rows of %dx%d latent pixels", batch.unet_rows, *batch.key[:2]
             )

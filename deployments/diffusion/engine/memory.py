@@ -20,6 +20,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
 
 
+def held_bytes(device: torch.device) -> int:
+    """Memory that torch holds of a device, used or kept for later; 0 of a CPU."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+
 def is_of_device(error: BaseException) -> bool:
     """Whether the device itself failed: it answers nothing any more, and no row is to blame."""
     return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)

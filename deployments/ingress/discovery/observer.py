@@ -13,7 +13,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from configs.names import Names
-from deployments.contracts.cards import ModelCard
+from deployments.contracts.cards import Availability, ModelCard
 from deployments.contracts.figures import EngineFigures, ModelFigures
 from deployments.ingress.discovery.applications import Applications, Seen
 from deployments.ingress.discovery.asking import asked
@@ -109,6 +109,10 @@ class Observer:
             for model in up
             if model.figures
         }
+
+    def availability(self) -> dict[str, Availability]:
+        """What all models are doing, by name."""
+        return {name: model.outlook.availability for name, model in self._models.items()}
 
     def _named(self, directory: str, number: int) -> bool:
         snapshot = self._snapshot

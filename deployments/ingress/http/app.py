@@ -226,6 +226,7 @@ def make_app(
             keys,
             quota.keys.faulty,
             service.moderator.counted,
+            {name: model.availability for name, model in service.catalogue.outlooks().items()},
         )
         return Response(text, media_type=CONTENT_TYPE)
 

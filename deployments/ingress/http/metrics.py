@@ -13,11 +13,22 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from ray.serve import metrics as ray_metrics
 
-from deployments.contracts.figures import ENGINE_HELP, JobFigures, MapFigures, ModelFigures
+from deployments.contracts.cards import Availability
+from deployments.contracts.figures import (
+    AVAILABILITY,
+    ENGINE_HELP,
+    MAPS_HELP,
+    SECONDS,
+    JobFigures,
+    MapFigures,
+    ModelFigures,
+    states,
+)
 from deployments.contracts.usage import KeyUsage
+from deployments.ingress.http.refusals import Said
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+ERRORS = "answers that were errors, and streams that ended with one, by its code"
 Figures = Mapping[str, ModelFigures]
 
 
@@ -32,9 +43,15 @@ class Metrics:
             "tcd_http_requests", "HTTP answers", cast(tuple[str], ("route", "status"))
         )  # Ray's annotation allows one key only
         self._exported_seconds = ray_metrics.Histogram(
-            "tcd_http_request_seconds", "time to the end of the answer", list(BUCKETS), ("route",)
+            "tcd_http_request_seconds", "time to the end of the answer", list(SECONDS), ("route",)
+        )
+        self._exported_errors = ray_metrics.Counter(
+            "tcd_http_errors", ERRORS, cast(tuple[str], ("route", "status", "code"))
         )
         self._registry = CollectorRegistry()
+        self._errors = Counter(
+            "tcd_http_errors", ERRORS, ["route", "status", "code"], registry=self._registry
+        )
         self._requests = Counter(
             "tcd_http_requests", "HTTP answers", ["route", "status"], registry=self._registry
         )
@@ -42,16 +59,20 @@ class Metrics:
             "tcd_http_request_seconds",
             "time to the end of the answer",
             ["route"],
-            buckets=BUCKETS,
+            buckets=SECONDS,
             registry=self._registry,
         )
 
-    def count(self, route: str, status: int, seconds: float) -> None:
-        """One answer has ended."""
+    def count(self, route: str, status: int, seconds: float, error: Said | None = None) -> None:
+        """One answer has ended. `error`: what it said went wrong."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
         self._exported.inc(tags={"route": route, "status": str(status)})
         self._exported_seconds.observe(seconds, tags={"route": route})
+        if error is not None:
+            said = {"route": route, "status": str(error.status), "code": error.code}
+            self._errors.labels(**said).inc()
+            self._exported_errors.inc(tags=said)
 
     def render(
         self,
@@ -61,6 +82,7 @@ class Metrics:
         keys: Sequence[KeyUsage] = (),
         keys_faulty: bool = False,
         moderated: Mapping[tuple[str, str], int] | None = None,
+        models: Mapping[str, Availability] | None = None,
     ) -> bytes:
         """Prometheus text.
 
@@ -69,9 +91,11 @@ class Metrics:
             keys_faulty: the file of keys is wrong, and an older one in force.
             moderated: pictures that were checked here, by kind and outcome; `None`: nothing is
                 said of them.
+            models: what they are doing, by name; `None`: nothing is known.
         """
         others = CollectorRegistry()
         others.register(_Engines(figures))
+        others.register(_Models(models or {}))
         others.register(_Maps(maps))
         others.register(_Jobs(jobs))
         others.register(_Keys(keys, keys_faulty))
@@ -109,6 +133,21 @@ class _Engines:
         yield ages
 
 
+class _Models:
+    """A collector over what the models are doing."""
+
+    def __init__(self, models: Mapping[str, Availability]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "tcd_model_availability", AVAILABILITY, labels=["model", "state"]
+        )
+        for place, value in states(self._models).items():
+            family.add_metric(place, value)
+        yield family
+
+
 class _Maps:
     """A collector over one look at the map store."""
 
@@ -117,16 +156,19 @@ class _Maps:
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         maps = self._maps
-        for name, text, counts in (
-            ("computed", "control maps and embeddings made", maps.computed_total),
-            ("reused", "control maps and embeddings found in the store", maps.reused_total),
+        for name, counts in (
+            ("computed_total", maps.computed_total),
+            ("reused_total", maps.reused_total),
         ):
-            family = CounterMetricFamily(f"tcd_maps_{name}", text, labels=["preprocessor"])
+            shown = f"tcd_maps_{name}".removesuffix("_total")
+            family = CounterMetricFamily(shown, MAPS_HELP[name], labels=["preprocessor"])
             for preprocessor, count in counts.items():
                 family.add_metric([preprocessor], count)
             yield family
-        yield GaugeMetricFamily("tcd_maps_stored", "maps in the store", maps.stored)
-        yield GaugeMetricFamily("tcd_maps_stored_bytes", "their size", maps.stored_bytes)
+        yield GaugeMetricFamily("tcd_maps_stored", MAPS_HELP["stored"], maps.stored)
+        yield GaugeMetricFamily(
+            "tcd_maps_stored_bytes", MAPS_HELP["stored_bytes"], maps.stored_bytes
+        )
 
 
 class _Jobs:

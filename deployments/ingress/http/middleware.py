@@ -27,7 +27,7 @@ from deployments.ingress.http.failures import answer_to
 from deployments.ingress.http.keys import noted_key, presented_key
 from deployments.ingress.http.metrics import Metrics
 from deployments.ingress.http.paths import A1111, path_of
-from deployments.ingress.http.refusals import log_refusal, route_of
+from deployments.ingress.http.refusals import log_refusal, route_of, said_of
 from deployments.ingress.keys.keyring import Keyring
 
 
@@ -55,7 +55,8 @@ class RequestCount:
         try:
             await self._app(scope, receive, noted)
         finally:
-            self._metrics.count(route_of(scope), status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._metrics.count(route_of(scope), status, seconds, said_of(scope))
 
 
 class RefusalLog:

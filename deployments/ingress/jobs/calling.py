@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import httpx
+from ray.serve import metrics
 
 from configs.jobs import WebhookArgs
 from deployments.contracts.errors import InvalidRequest, StorageUnavailable
@@ -73,6 +74,9 @@ class Calling:
 
     def __init__(self, queue: JobQueue, args: WebhookArgs) -> None:
         self._queue = queue
+        self._told = metrics.Counter(
+            "tcd_webhooks", "webhooks that were sent, by outcome", ("outcome",)
+        )
         self._signer = Signer(args)
         self._io = Workers("work on webhooks", waiting=None)
         self._web = httpx.AsyncClient(timeout=ANSWER_S, follow_redirects=False)
@@ -125,6 +129,7 @@ class Calling:
         heard = False
         try:
             heard = await self._delivered(job, event)
+            self._told.inc(tags={"outcome": "delivered" if heard else "failed"})
         finally:
             self._plan(job, heard)
             await asyncio.shield(self._ended(job, event if heard else None))

@@ -8,6 +8,7 @@ from ray.serve import metrics as ray_metrics
 
 from deployments.contracts.figures import JobFigures
 from deployments.contracts.usage import KeyJobs
+from deployments.exported import Gauges
 from deployments.jobs.record import JobRecord
 
 LINE = "line"  # of a batch: counted apart from what is asked for by itself
@@ -19,7 +20,7 @@ def figures_of(jobs: Iterable[JobRecord], now: float) -> JobFigures:
     kept: Counter[str] = Counter()
     waiting_s: dict[str, float] = {}
     for job in jobs:
-        kind = job.kind if job.batch is None else LINE
+        kind = kind_of(job)
         standing[kind, job.status] += 1
         kept[kind] += job.size
         if job.status == "queued":
@@ -37,25 +38,44 @@ def by_owner(jobs: Iterable[JobRecord]) -> dict[str, KeyJobs]:
     return found
 
 
-class JobGauges:
-    """The same as metrics of a worker's node."""
+def kind_of(job: JobRecord) -> str:
+    """As which kind a job is counted."""
+    return job.kind if job.batch is None else LINE
+
+
+class JobMetrics:
+    """The same as metrics of a worker's node, and what this worker has done."""
 
     def __init__(self) -> None:
-        self._standing = ray_metrics.Gauge(
-            "tcd_jobs",
-            "jobs that are kept, as each worker sees them",
-            cast(tuple[str], ("kind", "status")),  # Ray's annotation allows one key only
+        self._standing = Gauges(
+            "tcd_jobs", "jobs that are kept, as each worker sees them", ("kind", "status")
         )
-        self._waiting = ray_metrics.Gauge(
+        self._waiting = Gauges(
             "tcd_jobs_oldest_queued_seconds", "how long the oldest has waited", ("kind",)
         )
-        self._shown: set[tuple[str, str]] = set()
+        self._kept = Gauges(
+            "tcd_jobs_stored_bytes", "size of their pictures and results", ("kind",)
+        )
+        self._up = ray_metrics.Gauge("tcd_jobs_storage_up", "1: the storage of jobs answers")
+        self._ended = ray_metrics.Counter(
+            "tcd_jobs_ended",
+            "jobs that this worker has ended",
+            cast(tuple[str], ("kind", "status")),  # Ray's annotation allows one key only
+        )
 
     def show(self, figures: JobFigures) -> None:
         """How jobs stand now."""
-        self._shown |= figures.standing.keys()
-        for kind, status in self._shown:
-            count = figures.standing.get((kind, status), 0)
-            self._standing.set(count, {"kind": kind, "status": status})
-        for kind in {kind for kind, _ in self._shown}:
-            self._waiting.set(figures.waiting_s.get(kind, 0.0), {"kind": kind})
+        self._up.set(1)
+        self._standing.show(dict(figures.standing.items()))
+        self._waiting.show(
+            {(kind,): figures.waiting_s.get(kind, 0.0) for kind, _ in figures.standing}
+        )
+        self._kept.show({(kind,): size for kind, size in figures.kept_bytes.items()})
+
+    def away(self) -> None:
+        """Their storage does not answer."""
+        self._up.set(0)
+
+    def ended(self, job: JobRecord) -> None:
+        """A job has ended here."""
+        self._ended.inc(tags={"kind": kind_of(job), "status": job.status})

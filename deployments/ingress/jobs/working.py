@@ -13,7 +13,7 @@ from deployments.contracts.errors import StorageUnavailable
 from deployments.contracts.jobs import BACKGROUND
 from deployments.ingress.answer.failures import failure
 from deployments.ingress.jobs.batches import FAULTY, Faulty, faults_text
-from deployments.ingress.jobs.figures import JobGauges, figures_of
+from deployments.ingress.jobs.figures import JobMetrics, figures_of
 from deployments.ingress.jobs.making import Answer, Making
 from deployments.ingress.request.workers import Workers
 from deployments.jobs.queue import JobQueue, LeaseLost, has_last_chance, is_held
@@ -85,7 +85,7 @@ class Working:
         self._beat_s = max(lease_s / RENEWALS, 0.1)
         self._poll_s = poll_s
         self._budgets = budgets
-        self._gauges = JobGauges()
+        self._metrics = JobMetrics()
         self._io = Workers("looks for jobs", threads=2, waiting=None)
         # A lease is renewed whatever the looks wait for.
         self._leases = Workers("leases of jobs", threads=8, waiting=None)
@@ -195,7 +195,7 @@ class Working:
         answered = False
         try:
             ending = await self._ending(work)
-            await self._persisted(ending)
+            self._metrics.ended(await self._persisted(ending))
             answered = True
         except LeaseLost:
             log.info("job %s is not this worker's any more", job.id)
@@ -264,12 +264,13 @@ class Working:
             try:
                 await self._io.run(self._queue.sweep, self._budgets)
                 figures = await self._io.run(figures_of, self._queue.seen(), time.time())
-                self._gauges.show(figures)
+                self._metrics.show(figures)
                 if loop.time() - searched > SWEEP_FILES_S:
                     searched = loop.time()
                     await self._io.run(self._queue.sweep_files)
             except StorageUnavailable as error:
                 log.warning("jobs are not swept: %s", error)
+                self._metrics.away()
             except Exception:
                 log.exception("jobs are not swept")
             await asyncio.sleep(SWEEP_S)

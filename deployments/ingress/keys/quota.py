@@ -25,6 +25,7 @@ PERIOD_S, PATIENCE_S = 1.0, 5.0
 log = logging.getLogger("ray.serve.tcd.keys")
 
 Exchange = Callable[[str, Report], Awaitable[OtherReports]]  # `Ledger.exchange`, wherever it is
+Show = Callable[[Report, bool], None]
 
 
 class Quota:
@@ -75,11 +76,18 @@ class Quota:
             if account.name == name:
                 account.hear(self._elsewhere(name), spent.get(name, 0))
 
-    async def keep_in_step(self, exchange: Exchange, period_s: float = PERIOD_S) -> None:
-        """Exchanges reports until it is cancelled, and has changed keys read."""
+    async def keep_in_step(
+        self,
+        exchange: Exchange,
+        period_s: float = PERIOD_S,
+        show: Show = lambda *_: None,
+    ) -> None:
+        """Exchanges reports until it is cancelled, and has changed keys read. `show`: is told each
+        time how all keys stand here, and whether their file is wrong."""
         while True:
             try:
                 await self.keys.renew()
+                show(self.report(), self.keys.faulty)
                 async with asyncio.timeout(PATIENCE_S):
                     others = await exchange(self.ingress_id, self.report())
                 self.hear(others)

@@ -95,6 +95,7 @@ class LoraShelf:
         self._closed = False
         self.loads = 0
         self.evictions = 0
+        self.failures = 0
 
     @property
     def resident(self) -> int:
@@ -123,6 +124,7 @@ class LoraShelf:
         if isinstance(read.weights, LoraWeights):
             self._parked[read.key] = read.weights
             return self._carry_out(self._cache.loaded(read.key, read.weights.nbytes))
+        self.failures += 1
         self._failures[read.key] = _Failure(read.weights, monotonic() + REMEMBER_FAILURE_S)
         victims, actions = self._cache.load_failed(read.key)
         settled = [Settled(job_id, read.weights) for job_id in victims]
@@ -169,6 +171,7 @@ class LoraShelf:
         except Exception as failure:
             if is_of_device(failure):
                 raise
+            self.failures += 1
             for bank in self._banks.values():
                 bank.drop(key)
             victims, actions = self._cache.attach_failed(key)

@@ -50,7 +50,8 @@ class Entry:
     Attributes:
         key: of this job alone, also after its id has been used again.
         progress: whether its sink wants to hear of every step.
-        deadline: on the clock of `time.monotonic`; `None`: never.
+        since: when it was handed in, on the clock of `time.monotonic`.
+        deadline: on the same clock; `None`: never.
         rows: its images still to be denoised, by index; only the engine's thread changes it.
         unanswered: its images still to be answered; only the registry changes it.
     """
@@ -58,7 +59,8 @@ class Entry:
     def __init__(
         self, job: ImageJob, sink: Sink, specs: list[RowSpec], *, progress: bool = True
     ) -> None:
-        self.deadline = None if job.timeout_s is None else monotonic() + job.timeout_s
+        self.since = monotonic()
+        self.deadline = None if job.timeout_s is None else self.since + job.timeout_s
         self.job = job
         self.key = f"{job.job_id}#{next(_SERIAL)}"
         self.sink = sink
@@ -90,6 +92,7 @@ class Standing:
     lora_bytes: int = 0
     lora_loads: int = 0
     lora_evictions: int = 0
+    lora_failures: int = 0
     compiling: Compiling = EAGER
 
 
@@ -128,6 +131,9 @@ class Registry:
             pending = self._figures.pending_images
             if not queue.allow(job.caller, images):
                 wait_s = self._wait_s(account, queue, images)
+                self._figures = replace(
+                    self._figures, refused_total=self._figures.refused_total + 1
+                )
                 raise QueueFull(
                     f"{pending} of {limits.max_pending} images are pending; room for {images} more "
                     f"is expected in {wait_s:.1f} s",
@@ -218,6 +224,22 @@ class Registry:
         for index in unanswered:
             self.answer(entry, FailedImage(index, error))
 
+    def count_first(self, entry: Entry) -> None:
+        """An image of a job has taken its first step."""
+        with self._lock:
+            figures = self._figures
+            self._figures = replace(
+                figures,
+                begun_total=figures.begun_total + 1,
+                wait_seconds_total=figures.wait_seconds_total + monotonic() - entry.since,
+            )
+
+    def count_out_of_memory(self) -> None:
+        """A UNet call found too little memory."""
+        with self._lock:
+            figures = self._figures
+            self._figures = replace(figures, out_of_memory_total=figures.out_of_memory_total + 1)
+
     def count_step(self, batch: Batch) -> None:
         """A UNet call was made."""
         with self._lock:
@@ -238,13 +260,18 @@ class Registry:
             figures = self._figures
             known = figures.seconds_per_row_step or per_row
             self._figures = replace(
-                figures, seconds_per_row_step=known + SMOOTHING * (per_row - known)
+                figures,
+                seconds_per_row_step=known + SMOOTHING * (per_row - known),
+                timed_steps_total=figures.timed_steps_total + 1,
+                timed_step_seconds_total=figures.timed_step_seconds_total + call.seconds,
             )
 
     def count_decode(self, pixels: int, seconds: float) -> None:
         """So many latent pixels took so long to decode."""
         with self._lock:
             self._vae_pace.measure(pixels, seconds)
+            figures = self._figures
+            self._figures = replace(figures, vae_seconds_total=figures.vae_seconds_total + seconds)
 
     def publish(self, standing: Standing) -> None:
         """Shows the loop's state to other threads. Called on the engine's thread."""
@@ -262,6 +289,7 @@ class Registry:
                 lora_bytes=standing.lora_bytes,
                 lora_loads_total=standing.lora_loads,
                 lora_evictions_total=standing.lora_evictions,
+                lora_failures_total=standing.lora_failures,
                 batch_limit=standing.batch_limit,
                 compiled=standing.compiling.level,
                 compiles_total=standing.compiling.compiles,
