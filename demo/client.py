@@ -21,10 +21,15 @@ class Refused(Exception):
 
 
 class Client:
-    """Speaks to the service at `url`. Raises `Refused` for what is not answered with success."""
+    """Speaks to the service at `url`. Raises `Refused` for what is not answered with success.
 
-    def __init__(self, url: str) -> None:
-        self._web = httpx.Client(base_url=url, timeout=TIMEOUT_S)
+    Args:
+        key: of a service that asks for one.
+    """
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        self._web = httpx.Client(base_url=url, timeout=TIMEOUT_S, headers=headers)
 
     def __enter__(self) -> Self:
         return self

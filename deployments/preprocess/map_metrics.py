@@ -22,7 +22,7 @@ class MapMetrics:
             (self._computed, figures.computed_total),
             (self._reused, figures.reused_total),
         ):
-            for preprocessor, count in counts.items():
-                total.show(count, {"preprocessor": preprocessor})
+            for preprocessor in figures.computed_total:
+                total.show(counts.get(preprocessor, 0), {"preprocessor": preprocessor})
         self._stored.set(figures.stored)
         self._stored_bytes.set(figures.stored_bytes)

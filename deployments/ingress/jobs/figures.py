@@ -2,16 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import cast
 
 from ray.serve import metrics as ray_metrics
 
 from deployments.contracts.figures import JobFigures
 from deployments.contracts.usage import KeyJobs
-from deployments.exported import Gauges
-from deployments.jobs.record import JobRecord
+from deployments.exported import Gauges, Total
+from deployments.jobs.record import ENDED, JobRecord
 
 LINE = "line"  # of a batch: counted apart from what is asked for by itself
+KINDS = ("image", LINE, "video", "batch")
+STANDING = ("kind", "status")
 
 
 def figures_of(jobs: Iterable[JobRecord], now: float) -> JobFigures:
@@ -48,7 +49,7 @@ class JobMetrics:
 
     def __init__(self) -> None:
         self._standing = Gauges(
-            "tcd_jobs", "jobs that are kept, as each worker sees them", ("kind", "status")
+            "tcd_jobs", "jobs that are kept, as each worker sees them", STANDING
         )
         self._waiting = Gauges(
             "tcd_jobs_oldest_queued_seconds", "how long the oldest has waited", ("kind",)
@@ -57,11 +58,9 @@ class JobMetrics:
             "tcd_jobs_stored_bytes", "size of their pictures and results", ("kind",)
         )
         self._up = ray_metrics.Gauge("tcd_jobs_storage_up", "1: the storage of jobs answers")
-        self._ended = ray_metrics.Counter(
-            "tcd_jobs_ended",
-            "jobs that this worker has ended",
-            cast(tuple[str], ("kind", "status")),  # Ray's annotation allows one key only
-        )
+        self._ended = Total("tcd_jobs_ended", "jobs that this worker has ended", STANDING)
+        self._counted = Counter({(kind, end): 0 for kind in KINDS for end in ENDED})
+        self._show_ended()
 
     def show(self, figures: JobFigures) -> None:
         """How jobs stand now."""
@@ -78,4 +77,9 @@ class JobMetrics:
 
     def ended(self, job: JobRecord) -> None:
         """A job has ended here."""
-        self._ended.inc(tags={"kind": kind_of(job), "status": job.status})
+        self._counted[kind_of(job), job.status] += 1
+        self._show_ended()
+
+    def _show_ended(self) -> None:
+        for place, count in self._counted.items():
+            self._ended.show(count, dict(zip(STANDING, place, strict=True)))

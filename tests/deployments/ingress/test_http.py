@@ -302,9 +302,16 @@ def test_a_refusal_of_what_the_client_made_up_is_one_line(
 
 def test_a_stream_that_ends_with_an_error_is_one_line(lines: list[logging.LogRecord]) -> None:
     asked = {**BODY, "stream": True, "num_inference_steps": 13}
-    answer = client().post(GENERATIONS, json=asked, headers={"x-request-id": "abc"})
+    service = client()
+    answer = service.post(GENERATIONS, json=asked, headers={"x-request-id": "abc"})
     assert answer.status_code == 200
-    (line,) = lines
+    service.post(GENERATIONS, json={})
+    figures = service.get("/metrics").text
+    for status, code in (("500", "generation_failed"), ("400", "invalid_value")):
+        said = f'code="{code}",route="{GENERATIONS}",status="{status}"'
+        assert f"tcd_http_errors_total{{{said}}} 1.0" in figures
+    assert f'tcd_http_requests_total{{route="{GENERATIONS}",status="200"}} 1.0' in figures
+    line, _ = lines
     assert line.levelno == logging.WARNING
     assert vars(line)["request_id"] == "abc"
     assert line.getMessage() == (

@@ -176,6 +176,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     assert_unharmed(listener, oracle_of("sd15"), (noisy, *CROWD))
     assert max(sizes) > 3, "memory never ran out"
     assert sum(size > 3 for size in sizes) < 8, "it did not learn"
+    assert engine.figures().out_of_memory_total == sum(size > 3 for size in sizes)
+    images = len(noisy.seeds) + sum(len(job.seeds) for job in CROWD)
+    assert engine.figures().begun_total == images
     assert min(limits) <= 3 < max(limits), "the bound never grew back"
     assert engine.figures().failed_total == 0
 

@@ -74,6 +74,7 @@ def test_a_broken_style_fails_its_own_requests_only(
         assert_same(listener.image(job.job_id), oracle_of("sd15").image(job))
     assert engine.fault is None
     assert engine.figures().loras_resident == 1
+    assert engine.figures().lora_failures_total == len(broken_styles)
 
 
 def test_a_style_that_was_broken_is_read_again_for_the_next_request(

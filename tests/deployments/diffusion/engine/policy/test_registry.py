@@ -6,6 +6,7 @@ from configs.app import Limits
 from deployments.contracts.errors import QueueFull
 from deployments.contracts.figures import CallerFigures
 from deployments.contracts.jobs import Caller, FailedImage, ImageJob
+from deployments.diffusion.engine.policy import registry as registry_module
 from deployments.diffusion.engine.policy.batch import Batch, BatchKey, Measured
 from deployments.diffusion.engine.policy.estimate import Work
 from deployments.diffusion.engine.policy.registry import IDLE_CALLERS, Entry, Registry, Standing
@@ -152,3 +153,30 @@ def test_idle_callers_are_forgotten_one_day() -> None:
     assert len(names) <= IDLE_CALLERS + 2
     assert "other" in names
     assert str(3 * IDLE_CALLERS - 1) in names
+
+
+def test_what_is_refused_is_counted() -> None:
+    registry = measured()
+    registry.open(entry("all", 16), LIMITS)
+    for job in ("one", "two"):
+        refused(registry, entry(job))
+    assert registry.figures().refused_total == 2
+    assert registry.figures().pending_images == 16
+
+
+def test_times_of_calls_and_waits_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(registry_module, "monotonic", lambda: now)
+    registry = Registry("engine")
+    first, second = entry("first"), entry("second")
+    now = 102.0
+    registry.count_first(first)
+    now = 105.0
+    registry.count_first(second)
+    for seconds in (0.25, 0.5):
+        registry.measure_step(Measured(BatchKey(8, 8), 3, seconds))
+        registry.count_decode(PIXELS, 2 * seconds)
+    figures = registry.figures()
+    assert (figures.begun_total, figures.wait_seconds_total) == (2, 7.0)
+    assert (figures.timed_steps_total, figures.timed_step_seconds_total) == (2, 0.75)
+    assert figures.vae_seconds_total == 1.5
