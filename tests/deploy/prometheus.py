@@ -20,7 +20,7 @@ from tests.deploy.test_haproxy import process
 CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yaml"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 MUST = "TCD_MUST_RUN"  # set where nothing may be skipped
-SCRAPE_S = 2  # the nodes of a service say a lot
+SCRAPE_S = 3  # the nodes of a service say a lot
 Labels = Mapping[str, str]
 
 
