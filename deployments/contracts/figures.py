@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from deployments.contracts.cards import AVAILABILITIES, Availability
 
 AVAILABILITY = "1: this is what the model is doing"
+NAMES_ERROR = "1 while newer names of models are refused and the last good ones are in force"
 # Upper bounds of histograms of times that somebody waits for.
 SECONDS = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 ENGINE_HELP = {

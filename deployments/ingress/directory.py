@@ -8,7 +8,7 @@ from ray import serve
 
 from configs.app import ServiceArgs
 from configs.names import NamesConfig
-from deployments.contracts.figures import AVAILABILITY, ModelFigures, states
+from deployments.contracts.figures import AVAILABILITY, NAMES_ERROR, ModelFigures, states
 from deployments.contracts.usage import OtherReports, Report
 from deployments.exported import Gauges
 from deployments.ingress.discovery.applications import Applications
@@ -29,6 +29,7 @@ class Directory:
         self._observer = Observer(applications, args.discovery_period_s)
         self._ledger = Ledger()
         self._availability = Gauges("tcd_model_availability", AVAILABILITY, ("model", "state"))
+        self._names_error = Gauges("tcd_names_config_error", NAMES_ERROR)
         self._observing = asyncio.get_running_loop().create_task(self._observer.run())
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
@@ -67,5 +68,6 @@ class Directory:
     def check_health(self) -> None:
         """Called by Serve every `health_check_period_s`. Publishes what the models are doing."""
         self._availability.show(states(self._observer.availability()))
+        self._names_error.show({(): float(self._observer.names_fault is not None)})
         if self._observing.done():
             raise RuntimeError("the directory looks no more")

@@ -75,6 +75,12 @@ class Named:
         asked = httpx.get(f"{self.url}/readyz", params={"models": ",".join(models)}, timeout=30)
         return asked.status_code == 200
 
+    def fault(self) -> float:
+        """As `/metrics` has it."""
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        (line,) = (one for one in text.splitlines() if one.startswith("tcd_names_config_error "))
+        return float(line.split()[1])
+
     def pids(self) -> set[int]:
         """Of all its processes but the models'."""
         client = _get_global_client()
@@ -168,7 +174,8 @@ def test_names_that_are_refused_change_nothing(named: Named) -> None:
     wait_until(lambda: named.ready(PUBLIC), START_S)
     before = named.pids()
     named.deploy(OLD, aliases={PUBLIC: "other", "other": OLD})
-    named.deploy(OLD, aliases={PUBLIC: OLD}, default_model=OLD)
-    wait_until(lambda: "model" in httpx.get(f"{named.url}/readyz", timeout=30).text, START_S)
-    assert named.ask().status_code == 200
+    wait_until(lambda: named.fault() == 1, START_S)
+    assert named.ask().json()["model"] == OLD
+    named.deploy(OLD, aliases={PUBLIC: OLD})
+    wait_until(lambda: named.fault() == 0, START_S)
     assert named.pids() == before

@@ -38,6 +38,9 @@ class Observer:
 
     Args:
         period_s: between two looks.
+
+    Attributes:
+        names_fault: why newer names of the models are refused.
     """
 
     def __init__(self, applications: Applications, period_s: float) -> None:
@@ -47,7 +50,7 @@ class Observer:
         self._thread = ThreadPoolExecutor(1, "controller")
         self._models: dict[str, Watched] = {}
         self._names: Names | None = None
-        self._names_fault: str | None = None
+        self.names_fault: str | None = None
         self._id = uuid.uuid4().hex
         self._snapshot: Snapshot | None = None
         self._news = asyncio.Event()
@@ -57,12 +60,12 @@ class Observer:
 
     def rename(self, names: Names) -> None:
         """From now on the models have these names."""
-        self._names, self._names_fault = names, None
+        self._names, self.names_fault = names, None
         self._publish()
 
     def keep_names(self, fault: str) -> None:
         """Newer names are refused, for this reason; the last ones stay."""
-        self._names_fault = fault
+        self.names_fault = fault
         self._publish()
 
     async def run(self) -> None:
@@ -167,7 +170,7 @@ class Observer:
         """
         models = {name: self._models[name].outlook for name in sorted(self._models)}
         number = self._snapshot.number if self._snapshot else 0
-        now = Snapshot(self._id, number, models, self._names, self._names_fault)
+        now = Snapshot(self._id, number, models, self._names, self.names_fault)
         if self._looks < MISSES or now == self._snapshot:
             return
         self._snapshot = replace(now, number=number + 1)

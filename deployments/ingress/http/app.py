@@ -227,6 +227,7 @@ def make_app(
             quota.keys.faulty,
             service.moderator.counted,
             {name: model.availability for name, model in service.catalogue.outlooks().items()},
+            names_faulty=service.catalogue.names_fault is not None,
         )
         return Response(text, media_type=CONTENT_TYPE)
 

@@ -18,6 +18,7 @@ from deployments.contracts.figures import (
     AVAILABILITY,
     ENGINE_HELP,
     MAPS_HELP,
+    NAMES_ERROR,
     SECONDS,
     JobFigures,
     MapFigures,
@@ -83,6 +84,8 @@ class Metrics:
         keys_faulty: bool = False,
         moderated: Mapping[tuple[str, str], int] | None = None,
         models: Mapping[str, Availability] | None = None,
+        *,
+        names_faulty: bool = False,
     ) -> bytes:
         """Prometheus text.
 
@@ -92,10 +95,11 @@ class Metrics:
             moderated: pictures that were checked here, by kind and outcome; `None`: nothing is
                 said of them.
             models: what they are doing, by name; `None`: nothing is known.
+            names_faulty: newer names of models are refused.
         """
         others = CollectorRegistry()
         others.register(_Engines(figures))
-        others.register(_Models(models or {}))
+        others.register(_Models(models or {}, names_faulty))
         others.register(_Maps(maps))
         others.register(_Jobs(jobs))
         others.register(_Keys(keys, keys_faulty))
@@ -136,8 +140,9 @@ class _Engines:
 class _Models:
     """A collector over what the models are doing."""
 
-    def __init__(self, models: Mapping[str, Availability]) -> None:
+    def __init__(self, models: Mapping[str, Availability], faulty: bool) -> None:
         self._models = models
+        self._faulty = faulty
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily(
@@ -146,6 +151,7 @@ class _Models:
         for place, value in states(self._models).items():
             family.add_metric(place, value)
         yield family
+        yield GaugeMetricFamily("tcd_names_config_error", NAMES_ERROR, int(self._faulty))
 
 
 class _Maps:
