@@ -212,6 +212,11 @@ class Diffusion:
             "pending_seconds": figures.pending_seconds,
         }
 
+    def record_routing_stats(self) -> dict[str, object]:
+        """Called by Serve every `request_routing_stats_period_s`: what the routers of this model's
+        handles know of this replica."""
+        return self._engine.report().stats
+
     def __del__(self) -> None:
         engine = getattr(self, "_engine", None)
         if engine is not None:

@@ -13,6 +13,7 @@ from configs.names import Names, NamesConfig
 from configs.needs import ip_adapter_key
 from configs.sources import PROJECT_ROOT
 from graphs.check.accepted import DIRECTORY, MODEL, SERVICE, read
+from graphs.check.routing import misrouted, routing_advice
 from graphs.limits import GRACE_S, HEALTH_CHECK_TIMEOUT_S, LASTING
 from graphs.model import DIFFUSION
 
@@ -51,6 +52,7 @@ def disagreements(config: ServeDeploySchema) -> Iterator[str]:
     models = list(_models(config))
     for model in models:
         yield from _model(model)
+        yield from misrouted(model.diffusion, f"{model.place}.{DIFFUSION.name}")
     for application, service in _services(config):
         yield from _service(application, service, names)
         yield from _proxy(config, service)
@@ -63,6 +65,7 @@ def advice(config: ServeDeploySchema, *, machine: bool = True) -> Iterator[str]:
     also what nodes must have and this machine has not."""
     for model in _models(config):
         yield from _queues(model)
+        yield from routing_advice(model.diffusion, f"{model.place}.{DIFFUSION.name}")
     for application, service in _services(config):
         yield from _times(config, service)
         if machine:

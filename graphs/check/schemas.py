@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from ray import serve
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import (
     DeploymentSchema,
     HTTPOptionsSchema,
@@ -33,6 +33,7 @@ MAPPINGS: dict[str, type[BaseModel]] = {
     "logging_config": LoggingConfig,
     "policy": AutoscalingPolicy,
     "ray_actor_options": RayActorOptionsSchema,
+    "request_router_config": RequestRouterConfig,
 }
 
 

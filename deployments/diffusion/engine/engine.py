@@ -56,6 +56,7 @@ from deployments.diffusion.engine.pixels.decoder import Decoded, Decoder, Latent
 from deployments.diffusion.engine.policy.admission import Admission
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, Outcome, OutOfMemory
 from deployments.diffusion.engine.policy.registry import Entry, Registry, Sink, Standing
+from deployments.diffusion.engine.policy.report import Report
 from deployments.diffusion.engine.policy.scheduler import Scheduler
 from deployments.diffusion.engine.policy.spec import LoraSource
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
@@ -197,6 +198,10 @@ class Engine:
         held = held_bytes(self.components.device)
         return replace(self._registry.figures(), device_memory_bytes=held)
 
+    def report(self) -> Report:
+        """What is told to those who choose between replicas."""
+        return self._registry.report()
+
     def generate(self, job: ImageJob, assets: Sequence[Asset] = ()) -> list[FinishedImage]:
         """Submits a job and waits for it; raises what it failed with."""
         events = self._events(job, assets, progress=False)
@@ -328,6 +333,7 @@ class Engine:
                 lora_loads=shelf.loads,
                 lora_evictions=shelf.evictions,
                 lora_failures=shelf.failures,
+                adapters=shelf.fingerprints,
                 compiling=self._runner.compiling,
             )
         )

@@ -28,12 +28,12 @@ class Replicas:
     """Of one model.
 
     Attributes:
-        up: one has started and not ended.
+        up: how many have started and not ended.
         none: none is there in any state.
         asleep: none is up or starting, and none is to be: the model is scaled to zero.
     """
 
-    up: bool
+    up: int
     none: bool
     asleep: bool
 
@@ -101,14 +101,18 @@ def seen(overview: ApplicationStatusOverview) -> Seen:
     state = str(overview.status.value)
     if not overview.deployments:
         return Seen(state, None)
-    states = {s for d in overview.deployments.values() for s, n in d.replica_states.items() if n}
+    states: Counter[str] = Counter()
+    for deployment in overview.deployments.values():
+        states.update({s: n for s, n in deployment.replica_states.items() if n})
     resting = all(d.status.value in RESTING for d in overview.deployments.values())
     return Seen(
         state,
         Replicas(
-            up=bool(states & UP),
+            up=sum(states[state] for state in UP),
             none=not states,
-            asleep=resting and overview.status == ApplicationStatus.RUNNING and not states - ENDING,
+            asleep=resting
+            and overview.status == ApplicationStatus.RUNNING
+            and not states.keys() - ENDING,
         ),
     )
 

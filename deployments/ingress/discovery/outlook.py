@@ -20,6 +20,7 @@ class Outlook:
             run until it is deployed anew.
         card: the last one known; `None`: it has never been described.
         handle: `None`: Serve has not given one yet.
+        replicas: how many run.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Outlook:
     availability: Availability
     card: ModelCard | None = None
     handle: DeploymentHandle[object] | None = None
+    replicas: int = 0
 
     @property
     def up(self) -> bool:

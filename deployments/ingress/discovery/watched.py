@@ -20,6 +20,7 @@ class Watched:
     Attributes:
         seen: what Serve said of it last.
         up: a replica has started; asleep: none is to run.
+        replicas: how many have started.
         missed, failed: looks in a row that did not find it, or found that Serve has given it up.
         silent: it did not answer when it was last asked.
         figures, counted: of its replicas, and when they came, on the event loop's clock.
@@ -30,6 +31,7 @@ class Watched:
     seen: Seen
     up: bool = False
     asleep: bool = False
+    replicas: int = 0
     missed: int = 0
     failed: int = 0
     silent: bool = False
@@ -45,12 +47,14 @@ class Watched:
         self.missed = 0
         self.failed = self.failed + 1 if seen.failed else 0
         if seen.replicas is not None:
-            self.up, self.asleep = seen.replicas.up, seen.replicas.asleep
+            self.replicas, self.asleep = seen.replicas.up, seen.replicas.asleep
+            self.up = self.replicas > 0
 
     @property
     def outlook(self) -> Outlook:
         """What is told of it."""
-        return Outlook(self.name, self.seen.state, self._availability, self.card, self.handle)
+        state, card = self.seen.state, self.card
+        return Outlook(self.name, state, self._availability, card, self.handle, self.replicas)
 
     @property
     def _availability(self) -> Availability:

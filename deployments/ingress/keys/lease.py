@@ -14,24 +14,13 @@ from deployments.contracts.errors import (
     NotReady,
     QueueFull,
 )
-from deployments.contracts.jobs import Caller, ImageJob, real_steps
+from deployments.contracts.jobs import Caller
 from deployments.ingress.keys.account import Account, Place
 
-LATENT_PIXEL = 8  # pixels a side
 REFUSALS = (Forbidden, InvalidRequest, QueueFull)
 UNDONE = (*REFUSALS, NotReady, EngineFault)  # no work of these is charged
 
 Outcome = Literal["answered", "refused", "failed", "cancelled", "moderated"]
-
-
-def work_of(job: ImageJob) -> int:
-    """UNet pixel-steps of a job: images x steps x latent pixels x frames, twice with guidance."""
-    steps = job.num_inference_steps
-    if job.image is not None:
-        steps = real_steps(steps, job.strength)
-    latent = (job.width // LATENT_PIXEL) * (job.height // LATENT_PIXEL)
-    twins = 2 if job.guidance_scale > 1 else 1
-    return len(job.seeds) * steps * latent * twins * (job.num_frames or 1)
 
 
 class Lease:

@@ -151,6 +151,10 @@ class Catalogue:
         """Whether a request to the model would be answered, if only after it has been woken."""
         return name in self._models and self._models[name].answers
 
+    def replicas(self, name: str) -> int:
+        """How many replicas of the model ran when it was last looked at."""
+        return self._models[name].replicas if name in self._models else 0
+
     def up(self, name: str) -> bool:
         """Whether a replica of the model runs."""
         return name in self._models and self._models[name].up

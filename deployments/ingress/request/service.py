@@ -51,8 +51,9 @@ from deployments.contracts.jobs import (
 from deployments.contracts.refusal import Refusal, accepted
 from deployments.contracts.tokens import PromptTokens, TokenizeBody, TokensBody
 from deployments.contracts.verdict import Verdict
+from deployments.contracts.work import work_of
 from deployments.ingress.discovery.asking import asked
-from deployments.ingress.keys.lease import Lease, work_of
+from deployments.ingress.keys.lease import Lease
 from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.assembly import Assembled, Assembler, Outline
 from deployments.ingress.request.budget import check
@@ -65,6 +66,7 @@ from deployments.ingress.request.deaths import (
     twice,
     wait_for_room,
 )
+from deployments.ingress.request.elsewhere import Elsewhere
 from deployments.ingress.request.moderation import Kind, Moderator
 from deployments.ingress.request.pictures import Brought
 from deployments.ingress.request.workers import together
@@ -327,6 +329,16 @@ class Service:
         return await _of_drawn(lambda: self.moderator.passes(level, "partial_image", pixels), until)
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
+        elsewhere = Elsewhere(ready.job, self.catalogue.replicas(model.card.id))
+        while True:
+            try:
+                return await self._submit_once(model, ready)
+            except QueueFull:
+                if (job := elsewhere.again()) is None:
+                    raise
+                ready = replace(ready, job=job)
+
+    async def _submit_once(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(
             DeploymentResponse[ImageResult | Refusal],
             model.handle.submit.remote(ready.job, *ready.assets),
@@ -339,7 +351,20 @@ class Service:
             raise
 
     async def _events(self, model: Model, ready: Assembled) -> AsyncGenerator[StreamEvent]:
-        """A job's events from its replica; leaving the iterator cancels the job."""
+        """A job's events from the replica that has room; leaving the iterator cancels the job."""
+        elsewhere = Elsewhere(ready.job, self.catalogue.replicas(model.card.id))
+        while True:
+            try:
+                async with aclosing(self._events_once(model, ready)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except QueueFull:  # the first that such a replica says, and the last
+                if (job := elsewhere.again()) is None:
+                    raise
+                ready = replace(ready, job=job)
+
+    async def _events_once(self, model: Model, ready: Assembled) -> AsyncGenerator[StreamEvent]:
         events = cast(
             DeploymentResponseGenerator[StreamEvent | Refusal],
             model.handle.options(stream=True).stream.remote(ready.job, *ready.assets),

@@ -29,7 +29,7 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.refusal import Refusal
 from deployments.contracts.usage import KeyUsage
-from deployments.ingress.keys.lease import work_of
+from deployments.contracts.work import work_of
 from deployments.ingress.keys.quota import Quota
 from tests.deployments.ingress.keyed import LATENT, Clock, Keys, Replica, entry, service
 

@@ -172,13 +172,15 @@ def run(
     use: Callable[[Service], Awaitable[Any]],
     assembler: object = None,
     availability: Availability = "ready",
+    replicas: int = 1,
     **args: Any,
 ) -> Any:
     """What a service makes of a request to this model."""
 
     async def walk() -> Any:
         tasks = ("text-to-image", "video")
-        async with following(outlook("sd15", availability, model, tasks=tasks)) as (catalogue, _):
+        known = replace(outlook("sd15", availability, model, tasks=tasks), replicas=replicas)
+        async with following(known) as (catalogue, _):
             settings = ServiceArgs(default_model="sd15", **args)
             made = cast(Assembler, assembler or FakeAssembler())
             return await asyncio.wait_for(use(Service(settings, catalogue, made)), 10)
@@ -442,6 +444,47 @@ def test_a_video_waits_for_its_place_and_survives_its_replica(
     model = Replicas(full, full, [STEP, DIED], [STEP, FINISHED, DONE])
     assert run(model, animated).seed == FINISHED.seed
     assert len(model.jobs) == 4
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 9])
+@pytest.mark.parametrize("use", [generated, streamed])
+def test_who_finds_no_room_is_asked_of_another_replica(
+    use: Callable[[Service], Awaitable[Any]], replicas: int
+) -> None:
+    full = Refusal(QueueFull("full", 2000))
+    outcome: object = full if use is generated else [full]
+    asked = min(replicas, 3)
+
+    model = Replicas(*[outcome] * 9)
+    with pytest.raises(QueueFull) as refused:
+        run(model, use, replicas=replicas)
+    assert refused.value.retry_after_ms == 2000
+    assert len(model.jobs) == asked
+    assert len({job.job_id for job in model.jobs}) == 1  # by which the router knows it again
+
+    made: object = MADE if use is generated else [FINISHED, DONE]
+    model = Replicas(*[outcome] * (asked - 1), made)
+    assert run(model, use, replicas=replicas) == made
+    assert {replace(job, timeout_s=None) for job in model.jobs} == {
+        replace(model.jobs[0], timeout_s=None)
+    }
+
+
+def test_the_second_replica_has_what_is_left_of_the_time() -> None:
+    class Slow(Replicas):
+        async def _submit(self, job: ImageJob) -> object:
+            answer = await super()._submit(job)
+            await asyncio.sleep(TIMEOUT_S)
+            return answer
+
+    model = Slow(*[Refusal(QueueFull("full", 2000))] * 2, MADE)
+    assert run(model, generated, replicas=3, request_timeout_s=8 * TIMEOUT_S) == MADE
+    first, second, third = (job.timeout_s for job in model.jobs)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert first - second >= TIMEOUT_S
+    assert second - third >= TIMEOUT_S
 
 
 @pytest.mark.parametrize("availability", ["asleep", "starting"])

@@ -19,6 +19,7 @@ from graphs.check.__main__ import main
 from graphs.check.agreement import SINGLETONS, deployments_of
 from graphs.check.config import advice_of, problems, problems_of
 from graphs.limits import GRACE_S
+from graphs.model import ROUTER
 from graphs.service import build
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,6 +59,11 @@ def model(config: dict[str, Any]) -> dict[str, Any]:
 def service(config: dict[str, Any]) -> dict[str, Any]:
     application: dict[str, Any] = config["applications"][SERVICE]
     return application
+
+
+def routed(**kwargs: object) -> dict[str, object]:
+    """A `request_router_config` of ours."""
+    return {"request_router_class": ROUTER, "request_router_kwargs": kwargs}
 
 
 def diffusion(config: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +132,27 @@ def limits(**changed: int) -> Edit:
         (
             lambda c: model(c)["deployments"][0].update(num_replicas=-1),
             "model-sd15.Diffusion.num_replicas",
+        ),
+        (
+            lambda c: diffusion(c).update(request_router_config={"request_router_clas": ROUTER}),
+            "model-sd15.Diffusion.request_router_config.request_router_clas: Ray knows no such key "
+            "here; request_router_class?",
+        ),
+        (
+            lambda c: diffusion(c).update(request_router_config={"request_router_class": "a.b.C"}),
+            "model-sd15.Diffusion",
+        ),
+        (
+            lambda c: diffusion(c).update(request_router_config=routed(load_s=-1)),
+            "model-sd15.Diffusion.request_router_config.request_router_kwargs: load_s is -1; ",
+        ),
+        (
+            lambda c: diffusion(c).update(request_router_config=routed(lod_s=1)),
+            "model-sd15.Diffusion.request_router_config.request_router_kwargs: ",
+        ),
+        (
+            lambda c: diffusion(c).update(request_router_config=routed(load_s="soon")),
+            "model-sd15.Diffusion.request_router_config.request_router_kwargs: ",
         ),
         (lambda c: model(c).update(name="sd15"), "sd15.name: the application of this model is"),
         (
@@ -443,6 +470,12 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
                 jobs={"webhooks": {"secret_env": "TCD_NOT_SET", "allowed_hosts": ["a.example"]}}
             ),
             "tcd.args.jobs.webhooks.secret_env: TCD_NOT_SET is not set here",
+        ),
+        (
+            lambda c: diffusion(c).update(
+                request_router_config={"request_routing_stats_period_s": 5}
+            ),
+            "model-sd15.Diffusion.request_router_config: it is replaced as a whole; without",
         ),
         (
             several_ingresses,

@@ -23,6 +23,7 @@ from deployments.diffusion.engine.adapters.files import LoraFile
 from deployments.diffusion.engine.adapters.reader import LoraReader, LoraWeights
 from deployments.diffusion.engine.adapters.sources import LoraSources, refusal
 from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
+from deployments.diffusion.engine.policy.report import MOST_ADAPTERS, fingerprint
 from deployments.diffusion.engine.policy.spec import LoraSource
 
 MADE_AT_ONCE = 2  # adapters of their files: they share an interpreter
@@ -69,6 +70,10 @@ class LoraShelf:
         banks: by model name; they are given the adapters.
         deliver: called on other threads with what becomes of loads; must hand it to the engine's
             thread, which gives it to `take`.
+
+    Attributes:
+        loads, evictions: adapters that were begun to be read, and taken off the device, so far.
+        fingerprints: of those on the device, the most recently used ones if a `Report` names fewer.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class LoraShelf:
         self.loads = 0
         self.evictions = 0
         self.failures = 0
+        self.fingerprints: frozenset[int] = frozenset()
 
     @property
     def resident(self) -> int:
@@ -163,7 +169,13 @@ class LoraShelf:
                     settled.append(Settled(job_id))
                 case _:
                     settled.append(Settled(action.job_id, self._too_large(action.needed)))
+        if any(isinstance(action, Attach | Detach) for action in actions):
+            self.fingerprints = self._fingerprints()
         return settled
+
+    def _fingerprints(self) -> frozenset[int]:
+        sources = [self._sources[key] for key in self._cache.resident[-MOST_ADAPTERS:]]
+        return frozenset(fingerprint(source.unet, source.name) for source in sources)
 
     def _attach(self, key: str) -> list[Settled]:
         try:

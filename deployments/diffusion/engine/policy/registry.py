@@ -35,6 +35,7 @@ from deployments.diffusion.engine.policy.estimate import (
     Pace,
     Work,
 )
+from deployments.diffusion.engine.policy.report import Report
 from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 
@@ -82,6 +83,7 @@ class Standing:
         running_rows: rows with a slot.
         pending_unet_rows: UNet rows still to be computed, twins counted.
         batch_limit: rows that memory allows a UNet call.
+        adapters: fingerprints of those on the device, as a `Report` has them.
     """
 
     work: Work
@@ -93,6 +95,7 @@ class Standing:
     lora_loads: int = 0
     lora_evictions: int = 0
     lora_failures: int = 0
+    adapters: frozenset[int] = frozenset()
     compiling: Compiling = EAGER
 
 
@@ -108,6 +111,7 @@ class Registry:
         self._unet_pace = Pace(UNMEASURED_STEP_S)
         self._vae_pace = Pace(UNMEASURED_DECODE_S)
         self._work = Work()
+        self._adapters: frozenset[int] = frozenset()
         self._unseen: set[Entry] = set()  # taken in since the loop last counted its work
 
     def open(self, entry: Entry, limits: Limits) -> None:
@@ -277,6 +281,7 @@ class Registry:
         """Shows the loop's state to other threads. Called on the engine's thread."""
         with self._lock:
             self._work = standing.work
+            self._adapters = standing.adapters
             outlook = self._outlook(standing.work)
             self._figures = replace(
                 self._figures,
@@ -295,6 +300,17 @@ class Registry:
                 compiles_total=standing.compiling.compiles,
                 compile_failures_total=standing.compiling.failures,
                 graph_steps_total=standing.compiling.replays,
+            )
+
+    def report(self) -> Report:
+        """What is told to those who choose between replicas."""
+        with self._lock:
+            return Report(
+                pending_s=self._figures.pending_seconds,
+                step_pixel_s=self._unet_pace.pixel_s,
+                decode_pixel_s=self._vae_pace.pixel_s,
+                rows_total=self._figures.rows_total,
+                adapters=self._adapters,
             )
 
     def figures(self) -> EngineFigures:

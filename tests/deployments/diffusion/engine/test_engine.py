@@ -24,6 +24,7 @@ from deployments.diffusion.engine.adapters.files import LoraFile
 from deployments.diffusion.engine.adapters.reader import LoraWeights
 from deployments.diffusion.engine.pixels.decoder import IMAGES_A_CALL
 from deployments.diffusion.engine.policy.registry import Entry
+from deployments.diffusion.engine.policy.report import Report, fingerprint
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import (
@@ -499,6 +500,28 @@ def test_the_figures_count_what_was_done(make_engine: MakeEngine) -> None:
     assert (figures.loras_resident, figures.lora_loads_total) == (1, 1)
     assert figures.lora_bytes > 100_000
     assert (figures.pending_images, figures.pending_steps) == (0, 0)
+
+
+def test_the_report_says_what_is_on_the_device_and_how_long_work_takes(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine()
+    before = engine.report()
+    assert before == Report()
+    listener = Listener(engine)
+    listener.submit(
+        image_job("one", num_inference_steps=3, loras=styles(neon=1.0, ink=0.5)),
+        image_job("long", num_inference_steps=50, width=256, height=256),
+    )
+    assert eventually(lambda: engine.report().pending_s > 0)
+    listener.wait()
+    assert eventually(lambda: engine.figures().running_rows == 0)
+    assert eventually(lambda: engine.report().pending_s == 0)
+    after = engine.report()
+    assert after.adapters == {fingerprint("unet", "neon"), fingerprint("unet", "ink")}
+    assert after.rows_total == 53
+    assert after.step_pixel_s != before.step_pixel_s
+    assert after.decode_pixel_s != before.decode_pixel_s
 
 
 def _place(events: Sequence[object], event: object) -> int:

@@ -39,7 +39,8 @@ def overview(status: str, deployment: str | None, **replicas: int) -> Applicatio
 @pytest.mark.parametrize(
     ("application", "replicas"),
     [
-        (overview("RUNNING", "HEALTHY", RUNNING=2), "up"),
+        (overview("RUNNING", "HEALTHY", RUNNING=2), "two"),
+        (overview("DEPLOYING", "UPDATING", RUNNING=1, UPDATING=1, STOPPING=1), "two"),
         (overview("DEPLOYING", "UPDATING", RUNNING=1, STARTING=1), "up"),
         (overview("DEPLOYING", "UPDATING", UPDATING=1), "up"),
         (overview("RUNNING", "HEALTHY", RECOVERING=1), "up"),
@@ -56,11 +57,12 @@ def overview(status: str, deployment: str | None, **replicas: int) -> Applicatio
 )
 def test_replicas(application: ApplicationStatusOverview, replicas: str) -> None:
     wanted = {
-        "up": Replicas(up=True, none=False, asleep=False),
-        "neither": Replicas(up=False, none=False, asleep=False),
-        "none": Replicas(up=False, none=True, asleep=False),
-        "asleep": Replicas(up=False, none=True, asleep=True),
-        "asleep, ending": Replicas(up=False, none=False, asleep=True),
+        "two": Replicas(up=2, none=False, asleep=False),
+        "up": Replicas(up=1, none=False, asleep=False),
+        "neither": Replicas(up=0, none=False, asleep=False),
+        "none": Replicas(up=0, none=True, asleep=False),
+        "asleep": Replicas(up=0, none=True, asleep=True),
+        "asleep, ending": Replicas(up=0, none=False, asleep=True),
         "unsaid": None,
     }
     assert seen(application) == Seen(application.status.value, wanted[replicas])
@@ -89,6 +91,6 @@ def test_a_look_sees_what_serve_says(served: Served) -> None:
         for name, overview in said.items()
         if name.startswith(APP_PREFIX)
     }
-    assert looked["sd15"].replicas == Replicas(up=True, none=False, asleep=False)
+    assert looked["sd15"].replicas == Replicas(up=1, none=False, asleep=False)
     with pytest.raises(LookupError):
         Applications("unknown").look()

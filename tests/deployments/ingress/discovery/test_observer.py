@@ -18,10 +18,10 @@ from deployments.ingress.discovery.observer import Observer
 from deployments.ingress.discovery.outlook import Snapshot
 from tests.deployments.ingress.fakes import FakeModel, card
 
-UP = Replicas(up=True, none=False, asleep=False)
-STARTING = Replicas(up=False, none=False, asleep=False)
-ASLEEP = Replicas(up=False, none=True, asleep=True)
-NONE = Replicas(up=False, none=True, asleep=False)
+UP = Replicas(up=2, none=False, asleep=False)
+STARTING = Replicas(up=0, none=False, asleep=False)
+ASLEEP = Replicas(up=0, none=True, asleep=True)
+NONE = Replicas(up=0, none=True, asleep=False)
 RUNNING = Seen("RUNNING", UP)
 SLEEPING = Seen("RUNNING", ASLEEP)
 IMPORTING = Seen("DEPLOYING", None)
