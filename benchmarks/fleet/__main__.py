@@ -17,7 +17,7 @@ def main() -> None:
     size.add_argument("--quick", action="store_true", help="about a minute")
     size.add_argument("--long", action="store_true", help="hours")
     parser.add_argument("--only", choices=list(scenarios.LONG), action="append")
-    parser.add_argument("--json", type=Path, default=Path("fleet.json"))
+    parser.add_argument("--json", type=Path, default=Path("out/fleet.json"))
     parser.add_argument("--plots", type=Path, help="folder for plots")
     args = parser.parse_args()
     chosen = scenarios.FULL

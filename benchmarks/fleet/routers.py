@@ -28,10 +28,10 @@ class Router(Protocol):
     def hear(self) -> None:
         """Their reports have come."""
 
-    def choose(self, asked: Asked) -> str | None:
+    def choose(self, asked: Asked, /) -> str | None:
         """Whom a call goes to; `None`: nobody is there."""
 
-    def done(self, name: str, call: str) -> None:
+    def done(self, name: str, call: str, /) -> None:
         """A call has ended there."""
 
 
@@ -54,7 +54,7 @@ class ByWork:
             if replica.calls:
                 self._policy.hear(name, replica.report(), self._now())
 
-    def choose(self, asked: Asked) -> str | None:
+    def choose(self, asked: Asked, /) -> str | None:
         """Whom a call goes to."""
         names = self._policy.choose(asked, self._now())
         if not names:
@@ -62,7 +62,7 @@ class ByWork:
         self._policy.sent(asked, names[0], self._now())
         return names[0]
 
-    def done(self, name: str, call: str) -> None:
+    def done(self, name: str, call: str, /) -> None:
         """A call has ended there."""
         self._policy.done(name, call)
 
@@ -87,7 +87,7 @@ class OfTwo:
     def hear(self) -> None:
         """It does not listen to reports."""
 
-    def choose(self, asked: Asked) -> str | None:
+    def choose(self, _: Asked, /) -> str | None:
         """Of two at random the one with fewer requests, as far as is known; those of which nothing
         is known are asked, and count only if nothing is known of both."""
         two = self._random.sample(self._names, min(2, len(self._names)))
@@ -107,7 +107,7 @@ class OfTwo:
         """Requests that a replica has, as far as is known."""
         return self._lengths.get(identity(name))
 
-    def done(self, name: str, call: str) -> None:
+    def done(self, name: str, _: str, /) -> None:
         """A call has ended there."""
         if (length := self.length(name)) is not None:
             self._lengths.update(identity(name), max(0, length - 1))
