@@ -146,7 +146,7 @@ QUICK: dict[str, Scenario] = {
     "day": lambda: day(0.5, 600),
 }
 FULL: dict[str, Scenario] = {
-    "routing": lambda: routing({1: 1000, 4: 4000, 32: 10_000, 200: 12_000, 2000: 8000}),
+    "routing": lambda: routing({1: 1000, 4: 2000, 32: 4000, 200: 4000, 2000: 6000}),
     "budgets": lambda: budgets(8, 1500),
     "bursts": lambda: bursts(8, 4000),
     "day": lambda: day(1, 900),
