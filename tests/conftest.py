@@ -41,7 +41,7 @@ ALONE = (
     *("deploy", "deployments/ingress/playground", "examples", "faults", "graphs"),
     *("demo/test_run.py", "demo/test_serve.py", "fuzz/test_service.py"),
 )
-BESIDE = ("graphs/check",)  # but not of these
+BESIDE = ("deploy/test_image.py", "deploy/test_kubernetes.py", "graphs/check")  # not of these
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -369,6 +369,7 @@ def test_each_alert_is_caused_or_cannot_be() -> None:
     assert {*CAUSED, *NOT_CAUSED, *AT_THE_END} == alerts().keys()
 
 
+@pytest.mark.deep  # minutes
 @pytest.mark.parametrize("name", CAUSED)
 def test_an_alert_fires_when_it_should(name: str, troubled: Monitored) -> None:
     seen, wanted = troubled.seen, CAUSED[name].items()
@@ -379,6 +380,7 @@ def test_an_alert_fires_when_it_should(name: str, troubled: Monitored) -> None:
     )
 
 
+@pytest.mark.deep
 def test_alerts_fire_when_nothing_is_there(troubled: Monitored) -> None:
     serve.shutdown()
     ray.shutdown()
