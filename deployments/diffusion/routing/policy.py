@@ -2,9 +2,9 @@
 
 Everything is weighed in seconds. A replica costs what it has to do before the job, and what the job
 would make it do anew: bring an adapter, encode a prompt. The cheapest of a few is taken: the homes
-of the job's adapters on a ring (consistent hashing with bounded loads: Mirrokni, Thorup and
-Zadimoghaddam, arXiv 1608.01350), and some at random (the power of several choices), so
-that a decision costs the same among four replicas and among thousands.
+of the job's adapters on a ring, those that hold them and a few further ones (consistent hashing
+with bounded loads: Mirrokni, Thorup and Zadimoghaddam, arXiv 1608.01350), and some at random (the
+power of several choices), so that a decision costs the same among four replicas and thousands.
 """
 
 from collections import OrderedDict
@@ -17,8 +17,8 @@ from deployments.diffusion.engine.policy.report import Report
 from deployments.diffusion.routing.ring import Ring
 from deployments.diffusion.routing.standing import Asked, Sent, Standing
 
-HOMES = 4  # of an adapter, in order of preference
-FURTHER = 16  # that are looked at when none of those is the best: a hot adapter gets more homes
+HOMES = 4  # of an adapter beside those that hold it: the hotter it is, the more it has
+MOST_HOMES = 64  # of an adapter that are looked at
 SAMPLE = 8  # replicas looked at wherever adapters are at home; up to so many are all looked at
 STRAY = 1 / 8  # of `load_s`: what each place further from an adapter's first home costs
 MOST_TRIED = 4096  # jobs whose replicas are remembered
@@ -157,21 +157,23 @@ class Policy:
                 name: self.pending_s(name, now) + (name != home) * self._worth.prompt_s
                 for name in names
             }
-        homes = self._homes(asked, HOMES)
-        costs = self._styled(asked, homes, looked_at, now)
-        best = min(costs, key=costs.__getitem__, default=None)
-        if best is None or self._missing(asked, best, now) == 0:
-            return costs
-        return self._styled(asked, self._homes(asked, FURTHER), looked_at, now)
+        return self._styled(asked, [self._near(key, now) for key in asked.adapters], looked_at, now)
+
+    def _near(self, adapter: int, now: float) -> list[str]:
+        """Homes of an adapter, the nearest first, until so many do not hold it."""
+        near: list[str] = []
+        further = HOMES
+        for name in islice(self._ring.homes(str(adapter)), MOST_HOMES):
+            near.append(name)
+            further -= not self._standings[name].holds(adapter, now)
+            if not further:
+                break
+        return near
 
     def _sample(self, most: int) -> Sequence[str]:
         if len(self._names) <= most:
             return self._names
         return self._random.sample(self._names, most)
-
-    def _homes(self, asked: Asked, most: int) -> list[list[str]]:
-        """Of each adapter, the nearest first."""
-        return [list(islice(self._ring.homes(str(key)), most)) for key in asked.adapters]
 
     def _styled(
         self, asked: Asked, homes: list[list[str]], looked_at: Sequence[str], now: float

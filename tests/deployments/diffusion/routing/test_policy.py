@@ -81,6 +81,21 @@ def test_nothing_is_under_way_when_all_is_done(events: list[object]) -> None:
     )
 
 
+def test_a_hot_adapter_is_made_by_all_that_hold_it() -> None:
+    """Of a fleet of which a sample hardly ever finds one; the first homes have much to do."""
+    fleet = Fleet(400)
+    holders = [fleet.send(asked(7, seconds=60.0)).name for _ in range(12)]
+    assert len(set(holders)) == 12
+    assert fleet.loads == 12
+    fleet.wait(61.0)
+    for name in holders[:8]:
+        fleet.send(asked(7, seconds=0.8), name)
+    fleet.report()
+    for _ in range(20):
+        chosen = fleet.policy.choose(asked(7, seconds=0.0), fleet.now)[0]
+        assert chosen in holders[8:]
+
+
 @given(st.permutations(range(12)), st.integers(2, 12))
 def test_an_adapter_stays_where_it_is(order: list[int], replicas: int) -> None:
     """However many requests come for it, while no replica has more to do than another; also for
