@@ -21,7 +21,7 @@ import yaml
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
 from configs.needs import Need, of_model, of_service, of_user_config
-from configs.sources import PROJECT_ROOT, Source, SourceError, fetch, parse, select
+from configs.sources import PEFT_CONFIG, PROJECT_ROOT, Source, SourceError, fetch, parse, select
 
 
 class ConfigError(Exception):
@@ -118,8 +118,17 @@ def _local(need: Need, source: Source) -> Brought:
     root = PROJECT_ROOT if path.is_relative_to(PROJECT_ROOT) else Path(path.anchor)
     home = "local/" + path.relative_to(root).as_posix()
     if path.is_file():
+        if (path.parent / PEFT_CONFIG).is_file():
+            raise SourceError(
+                f"{path} is read with the {PEFT_CONFIG} beside it; a single file of a bucket has "
+                "nothing beside it: name the folder in the config, with this adapter alone in it"
+            )
         return Brought("on this machine", str(Path(home).parent), path.name, ((path.name, path),))
-    below = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    below = (
+        Path(folder, name).relative_to(path).as_posix()
+        for folder, _, names in os.walk(path, followlinks=True)
+        for name in names
+    )
     chosen = sorted(select(below, source, need.variant, need.layout))
     return Brought("on this machine", home, "", tuple((name, path / name) for name in chosen))
 

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+PEFT_CONFIG = "adapter_config.json"  # beside an adapter: what PEFT says of its alphas
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
@@ -143,7 +144,7 @@ def state(text: str) -> str:
         return ""
     folder = path if path.is_dir() else path.parent
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    described = folder / "adapter_config.json"  # what PEFT says of the alphas stands there
+    described = folder / PEFT_CONFIG
     found = [file.stat() for file in (*files, described) if file.exists()]
     return " ".join(f"{f.st_ino}.{f.st_size}.{f.st_mtime_ns}.{f.st_ctime_ns}" for f in found)
 

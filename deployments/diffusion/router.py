@@ -53,6 +53,7 @@ class AdapterAffinityRouter(FIFOMixin, RequestRouter):
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         """Called by Serve when a call found its replica dead."""
         super().on_replica_actor_died(replica_id)
+        self._said.pop(replica_id.unique_id, None)
         self._policy.forget(replica_id.unique_id)
 
     async def choose_replicas(

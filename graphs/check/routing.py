@@ -13,7 +13,7 @@ from graphs.model import ROUTER
 def misrouted(deployment: DeploymentSchema, place: str) -> Iterator[str]:
     """What our router would refuse when the first request comes."""
     config = _of(deployment)
-    if config is None or config.get("request_router_class") != ROUTER:
+    if config is None or not _is_ours(config):
         return
     try:
         Worth(**config.get("request_router_kwargs", {}))
@@ -28,11 +28,22 @@ def misrouted(deployment: DeploymentSchema, place: str) -> Iterator[str]:
 def routing_advice(deployment: DeploymentSchema, place: str) -> Iterator[str]:
     """What goes back to Serve's own router without saying so."""
     config = _of(deployment)
-    if config is not None and "request_router_class" not in config:
+    if config is None:
+        return
+    if _is_ours(config) and "request_routing_stats_period_s" not in config:
+        yield (
+            f"{place}.request_router_config: it is replaced as a whole; without "
+            "request_routing_stats_period_s: 2 replicas report every 10 s"
+        )
+    if "request_router_class" not in config:
         yield (
             f"{place}.request_router_config: it is replaced as a whole; without "
             f"request_router_class: {ROUTER} replicas are chosen without regard to adapters"
         )
+
+
+def _is_ours(config: dict[str, Any]) -> bool:
+    return str(config.get("request_router_class")).replace(":", ".") == ROUTER
 
 
 def _of(deployment: DeploymentSchema) -> dict[str, Any] | None:

@@ -77,12 +77,25 @@ def as_ray_reads(config: Mapping[str, Any]) -> tuple[ServeDeploySchema | None, l
         faults = (f"{_place(fault['loc'], config)}: {fault['msg']}" for fault in error.errors())
         return None, list(dict.fromkeys(faults))
     except Exception as error:  # Ray's validators meet values of any type
-        return None, [f"Ray refuses it: {one_line(error)}"]
+        return None, list(_broken(config)) or [f"Ray refuses it: {one_line(error)}"]
     lines: list[str] = []
     for application in taken.applications:
         for deployment in application.deployments:
             lines += _options(deployment, f"{application.name}.{deployment.name}")
     return taken, lines
+
+
+def _broken(config: Mapping[str, Any]) -> Iterator[str]:
+    """The deployments at which Ray's validators break."""
+    for application in config["applications"]:
+        for deployment in application.get("deployments", ()):
+            try:
+                DeploymentSchema.model_validate(deployment)
+            except ValidationError:
+                continue
+            except Exception as error:
+                place = f"{application.get('name', '?')}.{deployment.get('name', '?')}"
+                yield f"{place}: {one_line(error)}"
 
 
 def one_line(error: Exception) -> str:

@@ -70,7 +70,7 @@ CAUSED: dict[str, dict[str, str]] = {
     "TcdKeysRefused": {},
     "TcdModelBehind": OF_MODEL,
     "TcdModelUnavailable": {"model": "broken", "state": "failed"},
-    "TcdQueueFull": OF_MODEL,
+    "TcdQueueFull": {"route": "/v1/images/generations"},
     "TcdReplicasBreak": {"application": "tcd", "deployment": "Canny"},
     "TcdReplicasMissing": {"application": "model-nowhere", "deployment": "Diffusion"},
     "TcdSlow": {"route": "/v1/images/generations"},

@@ -41,7 +41,7 @@ class Worth:
     def __post_init__(self) -> None:
         """Raises ValueError for what is no time."""
         for name, value in (("load_s", self.load_s), ("prompt_s", self.prompt_s)):
-            if not 0 <= value <= 3600:
+            if isinstance(value, bool) or not 0 <= value <= 3600:
                 raise ValueError(f"{name} is {value}; it must be 0 to 3600 seconds")
 
     def most_s(self, adapters: int) -> float:

@@ -8,6 +8,7 @@ from deployments.contracts.work import decoding_of, work_of
 from deployments.diffusion.engine.policy.report import MOST_ADAPTERS, Report, adapters_of
 
 FRESH_S = 10.0  # so long an adapter that was asked for is taken to be there, or on its way
+COUNTED_S = 30.0  # since a report that its work is taken to have gone on
 FRESH_REPORTS = 2  # and until so many reports have come since, however seldom they do
 
 
@@ -131,7 +132,7 @@ class Standing:
         own_s = self._own.seconds(pace)
         if self.report is None:
             return own_s
-        left_s = max(0.0, self.report.pending_s - (now - self._heard))
+        left_s = max(0.0, self.report.pending_s - min(now - self._heard, COUNTED_S))
         return max(own_s, left_s + self._since.seconds(pace))
 
     def holds(self, adapter: int, now: float) -> bool:

@@ -57,6 +57,8 @@ class JobMetrics:
         self._kept = Gauges(
             "tcd_jobs_stored_bytes", "size of their pictures and results", ("kind",)
         )
+        self._figures = JobFigures(Counter(), Counter(), {})
+        self._is_up: bool | None = None  # it has not been asked yet
         self._up = ray_metrics.Gauge("tcd_jobs_storage_up", "1: the storage of jobs answers")
         self._ended = Total("tcd_jobs_ended", "jobs that this worker has ended", STANDING)
         self._counted = Counter({(kind, end): 0 for kind in KINDS for end in ENDED})
@@ -64,16 +66,25 @@ class JobMetrics:
 
     def show(self, figures: JobFigures) -> None:
         """How jobs stand now."""
-        self._up.set(1)
+        self._figures, self._is_up = figures, True
+        self.again()
+
+    def away(self) -> None:
+        """Their storage does not answer."""
+        self._is_up = False
+        self.again()
+
+    def again(self) -> None:
+        """What was shown last."""
+        if self._is_up is None:
+            return
+        figures = self._figures
+        self._up.set(int(self._is_up))
         self._standing.show(dict(figures.standing.items()))
         self._waiting.show(
             {(kind,): figures.waiting_s.get(kind, 0.0) for kind, _ in figures.standing}
         )
         self._kept.show({(kind,): size for kind, size in figures.kept_bytes.items()})
-
-    def away(self) -> None:
-        """Their storage does not answer."""
-        self._up.set(0)
 
     def ended(self, job: JobRecord) -> None:
         """A job has ended here."""

@@ -23,6 +23,7 @@ RENEWALS = 6  # in the time of a lease
 LEAST_PAUSE_S = 0.01  # between two turns
 LEAST_BEAT_S = 1.0  # between two writes of how far a job is
 SWEEP_S = 30.0
+SHOWN_S = 5.0
 SWEEP_FILES_S = 3600.0
 GOODBYE_S = 5.0  # that a worker which is told to go waits for the storage, each time
 AWAY_S = 2.0  # between two tries while the storage does not answer
@@ -107,7 +108,7 @@ class Working:
 
     async def run(self) -> None:
         """Works until it is cancelled."""
-        sweeping = asyncio.create_task(self._sweep())
+        aside = [asyncio.create_task(self._sweep()), asyncio.create_task(self._shown())]
         try:
             while True:
                 self._told.clear()
@@ -128,7 +129,8 @@ class Working:
                 except TimeoutError:
                     pass
         finally:
-            sweeping.cancel()
+            for task in aside:
+                task.cancel()
 
     async def stop(self, patience_s: float = 0.0) -> None:
         """Takes no more. What is not done within `patience_s` is given back: another worker takes
@@ -274,6 +276,12 @@ class Working:
             except Exception:
                 log.exception("jobs are not swept")
             await asyncio.sleep(SWEEP_S)
+
+    async def _shown(self) -> None:
+        """A gauge that is not set again is exported for a while only."""
+        while True:
+            self._metrics.again()
+            await asyncio.sleep(SHOWN_S)
 
 
 def _room_of(job: JobRecord) -> str:

@@ -140,7 +140,20 @@ def limits(**changed: int) -> Edit:
         ),
         (
             lambda c: diffusion(c).update(request_router_config={"request_router_class": "a.b.C"}),
-            "model-sd15.Diffusion",
+            "model-sd15.Diffusion: No module named 'a'",
+        ),
+        (
+            lambda c: diffusion(c).update(request_router_config=routed(load_s=True)),
+            "model-sd15.Diffusion.request_router_config.request_router_kwargs: ",
+        ),
+        (
+            lambda c: diffusion(c).update(
+                request_router_config={
+                    "request_router_class": ":".join(ROUTER.rsplit(".", 1)),
+                    "request_router_kwargs": {"load": 2},
+                }
+            ),
+            "model-sd15.Diffusion.request_router_config.request_router_kwargs: ",
         ),
         (
             lambda c: diffusion(c).update(request_router_config=routed(load_s=-1)),

@@ -160,8 +160,7 @@ class Registry:
         caller, now = account.caller, monotonic()
         promised = account.promised(now)
         by_anybody, by_itself = queue.lacking(caller, images)
-        unseen = [row for entry in self._unseen for row in list(entry.rows.values())]
-        outlook = self._outlook(_with(self._work, unseen))
+        outlook = self._accepted()
         wait_s = outlook.room_s(by_anybody + promised)
         if by_itself < by_anybody and by_itself + promised <= account.pending:
             alone = self._outlook(self._work_of(account))
@@ -183,6 +182,11 @@ class Registry:
         pixels = decoding * self._work.decode_pixels // max(1, self._work.decoding)
         work = Work(decoding=decoding, decode_pixels=pixels, at_once=self._work.at_once)
         return _with(work, rows)
+
+    def _accepted(self) -> Outlook:
+        """Of everything, also of what the loop has not seen yet."""
+        unseen = [row for entry in self._unseen for row in list(entry.rows.values())]
+        return self._outlook(_with(self._work, unseen))
 
     def _outlook(self, work: Work) -> Outlook:
         return Outlook.of(work, self._unet_pace, self._vae_pace)
@@ -306,7 +310,7 @@ class Registry:
         """What is told to those who choose between replicas."""
         with self._lock:
             return Report(
-                pending_s=self._figures.pending_seconds,
+                pending_s=self._accepted().pending_s,
                 step_pixel_s=self._unet_pace.pixel_s,
                 decode_pixel_s=self._vae_pace.pixel_s,
                 rows_total=self._figures.rows_total,
