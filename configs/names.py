@@ -52,8 +52,10 @@ class Names:
     default_model: str | None = None
 
     def changed(self, config: NamesConfig) -> "Names":
-        """With what `config` says."""
-        return Names({**self.aliases, **config.aliases}, config.default_model or self.default_model)
+        """With what `config` says. Raises `ValueError` for an alias of an alias."""
+        aliases = {**self.aliases, **config.aliases}
+        check_aliases(aliases)
+        return Names(aliases, config.default_model or self.default_model)
 
     def shares(self, name: str | None) -> Mapping[str, float]:
         """The models that a request means, with their weights; without any, if it names none and
@@ -61,10 +63,14 @@ class Names:
         name = self.default_model if name is None else name
         return {} if name is None else self.aliases.get(name, {name: 1.0})
 
-    def main(self, name: str | None) -> str | None:
-        """The model of these that most requests go to."""
+    def by_weight(self, name: str | None) -> Sequence[str]:
+        """These models, the one first that most requests go to."""
         shares = self.shares(name)
-        return max(shares, key=lambda model: shares[model], default=None)
+        return sorted(shares, key=lambda model: shares[model], reverse=True)
+
+    def main(self, name: str | None) -> str | None:
+        """The first of these."""
+        return next(iter(self.by_weight(name)), None)
 
     def drawn(self, name: str | None, *may: Callable[[str], bool]) -> str | None:
         """One of these at random, as the weights say; of those alone that `may` be, if there are

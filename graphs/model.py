@@ -1,5 +1,7 @@
 """The graph of one model application: one diffusion deployment, reached by app handle."""
 
+import os
+
 from ray import serve
 from ray.serve import Application
 
@@ -24,5 +26,11 @@ DIFFUSION = serve.deployment(
 
 
 def build(args: ModelArgs) -> Application:
-    """`import_path: graphs.model:build` of an application named `model-<name>`."""
+    """`import_path: graphs.model:build` of an application named `model-<name>`.
+
+    Behind Serve's own HAProxy it has Serve's router: Ray refuses another one in the code of an
+    application that requests could reach from outside, though none do.
+    """
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        return DIFFUSION.options(request_router_config={}).bind(args)
     return DIFFUSION.bind(args)

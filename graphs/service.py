@@ -64,6 +64,7 @@ DIRECTORY = serve.deployment(
     max_ongoing_requests=MAX_ONGOING_REQUESTS,
     ray_actor_options={"num_cpus": 0.1},
     logging_config={"enable_access_log": False},  # every ingress calls it every second
+    user_config={},  # whoever takes his own out of the file goes back to this one
     **LASTING,
 )(Directory).options(graceful_shutdown_timeout_s=2)  # who watches it watches the next one
 MAP_STORE = serve.deployment(

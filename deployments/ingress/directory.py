@@ -3,7 +3,6 @@
 import asyncio
 import logging
 
-from pydantic import ValidationError
 from ray import serve
 
 from configs.app import ServiceArgs
@@ -35,19 +34,19 @@ class Directory:
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Takes new names of models while everything runs. Called by Serve.
 
-        Raises `ValidationError` when it starts. Later what is wrong changes nothing, and is told in
+        Raises `ValueError` when it starts. Later what is wrong changes nothing, and is told in
         the log and in the figures.
         """
         try:
-            config = NamesConfig.model_validate(user_config)
-        except ValidationError as error:
+            names = self._names.changed(NamesConfig.model_validate(user_config))
+        except ValueError as error:
             if not self._named:
                 raise
             log.error("the new user_config is refused, the last names stay: %s", error)
             self._observer.keep_names(str(error))
             return
         self._named = True
-        self._observer.rename(self._names.changed(config))
+        self._observer.rename(names)
 
     async def watch(self, directory: str, number: int) -> Snapshot | None:
         """The models, once they are no longer as in the snapshot of this name; see `Observer`."""

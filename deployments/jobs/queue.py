@@ -6,6 +6,7 @@ nobody has written it since. A worker that stood still finds its lease taken, an
 not count.
 """
 
+import logging
 import math
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from pydantic import JsonValue
 from deployments.contracts.errors import Conflict, NotFound
 from deployments.jobs.objects import Objects
 from deployments.jobs.record import JobError, JobFile, JobRecord, Kind, Lease
-from deployments.jobs.records import FILES, ID, Found, Records, is_settled
+from deployments.jobs.records import FILES, ID, Found, Records, Unreadable, is_settled
 from deployments.jobs.shared import Shared
 
 MOST_ATTEMPTS = 3
@@ -31,6 +32,7 @@ POISONED = JobError(
 CALL = "call of "  # before a job's id: what is seen of who tells of it
 ORPHANED_S = 86_400.0  # files whose job nobody has accepted by then are of none
 ARCHIVED_S = 60.0  # from a job's end: until then whoever looks sees how it ended
+log = logging.getLogger("ray.serve.tcd.jobs")
 
 
 class LeaseLost(Exception):
@@ -139,7 +141,7 @@ class JobQueue:
             found = jobs[record.id]
             if not self._is_free(record) or not may(record):
                 continue
-            if record.batch is not None and _is_over(jobs.get(record.batch)):
+            if record.batch is not None and self._is_over(jobs, record.batch):
                 self._records.put(found, self._ending(record, status="cancelled", lease=None))
                 continue
             most = MOST_OF_BATCH if record.kind == "batch" else MOST_ATTEMPTS
@@ -279,9 +281,8 @@ class JobQueue:
             budget = (budgets or {}).get(record.kind)
             above = budget is not None and left[record.kind] > budget
             if above or (record.expires_at or 0.0) <= self._now():
-                self._records.forget(found)
+                forgotten += self._is_done(self._records.forget, found)
                 left[record.kind] -= record.size
-                forgotten += 1
         self._archive()
         return forgotten
 
@@ -294,7 +295,16 @@ class JobQueue:
             and (found.record.ended_at or 0.0) + ARCHIVED_S <= self._now()
         ]
         for found in [*ripe, *self._records.seen_strays()]:
-            self._records.archive(found)
+            self._is_done(self._records.archive, found)
+
+    def _is_done(self, change: Callable[[Found], None], found: Found) -> bool:
+        """A job of which a record cannot be read stops no other."""
+        try:
+            change(found)
+        except Unreadable as error:
+            log.error("%s: %s", error, error.__cause__)
+            return False
+        return True
 
     def sweep_files(self) -> int:
         """Removes files of jobs that were never accepted, or that went while they were made.
@@ -386,6 +396,12 @@ class JobQueue:
             if changed is found.record or self._records.put(found, changed):
                 return changed
 
+    def _is_over(self, jobs: Mapping[str, Found], batch: str) -> bool:
+        """Whether the lines of a batch are not to be begun any more. A look that lasts may have
+        missed one that was accepted meanwhile."""
+        found = jobs.get(batch) or self._find(batch)
+        return found is None or found.record.ended or found.record.called_off_at is not None
+
     def _find(self, job_id: str) -> Found | None:
         return self._records.find(job_id) if ID.fullmatch(job_id) else None
 
@@ -393,11 +409,6 @@ class JobQueue:
 def _oldest_first(jobs: Sequence[Found]) -> Sequence[JobRecord]:
     records = [found.record for found in jobs]
     return sorted(records, key=lambda record: (record.created_at, record.id))
-
-
-def _is_over(batch: Found | None) -> bool:
-    """Whether the lines of a batch are not to be begun any more. `None`: it has ended."""
-    return batch is None or batch.record.called_off_at is not None
 
 
 def is_held(record: JobRecord, job: JobRecord) -> bool:

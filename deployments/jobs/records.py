@@ -192,28 +192,29 @@ class Records:
             known = self._read_anew(listed, before.get(listed.name))
             if known is not None:
                 opened[listed.name] = known
-        closed = {
-            name: known
-            for name, known in before.items()
-            if name not in opened and known.found.name == name
-        }
-        archived = {name: self._closed(known.found.record) for name, known in closed.items()}
+        closed = {name: known for name, known in before.items() if name not in opened}
+        archived = {name: self._closed(known) for name, known in closed.items()}
         with self._noting:
             for name, known in opened.items():
                 if self._open.get(name) is before.get(name):
                     self._open[name] = known
             for name, known in closed.items():
-                if self._open.get(name) is known:
+                kept = archived[name]
+                if self._open.get(name) is known and kept is not known:
                     del self._open[name]
-                    if (kept := archived[name]) is not None:
+                    if kept is not None:
                         self._archived[kept.found.record.id] = kept
 
-    def _closed(self, job: JobRecord) -> _Known | None:
-        """A job that is not open any more, as it was archived; `None`: it was forgotten."""
+    def _closed(self, before: _Known) -> _Known | None:
+        """A job that is not in the list of open ones any more, as it was archived; as before, if it
+        was accepted and never was in that list; `None`: it was forgotten."""
+        job = before.found.record
         known = self._archived.get(job.id)
         if known is not None and known.found.record.folder == job.folder:
             return known
         claim = self._readable(_name(job))
+        if claim == before.found:
+            return before
         if claim is None or not claim.archived or claim.record.folder != job.folder:
             return None
         return _Known("", claim)

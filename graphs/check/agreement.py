@@ -93,13 +93,11 @@ def _service(
     application: ServeApplicationSchema, args: ServiceArgs, names: set[str]
 ) -> Iterator[str]:
     place = application.name
-    yield from _names(f"{place}.args", args.names, names)
+    config = NamesConfig()
     for deployment in application.deployments:
         if deployment.name == DIRECTORY:
-            config = read(NamesConfig, _option(deployment, "user_config", None) or {})
-            if config is not None:
-                at = f"{place}.{DIRECTORY}.user_config"
-                yield from _names(at, Names().changed(config), names)
+            config = read(NamesConfig, _option(deployment, "user_config", {})) or config
+    yield from _names(place, args.names, config, names)
     known = deployments_of(args)
     for deployment in application.deployments:
         where = f"{place}.{deployment.name}"
@@ -111,16 +109,24 @@ def _service(
             yield f"{where}: one replica remembers for all others; it has no more"
 
 
-def _names(place: str, named: Names, applications: set[str]) -> Iterator[str]:
-    """Names of models beside the models that there are."""
+def _names(place: str, said: Names, config: NamesConfig, applications: set[str]) -> Iterator[str]:
+    """Names of models beside the models that there are: those of `args`, and what the directory's
+    `user_config` makes of them."""
+    args, live = f"{place}.args", f"{place}.{DIRECTORY}.user_config"
+    try:
+        named = said.changed(config)
+    except ValueError as error:
+        yield f"{live}: {error}"
+        return
     for model in named.shares(None):
         if f"model-{model}" not in applications:
+            where = args if config.default_model is None else live
             yield (
-                f"{place}.default_model: there is no application model-{named.default_model} "
+                f"{where}.default_model: there is no application model-{named.default_model} "
                 "in this file"
             )
     for alias, shares in named.aliases.items():
-        where = f"{place}.aliases.{alias}"
+        where = f"{live if alias in config.aliases else args}.aliases.{alias}"
         for model in shares:
             if f"model-{model}" not in applications:
                 yield f"{where}: there is no application model-{model} in this file"

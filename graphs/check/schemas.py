@@ -124,6 +124,8 @@ def _application(application: Mapping[str, Any]) -> Iterator[str]:
         for deployment in application.get("deployments", ()):
             place, given = f"{name}.{deployment.get('name', '?')}.user_config", "user_config"
             if deployment.get("name") == DIRECTORY:
+                if given in deployment and deployment[given] is None:
+                    yield f"{place}: Ray passes null over; leave it out, or say {{}}"
                 yield from _refused(NamesConfig, deployment.get(given) or {}, place)
             elif deployment.get(given) is not None:
                 yield f"{place}: of the deployments of the service {DIRECTORY} alone takes one"

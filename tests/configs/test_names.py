@@ -62,3 +62,9 @@ def test_what_changes_replaces_what_was() -> None:
     changed = names.changed(NamesConfig.model_validate({"aliases": {"b": "sd21"}}))
     assert [changed.main(name) for name in ("a", "b", None)] == ["sd15", "sd21", "sd15"]
     assert names.changed(NamesConfig(default_model="b")).main(None) == "sdxl"
+
+
+def test_an_alias_of_an_alias_is_found_wherever_it_is_said() -> None:
+    said = ServiceArgs(aliases={"sdxl": "pictures"}).names
+    with pytest.raises(ValueError, match="'sdxl' names 'pictures', which is an alias itself"):
+        said.changed(NamesConfig.model_validate({"aliases": {"pictures": "sdxl-1"}}))

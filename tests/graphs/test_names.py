@@ -150,8 +150,9 @@ def test_models_come_are_shared_out_and_go(named: Named) -> None:
     with Asking(named) as asking:
         assert set(asking.more(5)) == {OLD}
         named.deploy(OLD, NEW, aliases={PUBLIC: SHARE})  # the new one has only begun to start
+        assert named.ready(PUBLIC)
         assert set(asking.more(5)) == {OLD}
-        wait_until(lambda: named.ready(PUBLIC), START_S)
+        wait_until(lambda: named.ready(NEW), START_S)
         wait_until(lambda: NEW in asking.models(20), START_S)
         made = asking.more(ENOUGH)
         assert made.keys() == {OLD, NEW}

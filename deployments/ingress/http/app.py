@@ -181,10 +181,10 @@ def make_app(
     @app.get("/v1/models/{model_id}", response_model=ModelCard)
     async def model(model_id: str, request: Request) -> Response:
         """One model, with all that is needed to repeat its images with diffusers alone."""
-        name = service.names.main(model_id)
-        for card in await service.catalogue.cards():
-            if card.id == name and may_see(request, card.id):
-                return JSONResponse(card.model_dump())
+        cards = {card.id: card for card in await service.catalogue.cards()}
+        for name in service.names.by_weight(model_id):
+            if name in cards and may_see(request, name):
+                return JSONResponse(cards[name].model_dump())
         raise NotFound(f"model {model_id!r} does not exist", "model")
 
     @app.get("/healthz")
@@ -195,15 +195,16 @@ def make_app(
     @app.get("/readyz", response_model=ReadyBody)
     async def readyz(models: Annotated[str | None, Query()] = None) -> Response:
         """Whether this ingress can serve: 200, or 503; with what each model is doing. With
-        `models`, names separated by commas: whether all of these can answer."""
+        `models`, names separated by commas: whether all of these can answer; a name of several
+        models, whether one of them can."""
         catalogue = service.catalogue
         named = models.split(",") if models else []
-        wanted = [model for name in named for model in service.names.shares(name)]
+        wanted = {name: service.names.shares(name) for name in named}
         known = catalogue.outlooks()
-        unknown = [name for name in wanted if name not in known]
+        unknown = [name for name, shares in wanted.items() if not shares.keys() & known.keys()]
         if unknown:
             raise NotFound(f"no such model: {', '.join(unknown)}", "models")
-        ready = catalogue.ready(service.names.main(None), wanted)
+        ready = catalogue.ready(service.names.shares(None), list(wanted.values()))
         body = ReadyBody(
             status="ready" if ready else "not ready",
             models={name: model.state for name, model in known.items()},

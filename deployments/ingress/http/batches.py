@@ -20,7 +20,7 @@ from deployments.ingress.http.jobs import Shown, page_of
 from deployments.ingress.http.keys import caller_of, owner_of
 from deployments.ingress.jobs.batches import batch_card
 from deployments.ingress.jobs.cards import whole
-from deployments.ingress.jobs.desk import LINES_TYPE, Desk
+from deployments.ingress.jobs.desk import COUNTED_S, LINES_TYPE, Desk
 from deployments.jobs.record import JobRecord
 
 MIB = 2**20
@@ -105,7 +105,7 @@ def batch_routes(desk: Desk, shown: Shown, bodies: Bodies, args: ServiceArgs) ->
         return await card(await desk.cancel(batch_id, owner_of(request), "batch"))
 
     async def card(record: JobRecord) -> Response:
-        _, lines = await desk.with_lines(record)
+        _, lines = await desk.with_lines(record, COUNTED_S)
         return JSONResponse(batch_card(record, lines.values()).model_dump())
 
     return router

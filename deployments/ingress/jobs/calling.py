@@ -118,7 +118,7 @@ class Calling:
 
     async def _forget(self) -> None:
         """Jobs that are gone need no plan any more."""
-        known = {job.id for job in await self._io.run(self._queue.jobs)} if self._failures else ()
+        known = {job.id for job in self._queue.seen_open()}  # whoever is to be told is open
         for job_id in [job_id for job_id in self._failures if job_id not in known]:
             del self._failures[job_id]
             self._not_before.pop(job_id, None)

@@ -64,7 +64,7 @@ THREADS = 32
 LOOKS = 2  # one is under way, and one shared by all who came since
 PATIENCE_S = 60.0  # for the storage to answer
 FIGURES_S = 3.0  # for the same, where an answer without jobs is better than none
-COUNTED_S = 30.0  # that what is counted may lag behind what others have deleted
+COUNTED_S = 30.0  # that what is counted may lag behind what others have deleted, or archived
 AWAY_S = 30.0  # that it may be away while somebody waits for a job
 KEEPALIVE_S = 15.0
 LINES_TYPE = "application/jsonl"
@@ -110,6 +110,7 @@ class Desk:
         self._nudge = nudge
         self._io = Workers("work on jobs", threads=THREADS, waiting=None)
         self._looking = Workers("looks at jobs", threads=LOOKS, waiting=None)
+        self._looking_at_all = Workers("looks at all jobs", threads=LOOKS, waiting=None)
         self._glances: dict[str, asyncio.Task[JobRecord]] = {}
 
     async def submit(
@@ -358,7 +359,7 @@ class Desk:
         """What is counted of all jobs, in a thread: they may be many."""
         try:
             async with asyncio.timeout(FIGURES_S):
-                return await self._looking.run(lambda: count(self._queue.jobs(COUNTED_S)))
+                return await self._looking_at_all.run(lambda: count(self._queue.jobs(COUNTED_S)))
         except (TimeoutError, StorageUnavailable):
             return None
 
@@ -452,7 +453,7 @@ class Desk:
         await self._run(self._queue.forget, record)
 
     async def _looked(self, fresh_s: float = 0.0) -> Sequence[JobRecord]:
-        return await self._in_time(self._looking.run(self._queue.jobs, fresh_s))
+        return await self._in_time(self._looking_at_all.run(self._queue.jobs, fresh_s))
 
     async def _open(self) -> Sequence[JobRecord]:
         return await self._in_time(self._looking.run(self._queue.open_jobs))
@@ -492,7 +493,9 @@ class Desk:
         if entry is None or entry.job_mb is None:
             return
         most = entry.job_mb * MIB - max(size, 1)
-        if (kept := await self._kept_bytes(caller, COUNTED_S)) > most:
+        # Files never are open: those that others keep are seen by who looks at all.
+        fresh_s = COUNTED_S if kind in ("image", "video") else 0.0
+        if (kept := await self._kept_bytes(caller, fresh_s)) > most:
             kept = await self._kept_bytes(caller)  # others may have deleted some
         if kept > most:
             raise RateLimited(

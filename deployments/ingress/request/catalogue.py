@@ -6,8 +6,8 @@ the directory said stays true while it is silent, dead, or beginning anew.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -66,6 +66,12 @@ class Catalogue:
             except Exception as error:
                 log.warning("the directory of models does not answer: %r", error)
                 await asyncio.sleep(RETRY_S)
+
+    async def known(self, within_s: float) -> None:
+        """Returns when the directory has said something, or after so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._begun()
 
     async def find(self, name: str) -> Model:
         """The model of this name.
@@ -173,13 +179,13 @@ class Catalogue:
         """All models, by name."""
         return {name: self._models[name] for name in sorted(self._models)}
 
-    def ready(self, default: str | None, wanted: Sequence[str] = ()) -> bool:
-        """Whether all `wanted` models answer; without any, whether this process can serve: some
-        model answers. When a service begins, its default model is waited for."""
+    def ready(self, default: Iterable[str], wanted: Sequence[Iterable[str]] = ()) -> bool:
+        """Whether one of each of the `wanted` models answers; without any, whether this process can
+        serve: some model answers. When a service begins, a default model is waited for."""
         if wanted:
-            return all(name in self._models and self._models[name].answers for name in wanted)
-        first = self._models.get(default or "")
-        if first is not None and first.availability == "starting" and first.card is None:
+            return all(any(map(self.would_answer, names)) for names in wanted)
+        first = [self._models[name] for name in default if name in self._models]
+        if first and all(one.availability == "starting" and one.card is None for one in first):
             return False
         return any(model.answers for model in self._models.values())
 

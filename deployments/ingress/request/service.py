@@ -78,6 +78,7 @@ Request = TypeVar("Request", ImageRequest, VideoRequest, ImageRequest | VideoReq
 NOBODY = Caller()
 CHECK_S = 10.0  # for a replica to say whether it would take a job
 LEAST_S = 0.001
+NAMES_S = 5.0  # for the directory to say what models are called, when a process begins
 GRACE_S = 2.0  # the replica itself ends a late job; the ingress only waits no longer than this
 FORGET_S = 5.0
 # A stream that has shown one of these cannot begin anew.
@@ -104,9 +105,9 @@ class Service:
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it can make none."""
-        request = self._meant(request, caller)
         timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
+        request = await self._meant(request, caller, timeout_s)
 
         async def ask() -> tuple[Assembled, ImageResult]:
             model, ready = await self._assembled(request, until, lease)
@@ -134,10 +135,10 @@ class Service:
             timeout_s: how long it may last, where no connection waits for it; `None`: as long as
                 the request says.
         """
-        request = self._meant(request, caller)
         if timeout_s is None:
             timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
+        request = await self._meant(request, caller, timeout_s)
         begun = False
         within = self._within(timeout_s, request.model)
         with self._quota.lease(caller, request.n) as lease, translated(), within:
@@ -163,16 +164,17 @@ class Service:
         with translated(), self._within(timeout_s, model):
             async with asyncio.timeout(timeout_s):
                 lease = self._quota.lease(caller, 1)
-                return (await self._model(ImageRequest("", model=model), lease)).card
+                request = await self._meant(ImageRequest("", model=model), caller, timeout_s)
+                return (await self._model(request, lease)).card
 
     async def animate(
         self, request: VideoRequest, progress: OnProgress, caller: Caller = NOBODY
     ) -> VideoResult:
         """Makes a video; tells `progress` of every step. Waits while the model's queue is full,
         and while the key has used up its work."""
-        request = self._meant(request, caller)
         timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
+        request = await self._meant(request, caller, timeout_s)
 
         async def ask() -> VideoResult:
             model, ready = await self._assembled(request, until, lease)
@@ -200,8 +202,8 @@ class Service:
         Its pictures have as long as those of an image: they may come slowly, and many others' may
         be read before them.
         """
-        request = self._meant(request, caller)
         timeout_s = request.timeout_s or self._args.request_timeout_s
+        request = await self._meant(request, caller, timeout_s)
         pictures_s = min(timeout_s, self._args.request_timeout_s)
         images = request.n if isinstance(request, ImageRequest) else 1
         self._quota.check(caller, images)
@@ -268,6 +270,7 @@ class Service:
         """How a model reads a prompt. Raises `NotReady` where no replica of it runs: none is
         started for this."""
         request = ImageRequest(asked_for.prompt, model=asked_for.model)
+        request = await self._meant(request, caller, CHECK_S)
         with translated():
             async with self._limited(CHECK_S, request.model):
                 check(request, self._args)
@@ -428,9 +431,11 @@ class Service:
         """What models are called now."""
         return self.catalogue.names or self._args.names
 
-    def _meant(self, request: Request, caller: Caller) -> Request:
+    async def _meant(self, request: Request, caller: Caller, within_s: float) -> Request:
         """A request with the model that it means from now on. Of several one is drawn, of those
-        that the caller may ask, and that would answer, if there are such."""
+        that the caller may ask, and that would answer, if there are such. A process that has just
+        begun hears first what the names are."""
+        await self.catalogue.known(min(within_s, NAMES_S))
         model = self.names.drawn(
             request.model,
             lambda name: self._quota.may_ask(caller, name),

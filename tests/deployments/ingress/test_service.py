@@ -561,3 +561,18 @@ def test_a_name_of_several_models_is_one_of_them_to_the_end() -> None:
             assert {await made(ALICE) for _ in range(20)} == {"two"}
 
     asyncio.run(walk())
+
+
+def test_a_process_that_has_just_begun_hears_the_names_first() -> None:
+    async def walk() -> ImageResult:
+        model = Replicas(MADE)
+        async with following() as (catalogue, directory):
+            service = Service(ServiceArgs(), catalogue, cast(Assembler, FakeAssembler()))
+            asked = asyncio.create_task(service.generate(ImageRequest("a", model="public")))
+            await asyncio.sleep(0.05)
+            directory.say(outlook("one", "ready", model))
+            assert directory.said is not None
+            directory.said = replace(directory.said, names=Names({"public": {"one": 1.0}}))
+            return await asyncio.wait_for(asked, 5)
+
+    assert asyncio.run(walk()) == MADE

@@ -859,3 +859,61 @@ def test_an_answer_that_was_written_and_not_heard_of_is_given_again(tmp_path: Pa
         queue.complete(taken, made("a"), {})
     assert queue.complete(taken, made("a"), {}).results == made("a")
     assert queue.get("a").revision == 2  # written once
+
+
+def test_a_look_that_missed_a_batch_ends_none_of_its_lines(tmp_path: Path) -> None:
+    """It was accepted while the list was read: the lines stand further behind in it."""
+    store = FolderObjects(tmp_path)
+    others = JobQueue(store)
+
+    class Slow(Unreliable):
+        def listed(self, prefix: str) -> Iterator[Listed]:
+            for one in super().listed(prefix):
+                if "batch" not in one.name:
+                    yield one
+
+    others.add(job("batch", kind="batch"))
+    batch = others.take()
+    others.add(job("line", batch="batch"))
+    line = JobQueue(Slow(store)).take()
+    assert batch is not None
+    assert line is not None
+    assert line.id == "line"
+
+
+def test_a_record_that_cannot_be_read_stops_no_other(tmp_path: Path) -> None:
+    now = [1e9]
+    store = FolderObjects(tmp_path)
+    queue = JobQueue(store, now=lambda: now[0])
+    for name in "abc":
+        queue.add(job(name))
+        mine = queue.take()
+        assert mine is not None
+        queue.complete(mine, (), {})
+    stored = store.read("jobs/a")
+    assert stored is not None
+    store.replace("jobs/a", b"{}", stored.tag)
+    now[0] += ARCHIVED_S
+    queue.sweep()
+    assert [one.name.split(".")[0] for one in store.listed("open/")] == ["open/a"]
+    now[0] += KEEP_S
+    assert queue.sweep() == 2
+    assert [one.name for one in store.listed("jobs/")] == ["jobs/a"]
+
+
+def test_a_job_that_was_seen_before_it_was_open_is_not_shown_for_ever(tmp_path: Path) -> None:
+    store = Unreliable(FolderObjects(tmp_path))
+    now = [1e9]
+    first, other = (JobQueue(s, now=lambda: now[0]) for s in (store, store.objects))
+    store.good, store.fate = 1, "lost"
+    with pytest.raises(StorageUnavailable):
+        first.add(job("a"))
+    assert [one.id for one in other.jobs()] == ["a"]
+    first.sweep()
+    mine = first.take()
+    assert mine is not None
+    first.complete(mine, (), {})
+    now[0] += ARCHIVED_S
+    first.sweep()
+    assert other.open_jobs() == []
+    assert [one.status for one in other.seen()] == ["completed"]

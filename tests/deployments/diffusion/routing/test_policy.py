@@ -83,7 +83,7 @@ def test_nothing_is_under_way_when_all_is_done(events: list[object]) -> None:
 
 def test_a_hot_adapter_is_made_by_all_that_hold_it() -> None:
     """Of a fleet of which a sample hardly ever finds one; the first homes have much to do."""
-    fleet = Fleet(400)
+    fleet = Fleet(120)
     holders = [fleet.send(asked(7, seconds=60.0)).name for _ in range(12)]
     assert len(set(holders)) == 12
     assert fleet.loads == 12

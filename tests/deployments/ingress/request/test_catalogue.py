@@ -29,7 +29,7 @@ def test_a_model_is_found_at_once() -> None:
 def test_the_first_request_waits_for_the_first_snapshot() -> None:
     async def check() -> None:
         async with following() as (catalogue, directory):
-            assert not catalogue.ready(None)
+            assert not catalogue.ready([])
             assert isinstance(catalogue.absence("one", 5), NotReady)
             finding = asyncio.create_task(catalogue.find("one"))
             await heard()
@@ -142,7 +142,7 @@ def test_a_model_that_was_never_described_is_woken_by_its_first_request_alone() 
         model.asleep = True
         async with following(outlook("one", "asleep", model, described=False)) as (catalogue, _):
             assert await catalogue.cards() == []
-            assert catalogue.ready(None)
+            assert catalogue.ready([])
             catalogue.outlooks()
             assert model.asked == []
             assert (await catalogue.find("one")).card == card("one")
@@ -215,10 +215,12 @@ def test_readiness(models: dict[str, Availability], default: str | None, ready: 
     async def check() -> None:
         said = [outlook(n, a, described=a != "starting") for n, a in models.items()]
         async with following(*said) as (catalogue, _):
-            assert catalogue.ready(default) == ready
+            assert catalogue.ready([] if default is None else [default]) == ready
             for name, availability in models.items():
-                assert catalogue.ready(default, [name]) == (availability in ("ready", "asleep"))
-            assert not catalogue.ready(default, ["nobody"])
+                assert catalogue.ready([] if default is None else [default], [[name]]) == (
+                    availability in ("ready", "asleep")
+                )
+            assert not catalogue.ready([] if default is None else [default], [["nobody"]])
 
     run(check)
 
@@ -228,8 +230,8 @@ def test_a_default_model_that_is_replaced_takes_no_other_with_it() -> None:
         async with following(outlook("one"), outlook("two")) as (catalogue, directory):
             directory.say(outlook("one", "starting", described=False), outlook("two"))
             await heard()
-            assert catalogue.ready("one")
-            assert not catalogue.ready("one", ["one"])
+            assert catalogue.ready(["one"])
+            assert not catalogue.ready(["one"], [["one"]])
 
     run(check)
 
