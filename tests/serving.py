@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -14,6 +15,8 @@ import pytest
 import ray
 from ray import serve
 from ray.serve import Application, RunTarget
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
 from configs.app import (
     ControlArgs,
@@ -181,6 +184,14 @@ def beside(*targets: RunTarget) -> Iterator[None]:
     finally:
         for target in targets:
             serve.delete(target.name)
+
+
+def serve_deploy(*applications: dict[str, Any]) -> None:
+    """As `serve deploy` does it with a file of these applications; it is not waited for."""
+    client = _get_global_client()
+    assert client is not None
+    config = ServeDeploySchema.model_validate({"applications": applications})
+    client.deploy_apps(config, _blocking=False)
 
 
 def model_target(models: Path, args: ModelArgs, limits: Limits) -> RunTarget:

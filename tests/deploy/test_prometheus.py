@@ -27,8 +27,6 @@ from ray import serve
 from ray.dashboard.modules.metrics.dashboards.default_dashboard_panels import (
     DEFAULT_GRAFANA_ROWS,
 )
-from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
 
 from configs.keys import digest
 from demo.client import Client
@@ -44,6 +42,7 @@ from tests.deploy.prometheus import (
     prometheus,
     wait_until,
 )
+from tests.serving import serve_deploy
 from tests.soak.processes import Process, of_kind
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "tcd.json"
@@ -101,10 +100,7 @@ class Monitored:
 
     def deploy(self) -> None:
         """As `serve deploy` does it."""
-        client = _get_global_client()
-        assert client is not None
-        config = ServeDeploySchema.model_validate({"applications": self.applications})
-        client.deploy_apps(config, _blocking=False)
+        serve_deploy(*self.applications)
 
     def model(self) -> dict[str, Any]:
         """The model's application."""

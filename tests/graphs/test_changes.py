@@ -11,13 +11,11 @@ from typing import Any
 import httpx
 import pytest
 from ray import serve
-from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
 
 from configs.app import Limits, ModelArgs, ModelUserConfig
 from tests.conftest import demo_loras
 from tests.graphs.test_model_applications import replica_pids, wait_until
-from tests.serving import Served, plain_model
+from tests.serving import Served, plain_model, serve_deploy
 
 NAME, APPLICATION = "changing", "model-changing"
 START_S = 80  # a replica starts within this, on a busy machine
@@ -39,7 +37,7 @@ class Changing:
         **options: object,
     ) -> None:
         """What is not said is as it was when the model came."""
-        self._submit(
+        serve_deploy(
             {
                 "name": APPLICATION,
                 "route_prefix": None,
@@ -57,7 +55,7 @@ class Changing:
         )
 
     def remove(self) -> None:
-        self._submit()
+        serve_deploy()
 
     def card(self) -> dict[str, Any]:
         """Its entry in the catalogue; empty while it has none."""
@@ -70,12 +68,6 @@ class Changing:
     def settle(self) -> None:
         """Until the last change is done."""
         wait_until(lambda: self.status() == "RUNNING", START_S)
-
-    def _submit(self, *applications: dict[str, Any]) -> None:
-        client = _get_global_client()
-        assert client is not None
-        config = ServeDeploySchema.model_validate({"applications": applications})
-        client.deploy_apps(config, _blocking=False)
 
 
 class Asking:

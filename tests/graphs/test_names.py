@@ -10,11 +10,10 @@ import httpx
 import pytest
 from ray import serve
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
 
 from configs.app import ServiceArgs
 from tests.graphs.test_model_applications import replica_pids, wait_until
-from tests.serving import Served, plain_model
+from tests.serving import Served, plain_model, serve_deploy
 
 SERVICE, PREFIX = "named", "/named"
 OLD, NEW, PUBLIC = "pictures-1", "pictures-2", "pictures"
@@ -62,10 +61,10 @@ class Named:
             }
             for model in models
         ]
-        self._submit(service, *applications)
+        serve_deploy(service, *applications)
 
     def remove(self) -> None:
-        self._submit()
+        serve_deploy()
 
     def ask(self) -> httpx.Response:
         body = {"model": PUBLIC, "prompt": "a red ball", "size": "64x64", "num_inference_steps": 1}
@@ -88,12 +87,6 @@ class Named:
         deployments = client.get_serve_details()["applications"][SERVICE]["deployments"].values()
         replicas = (replica for deployment in deployments for replica in deployment["replicas"])
         return {replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
-
-    def _submit(self, *applications: dict[str, Any]) -> None:
-        client = _get_global_client()
-        assert client is not None
-        config = ServeDeploySchema.model_validate({"applications": applications})
-        client.deploy_apps(config, _blocking=False)
 
 
 class Asking:

@@ -444,7 +444,8 @@ class Service:
         return replace(request, model=model)
 
     async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
-        name = self.names.main(request.model) or await self.catalogue.only()
+        """The model of a request whose name is settled."""
+        name = request.model or await self.catalogue.only()
         lease.check(name, request.priority)  # what it may not ask it is told nothing of
         model = await self.catalogue.find(name)
         if isinstance(request, VideoRequest) and "video" not in model.card.tasks:

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.sources import format_refused
-
-PEFT_CONFIG = "adapter_config.json"
+from configs.sources import PEFT_CONFIG, format_refused
 
 
 class LoraError(Exception):
