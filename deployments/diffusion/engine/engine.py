@@ -465,8 +465,9 @@ class Engine:
 
         assert row.slot is not None
         wanted = partial(self._registry.waits, entry, index)
-        latents = self._runner.latents(row.slot)
-        self._decoder.put(Latent(latents, answer, wanted, entry.deadline))
+        latent = Latent(self._runner.latents(row.slot), answer, wanted, entry.deadline)
+        self._scheduler.decodes(row, self._registry.decode_s(latent.pixels))
+        self._decoder.put(latent)
 
     def _leave(self, row: Trajectory, entry: Entry, index: int) -> None:
         """A row's denoising is over: frees what it held."""

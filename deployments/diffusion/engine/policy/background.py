@@ -6,8 +6,8 @@ ABOUT_S = 10.0  # for which others are about after they were last here
 
 
 class Background:
-    """While others are about, all its calls together take at most `share` of the time: whoever
-    comes next is delayed by little more than that. Alone it has all.
+    """While others are about, all its calls together, of the UNet and of the VAE, take at most
+    `share` of the time: whoever comes next is delayed by little more than that. Alone it has all.
 
     What is idle between requests is no room for more: a call that is under way is not taken back,
     and whatever else there is to do for an image, on other threads and in other processes, is in
@@ -36,6 +36,7 @@ class Background:
         return max(now, min(self._alone_s, self._rested_s))
 
     def had(self, seconds: float, since: float) -> None:
-        """A call that began at this time takes so long for it, as far as is known."""
+        """A call that began at this time takes so long for it, as far as is known, beside those
+        that it had before."""
         if self.about(since):
-            self._rested_s = max(self._rested_s, since + seconds / self.share)
+            self._rested_s = max(self._rested_s, since) + seconds / self.share

@@ -281,6 +281,11 @@ class Registry:
             figures = self._figures
             self._figures = replace(figures, vae_seconds_total=figures.vae_seconds_total + seconds)
 
+    def decode_s(self, pixels: int) -> float:
+        """Seconds that so many latent pixels are thought to take to decode."""
+        with self._lock:
+            return pixels * self._vae_pace.pixel_s
+
     def publish(self, standing: Standing) -> None:
         """Shows the loop's state to other threads. Called on the engine's thread."""
         with self._lock:

@@ -263,6 +263,11 @@ class Scheduler:
                 left.append(row)
         return tuple(left)
 
+    def decodes(self, row: Trajectory, seconds: float) -> None:
+        """What came of a row goes to the VAE, which is thought to take so long for it."""
+        if row.caller.background:
+            self._background.had(seconds, self._now)
+
     def _out_of_memory(self, batch: Batch) -> tuple[Trajectory, ...]:
         first, *others = batch.rows
         if not others:

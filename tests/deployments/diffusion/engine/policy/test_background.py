@@ -25,11 +25,13 @@ class Device:
     """An engine in a time of its own.
 
     Attributes:
-        spent: seconds of calls, by whose rows were in them.
+        decode_s: what the VAE takes for a row of 8 x 8 latent pixels, beside the calls.
+        spent: seconds of calls and of the VAE, by whose rows were in them.
         calls: rows of each call, by caller.
     """
 
     limits: Limits = field(default_factory=lambda: Limits(max_batch=8))
+    decode_s: float = 0.0
     now: float = 1000.0
     spent: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     calls: list[Counter[str]] = field(default_factory=list)
@@ -51,7 +53,10 @@ class Device:
             self.now = min(until, inf if resumes is None else resumes)
             return None
         took = ROW_S * batch.unet_rows * batch.key.pixels / 64
-        self.scheduler.advance(batch, Advanced({}, Measured(batch.key, batch.unet_rows, took)))
+        measured = Measured(batch.key, batch.unet_rows, took)
+        for one in self.scheduler.advance(batch, Advanced({}, measured)):
+            self.scheduler.decodes(one, self.decode_s)
+            self.spent[one.caller.name] += self.decode_s
         self.now += took
         for one in batch.rows:
             self.spent[one.caller.name] += took / len(batch.rows)
@@ -97,10 +102,13 @@ def test_alone_it_has_everything() -> None:
     assert {sum(one.values()) for one in device.calls} == {8}
 
 
+@pytest.mark.parametrize("decode_s", [0.0, 2 * ROW_S])
 @pytest.mark.parametrize("share", [0.05, 0.2])
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.9])
-def test_beside_others_it_has_its_share_of_the_time(load: float, share: float) -> None:
-    device = Device(Limits(max_batch=8, background_share=share))
+def test_beside_others_it_has_its_share_of_the_time(
+    load: float, share: float, decode_s: float
+) -> None:
+    device = Device(Limits(max_batch=8, background_share=share), decode_s)
     took_s = 4 * ROW_S
     traffic(device, load / took_s, 300.0, lines=True)
     (mine,) = (spent for name, spent in device.spent.items() if name != OTHER.name)
