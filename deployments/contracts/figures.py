@@ -72,9 +72,12 @@ class CallerFigures:
 @dataclass(frozen=True)
 class EngineFigures:
     """A replica's engine at one moment. Its numbers are explained by `ENGINE_HELP`; those that
-    end in `_total` only grow. `callers`: the same of each caller."""
+    end in `_total` only grow. `callers`: the same of each caller. `node`: its address; `device`:
+    `cpu`, or the GPU."""
 
     replica: str
+    node: str = ""
+    device: str = ""
     pending_images: int = 0
     running_rows: int = 0
     pending_steps: int = 0

@@ -9,7 +9,8 @@ from functools import partial
 from threading import Timer
 
 from pydantic import ValidationError
-from ray import serve
+from ray import get_runtime_context, serve
+from ray.util import get_node_ip_address
 
 from configs.app import ModelArgs, ModelUserConfig
 from deployments.contracts.cards import CardDefaults, CardIpAdapter, CardLimits, ModelCard
@@ -50,7 +51,9 @@ class Diffusion:
         self._serving = False
         self._created = int(time.time())
         replica = serve.get_replica_context().replica_id.unique_id
-        self._engine = Engine(load(args), self._config, name=replica, on_fault=self.end)
+        components = load(args)
+        self._node, self._device = get_node_ip_address(), _device_name(components.device.type)
+        self._engine = Engine(components, self._config, name=replica, on_fault=self.end)
         self._threads = AdmissionThreads()
         self._metrics = EngineMetrics(args.name)
 
@@ -223,7 +226,12 @@ class Diffusion:
             engine.stop()
 
     def _figures(self) -> EngineFigures:
-        return replace(self._engine.figures(), config_error=int(self._config_error is not None))
+        return replace(
+            self._engine.figures(),
+            node=self._node,
+            device=self._device,
+            config_error=int(self._config_error is not None),
+        )
 
     def _tasks(self) -> list[str]:
         parts = self._engine.components
@@ -236,3 +244,13 @@ class Diffusion:
         if self._args.motion_adapter is not None:
             tasks.append("video")
         return tasks
+
+
+def _device_name(kind: str) -> str:
+    """As an operator knows it: a replica sees its own GPU alone, as the first one."""
+    if kind != "cuda":
+        return kind
+    from torch import cuda
+
+    numbers = get_runtime_context().get_accelerator_ids().get("GPU", [])
+    return " ".join([cuda.get_device_name(), *(f"#{number}" for number in numbers)])

@@ -1,6 +1,7 @@
 """The commands that speak to the running service."""
 
 import base64
+import ipaddress
 import json
 import os
 import pty
@@ -324,6 +325,19 @@ def test_models(tcd: Any) -> None:
         "sdxl",
     }
     assert tcd("models", "nope").code == 1
+
+
+def test_where_models_run(tcd: Any, served: Served) -> None:
+    told = tcd("models", "sd15", "--where", "--json")
+    (replica,) = json.loads(told.out)["replicas"]
+    assert served.logs is not None
+    assert list(served.logs.glob(f"replica_model-sd15_Diffusion_{replica['id']}*"))
+    assert ipaddress.ip_address(replica["node"])
+    assert replica["device"] == "cpu"
+    table = tcd("models", "--where").out
+    (line,) = (line for line in table.splitlines() if line.split()[:1] == ["sd15"])
+    assert line.split()[1:] == ["ready", replica["id"], replica["node"], "cpu", "0", "0.0"]
+    assert tcd("models", "nope", "--where").code == 1
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ from deployments.ingress.http.moderations import moderation_routes
 from deployments.ingress.http.once import Once
 from deployments.ingress.http.openapi import describe
 from deployments.ingress.http.playground import playground_routes
+from deployments.ingress.http.replicas import replica_routes
 from deployments.ingress.http.videos import video_routes
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.keys.keyring import make_keyring
@@ -235,6 +236,7 @@ def make_app(
     app.include_router(playground_routes(args.playground))
     app.include_router(moderation_routes(service, bodies, args.safety))
     app.include_router(key_routes(quota, desk))
+    app.include_router(replica_routes(service))
     app.include_router(video_routes(desk, shown, bodies, args.metadata))
     app.include_router(job_routes(desk, shown))
     app.include_router(batch_routes(desk, shown, bodies, args))

@@ -280,6 +280,16 @@ def test_usage_without_keys() -> None:
     assert (usage.key, usage.requests.answered, usage.limits.running) == ("", 1, None)
 
 
+def test_where_models_run_is_told_to_an_admin() -> None:
+    served = client(entry("alice"), entry("root", admin=True))
+    assert served.get("/v1/replicas").status_code == 401
+    refused = served.get("/v1/replicas", headers=bearer("alice"))
+    assert refused.status_code == 403
+    assert "alice" in refused.json()["error"]["message"]
+    (model, *_) = served.get("/v1/replicas", headers=bearer("root")).json()["data"]
+    assert (model["model"], model["availability"], model["replicas"]) == ("sd15", "ready", [])
+
+
 def test_figures() -> None:
     served = client(entry("alice", models=["sd15"]), entry("bob"))
     served.post(GENERATIONS, json={**BALL, "n": 2}, headers=bearer("alice"))
