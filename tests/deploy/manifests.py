@@ -22,7 +22,11 @@ CLUSTERS = ("one-gpu", "eight-gpus", "mixed")
 VERSION = (
     "v1.37.0-local-strict"  # further keys are refused, as `kubectl apply --validate=strict` does
 )
-OWN = {"RayService": "rayservice", "PodMonitor": "podmonitor"}  # which Kubernetes does not know
+OWN = {  # which Kubernetes does not know
+    "RayService": "rayservice",
+    "PodMonitor": "podmonitor",
+    "PrometheusRule": "prometheusrule",
+}
 SCHEMAS = Path(__file__).with_name("schemas")
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")

@@ -107,10 +107,28 @@ def test_the_schemas_accept_every_manifest(cluster: str) -> None:
     assert [line for manifest in manifests for line in problems(manifest)] == []
     kinds = sorted(manifest["kind"] for manifest in manifests)
     assert kinds == sorted(
-        ["RayService", "PersistentVolumeClaim", "Deployment", "Service", "PodMonitor"]
+        ["RayService", "PersistentVolumeClaim", "Deployment", "Service"]
         + ["PodDisruptionBudget"] * 3
+        + ["PodMonitor", "PrometheusRule", "ConfigMap"]
     )
     assert {manifest["metadata"]["namespace"] for manifest in manifests} == {"tcd"}
+
+
+def test_alerts_and_dashboard_are_those_that_are_tested() -> None:
+    """By promtool and a real Prometheus, in test_prometheus.py."""
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())
+    assert one("mixed", "PrometheusRule")["spec"] == rules
+    dashboard = one("mixed", "ConfigMap", "tcd-dashboard")
+    assert dashboard["data"] == {"tcd.json": (ROOT / "deploy/grafana/tcd.json").read_text()}
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_the_schema_of_rules_refuses_what_the_operator_would() -> None:
+    rules = copy.deepcopy(one("mixed", "PrometheusRule"))
+    (*_, last) = rules["spec"]["groups"][1]["rules"]
+    last["for"] = "5 minutes"
+    last["labels"]["severity"] = 1
+    assert len(list(problems(rules))) == 2
 
 
 def head(service: Manifest) -> Manifest:
