@@ -336,7 +336,10 @@ def test_where_models_run(tcd: Any, served: Served) -> None:
     assert replica["device"] == "cpu"
     table = tcd("models", "--where").out
     (line,) = (line for line in table.splitlines() if line.split()[:1] == ["sd15"])
-    assert line.split()[1:] == ["ready", replica["id"], replica["node"], "cpu", "0", "0.0"]
+    assert line.split()[1:] == [
+        *["ready", "gpt-image-1", "100%"],
+        *[replica["id"], replica["node"], "cpu", "0", "0.0"],
+    ]
     assert tcd("models", "nope", "--where").code == 1
 
 
