@@ -527,6 +527,7 @@ class ServiceArgs(Frozen):
             its limits; `None`, and no `api_keys_env`: no authentication.
         api_keys_env: name of the environment variable with further bearer keys in plain text,
             separated by commas; they have no limits, and are called `key-1`, `key-2`, ...
+        log_prompts: whether the log's line of a request holds its prompts, too.
         playground: what the page at `/` says to newcomers.
         protect: pages that ask for a key with `admin: true`, too; "docs" is the description of
             the API, "playground" the page at `/`.
@@ -568,6 +569,7 @@ class ServiceArgs(Frozen):
     keys: KeysArgs | None = None
     api_keys_env: str | None = None
     protect: tuple[Guarded, ...] = ()
+    log_prompts: bool = False
     playground: PlaygroundArgs = PlaygroundArgs()
 
     @field_validator(*FOLLOWING, mode="before")

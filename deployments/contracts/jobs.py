@@ -4,13 +4,15 @@ Importable without torch and without Ray. `ImageRequest` is what a caller says, 
 `ImageJob` is the same request with every gap filled in by the model's defaults.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass as validated
+
+from deployments.contracts.stages import Stages
 
 if TYPE_CHECKING:  # a recipe holds adapters and controls, which are defined here
     from deployments.contracts.recipe import Recipe
@@ -423,6 +425,7 @@ class FinishedImage:
         usage: in a stream, this image's share of the request's: all images together have all of
             it, the text tokens with the first that is done.
         recipe: what it was made by; `None` where an engine or its replica says it.
+        stages: of its whole job, up to now.
     """
 
     image_index: int
@@ -431,14 +434,17 @@ class FinishedImage:
     latents: Latents
     usage: Usage = Usage()
     recipe: "Recipe | None" = None
+    stages: Stages | None = None
 
 
 @dataclass(frozen=True)
 class FailedImage:
-    """An image that will not come, and why; its siblings and neighbours go on."""
+    """An image that will not come, and why; its siblings and neighbours go on. `stages`: of its
+    whole job, up to now."""
 
     image_index: int
     error: Exception
+    stages: Stages | None = field(default=None, compare=False)
 
 
 JobEvent = Progress | PartialImage | FinishedImage | FailedImage  # what an engine says
@@ -456,6 +462,7 @@ class ImageResult:
         failed: the images that could not be made, if not all of them. Where all failed, the
             error of the first is raised.
         recipe: what each of them was made by, with its seed; `None` where a replica says it.
+        stages: of the job in its engine.
     """
 
     model: str
@@ -466,6 +473,7 @@ class ImageResult:
     usage: Usage
     failed: tuple[FailedImage, ...] = ()
     recipe: "Recipe | None" = None
+    stages: Stages | None = None
 
 
 @dataclass(frozen=True)
@@ -482,10 +490,11 @@ class VideoResult:
 
 @dataclass(frozen=True)
 class Completed:
-    """The end of a stream: every image has come."""
+    """The end of a stream: every image has come. `stages`: of the job in its engine."""
 
     model: str
     usage: Usage
+    stages: Stages | None = None
 
 
 StreamEvent = Progress | PartialImage | FinishedImage | FailedImage | Completed  # what callers see

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +19,8 @@ from deployments.contracts.jobs import (
     Usage,
     real_steps,
 )
+from deployments.contracts.stages import Stages
+from deployments.tracing.spans import measured
 
 if TYPE_CHECKING:
     from deployments.diffusion.engine.engine import Engine
@@ -59,6 +62,7 @@ class Call:
         self._prompt_tokens = 0
         self._failed: dict[int, TcdError] = {}
         self._shared = False
+        self.stages: Stages | None = None  # so far
 
     async def events(self, assets: Sequence[Asset], *, progress: bool) -> AsyncIterator[JobEvent]:
         """The job's events up to its last image.
@@ -73,12 +77,15 @@ class Call:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         left = 0  # images that the engine still owes
+        called_at = time.time()
         try:
             await self._submit(sink, assets, progress)
             left = len(self._job.seeds)
             while left:
                 event = await events.get()
-                left -= isinstance(event, FinishedImage | FailedImage)
+                if isinstance(event, FinishedImage | FailedImage):
+                    left -= 1
+                    self.stages = event.stages
                 if isinstance(event, FailedImage):
                     self._note(event)
                 elif isinstance(event, FinishedImage):
@@ -93,6 +100,7 @@ class Call:
         finally:
             if left:
                 self._engine.cancel(self._job.job_id)
+            self._trace(called_at)
 
     async def _submit(
         self, sink: Callable[[JobEvent], None], assets: Sequence[Asset], progress: bool
@@ -105,6 +113,22 @@ class Call:
             # It may be accepted yet, with nobody waiting.
             submitted.add_done_callback(self._withdraw)
             raise
+
+    def _trace(self, called_at: float) -> None:
+        """Makes spans of what the engine has measured."""
+        if self.stages is None:
+            return  # nothing of it was answered
+        job = self._job
+        measured("admit", called_at, max(called_at, self.stages.began_at))
+        for stage, start, end in self.stages.spans():
+            if stage == "steps":
+                steps, images = real_steps(job.num_inference_steps, job.strength), len(job.seeds)
+                measured(stage, start, end, steps=steps, images=images)
+            elif stage == "adapters":
+                names = [lora.name for lora in (*job.loras, *job.motion_loras)]
+                measured(stage, start, end, loras=names)
+            else:
+                measured(stage, start, end)
 
     def _withdraw(self, submitted: "asyncio.Future[int]") -> None:
         if not submitted.cancelled() and submitted.exception() is None:

@@ -104,6 +104,7 @@ class Diffusion:
             height=job.height,
             usage=call.usage,
             failed=tuple(failed[index] for index in sorted(failed)),
+            stages=call.stages,
         )
 
     async def stream(self, job: ImageJob, *assets: Asset) -> AsyncIterator[StreamEvent | Refusal]:
@@ -118,7 +119,7 @@ class Diffusion:
             yield Refusal(error)
             return
         self._metrics.answered(time.perf_counter() - started)
-        yield Completed(self._args.name, call.usage)
+        yield Completed(self._args.name, call.usage, call.stages)
 
     @refusing
     async def check(self, job: ImageJob) -> None:

@@ -27,6 +27,7 @@ from deployments.contracts.routes import Router
 from deployments.contracts.videos import VideoFormat
 from deployments.ingress.front import Front
 from deployments.ingress.http.app import make_app
+from deployments.ingress.jobs.courses import called
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.jobs.handed import Handed
 from deployments.ingress.request.service import NOBODY
@@ -71,19 +72,22 @@ class Ingress:
         Args:
             caller: for whom; a name that a key has is held to that key's limits.
         """
-        return await self._service.generate(request, caller)
+        with called("generate", caller, self._args):
+            return await self._service.generate(request, caller)
 
     async def stream(
         self, request: ImageRequest, caller: Caller = NOBODY
     ) -> AsyncIterator[StreamEvent]:
         """Progress, partial and finished images as they come, then `Completed`. Call it with
         `handle.options(stream=True)`."""
-        async for event in self._service.stream(request, caller):
-            yield event
+        with called("stream", caller, self._args):
+            async for event in self._service.stream(request, caller):
+                yield event
 
     async def animate(self, request: VideoRequest, caller: Caller = NOBODY) -> VideoResult:
         """Makes a video, and waits for it. Cancelling the call cancels the work."""
-        return await self._service.animate(request, lambda _: None, caller)
+        with called("animate", caller, self._args):
+            return await self._service.animate(request, lambda _: None, caller)
 
     async def submit(
         self,
@@ -101,9 +105,10 @@ class Ingress:
         Raises what `generate` refuses a request with; `Conflict`, if the key came with another
         request; `QueueFull`, if too many jobs have not ended.
         """
-        return await self._handed.submit(
-            request, caller, idempotency_key, video_format, webhook_url
-        )
+        with called("submit", caller, self._args):
+            return await self._handed.submit(
+                request, caller, idempotency_key, video_format, webhook_url
+            )
 
     async def result(
         self, job_id: str, caller: Caller = NOBODY, timeout_s: float | None = None

@@ -64,6 +64,7 @@ class JobWorker:
             lease_s=jobs.lease_s,
             poll_s=jobs.poll_s,
             budgets=budgets,
+            log_prompts=args.log_prompts,
         )
         loop = asyncio.get_running_loop()
         self._run = loop.create_task(self._working.run())

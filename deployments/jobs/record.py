@@ -77,6 +77,7 @@ class JobRecord(Kept):
         attempts: how often it was taken.
         progress: per cent.
         previews: files that show how far it is.
+        traceparent: the span in which it was handed in, as W3C Trace Context says it.
         results, outcome: the files that came of it, and what is to be said of them.
     """
 
@@ -107,6 +108,7 @@ class JobRecord(Kept):
     results: tuple[JobFile, ...] = ()
     outcome: dict[str, JsonValue] = {}
     error: JobError | None = None
+    traceparent: str = ""
     started_at: float | None = None
     ended_at: float | None = None
 

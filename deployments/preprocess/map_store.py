@@ -7,7 +7,6 @@ diffusion replica that is handed the reference, and never through the ingress.
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from contextvars import Context
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,6 +21,7 @@ from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapRef, MapSpec
 from deployments.contracts.refusal import refusing
 from deployments.preprocess.map_metrics import MapMetrics
+from deployments.tracing.spans import trace_alone
 
 FETCH_TIMEOUT_S = 5.0  # of a map from another node
 EMBEDS_BYTES = 2 * 257 * 1664 * 4  # the largest pair in use: hidden states of a ViT-bigG
@@ -74,9 +74,9 @@ class MapStore:
         known = await self.known(spec)
         if known.ref is not None:
             return known
-        # A context of its own: if the request that came first is cancelled, Serve would cancel
+        # A context of its own, but for the trace: if the request that came first is cancelled, Serve would cancel
         # this call with it, for which others may wait.
-        task = asyncio.create_task(self._begin(spec, picture[0]), context=Context())
+        task = asyncio.create_task(self._begin(spec, picture[0]), context=trace_alone())
         starting = self._starting[spec.map_id] = _Starting(task)
         task.add_done_callback(lambda _: self._begun(spec.map_id, starting))
         return await self._joined(spec.map_id, starting)

@@ -14,6 +14,7 @@ from configs.needs import ip_adapter_key
 from configs.sources import PROJECT_ROOT
 from graphs.check.accepted import DIRECTORY, MODEL, SERVICE, read
 from graphs.check.routing import misrouted, routing_advice
+from graphs.check.tracing import tracing_advice, untraceable
 from graphs.limits import GRACE_S, HEALTH_CHECK_TIMEOUT_S, LASTING
 from graphs.model import DIFFUSION
 
@@ -49,6 +50,7 @@ def disagreements(config: ServeDeploySchema) -> Iterator[str]:
     for application in config.applications:
         if application.import_path == MODEL:
             yield from _model_application(application)
+    yield from untraceable(config)
     models = list(_models(config))
     for model in models:
         yield from _model(model)
@@ -66,6 +68,8 @@ def advice(config: ServeDeploySchema, *, machine: bool = True) -> Iterator[str]:
     for model in _models(config):
         yield from _queues(model)
         yield from routing_advice(model.diffusion, f"{model.place}.{DIFFUSION.name}")
+    if machine:
+        yield from tracing_advice(config)
     for application, service in _services(config):
         yield from _times(config, service)
         if machine:

@@ -311,6 +311,7 @@ class Engine:
         if not self._decoder.behind:
             for row in self._scheduler.joining():
                 entry, _ = self._rows[row.row_id]
+                entry.clock.begun("condition")
                 self._preparer.put(Order(row.row_id, entry.key, row.spec))
         batch = self._scheduler.schedule(monotonic())
         self._idle = batch is None
@@ -375,6 +376,7 @@ class Engine:
                 continue
             if job.error is not None:
                 self._end(entry, job.error)
+            entry.clock.begun("queue")
             for row in entry.rows.values():
                 self._scheduler.ready(row.row_id)
 
@@ -386,6 +388,7 @@ class Engine:
         if isinstance(prepared.row, Row):
             assert row.slot is not None
             self._runner.adopt(row.slot, prepared.row)
+            self._rows[row.row_id][0].clock.begun("steps")
             return
         error = _too_little_memory()
         if not isinstance(prepared.row, OutOfMemory):
@@ -421,6 +424,7 @@ class Engine:
         for row in left:
             entry, index = self._rows[row.row_id]
             if row.status is Status.FINISHED:
+                entry.clock.ended("steps")
                 self._decode(row, entry, index)
             else:
                 error = _too_little_memory()

@@ -37,8 +37,8 @@ from deployments.ingress.http.middleware import (
     Authentication,
     BodyLimit,
     HeadAsGet,
-    RefusalLog,
     RequestCount,
+    RequestLog,
     Unexpected,
 )
 from deployments.ingress.http.moderations import moderation_routes
@@ -50,6 +50,7 @@ from deployments.ingress.http.videos import video_routes
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.keys.keyring import make_keyring
 from deployments.ingress.keys.quota import Quota
+from deployments.ingress.request.course import stage
 from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers
 
@@ -115,7 +116,7 @@ def make_app(
     app.add_middleware(HeadAsGet)
     if args.cors_origins:
         app.add_middleware(Cors, origins=args.cors_origins)
-    app.add_middleware(RefusalLog)
+    app.add_middleware(RequestLog, log_prompts=args.log_prompts)
     app.add_middleware(RequestCount, metrics=metrics)
 
     @app.exception_handler(RequestValidationError)
@@ -150,7 +151,8 @@ def make_app(
         map_id, pixels = await service.preprocess(
             preprocessor, form.file("image"), form.fields, caller_of(request)
         )
-        data = await answers.run(encode, pixels, "png")
+        with stage("encode"):
+            data = await answers.run(encode, pixels, "png")
         return Response(data, media_type="image/png", headers={"x-map-id": map_id})
 
     @app.post("/v1/tokenize", response_model=TokensBody)

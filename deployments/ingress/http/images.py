@@ -35,6 +35,7 @@ from deployments.ingress.http.once import Once
 from deployments.ingress.http.streams import StreamAnswer, stream_images
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.desk import Desk
+from deployments.ingress.request.course import stage
 from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers, together
 
@@ -133,10 +134,11 @@ class Answers:
             return await stream_images(self._service, request, asked, answer, self._workers)
         result = await self._service.generate(asked, caller_of(request))
         base_url = str(request.base_url).rstrip("/")
-        made = await together(
-            self._made(encoding, pixels, result.recipe, seed, base_url if by_url else None)
-            for pixels, seed in zip(result.images, result.seeds, strict=True)
-        )
+        with stage("encode"):
+            made = await together(
+                self._made(encoding, pixels, result.recipe, seed, base_url if by_url else None)
+                for pixels, seed in zip(result.images, result.seeds, strict=True)
+            )
         told = ImagesBody(
             created=int(time.time()),
             model=result.model,

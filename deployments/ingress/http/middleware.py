@@ -1,5 +1,4 @@
-"""What every HTTP request passes: a count, a line if it is refused, a limit of its body, a key
-check."""
+"""What every HTTP request passes: a count, a line of the log, a limit of its body, a key check."""
 
 import asyncio
 import re
@@ -24,11 +23,15 @@ from deployments.contracts.errors import (
 from deployments.ingress.answer.failures import failure
 from deployments.ingress.answer.storage import FILES_PATH, NAME
 from deployments.ingress.http.failures import answer_to
-from deployments.ingress.http.keys import noted_key, presented_key
+from deployments.ingress.http.keys import key_of, noted_key, presented_key
 from deployments.ingress.http.metrics import Metrics
 from deployments.ingress.http.paths import A1111, path_of
-from deployments.ingress.http.refusals import log_refusal, route_of, said_of
+from deployments.ingress.http.refusals import UNKNOWN, note_error, route_of, said_of
 from deployments.ingress.keys.keyring import Keyring
+from deployments.ingress.request.course import Course, Outcome, begin
+
+
+GONE = 499  # the status of a request whose client has gone
 
 
 class RequestCount:
@@ -44,7 +47,7 @@ class RequestCount:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 499  # unless an answer starts, the client has gone
+        status = GONE  # unless an answer starts
 
         async def noted(message: Message) -> None:
             nonlocal status
@@ -59,36 +62,62 @@ class RequestCount:
             self._metrics.count(route_of(scope), status, seconds, said_of(scope))
 
 
-class RefusalLog:
-    """One line for every answer that is a refusal."""
+class RequestLog:
+    """One line for every request that is work, and for every answer that is a refusal."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, log_prompts: bool) -> None:
         self._app = app
+        self._log_prompts = log_prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refused: int | None = None
-        body = b""
+        course = Course(
+            Headers(scope=scope).get("x-request-id", ""), log_prompts=self._log_prompts
+        )
+        begin(course)
+        status, whole, body = 0, False, b""
 
         async def read(message: Message) -> None:
-            nonlocal refused, body
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                refused = message["status"]
-            elif refused is not None:
-                body += message.get("body", b"")
+            nonlocal status, whole, body
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                whole = not message.get("more_body", False)
+                if status >= 400:
+                    body += message.get("body", b"")
             await send(message)
 
         try:
             await self._app(scope, receive, read)
         finally:
-            if refused is not None:
+            if status >= 400:
                 error = None
                 with suppress(ValidationError):
                     error = ErrorAnswer.model_validate_json(body).error
-                log_refusal(scope, refused, error)
+                note_error(scope, status, error)
+            failed = said_of(scope) is not None
+            if course.work or failed:
+                key, route = key_of(scope), route_of(scope)
+                course.key = None if key is None else key.name
+                course.tell(
+                    f"{scope['method']} {path_of(scope) if route == UNKNOWN else route}",
+                    _outcome(status, whole=whole, failed=failed),
+                    status or GONE,
+                )
+
+
+def _outcome(status: int, *, whole: bool, failed: bool) -> Outcome:
+    """What became of a request whose answer had this status; `failed`: it ended with an error."""
+    if status == GONE:
+        return "cancelled"
+    if status >= 400:
+        return "refused"
+    if failed:
+        return "broken_off"
+    return "completed" if whole else "cancelled"
 
 
 class HeadAsGet:

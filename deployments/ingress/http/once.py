@@ -28,7 +28,7 @@ from deployments.ingress.http.events import (
 )
 from deployments.ingress.http.jobs import KEEPALIVE, Shown, base64_of, places
 from deployments.ingress.http.keys import caller_of
-from deployments.ingress.http.refusals import log_refusal
+from deployments.ingress.http.refusals import note_error
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.request.service import Service
@@ -111,7 +111,7 @@ class Once:
                 yield await self._workers.run(event_text, told_of(asked, index, body))
         except TcdError as error:
             refusal = failure(error)
-            log_refusal(request.scope, refusal.status, refusal.body.error, "broken off")
+            note_error(request.scope, refusal.status, refusal.body.error)
             yield error_text(refusal.body)
 
 

@@ -22,7 +22,8 @@ from deployments.ingress.answer.media import Encoding
 from deployments.ingress.answer.usage import usage_body
 from deployments.ingress.http.events import error_text
 from deployments.ingress.http.keys import caller_of
-from deployments.ingress.http.refusals import log_refusal
+from deployments.ingress.http.refusals import note_error
+from deployments.ingress.request.course import stage
 from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers
 
@@ -84,14 +85,18 @@ async def _server_sent(
         async for event in _chain(first, rest):
             match event:
                 case PartialImage():
-                    yield await workers.run(_partial, event, answer)
+                    with stage("encode"):
+                        text = await workers.run(_partial, event, answer)
+                    yield text
                 case FinishedImage():
-                    yield await workers.run(_completed, event, answer)
+                    with stage("encode"):
+                        text = await workers.run(_completed, event, answer)
+                    yield text
                 case FailedImage():
                     yield _failed(event, answer.body)
     except Exception as error:
         refusal = failure(error)
-        log_refusal(scope, refusal.status, refusal.body.error, "broken off")
+        note_error(scope, refusal.status, refusal.body.error)
         yield error_text(refusal.body)
 
 

@@ -302,7 +302,7 @@ def _told(
     """Whether a line was completed, and its line of a file of answers."""
     if job is not None and job.status == "completed":
         body = images_by_url(job, record.base_url).model_dump(mode="json", exclude_none=True)
-        return True, _line(record, place, line, 200, body, job.id)
+        return True, _line(record, place, line, 200, body)
     if job is not None and job.error is not None:
         error = error_of(job.error.code, job.error.message, job.error.param)
         return False, _failed(record, place, line, error)
@@ -324,17 +324,17 @@ def _told(
 
 def _failed(record: JobRecord, place: int, line: BatchLine, error: TcdError) -> str:
     refusal = failure(error)
-    return _line(record, place, line, refusal.status, refusal.body.model_dump(), "")
+    return _line(record, place, line, refusal.status, refusal.body.model_dump())
 
 
-def _line(
-    record: JobRecord, place: int, line: BatchLine, status: int, body: object, request_id: str
-) -> str:
+def _line(record: JobRecord, place: int, line: BatchLine, status: int, body: object) -> str:
+    # Also of a line that was refused: the id is known before the job is there.
+    said = {"status_code": status, "request_id": _job_id(record, place), "body": body}
     return json.dumps(
         {
             "id": _line_id(record, place),
             "custom_id": line.custom_id,
-            "response": {"status_code": status, "request_id": request_id, "body": body},
+            "response": said,
             "error": None,
         }
     )

@@ -46,6 +46,7 @@ from deployments.ingress.jobs.figures import by_owner, figures_of
 from deployments.ingress.jobs.files import JobFiles
 from deployments.ingress.keys.keyring import Keyring
 from deployments.ingress.request.assembly import Outline
+from deployments.ingress.request.course import current
 from deployments.ingress.request.pictures import Brought
 from deployments.ingress.request.service import NOBODY, Service
 from deployments.ingress.request.workers import Workers, together
@@ -53,6 +54,7 @@ from deployments.jobs.objects import Objects
 from deployments.jobs.queue import JobQueue, same
 from deployments.jobs.record import JobFile, JobRecord, Kind
 from deployments.jobs.records import FILES
+from deployments.tracing.spans import traceparent
 
 MIB = 2**20
 FULL_RETRY_MS = 10_000
@@ -192,6 +194,8 @@ class Desk:
             await together(self._run(self._files.remove, job.folder, f.name) for f in files)
         if not accepted.ended:
             self._nudge()
+        if accepted.kind != "file":
+            current().accepted(accepted.id, awaited=job.awaited)
         return accepted
 
     def _record(self, kind: Kind, caller: Caller, job_id: str, **fields: Any) -> JobRecord:
@@ -202,6 +206,7 @@ class Desk:
             "folder": fresh_folder(),
             "created_at": time.time(),
             "keep_s": self._keep_s(kind, caller),
+            "traceparent": traceparent(),
         }
         return JobRecord(
             id=job_id, kind=kind, owner=caller.name, weight=caller.weight, **usual | fields

@@ -46,6 +46,7 @@ from deployments.ingress.jobs.asked import ImageAsked, VideoAsked, with_pictures
 from deployments.ingress.jobs.batches import WINDOW_S, Batches
 from deployments.ingress.jobs.cards import asked_of, pictures_in
 from deployments.ingress.jobs.files import JobFiles
+from deployments.ingress.request.course import stage
 from deployments.ingress.request.deaths import wait_for_room
 from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers
@@ -159,10 +160,11 @@ class Making:
             raise WentAway("the model's replica ended before the images were done")
         if not so_far.finished:
             raise so_far.failed[min(so_far.failed)].error
-        results = [
-            await self._kept(record, str(index), await self._encoded(encoding, image), encoding)
-            for index, image in sorted(so_far.finished.items())
-        ]
+        with stage("encode"):
+            results = [
+                await self._kept(record, str(index), await self._encoded(encoding, image), encoding)
+                for index, image in sorted(so_far.finished.items())
+            ]
         return Answer(tuple(results), _said(asked, so_far, so_far.completed))
 
     async def _video(
@@ -177,7 +179,8 @@ class Making:
             report(SAMPLED * event.step // event.steps, ())
 
         result = await self._service.animate(request, progressed, record.caller)
-        files = await self._encoders.run(_video_files, result, asked, self._provenance)
+        with stage("encode"):
+            files = await self._encoders.run(_video_files, result, asked, self._provenance)
         results = [
             await self._written(record.folder, role, data, suffix, media_type)
             for role, data, suffix, media_type in files

@@ -15,9 +15,12 @@ from deployments.ingress.answer.failures import failure
 from deployments.ingress.jobs.batches import FAULTY, Faulty, faults_text
 from deployments.ingress.jobs.figures import JobMetrics, figures_of
 from deployments.ingress.jobs.making import Answer, Making
+from deployments.ingress.request.course import Course, Outcome, begin
 from deployments.ingress.request.workers import Workers
 from deployments.jobs.queue import JobQueue, LeaseLost, has_last_chance, is_held
 from deployments.jobs.record import JobError, JobFile, JobRecord, Kind
+from deployments.request_id import begin as carry
+from deployments.tracing.spans import root
 
 RENEWALS = 6  # in the time of a lease
 LEAST_PAUSE_S = 0.01  # between two turns
@@ -62,6 +65,7 @@ class Working:
         lease_s: of the queue.
         poll_s: between two looks for work that nobody told of.
         budgets: bytes of what is kept, by kind.
+        log_prompts: jobs' prompts may be logged.
 
     Attributes:
         open: jobs that have not ended, by the last look. Lines of batches are not counted: they
@@ -78,6 +82,7 @@ class Working:
         lease_s: float,
         poll_s: float,
         budgets: Mapping[Kind, int],
+        log_prompts: bool = False,
     ) -> None:
         self._queue = queue
         self._making = making
@@ -86,6 +91,7 @@ class Working:
         self._beat_s = max(lease_s / RENEWALS, 0.1)
         self._poll_s = poll_s
         self._budgets = budgets
+        self._log_prompts = log_prompts
         self._metrics = JobMetrics()
         self._io = Workers("looks for jobs", threads=2, waiting=None)
         # A lease is renewed whatever the looks wait for.
@@ -217,17 +223,29 @@ class Working:
     async def _ending(self, work: _Work) -> Callable[[], JobRecord]:
         """How a job ends, as the write that says so."""
         job = work.job
+        course = Course(job.id, log_prompts=self._log_prompts)
+        course.key = job.owner or None
+        # Of a batch: its lines, which are checked as it goes on, have courses of their own.
+        begin(course if job.kind != "batch" else Course())
+        carry(job.id)
+        outcome: Outcome = "cancelled"
         try:
-            answer: Answer = await self._making.make(job, work.report)
+            with root("job", job.traceparent, job=job.id, kind=job.kind, key=job.owner):
+                answer: Answer = await self._making.make(job, work.report)
+            outcome = "completed"
         except Faulty as error:
+            outcome = "refused"
             told = faults_text(error.faults)
             faulty = JobError(code=FAULTY, message=told)
             return lambda: self._queue.fail(job, faulty)
         except Exception as error:
-            said = failure(error).body.error
+            outcome, refusal = "refused", failure(error)
+            said = refusal.body.error
+            course.fails(refusal.status, said)
             fault = JobError(code=said.code or "failed", message=said.message, param=said.param)
-            log.info("job %s failed: code=%s reason=%r", job.id, fault.code, fault.message[:300])
             return lambda: self._queue.fail(job, fault)
+        finally:
+            course.tell(f"job {job.kind}", outcome)
         if answer.called_off:
             return lambda: self._queue.wind_up(job, answer.outcome)
         return lambda: self._queue.complete(job, answer.results, answer.outcome)

@@ -31,6 +31,7 @@ from deployments.ingress.request.maps import Maps
 from deployments.ingress.request.pictures import Brought, Loaded, Pictures
 from deployments.ingress.request.recipes import image_recipe, video_recipe
 from deployments.ingress.request.workers import together
+from deployments.tracing.spans import span
 from preprocessors.image_file import edit_mask
 from preprocessors.resize import resize
 
@@ -181,7 +182,11 @@ class Assembler:
         """A request's pictures by field, once nothing else is wrong with it."""
         _check(request, card)
         self._route(request)
-        return await self.pictures.bring(pictures_of(request))
+        named = pictures_of(request)
+        if not named:
+            return {}
+        with span("fetch", pictures=len(named)):
+            return await self.pictures.bring(named)
 
     async def _start(
         self, request: ImageRequest | VideoRequest, card: ModelCard, brought: Mapping[str, Brought]

@@ -58,6 +58,7 @@ from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request.assembly import Assembled, Assembler, Outline
 from deployments.ingress.request.budget import check
 from deployments.ingress.request.catalogue import Catalogue, Model
+from deployments.ingress.request.course import current, stage
 from deployments.ingress.request.deaths import (
     FAILURES,
     died,
@@ -70,6 +71,7 @@ from deployments.ingress.request.elsewhere import Elsewhere
 from deployments.ingress.request.moderation import Kind, Moderator
 from deployments.ingress.request.pictures import Brought
 from deployments.ingress.request.workers import together
+from deployments.tracing.spans import span
 
 _TokensResponse = DeploymentResponse[PromptTokens | Refusal]
 OnProgress = Callable[[Progress], None]
@@ -107,6 +109,7 @@ class Service:
         """Makes all images of a request; raises a `TcdError` if it can make none."""
         timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
+        current().asks(request)
         request = await self._meant(request, caller, timeout_s)
 
         async def ask() -> tuple[Assembled, ImageResult]:
@@ -120,6 +123,7 @@ class Service:
             if ready.original is not None:
                 images = await asyncio.to_thread(lambda: tuple(map(ready.restored, images)))
             seen = dict(zip(map(_of_seed, result.seeds), images, strict=True))
+            current().made(result.stages, len(result.failed))
             await self._check(request, "image", seen, until)
             lease.made(len(images))
         return replace(result, images=images, recipe=ready.recipe)
@@ -138,6 +142,7 @@ class Service:
         if timeout_s is None:
             timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
+        current().asks(request)
         request = await self._meant(request, caller, timeout_s)
         begun = False
         within = self._within(timeout_s, request.model)
@@ -147,6 +152,7 @@ class Service:
                     model, ready = await self._assembled(request, until, lease)
                     async with aclosing(self._events(model, ready)) as events:
                         async for event in events:
+                            _note(event)
                             answered = await _answered(event, ready)
                             if await self._may_be_seen(request, answered, until):
                                 begun = begun or isinstance(event, SHOWN)
@@ -174,6 +180,7 @@ class Service:
         and while the key has used up its work."""
         timeout_s = self.time_of(request)
         until = asyncio.get_running_loop().time() + timeout_s
+        current().asks(request)
         request = await self._meant(request, caller, timeout_s)
 
         async def ask() -> VideoResult:
@@ -203,6 +210,7 @@ class Service:
         be read before them.
         """
         timeout_s = request.timeout_s or self._args.request_timeout_s
+        current().asks(request)
         request = await self._meant(request, caller, timeout_s)
         pictures_s = min(timeout_s, self._args.request_timeout_s)
         images = request.n if isinstance(request, ImageRequest) else 1
@@ -212,8 +220,10 @@ class Service:
                 check(request, self._args)
                 self.moderator.level_of(request)
                 model = await self._model(request, self._quota.lease(caller, images))
-            async with self._limited(pictures_s, request.model):
-                outline = await self.assembler.outline(request, model.card)
+            with stage("prepare"):
+                async with self._limited(pictures_s, request.model):
+                    outline = await self.assembler.outline(request, model.card)
+            current().becomes(outline.job)
             if not self.catalogue.up(model.card.id):
                 return outline  # the replica that is started for it checks it
             job = replace(outline.job, timeout_s=timeout_s, caller=caller)
@@ -228,6 +238,7 @@ class Service:
     ) -> VideoResult:
         video: FinishedImage | None = None
         async for event in self._events(model, ready):
+            _note(event)
             match event:
                 case Progress():
                     progress(event)
@@ -255,6 +266,7 @@ class Service:
             low_threshold=form.low_threshold,
             high_threshold=form.high_threshold,
         )
+        current().does(preprocessor)
         timeout_s = self._args.request_timeout_s
         with self._quota.lease(caller, 1) as lease, translated():
             try:
@@ -290,6 +302,7 @@ class Service:
         self, pictures: Mapping[str, ImageInput], caller: Caller = NOBODY
     ) -> list[Verdict]:
         """What the safety checker says of pictures, which are given by the fields they came in."""
+        current().does("moderation")
         timeout_s = self._args.request_timeout_s
         with self._quota.lease(caller, 1) as lease, translated(), self._within(timeout_s, None):
             async with asyncio.timeout(timeout_s):
@@ -401,12 +414,20 @@ class Service:
         self, request: ImageRequest | VideoRequest, until: float, lease: Lease
     ) -> tuple[Model, Assembled]:
         """`until`: on the clock of the event loop; the job has what is left of the time."""
+        with stage("prepare"):
+            return await self._prepared(request, until, lease)
+
+    async def _prepared(
+        self, request: ImageRequest | VideoRequest, until: float, lease: Lease
+    ) -> tuple[Model, Assembled]:
         check(request, self._args)
         self.moderator.level_of(request)
         async with asyncio.timeout_at(until):
             model = await self._model(request, lease)
-            await lease.turn()
+            with span("turn"):
+                await lease.turn()
             ready = await self.assembler.assemble(request, model.card)
+        current().becomes(ready.job)
         if ready.start is not None:
             await self._check(request, "input", {"the picture to start from": ready.start}, until)
         lease.charge(work_of(ready.job))
@@ -448,6 +469,7 @@ class Service:
         name = request.model or await self.catalogue.only()
         lease.check(name, request.priority)  # what it may not ask it is told nothing of
         model = await self.catalogue.find(name)
+        current().means(model.card.id)
         if isinstance(request, VideoRequest) and "video" not in model.card.tasks:
             able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]
             raise InvalidRequest(
@@ -503,6 +525,14 @@ async def _answered(event: StreamEvent, ready: Assembled) -> StreamEvent:
     if isinstance(event, PartialImage):
         return replace(event, pixels=pixels)
     return replace(event, pixels=pixels, recipe=ready.recipe)
+
+
+def _note(event: StreamEvent) -> None:
+    """What a replica's event says of the request's course."""
+    if isinstance(event, Completed | FinishedImage):
+        current().made(event.stages)
+    elif isinstance(event, FailedImage):
+        current().made(event.stages, failed=1)
 
 
 def _of_seed(seed: int) -> str:

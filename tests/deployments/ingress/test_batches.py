@@ -128,6 +128,9 @@ def test_a_batch(served: Served) -> None:
         "unknown": 404,
         "inline": 400,
     }
+    ids = [answer["response"]["request_id"] for answer in (*good.values(), *bad.values())]
+    assert len(set(ids)) == 9
+    assert all(one.startswith("image_") for one in ids), "also of lines that were never jobs"
     wrong = bad["wrong"]["response"]["body"]["error"]
     assert wrong["param"] == "num_inference_steps"
     assert client.batches.list(limit=1).data[0].id == batch.id

@@ -149,7 +149,8 @@ def test_a_client_that_goes_is_no_error(
     asyncio.run(asked(application(ServiceArgs()), path, kind, half_a_body(gone)))
     (line,) = lines
     assert line.levelno == logging.INFO
-    assert "status=499" in line.getMessage()
+    said = json.loads(line.getMessage())
+    assert (said["status"], said["outcome"]) == (499, "cancelled")
 
 
 def test_what_nobody_expected(lines: list[logging.LogRecord]) -> None:
@@ -267,12 +268,20 @@ def test_a_refusal_is_one_line(lines: list[logging.LogRecord]) -> None:
     (line,) = lines
     assert line.levelno == logging.INFO
     assert vars(line)["request_id"] == "abc"
-    assert line.getMessage() == (
-        f'refused: POST "{GENERATIONS}" status=400 code=invalid_value param="n" key=None '
-        f"reason={json.dumps(message)}"
-    )
-    assert client().post(GENERATIONS, json=BODY).status_code == 200
-    assert len(lines) == 1, "what is not refused is not logged"
+    said = json.loads(line.getMessage())
+    assert list(said.pop("seconds")) == ["total"]
+    assert said == {
+        "id": "abc",
+        "route": f"POST {GENERATIONS}",
+        "outcome": "refused",
+        "status": 400,
+        "code": "invalid_value",
+        "param": "n",
+        "reason": message,
+    }
+    for path in ("/healthz", "/v1/models", "/metrics"):
+        assert client().get(path).status_code == 200
+    assert len(lines) == 1, "what is neither work nor refused is not logged"
 
 
 def test_the_log_names_the_key(lines: list[logging.LogRecord]) -> None:
@@ -284,7 +293,7 @@ def test_the_log_names_the_key(lines: list[logging.LogRecord]) -> None:
 
     TestClient(keyed).post(GENERATIONS, json={})
     (line,) = lines
-    assert " key=alice " in line.getMessage()
+    assert json.loads(line.getMessage())["key"] == "alice"
     assert "hidden" not in line.getMessage()
 
 
@@ -292,12 +301,16 @@ def test_a_refusal_of_what_the_client_made_up_is_one_line(
     lines: list[logging.LogRecord],
 ) -> None:
     client().get("/a%0Arefused: nothing%1B[31m")
+    client().get("/" + "\u2028" * 1000)
     client().post(GENERATIONS, json={"prompt": "a", "x\n" * 500: 1})
-    assert len(lines) == 2
+    client().post(GENERATIONS, json={}, headers={"x-request-id": "y" * 60_000})
+    assert len(lines) == 4
     for line in lines:
         text = line.getMessage()
+        assert text.isascii()
         assert text.isprintable()
-        assert len(text) < 1000
+        assert len(text) < 3000
+        assert json.loads(text)["outcome"] == "refused"
 
 
 def test_a_stream_that_ends_with_an_error_is_one_line(lines: list[logging.LogRecord]) -> None:
@@ -314,10 +327,16 @@ def test_a_stream_that_ends_with_an_error_is_one_line(lines: list[logging.LogRec
     line, _ = lines
     assert line.levelno == logging.WARNING
     assert vars(line)["request_id"] == "abc"
-    assert line.getMessage() == (
-        f'broken off: POST "{GENERATIONS}" status=500 code=generation_failed param=null key=None '
-        'reason="not a number"'
-    )
+    said = json.loads(line.getMessage())
+    assert said.pop("seconds")["total"] > 0
+    assert said == {
+        "id": "abc",
+        "route": f"POST {GENERATIONS}",
+        "outcome": "broken_off",
+        "status": 500,
+        "code": "generation_failed",
+        "reason": "not a number",
+    }
 
 
 @pytest.mark.parametrize("index", range(len(FAILURES)))
@@ -325,7 +344,8 @@ def test_every_refusal_is_logged_by_its_code(index: int, lines: list[logging.Log
     answer = client().post(GENERATIONS, json={**BODY, "seed": 4 * index + 3})
     error = answer.json()["error"]
     (line,) = lines
-    assert f"status={answer.status_code} code={error['code']} " in line.getMessage()
+    said = json.loads(line.getMessage())
+    assert (said["status"], said["code"]) == (answer.status_code, error["code"])
     assert line.levelname == ("WARNING" if answer.status_code >= 500 else "INFO")
 
 

@@ -51,6 +51,14 @@ def rename(old: str, new: str) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
+def traced(exporter: str, **more: object) -> Edit:
+    def edit(config: dict[str, Any]) -> None:
+        said = {"enabled": True, "exporter_import_path": exporter}
+        config["tracing_config"] = said | more
+
+    return edit
+
+
 def model(config: dict[str, Any]) -> dict[str, Any]:
     application: dict[str, Any] = config["applications"][MODEL]
     return application
@@ -99,6 +107,23 @@ def limits(**changed: int) -> Edit:
                 edges={"source": "a/b", "mode": "edges"}, lines={"source": "a/b", "mode": "lineart"}
             ),
             "model-sd15.args.controls.edges.mode: Input should be 'openpose', 'depth', 'hed'",
+        ),
+        (
+            traced("deployments.tracing.otlp:exporters"),
+            "tracing_config.exporter_import_path: module 'deployments.tracing.otlp' has no",
+        ),
+        (
+            traced("nowhere:exporter"),
+            "tracing_config.exporter_import_path: No module named 'nowhere'",
+        ),
+        (
+            traced("deployments.tracing.otlp:GOODBYE_S"),
+            "tracing_config.exporter_import_path: deployments.tracing.otlp:GOODBYE_S is no function",
+        ),
+        (traced("deployments.tracing.otlp:exporter", ratio=1), "tracing_config.ratio: Extra inputs"),
+        (
+            traced("deployments.tracing.otlp:exporter", sampling_ratio=2),
+            "tracing_config.sampling_ratio: Value error, sampling_ratio must be between 0.0 and 1.0",
         ),
         (
             lambda c: model(c)["args"]["controls"].update(edges={"source": "/nowhere"}),
@@ -497,6 +522,10 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
         (
             several_ingresses,
             "tcd.args.jobs.storage: jobs are kept on the node of JobStore",
+        ),
+        (
+            traced("deployments.tracing.otlp:exporter"),
+            "tracing_config: RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH is not set here",
         ),
     ],
 )

@@ -37,6 +37,7 @@ from deployments.diffusion.engine.policy.estimate import (
 )
 from deployments.diffusion.engine.policy.report import Report
 from deployments.diffusion.engine.policy.spec import RowSpec
+from deployments.diffusion.engine.policy.stages import StageClock
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 
 IDLE_CALLERS = 64  # whose figures are still shown
@@ -55,6 +56,7 @@ class Entry:
         deadline: on the same clock; `None`: never.
         rows: its images still to be denoised, by index; only the engine's thread changes it.
         unanswered: its images still to be answered; only the registry changes it.
+        clock: of its stages.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Entry:
     ) -> None:
         self.since = monotonic()
         self.deadline = None if job.timeout_s is None else self.since + job.timeout_s
+        self.clock = StageClock(styled=bool(job.loras or job.motion_loras))
         self.job = job
         self.key = f"{job.job_id}#{next(_SERIAL)}"
         self.sink = sink
@@ -223,7 +226,8 @@ class Registry:
                 del self._entries[entry.job.job_id]
             self._accounts.of(entry.job.caller).pending -= 1
             self._figures = _counted(self._figures, event)
-        _deliver(entry, event)
+            name = self._figures.replica
+        _deliver(entry, replace(event, stages=entry.clock.read(name)))
 
     def end(self, entry: Entry, error: Exception) -> None:
         """Answers what is unanswered of a job with an error."""

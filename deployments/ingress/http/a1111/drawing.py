@@ -20,6 +20,7 @@ from deployments.ingress.http.a1111.translation import Translated, as_sent, tran
 from deployments.ingress.http.bodies import JSON, Bodies
 from deployments.ingress.http.idempotency import idempotency_key, seeded
 from deployments.ingress.http.keys import caller_of
+from deployments.ingress.request.course import stage
 from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers
 
@@ -64,7 +65,8 @@ def drawing_routes(
                 await run.draw(service.stream(seeded(asked.request, key), caller))
         except InvalidRequest as error:
             raise as_sent(error) from error
-        text = await answer_text(body, run, asked.ignored, workers, encoding)
+        with stage("encode"):
+            text = await answer_text(body, run, asked.ignored, workers, encoding)
         return Response(text, media_type=JSON)
 
     async def ready(request: Request, body: ProcessingBody) -> Translated:
