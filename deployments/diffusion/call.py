@@ -99,6 +99,7 @@ class Call:
             raise
         finally:
             if left:
+                self.stages = self._engine.stages(self._job.job_id) or self.stages
                 self._engine.cancel(self._job.job_id)
             self._trace(called_at)
 

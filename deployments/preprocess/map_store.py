@@ -74,8 +74,8 @@ class MapStore:
         known = await self.known(spec)
         if known.ref is not None:
             return known
-        # A context of its own, but for the trace: if the request that came first is cancelled, Serve would cancel
-        # this call with it, for which others may wait.
+        # A context of its own, but for the trace: if the request that came first is cancelled,
+        # Serve would cancel this call with it, for which others may wait.
         task = asyncio.create_task(self._begin(spec, picture[0]), context=trace_alone())
         starting = self._starting[spec.map_id] = _Starting(task)
         task.add_done_callback(lambda _: self._begun(spec.map_id, starting))

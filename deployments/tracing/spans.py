@@ -24,7 +24,7 @@ _TRACEPARENT = "traceparent"
 def span(name: str, **attributes: Value) -> Iterator[None]:
     """The block as a span, if the request that it belongs to is traced. An error that leaves it is
     recorded by its class alone: its words may quote a prompt."""
-    if not trace.get_current_span().is_recording():
+    if not _traced():
         yield
         return
     with _started(name, attributes):
@@ -47,7 +47,7 @@ def root(name: str, submitter: str, **attributes: Value) -> Iterator[None]:
 
 def measured(name: str, start: float, end: float, **attributes: Value) -> None:
     """A span that is over, by its Unix times in seconds."""
-    if not trace.get_current_span().is_recording():
+    if not _traced():
         return
     made = _tracer().start_span(
         PREFIX + name, attributes=_named(attributes), start_time=round(start * NANO)
@@ -72,10 +72,15 @@ def traceparent() -> str:
 def trace_alone() -> Context:
     """A context that has of the current one the trace and nothing else."""
     context = Context()
-    current = trace.get_current_span()
-    if current.is_recording():
-        context.run(lambda: attach(set_span_in_context(current)))
+    if _traced():
+        current = set_span_in_context(trace.get_current_span())
+        context.run(lambda: attach(current))
     return context
+
+
+def _traced() -> bool:
+    """Whether there is a span to stand below, which may have ended before what it began."""
+    return trace.get_current_span().get_span_context().trace_flags.sampled
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from deployments.contracts.jobs import (
     Progress,
     PromptSyntax,
 )
+from deployments.contracts.stages import Stages
 from deployments.contracts.tokens import PromptTokens
 from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, LoraSlow, Settled
 from deployments.diffusion.engine.adapters.sources import LoraSources
@@ -182,6 +183,10 @@ class Engine:
     def cancel(self, job_id: str) -> None:
         """Stops a job at the next step boundary; unknown or ended jobs are none to stop."""
         self._inbox.put(Cancel(job_id))
+
+    def stages(self, job_id: str) -> Stages | None:
+        """How far a job is; `None`: it is not here, or no more."""
+        return self._registry.stages(job_id)
 
     def reconfigure(self, config: ModelUserConfig) -> None:
         """Takes new adapters and limits; jobs already accepted keep theirs. Idempotent."""

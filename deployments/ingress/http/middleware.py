@@ -30,7 +30,6 @@ from deployments.ingress.http.refusals import UNKNOWN, note_error, route_of, sai
 from deployments.ingress.keys.keyring import Keyring
 from deployments.ingress.request.course import Course, Outcome, begin
 
-
 GONE = 499  # the status of a request whose client has gone
 
 
@@ -74,9 +73,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        course = Course(
-            Headers(scope=scope).get("x-request-id", ""), log_prompts=self._log_prompts
-        )
+        course = Course(Headers(scope=scope).get("x-request-id", ""), log_prompts=self._log_prompts)
         begin(course)
         status, whole, body = 0, False, b""
 

@@ -23,7 +23,16 @@ Shown = str | int | None
 MAX_LOGGED = 300  # characters of what the client said
 MAX_PROMPT = 2000  # the same of a prompt
 DIGITS = 4  # of seconds: tenths of a millisecond
-TRACED = ("route", "key", "outcome", "status", "code", "job", "model", "replica")  # by the span, too
+TRACED = (
+    "route",
+    "key",
+    "outcome",
+    "status",
+    "code",
+    "job",
+    "model",
+    "replica",
+)  # by the span, too
 # Below Serve's own logger: its handlers write to the replica's log, with the request's id.
 log = logging.getLogger("ray.serve.tcd.requests")
 
@@ -90,7 +99,8 @@ class Course:
             self._said["failed"] = self._failed
         if stages is not None:
             self._said["replica"] = stages.engine
-            self._seconds |= stages.seconds
+            for name, seconds in stages.seconds.items():
+                self._seconds[name] = seconds
 
     def accepted(self, job_id: str, *, awaited: bool) -> None:
         """It is a job, for which somebody waits at an open connection, or nobody does."""

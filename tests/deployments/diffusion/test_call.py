@@ -5,6 +5,7 @@ from threading import Event
 from time import monotonic
 
 import pytest
+from opentelemetry import trace
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import FinishedImage, ImageJob, PromptSyntax
@@ -13,6 +14,7 @@ from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.policy.spec import PromptIds
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.harness import eventually, image_job, styles
+from tests.recorder import recorder
 
 LONG = "word " * 19_999  # as long as a job may carry it
 
@@ -115,3 +117,34 @@ def test_an_endless_text_is_refused_before_it_is_tokenised(
         engine.check(job)
     assert monotonic() - began < 0.2
     assert caught.value.param == param
+
+
+def test_a_traced_call_has_spans_of_its_stages(make_engine: MakeEngine) -> None:
+    engine, threads, recorded = make_engine(), AdmissionThreads(), recorder()
+    given_up = image_job("given up", num_inference_steps=50)
+
+    async def scenario() -> None:
+        with trace.get_tracer("serve").start_as_current_span("done"):
+            job = image_job("done", loras=styles(neon=1.0), num_inference_steps=2)
+            await made(Call(engine, job, threads))
+        with trace.get_tracer("serve").start_as_current_span("given up"):
+            task = asyncio.create_task(made(Call(engine, given_up, threads)))
+            while not engine.figures().running_rows:
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await made(Call(engine, image_job("of nobody", num_inference_steps=1), threads))
+
+    asyncio.run(scenario())
+    spans = recorded.get_finished_spans()
+    tops = {span.context.span_id: span.name for span in spans if span.parent is None}
+    assert sorted(tops.values()) == ["done", "given up"]
+    stages: dict[str, list[str]] = {"done": [], "given up": []}
+    for span in spans:
+        if span.parent is not None:
+            stages[tops[span.parent.span_id]].append(span.name.removeprefix("tcd."))
+    whole = ["admit", "adapters", "queue", "condition", "steps", "decode"]
+    assert stages["done"] == whole
+    assert stages["given up"][:2] == ["admit", "queue"], "as far as it came"
+    assert "decode" not in stages["given up"]

@@ -1,29 +1,19 @@
 """Spans as a tracer of the SDK records them; nothing without one that records."""
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from deployments.tracing.spans import measured, note, root, span, trace_alone, traceparent
-
-EXPORTER = InMemorySpanExporter()
+from tests.recorder import recorder
 
 
 @pytest.fixture
-def made() -> Iterator[InMemorySpanExporter]:
-    """What is made. A process has one tracer, which stays."""
-    if not isinstance(trace.get_tracer_provider(), TracerProvider):
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(EXPORTER))
-        trace.set_tracer_provider(provider)
-    EXPORTER.clear()
-    yield EXPORTER
-    EXPORTER.clear()
+def made() -> InMemorySpanExporter:
+    return recorder()
 
 
 def by_name(made: InMemorySpanExporter) -> dict[str, ReadableSpan]:

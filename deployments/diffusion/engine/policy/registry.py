@@ -24,6 +24,7 @@ from deployments.contracts.jobs import (
     Progress,
 )
 from deployments.contracts.places import Places
+from deployments.contracts.stages import Stages
 from deployments.diffusion.engine.policy.account import Account, Accounts
 from deployments.diffusion.engine.policy.batch import Batch, Measured
 from deployments.diffusion.engine.policy.compiling import EAGER, Compiling
@@ -205,6 +206,12 @@ class Registry:
         """An open job."""
         with self._lock:
             return self._entries.get(job_id)
+
+    def stages(self, job_id: str) -> Stages | None:
+        """How far an open job is."""
+        with self._lock:
+            entry, name = self._entries.get(job_id), self._figures.replica
+        return None if entry is None else entry.clock.read(name)
 
     def tell(self, entry: Entry, event: Progress | PartialImage) -> None:
         """Tells a job how one of its images stands, unless it has been answered."""

@@ -47,3 +47,18 @@ def test_one_that_came_too_late_says_where_it_was(make_engine: MakeEngine) -> No
     assert failed.stages is not None
     assert "decode" not in failed.stages.seconds
     assert sum(failed.stages.seconds.values()) >= 0.04
+
+
+def test_a_job_can_be_asked_how_far_it_is(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    came: list[JobEvent] = []
+    engine.submit(image_job("long", num_inference_steps=50), came.append)
+    while not came:
+        time.sleep(0.01)
+    stages = engine.stages("long")
+    assert stages is not None
+    assert list(stages.seconds) == ["queue", "condition", "steps"]
+    engine.cancel("long")
+    while not isinstance(came[-1], FailedImage | FinishedImage):
+        time.sleep(0.01)
+    assert engine.stages("long") is None
