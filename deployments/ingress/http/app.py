@@ -104,6 +104,8 @@ def make_app(
         version="1",
         redirect_slashes=False,
         lifespan=lasting,
+        # Newer versions make spans of their own, beside Serve's and not below them.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     quota = quota or Quota(make_keyring(args))
     metrics = Metrics()

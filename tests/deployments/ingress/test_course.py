@@ -35,6 +35,7 @@ from tests.deployments.ingress.keyed import Keys, Replica, entry
 from tests.deployments.ingress.keyed import service as keyed_service
 from tests.deployments.ingress.local_jobs import NO_JOBS, local_desk
 from tests.deployments.ingress.painter import Painter, painting
+from tests.recorder import recorder
 
 GENERATIONS = "/v1/images/generations"
 STAGES = Stages("replica-1", 1.0, {"queue": 0.25, "condition": 0.5, "steps": 1.0, "decode": 2.0})
@@ -269,3 +270,13 @@ def test_lines_of_a_batch_are_no_part_of_its_course(
         assert sum(line["route"] == "job image" for line in lines) == LINES
 
     run(House(tmp_path, ARGS), live)
+
+
+def test_the_web_framework_makes_no_spans_beside_serves(lines: list[dict[str, Any]]) -> None:
+    recorded, args = recorder(), ServiceArgs(default_model="sd15")
+    service, _, _ = painting(args)
+    header = f"00-{'1' * 32}-{'2' * 16}-01"
+    body = {"prompt": "red"}
+    answer = page(service, args).post(GENERATIONS, json=body, headers={"traceparent": header})
+    assert answer.status_code == 200
+    assert recorded.get_finished_spans() == ()
