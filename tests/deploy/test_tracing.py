@@ -280,6 +280,20 @@ def test_a_job_has_a_trace_of_its_own_that_is_linked_to_whoever_asked(traced: Tr
     assert line["seconds"]["steps"] > 0
 
 
+def test_a_replicas_lines_have_the_id_of_the_job(traced: Traced) -> None:
+    body = request() | {"async": True, "controls": [], "num_inference_steps": 50, "n": 4}
+    job = traced.post(body).json()["id"]
+    headers = {"authorization": f"Bearer {KEY}"}
+    url = f"{traced.url}/v1/jobs/{job}"
+    end = time.monotonic() + 30
+    while not httpx.get(url, headers=headers, timeout=30).json()["progress"]:
+        assert time.monotonic() < end
+    httpx.post(f"{url}/cancel", headers=headers, timeout=30).raise_for_status()
+    assert traced.line(job, "tcd_JobWorker")["outcome"] == "cancelled"
+    said = [text for text in traced.log("model-sd15_Diffusion") if "given up" in text]
+    assert any(f" {job} " in text for text in said), said
+
+
 def test_polls_are_not_traces(traced: Traced) -> None:
     time.sleep(5)
     deployments = {one.said.get("deployment") for one in traced.collector.spans}
