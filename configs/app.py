@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from configs.collection import check_root
 from configs.families import FAMILIES, FamilyName
 from configs.frozen import Frozen, Host
 from configs.jobs import JobsArgs
@@ -100,6 +101,8 @@ class Limits(Frozen):
             call grow with them.
         lora_budget_mb: MiB of style adapters kept on the device; the least recently used
             go first, those in use never.
+        lora_disk_mb: MiB that a node's copies of what `loras_from` names in S3 may take; the least
+            recently used go first, those of the last minute never.
         prompt_cache_mb: MiB of prompt embeddings kept on the device.
         aging_steps: an image gains one priority level whenever, for each step of its own, so many
             steps as large were taken for others: little work ages fast.
@@ -121,6 +124,7 @@ class Limits(Frozen):
     max_loras: int = Field(8, ge=0)
     max_frames: Annotated[int, _at_most(MAX_FRAMES)] = Field(32, ge=1)
     lora_budget_mb: int = Field(2048, ge=1)
+    lora_disk_mb: int = Field(20480, ge=1)
     prompt_cache_mb: int = Field(256, ge=0)
     aging_steps: int = Field(16, ge=1)
     background_share: float = Field(0.05, gt=0, le=1)
@@ -345,10 +349,13 @@ class ModelUserConfig(Frozen):
 
     Attributes:
         loras: style adapters by the name that requests use, each a source.
+        loras_from: where further ones are looked for by name when they are first asked for: a
+            folder, or `s3://bucket/prefix/` (see `configs.collection`).
         motion_loras: the same for camera motions of videos.
     """
 
     loras: dict[ModelName, str] = Field({})
+    loras_from: Annotated[str, AfterValidator(check_root)] | None = None
     motion_loras: dict[ModelName, str] = Field({})
     limits: Limits = Limits()
 

@@ -177,15 +177,21 @@ def storage_client(endpoint_url: str | None, connections: int) -> Any:
     return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
 
 
-def client() -> Any:  # boto3 makes its clients' methods as it runs
-    """Of a bucket of weights."""
+def client(
+    connect_s: float = CONNECT_S,
+    read_s: float = READ_S,
+    attempts: int = ATTEMPTS,
+    connections: int = 10,
+) -> Any:  # boto3 makes its clients' methods as it runs
+    """Of a bucket of weights. `connections`: at a time."""
     import boto3
     from botocore.config import Config
 
     patience = Config(
-        connect_timeout=CONNECT_S,
-        read_timeout=READ_S,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        connect_timeout=connect_s,
+        read_timeout=read_s,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        max_pool_connections=connections,
     )
     return boto3.session.Session().client("s3", config=patience)
 

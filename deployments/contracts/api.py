@@ -116,7 +116,7 @@ class RequestBody(BaseModel):
 class LoraBody(RequestBody):
     """One style adapter of a request."""
 
-    name: Name = Field(description="a name from the model's `loras`")
+    name: Name = Field(description="from the model's `loras`, or in its `loras_from`")
     weight: AdapterWeight = 1.0
 
 

@@ -63,6 +63,9 @@ class ModelCard(BaseModel):
     dtype: str
     tcd_lora: str | None
     loras: dict[str, str]
+    loras_from: str | None = Field(
+        None, description="where further ones are looked for, by the name that a request says"
+    )
     embeddings: dict[str, str] = Field({}, description="words that prompts may use")
     controls: dict[str, str] = {}
     control_kinds: dict[str, ControlKind] = Field({}, description="what each of `controls` is")

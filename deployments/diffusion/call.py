@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PATCH = 16  # pixels a side of what the usage figures count as one image token
 THREADS = 4
+SEEKING_THREADS = 16
 Answer = TypeVar("Answer")
 log = logging.getLogger("ray.serve")  # Serve adds the request's id, and writes the replica's file
 
@@ -35,16 +36,21 @@ class AdmissionThreads:
     """Where jobs are checked and tokenised: beside the event loop, which has to answer at once.
 
     Jobs with adapters have threads of their own: adapters' sources are looked at there, and may
-    take their time.
+    take their time. So have those whose adapters have to be looked for: nobody else stands behind
+    them, and no more of them ask S3 at a time than there are threads.
     """
 
     def __init__(self) -> None:
         self._plain = ThreadPoolExecutor(THREADS, "tcd-admit")
         self._styled = ThreadPoolExecutor(THREADS, "tcd-admit-loras")
+        self._seeking = ThreadPoolExecutor(SEEKING_THREADS, "tcd-admit-seek")
 
-    def run(self, job: ImageJob, work: Callable[[], Answer]) -> "asyncio.Future[Answer]":
-        """Does what concerns a job on one of its threads."""
+    def run(
+        self, job: ImageJob, work: Callable[[], Answer], *, seeks: bool
+    ) -> "asyncio.Future[Answer]":
+        """Does what concerns a job on one of its threads. `seeks`: as `Engine.seeks` says."""
         threads = self._styled if job.loras or job.motion_loras else self._plain
+        threads = self._seeking if seeks else threads
         return asyncio.get_running_loop().run_in_executor(threads, work)
 
     def plainly(self, work: Callable[[], Answer]) -> "asyncio.Future[Answer]":
@@ -107,7 +113,8 @@ class Call:
         self, sink: Callable[[JobEvent], None], assets: Sequence[Asset], progress: bool
     ) -> None:
         submit = partial(self._engine.submit, self._job, sink, assets, progress=progress)
-        submitted = self._threads.run(self._job, submit)
+        seeks = self._engine.seeks(self._job)
+        submitted = self._threads.run(self._job, submit, seeks=seeks)
         try:
             self._prompt_tokens = await asyncio.shield(submitted)
         except asyncio.CancelledError:

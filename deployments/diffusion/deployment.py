@@ -124,7 +124,8 @@ class Diffusion:
     @refusing
     async def check(self, job: ImageJob) -> None:
         """Refuses a job for what `submit` would refuse it with, whatever its arrays hold."""
-        await self._threads.run(job, partial(self._engine.check, job))
+        check = partial(self._engine.check, job)
+        await self._threads.run(job, check, seeks=self._engine.seeks(job))
 
     @refusing
     async def tokens(self, prompt: str, syntax: PromptSyntax | None) -> PromptTokens:
@@ -159,6 +160,7 @@ class Diffusion:
             dtype=args.dtype,
             tcd_lora=args.tcd_lora,
             loras=dict(config.loras),
+            loras_from=config.loras_from,
             embeddings=dict(args.embeddings),
             controls={kind: control.source for kind, control in args.controls.items()},
             control_kinds=dict(self._engine.components.controls.kinds),

@@ -111,7 +111,7 @@ class Engine:
         self._failing = Lock()
         origin = LoraSources()
         self._admission = Admission(
-            components.capabilities, self._tokenizers.tokenize, origin.look, config
+            components.capabilities, self._tokenizers.tokenize, origin, config
         )
         self._scheduler = Scheduler(limits)
         self._registry = Registry(name)
@@ -163,7 +163,8 @@ class Engine:
 
         Raises `InvalidRequest` or `NotFound` (it could never run), `QueueFull` (not now),
         `EngineFault` or `NotReady` (not here). Tokenising a long text takes milliseconds, and an
-        adapter's source that hangs two seconds: callers with an event loop call it beside that.
+        adapter's source that hangs two seconds, or five if the job `seeks`: callers with an event
+        loop call it beside that.
         """
         admitted = self._admission.admit(job, assets)
         entry = Entry(job, sink, admitted.specs, progress=progress)
@@ -175,6 +176,11 @@ class Engine:
         """Raises what `submit` would refuse a job with even if nothing else were to be done,
         whatever its arrays hold."""
         self._admission.check(job)
+
+    def seeks(self, job: ImageJob) -> bool:
+        """Whether adapters of a job are to be looked for in the configuration's `loras_from`
+        before it can be accepted, which takes as long as that takes to answer."""
+        return self._admission.seeks(job)
 
     def tokens(self, text: str, syntax: PromptSyntax) -> PromptTokens:
         """How a prompt is read. Raises `InvalidRequest` if it cannot be; takes milliseconds."""

@@ -23,10 +23,12 @@ class Errands(Generic[Found]):
 
     Args:
         most: errands under way at once, those given up counted, until they end.
+        one_source: all are to one place: none is begun while one that was given up has not ended.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, one_source: bool = False) -> None:
         self._most = most
+        self._one_source = one_source
         self._lock = Lock()
         self._under_way: dict[str, Future[Found]] = {}
 
@@ -42,6 +44,8 @@ class Errands(Generic[Found]):
                 raise Silent("still does not answer")
             if known is not None:
                 return known
+            if self._one_source and any(one.done() for one in self._under_way.values()):
+                raise Silent("still does not answer")
             if len(self._under_way) >= self._most:
                 raise Silent(f"was not asked: {self._most} others have not answered yet")
             future = self._under_way[source] = Future()

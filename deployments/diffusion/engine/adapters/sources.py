@@ -4,15 +4,21 @@ Clients read what is said: it names adapters, never the server's files; the log 
 """
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
+from threading import Lock
 
+from configs.collection import Held, collection_at
 from configs.sources import SourceError, SourceUnavailable, fetch, state
 from deployments.contracts.errors import GenerationFailed, InvalidRequest, NotReady
 from deployments.diffusion.engine.adapters.errands import Errands, Silent
 from deployments.diffusion.engine.adapters.files import LoraError, LoraFile, read_file
+from deployments.diffusion.engine.adapters.search import LoraSearch
 from deployments.diffusion.engine.policy.spec import LoraSource
 
+MIB = 2**20
 MOST = 64  # errands at once of each kind
 LOOK_PATIENCE_S = 2.0
 BRING_PATIENCE_S = 30.0
@@ -29,10 +35,34 @@ class LoraSources:
     def __init__(self) -> None:
         self._looks: Errands[str] = Errands(MOST)
         self._brings: Errands[LoraFile] = Errands(MOST)
+        self._searching = Lock()
+        self._searches: dict[tuple[str, int], LoraSearch] = {}  # one: of the configuration in force
+
+    def find(self, root: str, disk_mb: int, name: str) -> Held | None:
+        """The adapter of this name in a config's `loras_from`; `None`: there is none. Raises
+        `NotReady` if that cannot be told, after `search.PATIENCE_S` at most."""
+        try:
+            with _passing():
+                return self._search(root, disk_mb).find(name)
+        except (SourceError, OSError) as error:
+            raise refusal(LoraSource(name, root), error) from error
+
+    def knows(self, root: str, disk_mb: int, name: str) -> bool:
+        """Whether `find` would ask nobody."""
+        return self._search(root, disk_mb).knows(name)
+
+    def _search(self, root: str, disk_mb: int) -> LoraSearch:
+        with self._searching:
+            if (root, disk_mb) not in self._searches:
+                found = LoraSearch(collection_at(root, disk_mb * MIB))
+                self._searches = {(root, disk_mb): found}
+            return self._searches[root, disk_mb]
 
     def look(self, source: LoraSource) -> str:
         """What tells a local source from what stood there before. Waits for at most
         `LOOK_PATIENCE_S`; raises `NotReady`."""
+        if source.held is not None:
+            return source.held.state
         work = partial(state, source.source)
         try:
             return self._looks.run(source.source, work, LOOK_PATIENCE_S)
@@ -42,7 +72,7 @@ class LoraSources:
     def bring(self, key: str, source: LoraSource) -> "Future[LoraFile]":
         """Brings an adapter's file into memory, in at most `BRING_PATIENCE_S`. Whatever it
         raises, now or in the future, is for `refusal`."""
-        work = partial(_read, source.source)
+        work = partial(_read, source)
         return self._brings.send(key, work, BRING_PATIENCE_S)
 
 
@@ -65,5 +95,19 @@ def refusal(source: LoraSource, error: Exception) -> Exception:
             return GenerationFailed(f"{name} could not be loaded: {error}")
 
 
-def _read(source: str) -> LoraFile:
-    return read_file(fetch(source))
+def _read(source: LoraSource) -> LoraFile:
+    if source.held is None:
+        return read_file(fetch(source.source))
+    with _passing():
+        return read_file(source.held.bring())
+
+
+@contextmanager
+def _passing() -> Iterator[None]:
+    """What a collection cannot be asked for is no fault of the name."""
+    try:
+        yield
+    except SourceUnavailable:
+        raise
+    except SourceError as error:
+        raise SourceUnavailable(str(error)) from error

@@ -1,13 +1,14 @@
 """A job against what this model can do: every reason to refuse it, before it costs anything."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from configs.app import Limits, ModelUserConfig, size_allowed
+from configs.collection import NAME, NAMES, Held
 from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.jobs import (
     MAX_STEPS,
@@ -32,7 +33,23 @@ from deployments.diffusion.engine.policy.spec import (
 
 # A text, the field that it came in, and how it is written.
 Tokenize = Callable[[str, str, PromptSyntax], PromptIds]
-Look = Callable[[LoraSource], str]  # what tells an adapter's file from the one before it
+MIB = 2**20
+
+
+READ_BUDGETS = 2  # a file of float32 is twice as large as what a half-precision model keeps of it
+
+
+class Origin(Protocol):
+    """Where adapters come from. All of it may wait, and raises `NotReady`."""
+
+    def look(self, source: LoraSource) -> str:
+        """What tells an adapter's file from the one before it."""
+
+    def find(self, root: str, disk_mb: int, name: str) -> Held | None:
+        """The adapter of this name in a `loras_from`, if there is one."""
+
+    def knows(self, root: str, disk_mb: int, name: str) -> bool:
+        """Whether `find` need not wait."""
 
 
 class Admitted(NamedTuple):
@@ -57,12 +74,25 @@ class Checked(NamedTuple):
     loras: dict[str, tuple[LoraSource, float]]
 
 
+class Named(NamedTuple):
+    """An adapter as a job names it.
+
+    Attributes:
+        source: what the configuration lists; `None`: it is to be looked for in `root`.
+    """
+
+    name: str
+    unet: str
+    source: str | None
+    root: str
+
+
 class Admission:
     """Turns jobs into rows. Thread-safe.
 
     Args:
         tokenize: raises `InvalidRequest` for a text that is too long.
-        look: raises `NotReady` for a source that does not answer.
+        origin: is asked about adapters.
 
     Attributes:
         config: the adapters and limits in force; may be replaced at any time.
@@ -72,11 +102,11 @@ class Admission:
         self,
         capabilities: Capabilities,
         tokenize: Tokenize,
-        look: Look,
+        origin: Origin,
         config: ModelUserConfig,
     ) -> None:
         self.config = config
-        self._look = look
+        self._origin = origin
         self._can = capabilities
         self._tokenize = tokenize
 
@@ -124,8 +154,37 @@ class Admission:
         if job.guidance_scale > 1:
             text = job.negative_prompt or ""
             negative = self._tokenize(text, "negative_prompt", job.prompt_syntax)
-        loras = {source.key(self._look(source)): (source, weight) for source, weight in asked}
+        loras: dict[str, tuple[LoraSource, float]] = {}
+        for named, weight in asked.items():
+            source = self._source(named, config)
+            loras[source.key(self._origin.look(source))] = (source, weight)
         return Checked(prompt, negative, loras)
+
+    def seeks(self, job: ImageJob) -> bool:
+        """Whether adapters of a job are to be looked for first."""
+        config = self.config
+        root, disk_mb = config.loras_from, config.limits.lora_disk_mb
+        return root is not None and any(
+            not self._origin.knows(root, disk_mb, lora.name)
+            for lora in job.loras
+            if lora.name not in config.loras and NAME.fullmatch(lora.name)
+        )
+
+    def _source(self, named: Named, config: ModelUserConfig) -> LoraSource:
+        if named.source is not None:
+            return LoraSource(named.name, named.source, named.unet)
+        limits = config.limits
+        held = self._origin.find(named.root, limits.lora_disk_mb, named.name)
+        if held is None:
+            raise _unknown("loras", named.name, config.loras, config.loras_from)
+        most = READ_BUDGETS * limits.lora_budget_mb
+        if held.nbytes > most * MIB:
+            raise InvalidRequest(
+                f"lora {named.name!r} is a file of {held.nbytes / MIB:.1f} MiB; of at most "
+                f"{most} MiB this model reads one",
+                "loras",
+            )
+        return LoraSource(named.name, held.where, named.unet, held)
 
     def admit(self, job: ImageJob, assets: Sequence[Asset]) -> Admitted:
         """The rows of a job with the arrays it names. Raises what `check` does."""
@@ -318,13 +377,13 @@ def _check_size(job: ImageJob, limits: Limits) -> None:
         raise InvalidRequest(f"size {job.width}x{job.height} is not allowed: {allowed}", "size")
 
 
-def _loras(job: ImageJob, config: ModelUserConfig) -> list[tuple[LoraSource, float]]:
+def _loras(job: ImageJob, config: ModelUserConfig) -> dict[Named, float]:
     """Adapters and their weights; of a video both kinds go to the motion UNet."""
     unet = "unet" if job.num_frames is None else "motion_unet"
-    loras: dict[LoraSource, float] = {}
-    for param, asked, known in (
-        ("loras", job.loras, config.loras),
-        ("motion_loras", job.motion_loras, config.motion_loras),
+    loras: dict[Named, float] = {}
+    for param, asked, known, root in (
+        ("loras", job.loras, config.loras, config.loras_from),
+        ("motion_loras", job.motion_loras, config.motion_loras, None),
     ):
         if len(asked) > config.limits.max_loras:
             raise InvalidRequest(
@@ -333,13 +392,23 @@ def _loras(job: ImageJob, config: ModelUserConfig) -> list[tuple[LoraSource, flo
                 param,
             )
         for lora in asked:
-            if lora.name not in known:
-                names = ", ".join(sorted(known)) or "none"
-                raise NotFound(
-                    f"{param} {lora.name!r} does not exist; this model has: {names}", param
-                )
-            source = LoraSource(lora.name, known[lora.name], unet)
-            if source in loras:
+            source = known.get(lora.name)
+            if source is None and (root is None or not NAME.fullmatch(lora.name)):
+                raise _unknown(param, lora.name, known, root)
+            named = Named(lora.name, unet, source, root or "")
+            if named in loras:
                 raise InvalidRequest(f"{param} {lora.name!r} is named twice", param)
-            loras[source] = lora.weight
-    return list(loras.items())
+            loras[named] = lora.weight
+    return loras
+
+
+def _unknown(param: str, name: str, known: Collection[str], root: str | None) -> NotFound:
+    """`root`: where it was looked for, beside those that are `known`."""
+    has = ", ".join(sorted(known)) or "none"
+    if root is None:
+        return NotFound(f"{param} {name!r} does not exist; this model has: {has}", param)
+    return NotFound(
+        f"{param} {name!r} does not exist; this model has: {has}, and others that are looked for "
+        f"by name ({NAMES})",
+        param,
+    )

@@ -5,6 +5,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import NamedTuple
 
+from configs.collection import Held
 from deployments.contracts.jobs import Embeds, Mask, Pixels, real_steps
 from deployments.diffusion.engine.policy.batch import BatchKey
 
@@ -29,11 +30,13 @@ class PromptIds(NamedTuple):
 
 @dataclass(frozen=True)
 class LoraSource:
-    """Where an adapter comes from, and which UNet it goes to: "unet" or "motion_unet"."""
+    """Where an adapter comes from, and which UNet it goes to: "unet" or "motion_unet". `held`:
+    what was found of one that is not listed."""
 
     name: str
     source: str
     unet: str = "unet"
+    held: Held | None = None
 
     def key(self, state: str) -> str:
         """The key of an adapter: another source under the same name is another adapter, and so

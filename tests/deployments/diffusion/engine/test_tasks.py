@@ -363,7 +363,7 @@ def test_what_a_refused_strength_is_told_would_do(demo_models: Path) -> None:
     checkpoint = Checkpoint(demo_models, "sd15", "sd15")
     parts = load(checkpoint.args())
     tokenize = Tokenizers(parts.tokenizers).tokenize
-    admission = Admission(parts.capabilities, tokenize, LoraSources().look, ModelUserConfig())
+    admission = Admission(parts.capabilities, tokenize, LoraSources(), ModelUserConfig())
     refused = 0
     for steps, strength in product(range(1, 51), (0.001, 0.02, 0.1, 0.33, 0.5, 0.99)):
         asked = task("asked", image=True, strength=strength, num_inference_steps=steps)

@@ -27,7 +27,7 @@ def components(demo_models: Path) -> Components:
 
 def admission_of(components: Components, config: ModelUserConfig) -> Admission:
     tokenize = Tokenizers(components.tokenizers).tokenize
-    return Admission(components.capabilities, tokenize, LoraSources().look, config)
+    return Admission(components.capabilities, tokenize, LoraSources(), config)
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ class Walk:
         )
         tokenize = Tokenizers(self.parts.tokenizers).tokenize
         origin = LoraSources()
-        self._admission = Admission(self.parts.capabilities, tokenize, origin.look, config)
+        self._admission = Admission(self.parts.capabilities, tokenize, origin, config)
         self._preparation = Preparation(self.parts, 64 * MIB)
         self._runner = Runner(self.parts)
         self._read: SimpleQueue[LoraRead | LoraSlow] = SimpleQueue()
