@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ray.serve.schema import ServeDeploySchema
 
+from graphs.check.collections import counted
 from graphs.check.config import (
     Unreadable,
     advice_of,
@@ -59,6 +60,7 @@ def main() -> None:
                 advised += [f"would be fetched: {line}" for line in not_here(applications)]
             else:
                 look_up(applications, found)
+            advised += counted(applications, found, s3=not asked.offline, machine=not asked.nodes)
             advised += [f"advice: {line}" for line in advice_of(path, machine=not asked.nodes)]
         wrong = wrong or bool(found.wrong)
         lines = [*found.wrong, *(f"unknown: {line}" for line in found.unknown), *advised]

@@ -29,6 +29,7 @@ from deployments.diffusion.engine.models.checkpoints.identity import (
 )
 from deployments.ingress.answer.provenance import Provenance, ProvenanceError
 from graphs.check.accepted import Accepted
+from graphs.check.collections import not_a_folder
 
 # What files stand under keys of a model; an adapter may bring words of prompts along.
 KINDS: dict[str, tuple[str, ...]] = {
@@ -55,6 +56,7 @@ def wrong_files(application: Accepted) -> Iterator[str]:
         said = _wrong_source(key, need.source)
         if said is not None:
             yield f"{place}: {said}"
+    yield from not_a_folder(application)
     if application.model is not None:
         yield from (f"{application.name}.args.{said}" for said in _wrong_model(application.model))
     if application.service is not None and application.service.provenance is not None:

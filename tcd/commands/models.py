@@ -54,7 +54,7 @@ def _row(card: dict[str, Any]) -> list[str]:
         card["family"],
         f"{defaults['width']}x{defaults['height']}",
         ", ".join(card["tasks"]),
-        ", ".join(card["loras"]),
+        ", ".join([*card["loras"], *(["and others, by name"] if card.get("loras_from") else [])]),
         ", ".join(card["controls"]),
     ]
 

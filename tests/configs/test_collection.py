@@ -32,7 +32,17 @@ NAMES = {"ink", "ink-2", "Add Detail (v1.0)", "peft", "diffusers"}
 HOSTILE = (
     *("", ".", "..", "../ink", "..\\ink", "/etc/passwd", "a/../ink", "a/b", "ink/", "./ink"),
     *("ink\0", "ink\n", " ink", "ink ", "ink.", ".hidden", "-rf", "%2e%2e%2fink", "a%2fb"),
-    *("\uff49nk", "i\u0307nk", "\u202eink", "ink\u200b", "C:ink", "~ink", "$HOME", "a" * 101, "ink*"),
+    *(
+        "\uff49nk",
+        "i\u0307nk",
+        "\u202eink",
+        "ink\u200b",
+        "C:ink",
+        "~ink",
+        "$HOME",
+        "a" * 101,
+        "ink*",
+    ),
 )
 
 

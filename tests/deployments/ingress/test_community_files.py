@@ -3,6 +3,7 @@ weights were changed by plain arithmetic, and rows of all kinds share their call
 
 import base64
 import io
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from tests.serving import Served, beside, plain_model
 
 LEVELS = 2
 VISIBLE = 10  # levels that a change must make somewhere, or nothing is judged
+UNLISTED = "My Style (v1.0)"
 MODEL, PROMPT, WEIGHT = "community", "a red fox in the snow", 0.8
 Picture = NDArray[np.int16]
 
@@ -50,11 +52,23 @@ def files(
 
 
 @pytest.fixture(scope="module")
-def model(served: Served, files: list[Community], demo_models: Path) -> Iterator[Served]:
+def folder(files: list[Community], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of them under a name that no configuration lists."""
+    folder = tmp_path_factory.mktemp("found")
+    shutil.copy(files[0].path, folder / f"{UNLISTED}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(
+    served: Served, files: list[Community], folder: Path, demo_models: Path
+) -> Iterator[Served]:
     """A model of its own in the running service, with all of them."""
     args = plain_model(demo_models, "sd15", MODEL)
     config = ModelUserConfig(
-        loras={file.name: str(file.path) for file in files}, limits=Limits(max_side=512)
+        loras={file.name: str(file.path) for file in files},
+        loras_from=str(folder),
+        limits=Limits(max_side=512),
     )
     deployment = DIFFUSION.options(user_config=config.model_dump())
     with beside(RunTarget(deployment.bind(args), name=f"model-{MODEL}", route_prefix=None)):
@@ -157,3 +171,23 @@ def test_two_kinds_in_one_row(
     with changed(pipe, one), changed(pipe, other):
         theirs = expected(pipe)
     assert apart(draw(model, one.name, other.name), theirs) <= LEVELS
+
+
+def test_an_adapter_that_is_not_listed_is_found_by_its_name(
+    model: Served, files: list[Community], folder: Path
+) -> None:
+    assert np.array_equal(draw(model, UNLISTED), draw(model, files[0].name))
+    card = httpx.get(f"{model.url}/v1/models/{MODEL}", timeout=30).json()
+    assert card["loras_from"] == str(folder)
+    assert UNLISTED not in card["loras"]
+    assert UNLISTED not in httpx.get(f"{model.url}/metrics", timeout=30).text
+    shutil.copy(files[0].path, folder / "added.safetensors")
+    assert np.array_equal(draw(model, "added"), draw(model, UNLISTED))
+
+
+@pytest.mark.parametrize("name", ["nowhere", f"../{UNLISTED}", "/etc/passwd", "..", "a\u0000b"])
+def test_a_name_that_is_nowhere_is_a_404_that_names_the_field(model: Served, name: str) -> None:
+    body = {"model": MODEL, "prompt": PROMPT, "loras": [{"name": name}]}
+    answer = httpx.post(f"{model.url}/v1/images/generations", json=body, timeout=30)
+    assert answer.status_code == 404, answer.text
+    assert answer.json()["error"]["param"] == "loras"

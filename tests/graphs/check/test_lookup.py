@@ -180,3 +180,32 @@ def test_an_application_that_asks_otherwise(hub: FakeHub, tmp_path: Path, check:
     path.write_text(yaml.safe_dump(whole))
     says = "unknown: model-one: its runtime_env sets HF_TOKEN: hub and S3 were not asked"
     assert check(path) == (0, [says])
+
+
+def test_where_adapters_are_looked_for_by_name(
+    hub: FakeHub, object_store: ObjectStore, tmp_path: Path, check: Any
+) -> None:
+    folder = tmp_path / "styles"
+    (folder / "peft").mkdir(parents=True)
+    for path in ("ink.safetensors", "peft/adapter_model.safetensors"):
+        (folder / path).write_bytes(b"style")
+        object_store.client.put_object(Bucket=BUCKET, Key=f"styles/{path}", Body=b"style")
+    at, bucket = "model-one.Diffusion.user_config.loras_from", f"s3://{BUCKET}/styles/"
+    held = f"{at}: {bucket} holds 2 adapters"
+    assert check(config(tmp_path, {"loras_from": bucket})) == (0, [held])
+    _, said = check(config(tmp_path, {"loras_from": bucket}), "--offline")
+    assert held not in said  # and S3 was not asked
+    here = config(tmp_path, {"loras_from": str(folder)})
+    assert check(here) == (0, [f"{at}: {folder} holds 2 adapters"])
+    code, said = check(config(tmp_path, {"loras_from": str(tmp_path / "nowhere")}))
+    assert (code, said) == (1, [f"{at}: {tmp_path / 'nowhere'} is no folder on this machine"])
+    code, said = check(config(tmp_path, {"loras_from": "s3://elsewhere/styles/"}))
+    assert code == 1
+    assert said[0].startswith(f"{at}: s3://elsewhere/styles/ could not be listed: ")
+    object_store.stop()
+    try:
+        code, said = check(config(tmp_path, {"loras_from": bucket}))
+        assert code == 0
+        assert said[0].startswith(f"unknown: {at}: {bucket} could not be listed: ")
+    finally:
+        object_store.start()

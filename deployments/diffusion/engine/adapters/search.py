@@ -56,28 +56,35 @@ class LoraSearch:
         if seen is not None and seen.until > monotonic():
             return seen.held
         try:
-            held = self._ask(name)
+            return self._ask(name)
         except (SourceError, OSError) as error:
             if seen is None or seen.held is None:
                 raise
             log.warning("lora %r may have changed, it cannot be looked for: %s", name, error)
             self._remember(name, seen.held, AGAIN_S)
             return seen.held
-        fresh_s = self._collection.missing_s if held is None else self._collection.fresh_s
-        self._remember(name, held, fresh_s)
-        return held
 
     def _ask(self, name: str) -> Held | None:
         outage = self._outage
         if outage is not None and outage[1] > monotonic():
             raise outage[0]
         try:
-            return self._errands.run(name, partial(self._collection.find, name), PATIENCE_S)
+            return self._errands.run(name, partial(self._look, name), PATIENCE_S)
         except Silent:
             raise
         except SourceError as error:
             self._outage = error, monotonic() + OUTAGE_S
             raise
+
+    def _look(self, name: str) -> Held | None:
+        with self._lock:
+            seen = self._seen.get(name)
+        if seen is not None and seen.until > monotonic():
+            return seen.held  # another errand has just come back
+        held = self._collection.find(name)
+        fresh_s = self._collection.missing_s if held is None else self._collection.fresh_s
+        self._remember(name, held, fresh_s)
+        return held
 
     def _remember(self, name: str, held: Held | None, for_s: float) -> None:
         with self._lock:

@@ -70,7 +70,7 @@ export function Composer({ cards, card }) {
     </label>
     ${can.films && html`<${Kind} draft=${draft} />`}
     <${Prompt} draft=${draft} card=${card} />
-    <${Weights} field="loras" title="Styles" draft=${draft} offered=${card.loras} />
+    <${Weights} field="loras" title="Styles" draft=${draft} offered=${card.loras} further=${Boolean(card.loras_from)} />
     ${film && html`<${Film} draft=${draft} card=${card} />`}
     <${Sampling} draft=${draft} card=${card} />
     ${can.starts && html`<${Start} draft=${draft} film=${film} only=${can.onlyInpaints} />`}

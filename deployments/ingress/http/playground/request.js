@@ -7,9 +7,9 @@ import { abilities } from "./draft.js";
 const NUMBERS = ["num_inference_steps", "eta", "guidance_scale", "seed", "clip_skip"];
 const FORM_FILES = ["image", "mask"];
 
-const weights = (of, offered) =>
+const weights = (of, offered, further = false) =>
   Object.entries(of)
-    .filter(([name, weight]) => weight !== 0 && name in offered)
+    .filter(([name, weight]) => weight !== 0 && (further || name in offered))
     .map(([name, weight]) => ({ name, weight }));
 
 function controlOf({ images, low_threshold, high_threshold, ...control }, video) {
@@ -27,7 +27,7 @@ export function requestOf(draft, card) {
   if (draft.negative_prompt) body.negative_prompt = draft.negative_prompt;
   if (draft.prompt_syntax) body.prompt_syntax = draft.prompt_syntax;
   if (draft.width || draft.height) body.size = `${draft.width || card.defaults.width}x${draft.height || card.defaults.height}`;
-  const loras = weights(draft.loras, card?.loras ?? {});
+  const loras = weights(draft.loras, card?.loras ?? {}, Boolean(card?.loras_from));
   if (loras.length) body.loras = loras;
   const controls = draft.controls.filter(({ type, images }) => images.length && type in (card?.controls ?? {}));
   if (controls.length) body.controls = controls.map((control) => controlOf(control, video));
