@@ -201,7 +201,9 @@ def model_target(models: Path, args: ModelArgs, limits: Limits) -> RunTarget:
         for name in ("zoom-in", "pan-left")
         if args.motion_adapter is not None
     }
-    loras = demo_loras(models, args.family)
-    config = ModelUserConfig(loras=loras, motion_loras=motions, limits=limits)
+    loras, place = demo_loras(models, args.family), None
+    if args.name == "animagine":  # lists one, and has the others by name
+        loras, place = {"papercut": loras["papercut"]}, str(models / "loras" / args.family)
+    config = ModelUserConfig(loras=loras, loras_from=place, motion_loras=motions, limits=limits)
     deployment = DIFFUSION.options(user_config=config.model_dump())
     return RunTarget(deployment.bind(args), name=f"model-{args.name}", route_prefix=None)

@@ -319,6 +319,8 @@ def test_models(tcd: Any) -> None:
     (line,) = (line for line in told.out.splitlines() if line.split()[0] == "sd15")
     assert "ink" in line
     assert "128x128" in line
+    (line,) = (line for line in told.out.splitlines() if line.split()[0] == "animagine")
+    assert "papercut, and others, by name" in line
     assert json.loads(tcd("models", "sd15").out)["family"] == "sd15"
     assert {json.loads(line)["id"] for line in tcd("models", "--json").out.splitlines()} >= {
         "sd15",

@@ -84,6 +84,20 @@ def test_pictures_with_a_style_and_numbers(visitor: Visitor) -> None:
     assert pixels(visitor).size == (64, 64)
 
 
+def test_a_style_that_is_not_listed_is_named(visitor: Visitor) -> None:
+    visitor.choose("animagine")
+    styles = visitor.section("Styles")
+    styles.get_by_label("Another, by name").fill("neon")
+    styles.get_by_label("Another, by name").press("Enter")
+    visitor.page.get_by_label("neon, exactly").fill("0.5")
+    visitor.generate()
+    assert visitor.asked()["loras"] == [{"name": "neon", "weight": 0.5}]
+    styles.get_by_label("Another, by name").fill("nowhere")
+    styles.get_by_role("button", name="Add", exact=True).click()
+    visitor.page.get_by_role("button", name="Generate").click()
+    styles.get_by_text("'nowhere' does not exist").wait_for()
+
+
 def test_every_model_makes_pictures(served: Served, visit: Visit) -> None:
     visitor = visit(served.url + "/")
     visitor.field("prompt").fill("a red ball")
