@@ -214,12 +214,16 @@ def test_copies_stay_within_their_budget(
     assert not brought[1].exists()
 
 
-def test_copies_in_use_stay(tmp_path: Path) -> None:
-    kept = Copies(tmp_path, 10)
-    for name in ("old", "new"):
-        (kept.place(name) / "file").write_bytes(bytes(100))
+def test_copies_in_use_stay_and_of_the_others_no_more_go_than_must(tmp_path: Path) -> None:
+    kept = Copies(tmp_path, 300)
     long_ago = time.time() - 10 * copies.IN_USE_S
-    for path in (tmp_path / "old" / "file", tmp_path / "old"):
-        os.utime(path, (long_ago, long_ago))
+    for age, name in enumerate(("now", "later", "old", "older", "oldest")):
+        place = kept.place(name)
+        (place / "file").write_bytes(bytes(100))
+        if age:
+            for path in (place / "file", place):
+                os.utime(path, (long_ago - age, long_ago - age))
     kept.make_room(100)
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert {path.name for path in tmp_path.iterdir()} == {"now", "later"}
+    kept.make_room(1000)
+    assert {path.name for path in tmp_path.iterdir()} == {"now"}

@@ -34,8 +34,6 @@ from deployments.diffusion.engine.policy.spec import (
 # A text, the field that it came in, and how it is written.
 Tokenize = Callable[[str, str, PromptSyntax], PromptIds]
 MIB = 2**20
-
-
 READ_BUDGETS = 2  # a file of float32 is twice as large as what a half-precision model keeps of it
 
 
