@@ -3,6 +3,7 @@ file or an unknown name costs."""
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -376,3 +377,19 @@ def test_while_one_is_not_answered_others_do_not_wait(monkeypatch: pytest.Monkey
             return False
 
     assert eventually(answers_again)
+
+
+def test_who_comes_just_behind_an_answer_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    slow.go_on.set()
+    found = LoraSearch(slow)
+    run = found._errands.run
+
+    def behind(source: str, work: Callable[[], Held | None], patience_s: float) -> Held | None:
+        monkeypatch.setattr(found._errands, "run", run)
+        assert found.find("one") is None  # between the look at what is known and the errand
+        return run(source, work, patience_s)
+
+    monkeypatch.setattr(found._errands, "run", behind)
+    assert found.find("one") is None
+    assert slow.asked == ["one"]
