@@ -102,7 +102,7 @@ class Replica:
         self.shelf = Shelf(clock, device, limits.lora_budget_mb)
         self._clock, self._device, self._limits = clock, device, limits
         self._scheduler = Scheduler(limits)
-        self._registry = Registry(name)
+        self._registry = Registry(name, lambda: clock.now)
         self._entries: dict[str, tuple[Entry, int]] = {}  # by row
         self._adapters: dict[str, int] = {}  # by row
         self._latents: deque[Trajectory] = deque()  # finished, not decoded
@@ -149,6 +149,11 @@ class Replica:
     def pending_s(self) -> float:
         """As `record_autoscaling_stats` has it."""
         return self._registry.figures().pending_seconds
+
+    @property
+    def arriving_s(self) -> float:
+        """Likewise."""
+        return self._registry.figures().arriving_seconds
 
     def _ready(self, row_id: str) -> None:
         self._scheduler.ready(row_id)

@@ -26,7 +26,7 @@ class Autoscaler:
         self._policy = policy
         self._state: dict[str, object] = {}
         most = round(config.look_back_period_s / config.metrics_interval_s)
-        self._said: dict[str, deque[tuple[float, int]]] = {}
+        self._said: dict[str, deque[tuple[float, float, int]]] = {}
         self._most = most
         self.ups, self.downs = 0, 0
 
@@ -34,14 +34,15 @@ class Autoscaler:
         """What they have to do, and how many requests."""
         self._said = {name: self._said.get(name, deque(maxlen=self._most)) for name in replicas}
         for name, replica in replicas.items():
-            self._said[name].append((replica.pending_s, replica.ongoing))
+            self._said[name].append((replica.pending_s, replica.arriving_s, replica.ongoing))
 
     def decide(self, now: float) -> int:
         """The number from now on."""
         said = {name: values for name, values in self._said.items() if values}
         if not said:
             return self.target
-        pending = {identity(n): mean(one for one, _ in values) for n, values in said.items()}
+        pending = {identity(n): mean(one for one, _, _ in values) for n, values in said.items()}
+        arriving = {identity(n): mean(one for _, one, _ in values) for n, values in said.items()}
         context = AutoscalingContext(
             deployment_id=DEPLOYMENT,
             deployment_name=DEPLOYMENT.name,
@@ -49,9 +50,9 @@ class Autoscaler:
             current_num_replicas=len(said),
             target_num_replicas=self.target,
             running_replicas=list(pending),
-            total_num_requests=sum(mean(one for _, one in values) for values in said.values()),
+            total_num_requests=sum(mean(one for _, _, one in values) for values in said.values()),
             total_queued_requests=0.0,
-            aggregated_metrics={"pending_seconds": pending},
+            aggregated_metrics={"pending_seconds": pending, "arriving_seconds": arriving},
             raw_metrics=None,
             capacity_adjusted_min_replicas=self.config.min_replicas,
             capacity_adjusted_max_replicas=self.config.max_replicas,

@@ -14,6 +14,7 @@ ENGINE_HELP = {
     "running_rows": "rows that hold device memory",
     "pending_steps": "UNet rows still to be computed, guidance twins counted",
     "pending_seconds": "how long everything accepted will take, by measured times of UNet and VAE",
+    "arriving_seconds": "seconds of work that came in each second of the last 30, in full calls",
     "decoding_images": "images that wait for the VAE or are in it",
     "decode_seconds": "how long these will take, by the measured time of latent pixels",
     "seconds_per_row_step": "measured time of a UNet call per row of it, moving average",
@@ -82,6 +83,7 @@ class EngineFigures:
     running_rows: int = 0
     pending_steps: int = 0
     pending_seconds: float = 0.0
+    arriving_seconds: float = 0.0
     decoding_images: int = 0
     decode_seconds: float = 0.0
     seconds_per_row_step: float = 0.0

@@ -211,11 +211,12 @@ class Diffusion:
         os._exit(1)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Serve: what an autoscaling policy may look at (`ByPendingWork` does)."""
+        """Called by Serve: what an autoscaling policy may look at (`ByWork` does)."""
         figures = self._engine.figures()
         return {
             "pending_steps": float(figures.pending_steps),
             "pending_seconds": figures.pending_seconds,
+            "arriving_seconds": figures.arriving_seconds,
         }
 
     def record_routing_stats(self) -> dict[str, object]:

@@ -14,6 +14,7 @@ from configs.needs import ip_adapter_key
 from configs.sources import PROJECT_ROOT
 from graphs.check.accepted import DIRECTORY, MODEL, SERVICE, read
 from graphs.check.routing import misrouted, routing_advice
+from graphs.check.scaling import mispooled, misscaled
 from graphs.check.tracing import tracing_advice, untraceable
 from graphs.limits import GRACE_S, HEALTH_CHECK_TIMEOUT_S, LASTING
 from graphs.model import DIFFUSION
@@ -50,8 +51,11 @@ def disagreements(config: ServeDeploySchema) -> Iterator[str]:
     for application in config.applications:
         if application.import_path == MODEL:
             yield from _model_application(application)
+        for deployment in application.deployments:
+            yield from misscaled(deployment, f"{application.name}.{deployment.name}")
     yield from untraceable(config)
     models = list(_models(config))
+    yield from mispooled((f"{one.place}.{DIFFUSION.name}", one.diffusion) for one in models)
     for model in models:
         yield from _model(model)
         yield from misrouted(model.diffusion, f"{model.place}.{DIFFUSION.name}")

@@ -1,8 +1,10 @@
 """How long what has been accepted will take, by measured times. No torch."""
 
 from dataclasses import dataclass, replace
+from math import inf
 
 SMOOTHING = 0.1  # of measured times: weight of the newest
+FORGETTING = 0.001  # of the best pace, with each call that is slower
 UNMEASURED_STEP_S = 0.5  # of 64 x 64 latent pixels, until the first step has been measured
 UNMEASURED_DECODE_S = 0.5  # likewise, of decoding them
 
@@ -20,6 +22,7 @@ class Pace:
     def __init__(self, unmeasured_s: float) -> None:
         self._pixels = 64.0**2
         self._seconds = unmeasured_s
+        self._best = unmeasured_s / self._pixels
         self._measured = False
 
     @property
@@ -27,9 +30,17 @@ class Pace:
         """Seconds per latent pixel."""
         return self._seconds / self._pixels
 
+    @property
+    def best_pixel_s(self) -> float:
+        """Seconds per latent pixel in the fastest call of late: about what a call takes that is full
+        and shares the device with nothing. What a device can do does not depend on its load."""
+        return self._best
+
     def measure(self, pixels: int, seconds: float) -> None:
         """So many latent pixels took so long."""
         weight = SMOOTHING if self._measured else 1.0
+        slower = self._best * (1 + FORGETTING) if self._measured else inf
+        self._best = min(seconds / pixels, slower)
         self._pixels += weight * (pixels - self._pixels)
         self._seconds += weight * (seconds - self._seconds)
         self._measured = True

@@ -26,6 +26,7 @@ from deployments.contracts.jobs import (
 from deployments.contracts.places import Places
 from deployments.contracts.stages import Stages
 from deployments.diffusion.engine.policy.account import Account, Accounts
+from deployments.diffusion.engine.policy.arrivals import Arrivals
 from deployments.diffusion.engine.policy.batch import Batch, Measured
 from deployments.diffusion.engine.policy.compiling import EAGER, Compiling
 from deployments.diffusion.engine.policy.estimate import (
@@ -104,9 +105,15 @@ class Standing:
 
 
 class Registry:
-    """Answers every image of every job that it opened, exactly once."""
+    """Answers every image of every job that it opened, exactly once.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        clock: seconds, for what has come in of late.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._arrivals = Arrivals()
         self._lock = Lock()
         self._entries: dict[str, Entry] = {}
         self._closed: Exception | None = None
@@ -149,6 +156,8 @@ class Registry:
                 )
             self._entries[job.job_id] = entry
             self._unseen.add(entry)
+            whole = _with(Work(), list(entry.rows.values()))
+            self._arrivals.add(self._clock(), whole.unet_pixels, whole.row_pixels)
             account.pending += images
             self._figures = replace(self._figures, pending_images=pending + images)
 
@@ -307,7 +316,6 @@ class Registry:
                 self._figures,
                 running_rows=standing.running_rows,
                 pending_steps=standing.pending_unet_rows,
-                pending_seconds=outlook.pending_s,
                 decoding_images=standing.work.decoding,
                 decode_seconds=outlook.decode_s,
                 loras_resident=standing.loras_resident,
@@ -345,7 +353,14 @@ class Registry:
                 for account in self._accounts.all()
                 for name in [account.caller.name]
             )
-            return replace(self._figures, callers=tuple(callers))
+            return replace(
+                self._figures,
+                pending_seconds=self._accepted().pending_s,
+                arriving_seconds=self._arrivals.seconds_a_second(
+                    self._clock(), self._unet_pace.best_pixel_s, self._vae_pace.best_pixel_s
+                ),
+                callers=tuple(callers),
+            )
 
 
 def _with(work: Work, rows: Sequence[Trajectory]) -> Work:

@@ -1,0 +1,168 @@
+"""The policies in Ray's own autoscaling state: up by what comes and waits, from and to zero, and
+models that share GPUs."""
+
+from collections.abc import Callable
+
+import pytest
+from ray.serve._private.autoscaling_state import AutoscalingStateManager
+
+from deployments.diffusion import pool
+from deployments.diffusion.autoscaling import ByPendingWork, ByWork, SharedGpus, steady
+from tests.deployments.diffusion.scaled import Scaled
+
+BY_WORK = "deployments.diffusion.autoscaling:ByWork"
+SHARED = "deployments.diffusion.autoscaling:SharedGpus"
+
+
+@pytest.fixture
+def manager() -> AutoscalingStateManager:
+    return AutoscalingStateManager()
+
+
+def shared(
+    manager: AutoscalingStateManager, name: str, floor: int = 0, priority: float = 1.0
+) -> Scaled:
+    kwargs: dict[str, object] = {"pool": f"of {id(manager)}", "gpus": 4, "priority": priority}
+    return Scaled(manager, f"model-{name}", SHARED, kwargs, floor)
+
+
+def settle(*models: Scaled, rounds: int = 10) -> list[int]:
+    """Decisions until nothing moves; what was decided upon runs."""
+    for _ in range(rounds):
+        for model in models:
+            model.decide()
+            model.run()
+    return [model.target for model in models]
+
+
+@pytest.mark.parametrize(
+    ("pending_s", "arriving_s", "replicas"),
+    [
+        (0.0, 0.4, 2),  # of each of two: 0.8 of a device comes in, 0.5 a replica
+        (5.0, 0.4, 3),  # and one more does in ten seconds what waits
+        (30.0, 0.0, 6),
+        (0.0, 0.0, 0),
+    ],
+)
+def test_by_what_comes_and_what_waits(
+    manager: AutoscalingStateManager, pending_s: float, arriving_s: float, replicas: int
+) -> None:
+    model = Scaled(manager, "model-a", BY_WORK, {"utilization": 0.5, "target_s": 10})
+    model.target = 2
+    model.run()
+    assert model.decide() == 2  # nobody has said anything
+    model.say(pending_s, arriving_s)
+    # From two to none by way of one, as Serve has it.
+    assert model.decide() == (replicas or 1)
+    if not replicas:
+        assert model.decide() == 0
+
+
+def test_a_little_less_work_ends_no_replica(manager: AutoscalingStateManager) -> None:
+    model = Scaled(manager, "model-a", BY_WORK, {"utilization": 0.5})
+    model.target = 2
+    model.run()
+    for arriving_s in (0.49, 0.24, 0.26, 0.22):  # wants 1.96, 0.96, 1.04, 0.88
+        model.say(0.0, arriving_s)
+        assert model.decide() == 2
+    model.say(0.0, 0.2)
+    assert model.decide() == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "kwargs"), [(BY_WORK, {}), (SHARED, {"pool": "alone", "gpus": 2})]
+)
+def test_from_zero_with_whoever_waits_and_back_when_idle(
+    manager: AutoscalingStateManager, policy: str, kwargs: dict[str, object]
+) -> None:
+    model = Scaled(manager, "model-a", policy, kwargs)
+    assert model.decide() == 0
+    model.queue(3)
+    assert model.decide() == 1
+    model.queue(0)
+    assert model.decide() == 1  # it starts, and has not said anything
+    model.run()
+    model.say(40.0, 0.1)
+    assert model.decide() > 1
+    model.say(0.0, 0.0)
+    for _ in range(3):
+        model.decide()
+    assert model.target == 0
+
+
+def test_by_work_and_priority_when_there_are_too_few(manager: AutoscalingStateManager) -> None:
+    first, second = shared(manager, "a", floor=1, priority=3.0), shared(manager, "b", floor=1)
+    assert settle(first, second) == [1, 1]
+    for _ in range(10):
+        for model in (first, second):
+            model.say(40.0 / model.target, 0.0)  # each wants four
+            model.decide()
+            model.run()
+            assert first.target + second.target <= 4
+    assert (first.target, second.target) == (3, 1)
+
+
+def test_an_idle_model_gives_its_gpus_to_others(manager: AutoscalingStateManager) -> None:
+    first, second = shared(manager, "a"), shared(manager, "b")
+    first.target = 4
+    first.run()
+    second.queue(1)
+    assert second.decide() == 1  # Serve's own way from zero, whoever has the GPUs
+    second.run()
+    for _ in range(10):
+        first.say(0.0, 0.0)
+        second.say(60.0 / second.target, 0.0)
+        for model in (first, second):
+            model.decide()
+            model.run()
+    assert (first.target, second.target) == (0, 4)
+
+
+def test_a_model_that_wakes_gets_a_gpu(
+    manager: AutoscalingStateManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve does not ask the policy of a model without replicas for which requests wait."""
+    first, second = shared(manager, "a"), shared(manager, "b")
+    settle(first, second)
+    first.target = 4
+    first.run()
+    first.say(10.0, 0.0)
+    assert first.decide() == 4
+    monkeypatch.setattr(pool, "WAKING_S", 0.0)
+    second.queue(1)
+    assert second.decide() == 1
+    assert first.decide() == 3
+    assert second.decide() == 1
+
+
+def test_a_model_that_is_removed_is_forgotten(manager: AutoscalingStateManager) -> None:
+    first, second = shared(manager, "a", floor=2), shared(manager, "b")
+    settle(first, second)
+    second.target = 1
+    second.run()
+    second.say(90.0, 0.0)
+    assert settle(second, rounds=3) == [2]  # two are the other's floor
+    first.remove()
+    second.say(90.0, 0.0)
+    assert settle(second, rounds=3) == [4]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ByWork(utilization=0), "utilization is 0; it must be above 0, at most 1"),
+        (lambda: ByWork(utilization=1.1), "utilization is 1.1"),
+        (lambda: ByWork(target_s=0), "target_s is 0; it must be above 0"),
+        (lambda: ByPendingWork(target_s=-1), "target_s is -1; it must be above 0"),
+        (lambda: SharedGpus("a", 0), "gpus is 0; it must be 1 or more"),
+        (lambda: SharedGpus("a", 1, priority=0), "priority is 0; it must be above 0"),
+        (lambda: SharedGpus("a", 1, utilization=2), "utilization is 2"),
+    ],
+)
+def test_arguments_that_are_refused(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_whole_replicas() -> None:
+    assert [steady(wanted, 3) for wanted in (3.1, 2.0, 1.7, 1.6, 0.0)] == [4, 3, 3, 2, 0]
