@@ -13,17 +13,21 @@ from benchmarks.fleet.scaling import Autoscaler, Scale
 from benchmarks.fleet.simulation import Outcome, Simulation
 from benchmarks.fleet.traces import STEPS, Rate
 from configs.app import Limits
-from deployments.diffusion.autoscaling import ByPendingWork
+from deployments.diffusion.autoscaling import ByPendingWork, ByWork
 
 SEED = 1
 BUDGET_MB = 8192
 MODELS = 50
 SCALES: dict[str, tuple[Scale, float]] = {  # and `target_ongoing_requests`
-    "ours, 10 s": (ByPendingWork(10), 2),
-    "ours, 3 s": (ByPendingWork(3), 2),
+    "by work, 0.5 (the default)": (ByWork(), 2),
+    "by work, 0.7": (ByWork(0.7), 2),
+    "by pending work, 10 s": (ByPendingWork(10), 2),
+    "by pending work, 3 s": (ByPendingWork(3), 2),
     "Serve's, 2 (its default)": (replica_queue_length_autoscaling_policy, 2),
     "Serve's, 8": (replica_queue_length_autoscaling_policy, 8),
 }
+
+SERVES = "Serve's, 2 (its default)"
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def day(mean_replicas: float, day_s: float) -> Iterator[Row]:
     """A day's wave, compressed."""
     rate = rate_of(mean_replicas, 0.7)
     curve = traces.wave(rate, day_s)
-    for router, scale in [("ours", name) for name in SCALES] + [("Serve's", [*SCALES][2])]:
+    for router, scale in [("ours", name) for name in SCALES] + [("Serve's", SERVES)]:
         outcome = scaled(router, scale, curve, 2 * rate, day_s)
         yield Row(f"a day in {day_s:g} s", f"router {router}", f"scaling {scale}", outcome)
 
@@ -130,7 +134,7 @@ def models(mean_replicas: float, seconds: float) -> Iterator[Row]:
     rate = rate_of(mean_replicas, 0.7)
     cumulated = traces.zipf(MODELS)
     shares = [b - a for a, b in zip([0.0, *cumulated], cumulated, strict=False)]
-    for router, scale in (("ours", "ours, 3 s"), ("Serve's", [*SCALES][2])):
+    for router, scale in (("ours", "by work, 0.5 (the default)"), ("Serve's", SERVES)):
         total = Outcome()
         for share in shares:
             steady, most = traces.steady(rate * share), rate * share

@@ -5,16 +5,11 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
-from typing import cast
 
 import httpx
-import pytest
 from ray.serve import RunTarget
-from ray.serve.config import AutoscalingContext
 
 from configs.app import Limits, ModelUserConfig
-from deployments.diffusion.autoscaling import ByPendingWork
 from graphs.model import DIFFUSION
 from tests.graphs.test_model_applications import names, replica_pids, wait_until
 from tests.serving import Served, beside, plain_model
@@ -30,21 +25,6 @@ HUNGRY = {
 SMALL = {"model": "grower", "prompt": "a", "size": "64x64", "num_inference_steps": 1, "priority": 9}
 
 
-@pytest.mark.parametrize(
-    ("pending_s", "wanted"),
-    [({}, 3.0), ({"a": 0.0}, 0.0), ({"a": 12.0, "b": 8.0}, 2.0), ({"a": 5.0}, 0.5)],
-)
-def test_wanted_replicas(pending_s: dict[str, float], wanted: float) -> None:
-    metrics = {"pending_seconds": pending_s} if pending_s else {}
-    context = SimpleNamespace(aggregated_metrics=metrics, target_num_replicas=3)
-    assert ByPendingWork(10.0)(cast(AutoscalingContext, context))[0] == wanted
-
-
-def test_a_target_of_nothing() -> None:
-    with pytest.raises(ValueError, match="above 0"):
-        ByPendingWork(0.0)
-
-
 def test_a_model_grows_and_shrinks(served: Served, demo_models: Path) -> None:
     args = plain_model(demo_models, "sd21", "grower")
     deployment = DIFFUSION.options(
@@ -56,7 +36,7 @@ def test_a_model_grows_and_shrinks(served: Served, demo_models: Path) -> None:
             "metrics_interval_s": 0.5,
             "look_back_period_s": 1,
             "policy": {
-                "policy_function": "deployments.diffusion.autoscaling:ByPendingWork",
+                "policy_function": "deployments.diffusion.autoscaling:ByWork",
                 "policy_kwargs": {"target_s": TARGET_S},
             },
         },

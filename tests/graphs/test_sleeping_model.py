@@ -29,7 +29,7 @@ def test_a_model_sleeps_until_it_is_asked_for(served: Served, demo_models: Path)
             "downscale_to_zero_delay_s": 1,
             "metrics_interval_s": 0.5,
             "look_back_period_s": 1,
-            "policy": {"policy_function": "deployments.diffusion.autoscaling:ByPendingWork"},
+            "policy": {"policy_function": "deployments.diffusion.autoscaling:ByWork"},
         },
         ray_actor_options={"num_cpus": 0.1},
         user_config=ModelUserConfig(limits=Limits()).model_dump(),

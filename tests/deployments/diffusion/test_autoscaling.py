@@ -58,6 +58,16 @@ def test_by_what_comes_and_what_waits(
         assert model.decide() == 0
 
 
+def test_by_what_waits_alone(manager: AutoscalingStateManager) -> None:
+    policy = "deployments.diffusion.autoscaling:ByPendingWork"
+    model = Scaled(manager, "model-a", policy, {"target_s": 10})
+    model.target = 2
+    model.run()
+    assert model.decide() == 2
+    model.say(12.0, 9.0)
+    assert model.decide() == 3
+
+
 def test_a_little_less_work_ends_no_replica(manager: AutoscalingStateManager) -> None:
     model = Scaled(manager, "model-a", BY_WORK, {"utilization": 0.5})
     model.target = 2

@@ -99,6 +99,20 @@ def limits(**changed: int) -> Edit:
     return lambda config: diffusion(config)["user_config"].update(limits=changed)
 
 
+def scale(config: dict[str, Any], policy: str, floor: int = 1, **kwargs: object) -> None:
+    """Has the model scale by a policy of ours."""
+    named = {
+        "policy_function": f"deployments.diffusion.autoscaling:{policy}",
+        "policy_kwargs": kwargs,
+    }
+    diffusion(config).pop("num_replicas", None)
+    diffusion(config)["autoscaling_config"] = {
+        "min_replicas": floor,
+        "max_replicas": 4,
+        "policy": named,
+    }
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
@@ -194,6 +208,31 @@ def limits(**changed: int) -> Edit:
         (
             lambda c: diffusion(c).update(request_router_config=routed(load_s="soon")),
             "model-sd15.Diffusion.request_router_config.request_router_kwargs: ",
+        ),
+        (
+            lambda c: scale(c, "ByWork", utilisation=0.5),
+            "model-sd15.Diffusion.autoscaling_config.policy.policy_kwargs: ",
+        ),
+        (
+            lambda c: scale(c, "ByWork", utilization=2),
+            "model-sd15.Diffusion.autoscaling_config.policy.policy_kwargs: utilization is 2; "
+            "it must be above 0, at most 1; there are utilization, target_s",
+        ),
+        (
+            lambda c: scale(c, "ByWork", target_s="10"),
+            "model-sd15.Diffusion.autoscaling_config.policy.policy_kwargs.target_s: it is '10'; ",
+        ),
+        (
+            lambda c: scale(c, "SharedGpus", gpus=2),
+            "model-sd15.Diffusion.autoscaling_config.policy.policy_kwargs: ",
+        ),
+        (
+            lambda c: scale(c, "SharedGpus", pool="a", gpus=1.5),
+            "model-sd15.Diffusion.autoscaling_config.policy.policy_kwargs.gpus: it is 1.5; ",
+        ),
+        (
+            lambda c: scale(c, "SharedGpus", floor=3, pool="a", gpus=2),
+            "model-sd15.Diffusion.autoscaling_config: min_replicas of the models of pool 'a' are 3 ",
         ),
         (lambda c: model(c).update(name="sd15"), "sd15.name: the application of this model is"),
         (
