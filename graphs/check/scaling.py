@@ -54,8 +54,8 @@ def mispooled(deployments: Iterable[tuple[str, DeploymentSchema]]) -> Iterator[s
         for place, said, _ in members:
             if said != gpus:
                 yield (
-                    f"{place}.autoscaling_config.policy.policy_kwargs.gpus: pool {pool!r} has {gpus} "
-                    f"by {members[0][0]}, and {said} here"
+                    f"{place}.autoscaling_config.policy.policy_kwargs.gpus: pool {pool!r} has "
+                    f"{gpus} by {members[0][0]}, and {said} here"
                 )
         floors = sum(floor for _, _, floor in members)
         if floors > gpus:

@@ -60,7 +60,7 @@ def test_more_work_or_priority_never_gets_less(
 
 @given(GPUS, CLAIMS)
 def test_constant_work_comes_to_rest(gpus: int, claims: dict[str, Claim]) -> None:
-    """Each is asked in turn; what is given is held from then on, and is never more than there is."""
+    """Each is asked in turn; what is given is held then, and never more than there is."""
     claims = {name: replace(one, held=one.floor) for name, one in claims.items()}
     gpus = max(gpus, sum(one.floor for one in claims.values()))
     seen = []

@@ -232,7 +232,7 @@ def scale(config: dict[str, Any], policy: str, floor: int = 1, **kwargs: object)
         ),
         (
             lambda c: scale(c, "SharedGpus", floor=3, pool="a", gpus=2),
-            "model-sd15.Diffusion.autoscaling_config: min_replicas of the models of pool 'a' are 3 ",
+            "model-sd15.Diffusion.autoscaling_config: min_replicas of the models of pool 'a' are ",
         ),
         (lambda c: model(c).update(name="sd15"), "sd15.name: the application of this model is"),
         (

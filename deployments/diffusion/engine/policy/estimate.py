@@ -32,7 +32,7 @@ class Pace:
 
     @property
     def best_pixel_s(self) -> float:
-        """Seconds per latent pixel in the fastest call of late: about what a call takes that is full
+        """Seconds per latent pixel in the fastest call of late: about what one takes that is full
         and shares the device with nothing. What a device can do does not depend on its load."""
         return self._best
 

@@ -180,3 +180,23 @@ def test_times_of_calls_and_waits_add_up(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (figures.begun_total, figures.wait_seconds_total) == (2, 7.0)
     assert (figures.timed_steps_total, figures.timed_step_seconds_total) == (2, 0.75)
     assert figures.vae_seconds_total == 1.5
+
+
+def test_what_came_and_what_waits_are_in_the_figures_at_once() -> None:
+    """A second for each of ten steps, and half a second for the VAE: 10.5 in half a minute."""
+    now = 100.0
+    registry = Registry("engine", lambda: now)
+    registry.measure_step(Measured(BatchKey(8, 8), 1, 1.0))
+    registry.count_decode(PIXELS, 0.5)
+    new = entry("new")
+    registry.open(new, LIMITS)
+    assert registry.figures().pending_seconds == pytest.approx(10.0)  # the slower of the two
+    assert registry.figures().arriving_seconds == pytest.approx(10.5 / 30)
+    registry.seen(new)
+    registry.publish(Standing(Work(decoding=1, decode_pixels=PIXELS), 0, 0, 4))
+    assert registry.figures().pending_seconds == pytest.approx(0.5)
+    now += 31
+    assert registry.figures().arriving_seconds == 0.0
+    with pytest.raises(QueueFull):
+        registry.open(entry("refused", 32), LIMITS)
+    assert registry.figures().arriving_seconds == 0.0
