@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from statistics import mean
 
+from ray.serve._private.common import DeploymentID
 from ray.serve.autoscaling_policy import (
     _apply_delay_logic,
     _apply_scaling_factors,
@@ -20,10 +21,13 @@ class Autoscaler:
     """How many replicas there are to be. What replicas say is averaged over the last
     `look_back_period_s`; it is said every `metrics_interval_s`."""
 
-    def __init__(self, policy: Scale, config: AutoscalingConfig, replicas: int) -> None:
+    def __init__(
+        self, policy: Scale, config: AutoscalingConfig, replicas: int, model: str = "one"
+    ) -> None:
         self.config = config
         self.target = replicas
         self._policy = policy
+        self._id = DeploymentID(DEPLOYMENT.name, app_name=model)
         self._state: dict[str, object] = {}
         most = round(config.look_back_period_s / config.metrics_interval_s)
         self._said: dict[str, deque[tuple[float, float, int]]] = {}
@@ -44,7 +48,7 @@ class Autoscaler:
         pending = {identity(n): mean(one for one, _, _ in values) for n, values in said.items()}
         arriving = {identity(n): mean(one for _, one, _ in values) for n, values in said.items()}
         context = AutoscalingContext(
-            deployment_id=DEPLOYMENT,
+            deployment_id=self._id,
             deployment_name=DEPLOYMENT.name,
             app_name=None,
             current_num_replicas=len(said),

@@ -8,12 +8,13 @@ from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingConfig
 
 from benchmarks.fleet import traces
+from benchmarks.fleet.clock import Clock
 from benchmarks.fleet.device import H100, PIXELS
 from benchmarks.fleet.scaling import Autoscaler, Scale
 from benchmarks.fleet.simulation import Outcome, Simulation
 from benchmarks.fleet.traces import STEPS, Rate
 from configs.app import Limits
-from deployments.diffusion.autoscaling import ByPendingWork, ByWork
+from deployments.diffusion.autoscaling import ByPendingWork, ByWork, SharedGpus
 
 SEED = 1
 BUDGET_MB = 8192
@@ -142,12 +143,53 @@ def models(mean_replicas: float, seconds: float) -> Iterator[Row]:
         yield Row(f"{MODELS} models", f"router {router}", f"scaling {scale}", total)
 
 
+def sharing(gpus: int, busy_s: float) -> Iterator[Row]:
+    """Half as many models as GPUs, each busy in its turn for so long, with what half of the GPUs can
+    do: two each, all shared with a floor of one, and as many as they want."""
+    number_of = gpus // 2
+    low, high = rate_of(1, 0.2), rate_of(gpus / 2, 0.7)
+
+    def curve(number: int) -> Rate:
+        return lambda now: high if now // busy_s == number else low
+
+    def run(way: str) -> Outcome:
+        clock, total, running = Clock(), Outcome(), []
+        for number in range(number_of):
+            config = AutoscalingConfig(
+                min_replicas=2 if way == "two each" else 1,
+                max_replicas=2 if way == "two each" else gpus,
+                upscale_delay_s=10,
+                downscale_delay_s=60,
+            )
+            policy: Scale = SharedGpus("fleet", gpus) if way == "shared" else ByWork()
+            simulation = Simulation(
+                router="ours",
+                replicas=config.min_replicas,
+                limits=Limits(lora_budget_mb=BUDGET_MB),
+                autoscaler=Autoscaler(policy, config, config.min_replicas, f"model-{number}"),
+                seed=SEED + number,
+                clock=clock,
+            )
+            chance = Random(SEED + number)
+            simulation.begin(traces.arrivals(curve(number), high, number_of * busy_s, chance))
+            running.append(simulation)
+        while not all(one.done for one in running) and clock.step():
+            pass
+        for one in running:
+            total.add(one.end())
+        return total
+
+    for way in ("two each", "shared", "without limit"):
+        yield Row(f"{number_of} models", f"{gpus} GPUs", way, run(way))
+
+
 Scenario = Callable[[], Iterator[Row]]
 QUICK: dict[str, Scenario] = {
     "routing": lambda: routing({1: 300, 4: 1000, 32: 3000}),
     "budgets": lambda: budgets(4, 500),
     "bursts": lambda: bursts(4, 1500),
     "day": lambda: day(0.5, 600),
+    "sharing": lambda: sharing(3, 300),
 }
 FULL: dict[str, Scenario] = {
     "routing": lambda: routing({1: 1000, 4: 2000, 32: 4000, 200: 4000, 2000: 6000}),
@@ -155,6 +197,7 @@ FULL: dict[str, Scenario] = {
     "bursts": lambda: bursts(8, 4000),
     "day": lambda: day(1, 900),
     "models": lambda: models(10, 120),
+    "sharing": lambda: sharing(6, 600),
 }
 LONG: dict[str, Scenario] = {
     "routing": lambda: routing({1: 10_000, 4: 40_000, 32: 200_000, 200: 400_000, 2000: 1_000_000}),
@@ -163,4 +206,5 @@ LONG: dict[str, Scenario] = {
     "bursts": lambda: bursts(32, 200_000),
     "day": lambda: day(20, 7200),
     "models": lambda: models(200, 3600),
+    "sharing": lambda: sharing(6, 3600),
 }

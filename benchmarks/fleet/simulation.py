@@ -73,6 +73,7 @@ class Simulation:
     """Runs once.
 
     Args:
+        clock: of several that run side by side.
         router: one of `ROUTERS`.
         routers: processes that have one each; every request comes to one of them at random.
         replicas: how many there are, at first if there is an autoscaler.
@@ -88,8 +89,9 @@ class Simulation:
         device: Device = H100,
         routers: int = 4,
         seed: int = 0,
+        clock: Clock | None = None,
     ) -> None:
-        self._clock = Clock()
+        self._clock = clock or Clock()
         self._random = Random(seed)
         self._routers = [
             ROUTERS[router](seed + number, lambda: self._clock.now) for number in range(routers)
@@ -108,13 +110,26 @@ class Simulation:
 
     def run(self, trace: Iterator[Arrival]) -> Outcome:
         """Until every request has been answered or refused."""
+        self.begin(trace)
+        while not self.done and self._clock.step():
+            pass
+        return self.end()
+
+    def begin(self, trace: Iterator[Arrival]) -> None:
+        """Requests come from now on."""
         self._clock.after(0.0, partial(self._next, trace))
         self._clock.after(REPORTS_S, self._report)
         if self._autoscaler is not None:
             self._clock.after(self._autoscaler.config.metrics_interval_s, self._tell)
             self._clock.after(DECISIONS_S, self._decide)
-        while not (self._ended and not self._open) and self._clock.step():
-            pass
+
+    @property
+    def done(self) -> bool:
+        """Whether every request has been answered or refused."""
+        return self._ended and not self._open
+
+    def end(self) -> Outcome:
+        """Counts what there is."""
         for replica in (*self._serving.values(), *self._leaving):
             self._count(replica)
         self.outcome.replica_s += sum(self._clock.now - at for at in self._starting.values())
