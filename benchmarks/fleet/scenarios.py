@@ -144,7 +144,7 @@ def models(mean_replicas: float, seconds: float) -> Iterator[Row]:
 
 
 def sharing(gpus: int, busy_s: float) -> Iterator[Row]:
-    """Half as many models as GPUs, each busy in its turn for so long, with what half of the GPUs can
+    """Half as many models as GPUs, each busy in turn for so long, with what half of the GPUs can
     do: two each, all shared with a floor of one, and as many as they want."""
     number_of = gpus // 2
     low, high = rate_of(1, 0.2), rate_of(gpus / 2, 0.7)
