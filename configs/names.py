@@ -1,8 +1,8 @@
 """What models are called by those who ask for them."""
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from random import SystemRandom
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -81,7 +81,7 @@ class Names:
             models = [model for model in models if fits(model)] or models
         if not models:
             return None
-        return random.choices(models, [shares[model] for model in models])[0]
+        return SystemRandom().choices(models, [shares[model] for model in models])[0]
 
 
 def check_aliases(aliases: Mapping[str, Mapping[str, float]]) -> None:

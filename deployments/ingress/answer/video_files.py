@@ -14,6 +14,8 @@ from deployments.ingress.answer.metadata import Metadata
 # Browsers show a frame of less than 20 ms for 100 ms; gif knows hundredths of a second.
 GIF_TICK_MS, GIF_LEAST_MS = 10, 20
 WEBP_TICK_MS = 1
+# With x264's macroblock tree the same frames are another file now and then.
+X264 = {"crf": "17", "x264-params": "mbtree=0"}
 VIDEO_TYPES: dict[VideoFormat, str] = {
     "mp4": "video/mp4",
     "gif": "image/gif",
@@ -78,7 +80,7 @@ def _encode_mp4(file: io.BytesIO, frames: Pixels, fps: int, metadata: Metadata |
         if metadata is not None:
             container.metadata["comment"] = metadata.parameters
             container.metadata["description"] = metadata.keyed
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "17"})
+        stream = container.add_stream("libx264", rate=fps, options=X264)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:

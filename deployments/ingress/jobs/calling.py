@@ -14,10 +14,10 @@ import json
 import logging
 import math
 import os
-import random
 import re
 import time
 from datetime import UTC, datetime
+from random import SystemRandom
 from urllib.parse import urlsplit
 
 import httpx
@@ -162,7 +162,7 @@ class Calling:
             return
         count = self._failures[job.id] = self._failures.get(job.id, 0) + 1
         first_s, most_s = WAITS_S
-        wait_s = min(first_s * 2 ** min(count - 1, 20), most_s) * random.uniform(0.8, 1.2)
+        wait_s = min(first_s * 2 ** min(count - 1, 20), most_s) * SystemRandom().uniform(0.8, 1.2)
         self._not_before[job.id] = time.monotonic() + wait_s
 
 

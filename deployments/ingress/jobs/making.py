@@ -1,11 +1,11 @@
 """How a job is done: its request walks through the graph, and what comes of it becomes files."""
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from random import SystemRandom
 from types import TracebackType
 from typing import TypeVar
 
@@ -265,7 +265,7 @@ async def persevering(timeout_s: float, make: Callable[[], Awaitable[Made]]) -> 
             if deaths == MOST_DEATHS or patience_s <= 0:
                 raise
             error.__traceback__ = None  # as `wait_for_room` does
-            await asyncio.sleep(PAUSE_S * random.uniform(0.8, 1.2))
+            await asyncio.sleep(PAUSE_S * SystemRandom().uniform(0.8, 1.2))
 
 
 def _said(asked: ImageAsked, images: _Images, completed: Completed) -> dict[str, JsonValue]:

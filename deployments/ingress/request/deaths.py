@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from random import SystemRandom
 from typing import TypeVar
 
 from ray.exceptions import (
@@ -69,7 +69,7 @@ async def wait_for_room(error: QueueFull) -> None:
     pause_s = min(max(error.retry_after_ms / 1000, least), most)
     # Its frames hold what was made ready: hundreds of megabytes of maps, perhaps.
     error.__traceback__ = None
-    await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
+    await asyncio.sleep(pause_s * SystemRandom().uniform(0.8, 1.2))
 
 
 def died(error: Exception) -> bool:

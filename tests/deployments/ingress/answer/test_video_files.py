@@ -108,3 +108,8 @@ def comments(file: bytes, output_format: VideoFormat) -> tuple[str | None, str |
             said = container.metadata
         return said.get("comment"), said.get("description")
     return a1111.infotext_of(file), Image.open(io.BytesIO(file)).getexif().get(0x010E)
+
+
+def test_the_same_frames_are_the_same_mp4() -> None:
+    frames = np.random.default_rng(1).integers(0, 256, (5, 64, 64, 3), np.uint8)
+    assert len({encode_video(frames, 8, "mp4") for _ in range(100)}) == 1
