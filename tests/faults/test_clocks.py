@@ -20,7 +20,10 @@ WALL = {
 }
 # Who may read it: what answers say of when something was made, and until when it is kept.
 STAMPS = {
+    "configs/copies.py": 1,  # against the times of files
+    "deployments/diffusion/call.py": 1,  # where a span begins
     "deployments/diffusion/deployment.py": 1,
+    "deployments/diffusion/engine/policy/stages.py": 1,  # where its spans begin
     "deployments/ingress/answer/temporary.py": 2,  # against the times of files
     "deployments/ingress/http/images.py": 1,
     "deployments/ingress/http/streams.py": 2,

@@ -154,7 +154,8 @@ def test_a_refusal_is_in_the_replicas_log(served: Served) -> None:
     assert httpx.post(url, json=body, headers=asked).status_code == 400
     assert served.logs is not None
     (line,) = lines_about(served.logs, "id-of-a-refusal")
-    assert 'status=400 code=invalid_value param="n"' in line
+    assert '"outcome": "refused", "status": 400' in line
+    assert '"code": "invalid_value", "param": "n"' in line
     assert "a secret" not in line
 
 
@@ -164,7 +165,7 @@ def lines_about(logs: Path, request_id: str) -> list[str]:
     while time.monotonic() < until:
         files = logs.glob("replica_tcd_Ingress_*.log")
         lines = [line for file in files for line in file.read_text().splitlines()]
-        if found := [line for line in lines if request_id in line and "refused:" in line]:
+        if found := [line for line in lines if request_id in line and '"outcome"' in line]:
             return found
         time.sleep(0.1)
     return []

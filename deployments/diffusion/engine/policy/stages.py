@@ -1,6 +1,7 @@
 """Takes the time of a job's stages: a look at the clock whenever one ends."""
 
-from time import monotonic, time
+import time
+from time import monotonic
 
 from deployments.contracts.stages import STAGES, Stage, Stages
 
@@ -16,7 +17,7 @@ class StageClock:
     """
 
     def __init__(self, *, styled: bool) -> None:
-        self._began_at = time()
+        self._began_at = time.time()
         self._began = monotonic()
         self._stages = STAGES if styled else STAGES[1:]
         self._ends: dict[Stage, float] = {}
