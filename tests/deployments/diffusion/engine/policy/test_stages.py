@@ -1,6 +1,7 @@
 """A job's stages follow one another without a gap."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,8 @@ class Time:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         monkeypatch.setattr(stages, "monotonic", lambda: self.now)
-        monkeypatch.setattr(stages, "time", lambda: 1_700_000_000 + self.now)
+        wall = SimpleNamespace(time=lambda: 1_700_000_000 + self.now)
+        monkeypatch.setattr(stages, "time", wall)
 
 
 @pytest.fixture
