@@ -73,12 +73,15 @@ class Catalogue:
             async with asyncio.timeout(within_s):
                 await self._begun()
 
-    async def find(self, name: str) -> Model:
+    async def find(self, name: str, *, wake: bool = True) -> Model:
         """The model of this name.
 
         One that has never been described is asked what it is: where no replica of it runs, that
         starts one, and this waits for it, as long as the caller allows. Raises `NotFound`, or
         `NotReady` if the model will not run.
+
+        Args:
+            wake: otherwise none is started for this: `NotReady` where no replica runs.
         """
         await self._begun()
         if name not in self._models:
@@ -90,6 +93,8 @@ class Catalogue:
                 raise NotFound(f"model {name!r} does not exist; models: {models}", "model")
             if known.availability == "failed":
                 raise _failed(known)
+            if not (wake or known.up):
+                raise NotReady(f"no replica of model {name!r} runs now")
             if known.handle is not None:
                 break
             await self._news.wait()

@@ -286,9 +286,7 @@ class Service:
         with translated():
             async with self._limited(CHECK_S, request.model):
                 check(request, self._args)
-                model = await self._model(request, self._quota.lease(caller, 1))
-                if not self.catalogue.up(model.card.id):
-                    raise NotReady(f"no replica of model {model.card.id!r} runs now")
+                model = await self._model(request, self._quota.lease(caller, 1), wake=False)
                 response = model.handle.tokens.remote(asked_for.prompt, asked_for.prompt_syntax)
                 read = accepted(await asked(cast(_TokensResponse, response)))
         return TokensBody(
@@ -464,11 +462,14 @@ class Service:
         )
         return replace(request, model=model)
 
-    async def _model(self, request: ImageRequest | VideoRequest, lease: Lease) -> Model:
-        """The model of a request whose name is settled."""
+    async def _model(
+        self, request: ImageRequest | VideoRequest, lease: Lease, *, wake: bool = True
+    ) -> Model:
+        """The model of a request whose name is settled. `wake`: whether a replica may be started
+        for it."""
         name = request.model or await self.catalogue.only()
         lease.check(name, request.priority)  # what it may not ask it is told nothing of
-        model = await self.catalogue.find(name)
+        model = await self.catalogue.find(name, wake=wake)
         current().means(model.card.id)
         if isinstance(request, VideoRequest) and "video" not in model.card.tasks:
             able = [card.id for card in await self.catalogue.cards() if "video" in card.tasks]

@@ -46,6 +46,7 @@ from deployments.contracts.jobs import (
     VideoRequest,
 )
 from deployments.contracts.refusal import Refusal
+from deployments.contracts.tokens import TokenizeBody
 from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request import deaths
 from deployments.ingress.request import service as service_module
@@ -502,6 +503,23 @@ def test_a_video_of_a_model_that_is_not_up_is_checked_when_it_is_made() -> None:
     outline = run(model, lambda s: s.check_job(VideoRequest("a")), availability="asleep")
     assert outline.model == "sd15"
     assert model.jobs == []
+
+
+def test_how_a_prompt_is_read_wakes_no_model() -> None:
+    model = FakeModel("sd15", replicas=0)
+    model.asleep = True
+
+    async def read() -> None:
+        asleep = outlook("sd15", "asleep", model, described=False)
+        async with following(asleep) as (catalogue, _):
+            service = Service(
+                ServiceArgs(default_model="sd15"), catalogue, cast(Assembler, FakeAssembler())
+            )
+            await service.tokens(TokenizeBody(prompt="a", model="sd15"))
+
+    with pytest.raises(NotReady, match="no replica of model 'sd15' runs now"):
+        asyncio.run(read())
+    assert model.asked == []
 
 
 @pytest.mark.parametrize("use", [generated, streamed, animated])

@@ -154,6 +154,23 @@ def test_a_model_that_was_never_described_is_woken_by_its_first_request_alone() 
     run(check)
 
 
+@pytest.mark.parametrize("described", [True, False])
+def test_a_model_that_is_not_to_be_woken_sleeps_on(described: bool) -> None:
+    async def check() -> None:
+        model = FakeModel("one", replicas=0)
+        model.asleep = True
+        asleep = outlook("one", "asleep", model, described=described)
+        async with following(asleep) as (catalogue, directory):
+            with pytest.raises(NotReady, match="no replica of model 'one' runs now"):
+                await catalogue.find("one", wake=False)
+            assert model.asked == []
+            directory.say(outlook("one", "ready", model))
+            await heard()
+            assert (await catalogue.find("one", wake=False)).card == card("one")
+
+    run(check)
+
+
 def test_waiting_ends_when_the_model_is_given_up() -> None:
     async def check() -> None:
         model = FakeModel("one", replicas=0)
