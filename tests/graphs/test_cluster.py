@@ -4,44 +4,22 @@ The cluster has a process of its own (`tests.graphs.two_nodes`): a process can b
 cluster only.
 """
 
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.graphs.nodes import seen_by
+
 TIMEOUT_S = 540
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def seen(demo_models: Path) -> Iterator[dict[str, Any]]:
+def seen(demo_models: Path) -> Any:
     """What the program saw."""
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        program = subprocess.Popen(
-            [sys.executable, "-m", "tests.graphs.two_nodes", folder],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            out, err = program.communicate(timeout=TIMEOUT_S)
-        finally:
-            if program.poll() is None:
-                os.killpg(program.pid, signal.SIGKILL)
-                program.communicate()
-        assert program.returncode == 0, err[-4000:]
-        yield json.loads(out.splitlines()[-1])
+    return seen_by("tests.graphs.two_nodes", timeout_s=TIMEOUT_S)
 
 
 def test_diffusion_runs_on_gpus_and_the_rest_does_not(seen: dict[str, Any]) -> None:
