@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +65,7 @@ def list_objects(source: Source, variant: str | None, layout: Layout) -> Listing
     folder = _folder(uri)
     with errors(uri):
         pages = [*client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)]
-    # boto reads an answer that was cut as an empty one.
-    if not all(page.keys() & {"Name", "IsTruncated", "KeyCount", "Contents"} for page in pages):
-        raise SourceUnavailable(f"{uri} could not be looked up: the answer did not come whole")
-    found = {item["Key"]: item for page in pages for item in page.get("Contents", ())}
+    found = {item["Key"]: item for page in pages for item in contents(uri, page)}
     # A console marks a folder with an empty object whose key ends in "/".
     if not key.endswith("/") and key in found:
         target = folder / Path(key).name
@@ -102,18 +99,33 @@ def bring(source: Source, variant: str | None = None, layout: Layout = "any") ->
             if item.path.exists() and stamp.exists() and stamp.read_text() == item.tag != "":
                 continue
             item.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=item.path.parent, delete=False) as partial:
-                try:
-                    asked.download_fileobj(listing.bucket, item.key, partial)
-                    partial.flush()
-                    if os.fstat(partial.fileno()).st_size != item.size:
-                        raise SourceUnavailable(f"{uri}: {item.key} did not come whole")
-                    os.replace(partial.name, item.path)
-                except BaseException:
-                    os.unlink(partial.name)
-                    raise
+            download(asked, listing.bucket, item.key, item.path, item.size, f"{uri}: {item.key}")
             stamp.write_text(item.tag)
     return listing.target
+
+
+def download(asked: Any, bucket: str, key: str, file: Path, size: int, what: str) -> None:
+    """Brings an object of this size to a file, which is there whole or not at all. Raises
+    `SourceUnavailable`, in which it is called so."""
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as partly:
+        try:
+            asked.download_fileobj(bucket, key, partly)
+            partly.flush()
+            if os.fstat(partly.fileno()).st_size != size:
+                raise SourceUnavailable(f"{what} did not come whole")
+            os.replace(partly.name, file)
+        except BaseException:
+            Path(partly.name).unlink(missing_ok=True)
+            raise
+
+
+def contents(uri: str, page: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The objects that a page of a list names. Raises `SourceUnavailable` for one that was cut,
+    which boto reads as an empty one."""
+    if not page.keys() & {"Name", "IsTruncated", "KeyCount", "Contents"}:
+        raise SourceUnavailable(f"{uri} could not be looked up: the answer did not come whole")
+    objects: Sequence[Mapping[str, Any]] = page.get("Contents", ())
+    return objects
 
 
 def brought(source: Source) -> Path:

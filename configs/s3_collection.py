@@ -1,8 +1,6 @@
 """Adapters below a prefix in S3, found by name, and copies of those that were asked for."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from configs import s3
 from configs.collection import SUFFIX, WEIGHTS, Held, name_of
 from configs.copies import Copies
-from configs.sources import PEFT_CONFIG, SourceUnavailable
+from configs.sources import PEFT_CONFIG
 
 FRESH_S = 30.0
 MISSING_S = 5.0
@@ -66,7 +64,7 @@ class S3Collection:
             pages = asked.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix
             )
-            keys = (item["Key"] for page in pages for item in _contents(self._uri, page))
+            keys = (item["Key"] for page in pages for item in s3.contents(self._uri, page))
             return len({name_of(key.removeprefix(self._prefix)) for key in keys} - {None})
 
     def _held(
@@ -89,24 +87,15 @@ class S3Collection:
         with s3.errors(where):
             _, asked = self._asked()
             for file in lacking:
-                with tempfile.NamedTemporaryFile(dir=place, delete=False) as partly:
-                    try:
-                        key = f"{self._prefix}{inside}{file}"
-                        asked.download_fileobj(self._bucket, key, partly)
-                        partly.flush()
-                        if os.fstat(partly.fileno()).st_size != sizes[file]:
-                            raise SourceUnavailable(f"{where}: {file} did not come whole")
-                        os.replace(partly.name, place / file)
-                    except BaseException:
-                        Path(partly.name).unlink(missing_ok=True)
-                        raise
+                key, what = f"{self._prefix}{inside}{file}", f"{where}: {file}"
+                s3.download(asked, self._bucket, key, place / file, sizes[file], what)
         return place / list(sizes)[-1]
 
     def _listed(self, path: str, most: int) -> dict[str, Any]:
         """What is stored under paths that begin so, `most` of it, by its path below the prefix."""
         asked, _ = self._asked()
         page = asked.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + path, MaxKeys=most)
-        contents = _contents(self._uri + path, page)
+        contents = s3.contents(self._uri + path, page)
         return {item["Key"].removeprefix(self._prefix): item for item in contents}
 
     def _asked(self) -> tuple[Any, Any]:
@@ -116,14 +105,6 @@ class S3Collection:
                 lookups = s3.client(CONNECT_S, READ_S, ATTEMPTS, LOOKUPS)
                 self._clients = lookups, s3.client(connections=4 * LOOKUPS)
             return self._clients
-
-
-def _contents(uri: str, page: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    # boto reads an answer that was cut as an empty one.
-    if not page.keys() & {"Name", "IsTruncated", "KeyCount", "Contents"}:
-        raise SourceUnavailable(f"{uri} could not be looked up: the answer did not come whole")
-    contents: Sequence[Mapping[str, Any]] = page.get("Contents", ())
-    return contents
 
 
 def _is_here(file: Path, size: int) -> bool:

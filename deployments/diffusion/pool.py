@@ -39,8 +39,8 @@ class Pool:
         for standing in self._standing.values():
             claim = standing.claim
             if not claim.held and now - standing.asked_at > WAKING_S:
-                claim = replace(claim, wanted=max(1.0, claim.wanted), alone=max(1, claim.alone))
-                claim = replace(claim, held=1)
+                wanted, alone = max(1.0, claim.wanted), max(1, claim.alone)
+                claim = replace(claim, wanted=wanted, alone=alone, held=1)
             found[standing.name] = claim
         return found
 
