@@ -191,7 +191,7 @@ export function MaskEditor({ image, mask, set, film = false }) {
 
   const { before = [], after = [] } = work.current ?? {};
   return html`<div class="mask" role="group" aria-label="Mask">
-    <div class="easel"><canvas ref=${canvas} tabindex="0" role="application"
+    <div class="easel"><canvas ref=${canvas} tabindex="0" role="application" aria-busy=${!work.current}
       aria-label="Mask: arrows move the brush, Space paints, Shift and arrows draw, E changes between brush and eraser, [ and ] the size, Ctrl+Z undoes"
       onPointerDown=${down} onPointerMove=${move} onPointerUp=${up} onPointerCancel=${up} onPointerLeave=${() => draw()} onKeyDown=${typed}
       onFocus=${() => draw()} onBlur=${() => draw()}></canvas></div>

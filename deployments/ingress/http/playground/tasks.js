@@ -34,8 +34,8 @@ export async function submit(request, card) {
   const answer = await ask(request.route, await sent(request));
   const job = await answer.json();
   const task = { id: job.id, request, card, asked: Date.now() };
+  await keepTask(task); // before it is seen: whoever sees it may leave
   begin(task);
-  await keepTask(task);
 }
 
 /** Goes on with what was not over when the page was left. */
@@ -144,7 +144,7 @@ async function finish(task, job) {
     const size = isVideo(task.request) ? job.video.size : job.result.size;
     await keep({
       id: `${task.id}/${index}`,
-      made: job.completed_at * 1000 - index,
+      made: Date.now(), // what `completed_at` says are whole seconds, too coarse to sort by
       blob,
       request: { route: task.request.route, body },
       seed,

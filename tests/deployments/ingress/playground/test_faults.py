@@ -91,7 +91,7 @@ def test_a_model_that_only_inpaints(visitor: Visitor, tmp_path: Path) -> None:
     assert "paint" in refused(visitor, "image")
     Image.new("RGB", (64, 64), "green").save(tmp_path / "green.png")
     visitor.give("Start picture", tmp_path / "green.png")
-    visitor.page.locator(".easel canvas").click()
+    visitor.easel().click()
     visitor.page.get_by_text("What is painted is made anew").wait_for()
     visitor.generate()
 

@@ -92,7 +92,7 @@ def test_a_mask_is_painted_and_taken_back(visitor: Visitor, tmp_path: Path) -> N
     Image.new("RGB", (64, 64), "green").save(tmp_path / "green.png")
     visitor.section("Start picture and mask")
     visitor.give("Start picture", tmp_path / "green.png")
-    visitor.page.locator(".easel canvas").wait_for()
+    visitor.easel()
     tab_to(visitor, "Mask: arrows move the brush")
     said = visitor.page.locator(".mask > small")
     assert "with nothing painted" in said.inner_text()

@@ -70,7 +70,7 @@ def test_each_state_of_the_page(
     for place in ("Start picture", "Picture for canny", "Picture to resemble"):
         visitor.give(place, tmp_path / "green.png")
     visitor.page.get_by_role("img", name="canny map").wait_for(timeout=60_000)
-    visitor.page.locator(".easel canvas").click()
+    visitor.easel().click()
     visitor.page.get_by_text("What is painted is made anew").wait_for()
     sound(visitor)
     visitor.field("num_inference_steps").fill("99")

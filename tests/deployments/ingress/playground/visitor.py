@@ -102,6 +102,12 @@ class Visitor:
             found.locator("summary").first.click()
         return found
 
+    def easel(self) -> Locator:
+        """Where a mask is painted, once the picture is on it."""
+        canvas = self.page.locator(".easel canvas[aria-busy=false]")
+        canvas.wait_for()
+        return canvas
+
     def choose(self, model: str) -> None:
         """A model, and pictures of the size that the demo's models know."""
         self.field("model").select_option(model)

@@ -3,7 +3,8 @@ file or an unknown name costs."""
 
 import asyncio
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -32,6 +33,15 @@ from tests.http_server import serving
 from tests.object_store import BUCKET, CREDENTIALS, ObjectStore
 
 ROOT = f"s3://{BUCKET}/loras/"
+
+
+@pytest.fixture(autouse=True)
+def errands_end() -> Iterator[None]:
+    """What is still asked of a bucket that gives no answer ends before the next test begins."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "tcd-errand":
+            thread.join(30)
 
 
 @pytest.fixture
