@@ -101,8 +101,8 @@ class Limits(Frozen):
             call grow with them.
         lora_budget_mb: MiB of style adapters kept on the device; the least recently used
             go first, those in use never.
-        lora_disk_mb: MiB that a node's copies of what `loras_from` names in S3 may take; the least
-            recently used go first, those of the last minute never.
+        lora_disk_mb: MiB that a node's copies of what all models' `loras_from` name in S3 may take
+            together; the least recently used go first, those of the last minute never.
         prompt_cache_mb: MiB of prompt embeddings kept on the device.
         aging_steps: an image gains one priority level whenever, for each step of its own, so many
             steps as large were taken for others: little work ages fast.

@@ -37,14 +37,21 @@ class Copies:
         for used, size, copy in found:
             if excess <= 0 or time.time() - used < IN_USE_S:
                 break
-            shutil.rmtree(copy, ignore_errors=True)  # another process may be at it, too
+            with suppress(OSError):  # another process may be at it, too
+                if _seen(copy)[0] != used:
+                    continue  # it has just been taken
+                shutil.rmtree(copy)
             excess -= size
 
     def _found(self) -> Iterator[tuple[float, int, Path]]:
-        """When each was last used, on the system's clock, and its bytes. What a process left
-        half-written counts."""
+        """All copies, as `_seen`. What a process left half-written counts."""
         for copy in self._folder.iterdir():
             with suppress(OSError):  # it has just been deleted
-                inside = [file.stat() for file in copy.iterdir()]
-                used = max(stat.st_mtime for stat in (copy.stat(), *inside))
-                yield used, sum(stat.st_size for stat in inside), copy
+                yield *_seen(copy), copy
+
+
+def _seen(copy: Path) -> tuple[float, int]:
+    """When a copy was last used, on the system's clock, and its bytes."""
+    inside = [file.stat() for file in copy.iterdir()]
+    used = max(stat.st_mtime for stat in (copy.stat(), *inside))
+    return used, sum(stat.st_size for stat in inside)

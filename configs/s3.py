@@ -2,14 +2,21 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.sources import Layout, Source, SourceError, SourceUnavailable, refused, select
+from configs.sources import (
+    Layout,
+    Source,
+    SourceChanged,
+    SourceError,
+    SourceUnavailable,
+    refused,
+    select,
+)
 
 # A server that accepts and says nothing is given up after half a minute, all attempts together.
 CONNECT_S = 5
@@ -89,8 +96,17 @@ def list_objects(source: Source, variant: str | None, layout: Layout) -> Listing
 
 def bring(source: Source, variant: str | None = None, layout: Layout = "any") -> Path:
     """Downloads what is not here yet, or has changed. Raises `SourceError`; a file is here whole
-    or not at all, so that a broken download goes on with the file at which it broke off."""
-    listing = list_objects(source, variant, layout)
+    or not at all, so that a broken download goes on with the file at which it broke off. What is
+    replaced meanwhile is listed again, once."""
+    try:
+        return _bring(list_objects(source, variant, layout))
+    except SourceChanged:
+        return _bring(list_objects(source, variant, layout))
+
+
+def _bring(listing: Listing) -> Path:
+    from configs.s3_download import download
+
     uri = listing.uri
     with errors(uri):
         asked = client()
@@ -99,24 +115,9 @@ def bring(source: Source, variant: str | None = None, layout: Layout = "any") ->
             if item.path.exists() and stamp.exists() and stamp.read_text() == item.tag != "":
                 continue
             item.path.parent.mkdir(parents=True, exist_ok=True)
-            download(asked, listing.bucket, item.key, item.path, item.size, f"{uri}: {item.key}")
+            download(asked, listing.bucket, item, f"{uri}: {item.key}")
             stamp.write_text(item.tag)
     return listing.target
-
-
-def download(asked: Any, bucket: str, key: str, file: Path, size: int, what: str) -> None:
-    """Brings an object of this size to a file, which is there whole or not at all. Raises
-    `SourceUnavailable`, in which it is called so."""
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as partly:
-        try:
-            asked.download_fileobj(bucket, key, partly)
-            partly.flush()
-            if os.fstat(partly.fileno()).st_size != size:
-                raise SourceUnavailable(f"{what} did not come whole")
-            os.replace(partly.name, file)
-        except BaseException:
-            Path(partly.name).unlink(missing_ok=True)
-            raise
 
 
 def contents(uri: str, page: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -226,6 +227,8 @@ def errors(uri: str, done: str = "fetched") -> Iterator[None]:
     except ClientError as error:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         code = error.response.get("Error", {}).get("Code")
+        if code == "NoSuchKey":
+            raise SourceChanged(f"{uri} could not be {done}: {error}") from error
         kind = SourceError if refused(status) and code not in LATER else SourceUnavailable
         raise kind(f"{uri} could not be {done}: {error}") from error
     except (
@@ -236,10 +239,7 @@ def errors(uri: str, done: str = "fetched") -> Iterator[None]:
         ValueError,  # an endpoint that is no URL
     ) as error:
         raise SourceError(f"{uri} could not be {done}: {error}") from error
-    except (
-        BotoCoreError,
-        RetriesExceededError,
-        S3DownloadFailedError,
-        S3ValidationError,
-    ) as error:
+    except S3DownloadFailedError as error:
+        raise SourceChanged(f"{uri} could not be {done}: {error}") from error
+    except (BotoCoreError, RetriesExceededError, S3ValidationError) as error:
         raise SourceUnavailable(f"{uri} could not be {done}: {error}") from error

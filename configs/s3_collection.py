@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -10,11 +12,14 @@ from typing import Any
 from configs import s3
 from configs.collection import SUFFIX, WEIGHTS, Held, name_of
 from configs.copies import Copies
+from configs.s3 import StoredObject
 from configs.sources import PEFT_CONFIG
 
 FRESH_S = 30.0
 MISSING_S = 5.0
 LOOKUPS = 16  # that are made at a time, as a replica asks
+PAGE = 1000  # files that S3 names at a time
+MOST_FILES = 10_000  # that are looked through in a folder
 # An answer to a lookup is given up after about ten seconds, all attempts together.
 CONNECT_S = 2
 READ_S = 3
@@ -26,7 +31,7 @@ class S3Collection:
 
     Args:
         uri: `s3://bucket/prefix/`; the last slash may be left out.
-        disk_bytes: of copies in `$TCD_CACHE/loras`; those of one URI share them.
+        disk_bytes: of copies in `$TCD_CACHE/loras`, those of all URIs together.
     """
 
     fresh_s = FRESH_S
@@ -36,13 +41,12 @@ class S3Collection:
         self._bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
         self._uri = f"s3://{self._bucket}/{self._prefix}"
-        digest = hashlib.sha256(self._uri.encode()).hexdigest()[:16]
-        self._copies = Copies(s3.cache_root() / "loras" / digest, disk_bytes)
+        self._copies = Copies(s3.cache_root() / "loras", disk_bytes)
         self._making = Lock()
         self._clients: tuple[Any, Any] | None = None
 
     def find(self, name: str) -> Held | None:
-        """See `Collection`. One or two listings."""
+        """See `Collection`. One or two listings; more of a folder that holds thousands of files."""
         where = f"{self._uri}{name}"
         with s3.errors(where, "looked up"):
             file = f"{name}{SUFFIX}"
@@ -50,7 +54,7 @@ class S3Collection:
             if file in found:
                 return self._held(where, "", [file], found)
             inside = f"{name}/"
-            found = self._listed(inside, 1000)
+            found = self._listed(inside, MOST_FILES)
             for weights in WEIGHTS:
                 if f"{inside}{weights}" in found:
                     described = [PEFT_CONFIG] if f"{inside}{PEFT_CONFIG}" in found else []
@@ -71,32 +75,43 @@ class S3Collection:
         self, where: str, inside: str, files: Sequence[str], found: Mapping[str, Any]
     ) -> Held:
         """`files`: their names, the weights last."""
-        sizes = {file: int(found[inside + file]["Size"]) for file in files}
-        tags = [f"{file} {sizes[file]} {found[inside + file].get('ETag', '')}" for file in files]
-        state = f"{where}/{inside and '/'}{' '.join(tags)}"
-        bring = partial(self._bring, where, state, inside, sizes)
-        return Held(where, state, sum(sizes.values()), bring)
+        listed = [(file, found[inside + file]) for file in files]
+        objects = [
+            StoredObject(item["Key"], Path(file), int(item["Size"]), item.get("ETag", ""))
+            for file, item in listed
+        ]
+        tags = " ".join(f"{one.path} {one.size} {one.tag}" for one in objects)
+        state = f"{where}/{inside and '/'}{tags}"
+        bring = partial(self._bring, where, state, objects)
+        return Held(where, state, sum(one.size for one in objects), bring)
 
-    def _bring(self, where: str, state: str, inside: str, sizes: Mapping[str, int]) -> Path:
-        """Copies what is not here yet; a file is here whole or not at all."""
-        digest = hashlib.sha256(state.encode()).hexdigest()[:32]
-        place = self._copies.place(digest)
-        lacking = [file for file, size in sizes.items() if not _is_here(place / file, size)]
+    def _bring(self, where: str, state: str, objects: Sequence[StoredObject]) -> Path:
+        """Copies what is not here yet; a file is here whole or not at all, and as it was listed."""
+        from configs.s3_download import download
+
+        place = self._copies.place(hashlib.sha256(state.encode()).hexdigest()[:32])
+        copies = [replace(one, path=place / one.path) for one in objects]
+        lacking = [one for one in copies if not _is_here(one)]
         if lacking:
-            self._copies.make_room(sum(sizes[file] for file in lacking))
+            self._copies.make_room(sum(one.size for one in lacking))
         with s3.errors(where):
             _, asked = self._asked()
-            for file in lacking:
-                key, what = f"{self._prefix}{inside}{file}", f"{where}: {file}"
-                s3.download(asked, self._bucket, key, place / file, sizes[file], what)
-        return place / list(sizes)[-1]
+            for one in lacking:
+                download(asked, self._bucket, one, f"{where}: {one.path.name}")
+        return copies[-1].path
 
     def _listed(self, path: str, most: int) -> dict[str, Any]:
         """What is stored under paths that begin so, `most` of it, by its path below the prefix."""
         asked, _ = self._asked()
-        page = asked.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + path, MaxKeys=most)
-        contents = s3.contents(self._uri + path, page)
-        return {item["Key"].removeprefix(self._prefix): item for item in contents}
+        size = min(most, PAGE)
+        pages = asked.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket,
+            Prefix=self._prefix + path,
+            PaginationConfig={"PageSize": size},
+        )
+        few = islice(pages, most // size)
+        listed = (item for page in few for item in s3.contents(self._uri + path, page))
+        return {item["Key"].removeprefix(self._prefix): item for item in listed}
 
     def _asked(self) -> tuple[Any, Any]:
         """Clients for lookups and for downloads. Making one takes a tenth of a second."""
@@ -107,5 +122,5 @@ class S3Collection:
             return self._clients
 
 
-def _is_here(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
+def _is_here(copy: StoredObject) -> bool:
+    return copy.path.is_file() and copy.path.stat().st_size == copy.size

@@ -45,6 +45,10 @@ class SourceUnavailable(SourceError):
     """A source that cannot be reached now, and may be there later."""
 
 
+class SourceChanged(SourceUnavailable):
+    """A source that was another one, or gone, when it was fetched than when it was looked at."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A parsed source.

@@ -4,9 +4,10 @@ from functools import cache
 from random import SystemRandom
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import IdGenerator, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 
 def recorder() -> InMemorySpanExporter:

@@ -4,12 +4,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from deployments.contracts.errors import GenerationFailed, TcdError
+from deployments.contracts.errors import FieldError, GenerationFailed, TcdError
 from deployments.contracts.jobs import (
     Asset,
     FailedImage,
@@ -45,17 +45,16 @@ class AdmissionThreads:
         self._styled = ThreadPoolExecutor(THREADS, "tcd-admit-loras")
         self._seeking = ThreadPoolExecutor(SEEKING_THREADS, "tcd-admit-seek")
 
-    def run(
-        self, job: ImageJob, work: Callable[[], Answer], *, seeks: bool
-    ) -> "asyncio.Future[Answer]":
-        """Does what concerns a job on one of its threads. `seeks`: as `Engine.seeks` says."""
+    def run(self, job: ImageJob, work: Callable[[], Answer], *, seeks: bool) -> "Future[Answer]":
+        """Does what concerns a job on one of its threads; what has not begun can be cancelled.
+        `seeks`: as `Engine.seeks` says."""
         threads = self._styled if job.loras or job.motion_loras else self._plain
         threads = self._seeking if seeks else threads
-        return asyncio.get_running_loop().run_in_executor(threads, work)
+        return threads.submit(work)
 
-    def plainly(self, work: Callable[[], Answer]) -> "asyncio.Future[Answer]":
+    def plainly(self, work: Callable[[], Answer]) -> "Future[Answer]":
         """Does what looks at no adapter's source."""
-        return asyncio.get_running_loop().run_in_executor(self._plain, work)
+        return self._plain.submit(work)
 
 
 class Call:
@@ -98,7 +97,9 @@ class Call:
                     event = replace(event, usage=self._share())
                 yield event
         except TcdError as error:
-            log.warning("job %s: %s: %s", self._job.job_id, type(error).__name__, error)
+            # What is wrong with a field may be said with the words of a prompt.
+            what = f"in {error.param}" if isinstance(error, FieldError) else str(error)
+            log.warning("job %s: %s: %s", self._job.job_id, type(error).__name__, what)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             log.info("job %s: given up by its caller", self._job.job_id)
@@ -116,10 +117,10 @@ class Call:
         seeks = self._engine.seeks(self._job)
         submitted = self._threads.run(self._job, submit, seeks=seeks)
         try:
-            self._prompt_tokens = await asyncio.shield(submitted)
+            self._prompt_tokens = await asyncio.shield(asyncio.wrap_future(submitted))
         except asyncio.CancelledError:
-            # It may be accepted yet, with nobody waiting.
-            submitted.add_done_callback(self._withdraw)
+            if not submitted.cancel():  # it may be accepted yet, with nobody waiting
+                submitted.add_done_callback(self._withdraw)
             raise
 
     def _trace(self, called_at: float) -> None:
@@ -138,8 +139,8 @@ class Call:
             else:
                 measured(stage, start, end)
 
-    def _withdraw(self, submitted: "asyncio.Future[int]") -> None:
-        if not submitted.cancelled() and submitted.exception() is None:
+    def _withdraw(self, submitted: "Future[int]") -> None:
+        if submitted.exception() is None:
             self._engine.cancel(self._job.job_id)
 
     def _note(self, event: FailedImage) -> None:

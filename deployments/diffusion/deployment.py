@@ -1,5 +1,6 @@
 """The Serve shell around one engine: submit, stream, health, figures."""
 
+import asyncio
 import logging
 import os
 import time
@@ -125,13 +126,14 @@ class Diffusion:
     async def check(self, job: ImageJob) -> None:
         """Refuses a job for what `submit` would refuse it with, whatever its arrays hold."""
         check = partial(self._engine.check, job)
-        await self._threads.run(job, check, seeks=self._engine.seeks(job))
+        checked = self._threads.run(job, check, seeks=self._engine.seeks(job))
+        await asyncio.wrap_future(checked)
 
     @refusing
     async def tokens(self, prompt: str, syntax: PromptSyntax | None) -> PromptTokens:
         """How a prompt is read; `None`: as this model's requests are by default."""
         read = partial(self._engine.tokens, prompt, syntax or self._args.defaults.prompt_syntax)
-        return await self._threads.plainly(read)
+        return await asyncio.wrap_future(self._threads.plainly(read))
 
     async def figures(self) -> EngineFigures:
         """The engine at this moment."""

@@ -1,17 +1,18 @@
 """Adapters that are found by name: in a folder, and in S3 (moto's server, over HTTP)."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from configs import copies
+from configs import copies, s3_collection
 from configs.app import ModelUserConfig
 from configs.collection import NAME, Collection, collection_at, name_of
 from configs.copies import Copies
-from configs.sources import SourceError, SourceUnavailable
+from configs.sources import SourceChanged, SourceError, SourceUnavailable
 from tests.object_store import BUCKET, ObjectStore
 
 BUDGET = 10_000
@@ -102,6 +103,21 @@ def test_a_whole_bucket(store: ObjectStore) -> None:
     assert found.bring().read_bytes() == b"outside"
 
 
+def test_a_folder_of_more_files_than_are_named_at_a_time(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(7):
+        key = f"loras/peft/a{n}/optimizer.pt"
+        store.client.put_object(Bucket=BUCKET, Key=key, Body=b"large")
+    monkeypatch.setattr(s3_collection, "PAGE", 2)
+    found = collection_at(ROOT, BUDGET).find("peft")
+    assert found is not None
+    assert found.bring().read_bytes() == b"peft"
+    assert found.bring().with_name("adapter_config.json").read_bytes() == b"{}"
+    monkeypatch.setattr(s3_collection, "MOST_FILES", 4)
+    assert collection_at(ROOT, BUDGET).find("peft") is None  # it is not looked for endlessly
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_none(name: str) -> None:
     assert NAME.fullmatch(name) is None
@@ -188,9 +204,25 @@ def test_an_adapter_that_went_between_the_two(store: ObjectStore, tmp_path: Path
     held = collection_at(ROOT, BUDGET).find("ink")
     assert held is not None
     store.client.delete_object(Bucket=BUCKET, Key="loras/ink.safetensors")
-    with pytest.raises(SourceError, match="ink"):
+    with pytest.raises(SourceChanged, match="ink"):
         held.bring()
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_an_adapter_that_was_replaced_between_the_two(store: ObjectStore, tmp_path: Path) -> None:
+    collection = collection_at(ROOT, BUDGET)
+    for name, path in (("ink", "ink.safetensors"), ("peft", "peft/adapter_model.safetensors")):
+        held = collection.find(name)
+        assert held is not None
+        store.client.put_object(
+            Bucket=BUCKET, Key=f"loras/{path}", Body=b"new!"[: len(FILES[path])]
+        )
+        with pytest.raises(SourceChanged, match=name):
+            held.bring()
+        assert not [*(tmp_path / "cache").rglob("*.safetensors")]
+        store.client.put_object(Bucket=BUCKET, Key=f"loras/{path}", Body=FILES[path])
+        assert held.bring().read_bytes() == FILES[path]  # as it was found
+        held.bring().unlink()
 
 
 def test_copies_stay_within_their_budget(
@@ -227,3 +259,42 @@ def test_copies_in_use_stay_and_of_the_others_no_more_go_than_must(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"now", "later"}
     kept.make_room(1000)
     assert {path.name for path in tmp_path.iterdir()} == {"now"}
+
+
+def test_copies_of_a_place_that_is_asked_no_more_make_room(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "IN_USE_S", 0.0)
+    brought: list[Path] = []
+    for root in ("before", "now"):
+        for n in range(3):
+            key = f"{root}/many{n}.safetensors"
+            store.client.put_object(Bucket=BUCKET, Key=key, Body=bytes(3000))
+            held = collection_at(f"s3://{BUCKET}/{root}/", BUDGET).find(f"many{n}")
+            assert held is not None
+            brought.append(held.bring())
+            time.sleep(0.01)
+    assert [path.exists() for path in brought] == [False] * 3 + [True] * 3
+
+
+def test_a_copy_that_is_taken_while_others_are_deleted_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Copies(tmp_path, 0)
+    long_ago = time.time() - 10 * copies.IN_USE_S
+    for age, name in enumerate(("old", "older", "oldest")):
+        place = kept.place(name)
+        (place / "file").write_bytes(bytes(100))
+        for path in (place / "file", place):
+            os.utime(path, (long_ago - age, long_ago - age))
+    delete = shutil.rmtree
+
+    def meanwhile(copy: Path, **_: bool) -> None:
+        kept.place("older")
+        delete(copy)
+
+    monkeypatch.setattr(shutil, "rmtree", meanwhile)
+    kept.make_room(0)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("file")] == [
+        "older/file"
+    ]

@@ -9,9 +9,10 @@ import httpx
 import numpy as np
 import pytest
 
+from configs import s3
 from configs.app import Limits, ModelArgs, ModelUserConfig
-from configs.s3 import cache_root
-from configs.sources import SourceError, SourceUnavailable, fetch
+from configs.s3 import Listing, cache_root
+from configs.sources import Layout, Source, SourceChanged, SourceError, SourceUnavailable, fetch
 from deployments.contracts.errors import NotReady
 from deployments.contracts.jobs import ImageJob, LoraWeight, Pixels
 from tests.conftest import model_args
@@ -159,3 +160,27 @@ def cutting(target: str) -> Iterator[str]:
 
     with serving(Proxy) as url:
         yield url
+
+
+def test_a_file_that_is_replaced_while_it_is_fetched_is_listed_again(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TCD_CACHE", str(tmp_path))
+    uri, client = f"s3://{BUCKET}/a.safetensors", object_store.client
+    client.put_object(Bucket=BUCKET, Key="a.safetensors", Body=b"before")
+    contents = [b"second", b"third!"]
+    listed = s3.list_objects
+
+    def replaced(source: Source, variant: str | None, layout: Layout) -> Listing:
+        listing = listed(source, variant, layout)
+        if contents:
+            client.put_object(Bucket=BUCKET, Key="a.safetensors", Body=contents.pop(0))
+        return listing
+
+    monkeypatch.setattr(s3, "list_objects", replaced)
+    with pytest.raises(SourceChanged, match=uri):
+        fetch(uri)  # as often as that
+    assert fetch(uri).read_bytes() == b"third!"
+    contents.append(b"fourth")
+    client.put_object(Bucket=BUCKET, Key="a.safetensors", Body=b"passes")
+    assert fetch(uri).read_bytes() == b"fourth"

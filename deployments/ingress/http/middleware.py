@@ -75,20 +75,29 @@ class RequestLog:
             return
         course = Course(Headers(scope=scope).get("x-request-id", ""), log_prompts=self._log_prompts)
         begin(course)
-        status, whole, body = 0, False, b""
+        status, whole, gone, body = 0, False, False, b""
 
         async def read(message: Message) -> None:
-            nonlocal status, whole, body
+            nonlocal status, whole, gone, body
             if message["type"] == "http.response.start":
                 status = message["status"]
             else:
                 whole = not message.get("more_body", False)
                 if status >= 400:
                     body += message.get("body", b"")
-            await send(message)
+            try:
+                await send(message)
+            except OSError:  # as ASGI has it
+                gone = True
+                raise
 
         try:
             await self._app(scope, receive, read)
+        except Exception as fault:
+            if not (gone or whole):
+                broken = failure(fault)
+                note_error(scope, broken.status, broken.body.error)
+            raise
         finally:
             if status >= 400:
                 error = None

@@ -6,6 +6,7 @@ A request has a task of its own, and so has its course: whatever is done for it 
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ Shown = str | int | None
 MAX_LOGGED = 300  # characters of what the client said
 MAX_PROMPT = 2000  # the same of a prompt
 DIGITS = 4  # of seconds: tenths of a millisecond
+FIELD = re.compile(r"[\w.\[\]-]*", re.ASCII)  # that has a name, or none
 TRACED = (
     "route",
     "key",
@@ -136,7 +138,7 @@ class Course:
             **self._said,
         }
         if error is not None:
-            said |= {"code": error.code, "param": _cut(error.param), "reason": _cut(error.message)}
+            said |= self._told(error)
         known = {name: value for name, value in said.items() if value is not None}
         traced = {name: known[name] for name in TRACED if name in known}
         note(**{name: value for name, value in traced.items() if isinstance(value, str | int)})
@@ -148,6 +150,18 @@ class Course:
             json.dumps({**known, "seconds": seconds}),
             extra={"request_id": known["id"]},
         )
+
+    def _told(self, error: ErrorBody) -> dict[str, Shown]:
+        """What the answer says went wrong. What is wrong with a prompt is said with its words, and
+        what a field is called may be a client's own: without leave for prompts neither is told."""
+        param = error.param or ""
+        named = self._log_prompts or FIELD.fullmatch(param) is not None
+        told: dict[str, Shown] = {"code": error.code}
+        if named:
+            told["param"] = _cut(error.param)
+        if named and (self._log_prompts or "prompt" not in param):
+            told["reason"] = _cut(error.message)
+        return told
 
     def _in_order(self) -> Iterator[tuple[str, float]]:
         engine = {name: took for name, took in self._seconds.items() if name in STAGES}

@@ -1,6 +1,7 @@
 """A handle call never keeps the replica's event loop from answering others."""
 
 import asyncio
+import logging
 from threading import Event
 from time import monotonic
 
@@ -9,7 +10,7 @@ from opentelemetry import trace
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import FinishedImage, ImageJob, PromptSyntax
-from deployments.diffusion.call import AdmissionThreads, Call
+from deployments.diffusion.call import THREADS, AdmissionThreads, Call
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.policy.spec import PromptIds
 from tests.conftest import MakeEngine
@@ -87,6 +88,47 @@ def test_a_call_that_is_cancelled_while_it_is_admitted_leaves_nothing_behind(
     assert engine.figures().pending_images == 0
 
 
+def test_a_call_that_is_cancelled_before_its_turn_asks_for_nothing(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine()
+    read: list[str] = []
+    came, go_on = held_admission(engine, "slow")
+    held = engine._admission._tokenize
+
+    def noted(text: str, param: str, syntax: PromptSyntax) -> PromptIds:
+        read.append(text)
+        return held(text, param, syntax)
+
+    engine._admission._tokenize = noted
+    threads = AdmissionThreads()
+
+    def called(name: str, prompt: str) -> asyncio.Task[list[FinishedImage]]:
+        job = image_job(name, prompt=prompt, num_inference_steps=1)
+        return asyncio.create_task(made(Call(engine, job, threads)))
+
+    async def scenario() -> None:
+        slow = [called(f"slow {n}", "slow") for n in range(THREADS)]
+        while len(read) < THREADS:
+            await asyncio.sleep(0.01)
+        queued = [called(f"queued {n}", "queued") for n in range(8)]
+        last = called("last", "last")
+        await asyncio.sleep(0.05)
+        for task in queued:
+            task.cancel()
+        assert all(
+            isinstance(answer, asyncio.CancelledError)
+            for answer in await asyncio.gather(*queued, return_exceptions=True)
+        )
+        go_on.set()
+        await asyncio.gather(*slow, last)
+
+    asyncio.run(scenario())
+    assert came.is_set()
+    assert sorted(read) == ["last", *["slow"] * THREADS]
+    assert engine.figures().cancelled_total == 0
+
+
 def test_a_job_that_is_refused_leaves_the_one_of_the_same_id_alone(
     make_engine: MakeEngine,
 ) -> None:
@@ -102,6 +144,24 @@ def test_a_job_that_is_refused_leaves_the_one_of_the_same_id_alone(
         assert len(await first) == 1
 
     asyncio.run(scenario())
+
+
+def test_what_is_logged_of_a_refusal_repeats_no_prompt(make_engine: MakeEngine) -> None:
+    heard: list[str] = []
+
+    class Listening(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    logger, handler = logging.getLogger("ray.serve"), Listening()
+    logger.addHandler(handler)
+    try:
+        job = image_job("one", prompt="a <lora:hidden words:1>")
+        with pytest.raises(InvalidRequest, match="hidden words"):
+            asyncio.run(made(Call(make_engine(), job, AdmissionThreads())))
+    finally:
+        logger.removeHandler(handler)
+    assert heard == ["job one: InvalidRequest: in prompt"]
 
 
 @pytest.mark.parametrize("param", ["prompt", "negative_prompt"])

@@ -3,16 +3,18 @@
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from configs.app import ServiceArgs
-from deployments.contracts.errors import GenerationFailed, NotReady
+from deployments.contracts.errors import GenerationFailed, InvalidRequest, NotReady
 from deployments.contracts.jobs import (
     Caller,
     FailedImage,
@@ -24,6 +26,7 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.refusal import Refusal
 from deployments.contracts.stages import Stages
+from deployments.diffusion.engine.prompts.tokens import Tokenizers
 from deployments.ingress.http.app import make_app
 from deployments.ingress.jobs.courses import called
 from deployments.ingress.keys.quota import Quota
@@ -39,6 +42,16 @@ from tests.recorder import recorder
 
 GENERATIONS = "/v1/images/generations"
 STAGES = Stages("replica-1", 1.0, {"queue": 0.25, "condition": 0.5, "steps": 1.0, "decode": 2.0})
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": GENERATIONS,
+    "raw_path": GENERATIONS.encode(),
+    "root_path": "",
+    "scheme": "http",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json")],
+}
 
 
 @pytest.fixture
@@ -135,6 +148,58 @@ def test_prompts_are_left_out_unless_they_are_wanted(
         assert "blue" not in str(line)
 
 
+def of_a_prompt(text: str) -> Refusal:
+    """What a replica says of a prompt that it cannot read."""
+    with pytest.raises(InvalidRequest) as caught:
+        Tokenizers(()).tokenize(text, "prompt", "weighted")
+    return Refusal(caught.value)
+
+
+QUOTING: list[tuple[str, dict[str, Any], Refusal | None, str | None]] = [
+    (GENERATIONS, {"prompt": "red"}, of_a_prompt("a <lora:hidden words:1>"), "prompt"),
+    (GENERATIONS, {"prompt": "red"}, of_a_prompt("a (hidden words:99)"), "prompt"),
+    (GENERATIONS, {"prompt": "red", "hidden words": 1}, None, None),
+    (GENERATIONS, {"prompt": "red", "loras": [{"name": "ink", "hidden words": 1}]}, None, None),
+    (GENERATIONS, {"prompt": "red", "96a085cf hidden": 1}, None, None),
+    ("/sdapi/v1/txt2img", {"prompt": "a <hidden:words>"}, None, "prompt"),
+    ("/sdapi/v1/txt2img", {"prompt": "a <lora:ink:hidden>"}, None, "prompt"),
+    ("/sdapi/v1/txt2img", {"prompt": f"a <lora:{'hidden' * 99}:1>"}, None, "prompt"),
+    (
+        "/sdapi/v1/txt2img",
+        {"prompt": "red", "alwayson_scripts": {"hidden words": {"args": [True]}}},
+        None,
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize("log_prompts", [False, True])
+@pytest.mark.parametrize(("route", "body", "refusal", "param"), QUOTING)
+def test_a_refusal_repeats_no_prompt_unless_it_may(
+    lines: list[dict[str, Any]],
+    route: str,
+    body: dict[str, Any],
+    refusal: Refusal | None,
+    param: str | None,
+    log_prompts: bool,
+) -> None:
+    replica, args = Replica(), ServiceArgs(default_model="sd15", log_prompts=log_prompts)
+    if refusal is not None:
+        replica.answers.append(refusal)
+    replica.go.set()
+    answer = page(keyed_service(replica, Quota(Keys()), args), args).post(route, json=body)
+    assert answer.status_code == 400, answer.text
+    assert "hidden" in answer.json()["error"]["message"]
+    (line,) = lines
+    assert line["code"] == "invalid_value"
+    if log_prompts:
+        message = answer.json()["error"]["message"]
+        assert message.startswith(line["reason"].removesuffix("..."))
+    else:
+        assert "hidden" not in str(line)
+        assert line.get("param") == param
+
+
 def test_a_refusal_says_how_far_it_came(lines: list[dict[str, Any]]) -> None:
     replica, args = Replica(), ServiceArgs(default_model="sd15")
     replica.answers.append(Refusal(NotReady("an adapter does not answer")))
@@ -163,16 +228,6 @@ def test_who_goes_while_it_is_made(lines: list[dict[str, Any]]) -> None:
     replica, args = Replica(), ServiceArgs(default_model="sd15")
     app = make_app(keyed_service(replica, Quota(Keys()), args), None, args)  # type: ignore[arg-type]
     body = json.dumps({"prompt": "red"}).encode()
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": GENERATIONS,
-        "raw_path": GENERATIONS.encode(),
-        "root_path": "",
-        "scheme": "http",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
 
     async def live() -> None:
         async def receive() -> dict[str, Any]:
@@ -181,7 +236,7 @@ def test_who_goes_while_it_is_made(lines: list[dict[str, Any]]) -> None:
         async def send(_: Any) -> None:
             raise AssertionError("nobody is there")
 
-        task = asyncio.create_task(app(scope, receive, send))
+        task = asyncio.create_task(app(dict(SCOPE), receive, send))
         while not replica.jobs:
             await asyncio.sleep(0.01)
         task.cancel()  # as Serve does
@@ -190,6 +245,44 @@ def test_who_goes_while_it_is_made(lines: list[dict[str, Any]]) -> None:
     asyncio.run(live())
     (line,) = lines
     assert (line["outcome"], line["status"], line["model"]) == ("cancelled", 499, "sd15")
+
+
+def test_who_goes_while_it_is_sent(lines: list[dict[str, Any]]) -> None:
+    args = ServiceArgs(default_model="sd15")
+    service, _, _ = painting(args)
+    app = make_app(service, local_desk(service, args, NO_JOBS), args)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": json.dumps({"prompt": "red"}).encode()}
+
+    async def send(_: Any) -> None:
+        raise ConnectionResetError  # as ASGI has it
+
+    with pytest.raises(ConnectionResetError):
+        asyncio.run(app(dict(SCOPE), receive, send))
+    (line,) = lines
+    assert (line["outcome"], line["status"], line["model"]) == ("cancelled", 200, "sd15")
+    assert "code" not in line
+
+
+def test_an_answer_that_fails_midway_is_not_its_clients_doing(lines: list[dict[str, Any]]) -> None:
+    args = ServiceArgs(default_model="sd15")
+    service, _, _ = painting(args)
+    app = make_app(service, local_desk(service, args, NO_JOBS), args)
+
+    async def torn() -> AsyncIterator[bytes]:
+        yield b"half of it"
+        raise RuntimeError("no more")
+
+    async def answer(_: Request) -> StreamingResponse:
+        current().does("tearing")
+        return StreamingResponse(torn())
+
+    app.add_route("/torn", answer)
+    with pytest.raises(RuntimeError, match="no more"):
+        TestClient(app).get("/torn")
+    (line,) = lines
+    assert (line["outcome"], line["status"], line["code"]) == ("broken_off", 500, "internal_error")
 
 
 def test_what_comes_by_handle_has_a_line_too(lines: list[dict[str, Any]]) -> None:

@@ -74,10 +74,11 @@ class LoraCache:
         self._pinned: dict[str, tuple[str, ...]] = {}
         self._overtaken: dict[str, int] = {}  # younger jobs made ready while it lacked room
 
-    def __contains__(self, key: str) -> bool:
-        """Whether an adapter is here, on its way, or waited for."""
-        here = key in self._resident or key in self._parked or key in self._loading
-        return here or any(key in keys for keys in self._waiting.values())
+    @property
+    def known(self) -> set[str]:
+        """Keys of the adapters that are here, on their way, or waited for."""
+        waited = (key for keys in self._waiting.values() for key in keys)
+        return {*self._resident, *self._parked, *self._loading, *waited}
 
     @property
     def resident(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from threading import Lock, Thread, Timer
+from time import monotonic
 from typing import Generic, TypeVar
 
 from configs.sources import SourceUnavailable
@@ -62,10 +63,19 @@ class Errands(Generic[Found]):
             self._end(source, future, Silent(f"was not asked: {error}"))
         return future
 
-    def run(self, source: str, work: Callable[[], Found], patience_s: float) -> Found:
-        """An errand's result, waited for. Raises what `send` raises and what `work` does."""
+    def run(
+        self, source: str, work: Callable[[], Found], patience_s: float, until: float | None = None
+    ) -> Found:
+        """An errand's result, waited for. Raises what `send` raises and what `work` does.
+
+        Args:
+            until: who asks waits no longer, on the clock of `time.monotonic`, while the errand has
+                its time for others.
+        """
         future = self.send(source, work, patience_s)
-        wait([future])
+        wait([future], None if until is None else max(0.0, until - monotonic()))
+        if not future.done():
+            raise Silent("has not answered in time")
         return future.result()
 
     def _run(self, source: str, work: Callable[[], Found], future: Future[Found]) -> None:

@@ -30,12 +30,16 @@ class LoraFile:
 def read_file(path: Path) -> LoraFile:
     """Reads the one safetensors file that `path` is or holds. Raises `LoraError`."""
     try:
-        file = lora_file(path)
-        beside = file.with_name(PEFT_CONFIG)
-        described = beside.read_bytes() if beside.is_file() else None
-        return LoraFile(file.name, file.read_bytes(), described)
+        return read_weights(lora_file(path))
     except OSError as error:
         raise LoraError(f"{path.name} cannot be read ({error.strerror or error})") from error
+
+
+def read_weights(file: Path) -> LoraFile:
+    """Reads a safetensors file. Raises `OSError`."""
+    beside = file.with_name(PEFT_CONFIG)
+    described = beside.read_bytes() if beside.is_file() else None
+    return LoraFile(file.name, file.read_bytes(), described)
 
 
 def lora_file(path: Path) -> Path:

@@ -2,13 +2,15 @@
 
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from time import monotonic
 
 from configs.collection import Collection, Held
-from configs.sources import SourceError
+from configs.sources import SourceChanged, SourceError, SourceUnavailable
 from deployments.diffusion.engine.adapters.errands import Errands, Silent
 
 MOST = 64  # names that are looked for at a time
@@ -25,6 +27,12 @@ class _Seen:
     until: float  # on the clock of `time.monotonic`
 
 
+@dataclass(frozen=True)
+class _Outage:
+    said: str  # and no error, which would hold on to whomever it was raised for
+    until: float  # on the clock of `time.monotonic`
+
+
 class LoraSearch:
     """Looks for adapters in one collection. Thread-safe.
 
@@ -38,7 +46,7 @@ class LoraSearch:
         self._errands: Errands[Held | None] = Errands(MOST, one_source=True)
         self._lock = Lock()
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
-        self._outage: tuple[SourceError, float] | None = None  # until when
+        self._outage: _Outage | None = None
 
     def knows(self, name: str) -> bool:
         """Whether `find` would ask nobody."""
@@ -46,8 +54,9 @@ class LoraSearch:
             seen = self._seen.get(name)
         return seen is not None and seen.until > monotonic()
 
-    def find(self, name: str) -> Held | None:
-        """The adapter of this name; `None`: there is none. Waits for at most `PATIENCE_S`.
+    def find(self, name: str, until: float | None = None) -> Held | None:
+        """The adapter of this name; `None`: there is none. Waits for at most `PATIENCE_S`, and no
+        longer than `until`, on the clock of `time.monotonic`.
 
         Raises `SourceError` or `OSError` if nobody can tell.
         """
@@ -56,7 +65,7 @@ class LoraSearch:
         if seen is not None and seen.until > monotonic():
             return seen.held
         try:
-            return self._ask(name)
+            return self._ask(name, until)
         except (SourceError, OSError) as error:
             if seen is None or seen.held is None:
                 raise
@@ -64,16 +73,16 @@ class LoraSearch:
             self._remember(name, seen.held, AGAIN_S)
             return seen.held
 
-    def _ask(self, name: str) -> Held | None:
+    def _ask(self, name: str, until: float | None) -> Held | None:
         outage = self._outage
-        if outage is not None and outage[1] > monotonic():
-            raise outage[0]
+        if outage is not None and outage.until > monotonic():
+            raise SourceUnavailable(outage.said)
         try:
-            return self._errands.run(name, partial(self._look, name), PATIENCE_S)
+            return self._errands.run(name, partial(self._look, name), PATIENCE_S, until)
         except Silent:
             raise
         except SourceError as error:
-            self._outage = error, monotonic() + OUTAGE_S
+            self._outage = _Outage(str(error), monotonic() + OUTAGE_S)
             raise
 
     def _look(self, name: str) -> Held | None:
@@ -82,9 +91,20 @@ class LoraSearch:
         if seen is not None and seen.until > monotonic():
             return seen.held  # another errand has just come back
         held = self._collection.find(name)
+        if held is not None:
+            held = replace(held, bring=partial(self._bring, name, held.bring))
         fresh_s = self._collection.missing_s if held is None else self._collection.fresh_s
         self._remember(name, held, fresh_s)
         return held
+
+    def _bring(self, name: str, bring: Callable[[], Path]) -> Path:
+        """Who asks after somebody met a change has it looked for."""
+        try:
+            return bring()
+        except SourceChanged:
+            with self._lock:
+                self._seen.pop(name, None)
+            raise
 
     def _remember(self, name: str, held: Held | None, for_s: float) -> None:
         with self._lock:

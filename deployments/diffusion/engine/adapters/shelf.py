@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from threading import Lock, Timer
 from time import monotonic
@@ -56,7 +57,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class _Failure:
-    error: Exception
+    error: Exception  # whoever raises it has a copy: it would hold on to their frames
     until: float  # on the clock of `time.monotonic`
 
 
@@ -119,8 +120,9 @@ class LoraShelf:
         self._failures = {k: f for k, f in self._failures.items() if f.until > now}
         for key in sources:
             if key in self._failures:
-                return [Settled(job_id, self._failures[key].error)]
-        self._sources = {k: s for k, s in self._sources.items() if k in self._cache} | dict(sources)
+                return [Settled(job_id, copy(self._failures[key].error))]
+        known = self._cache.known
+        self._sources = {k: s for k, s in self._sources.items() if k in known} | dict(sources)
         return self._carry_out(self._cache.request(job_id, list(sources)))
 
     def take(self, read: LoraRead | LoraSlow) -> list[Settled]:
@@ -133,7 +135,7 @@ class LoraShelf:
         self.failures += 1
         self._failures[read.key] = _Failure(read.weights, monotonic() + REMEMBER_FAILURE_S)
         victims, actions = self._cache.load_failed(read.key)
-        settled = [Settled(job_id, read.weights) for job_id in victims]
+        settled = [Settled(job_id, copy(read.weights)) for job_id in victims]
         return settled + self._carry_out(actions)
 
     def release(self, job_id: str) -> list[Settled]:

@@ -4,23 +4,30 @@ Clients read what is said: it names adapters, never the server's files; the log 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
+from time import monotonic
 
 from configs.collection import Held, collection_at
-from configs.sources import SourceError, SourceUnavailable, fetch, state
+from configs.sources import SourceChanged, SourceError, SourceUnavailable, fetch, state
 from deployments.contracts.errors import GenerationFailed, InvalidRequest, NotReady
 from deployments.diffusion.engine.adapters.errands import Errands, Silent
-from deployments.diffusion.engine.adapters.files import LoraError, LoraFile, read_file
+from deployments.diffusion.engine.adapters.files import (
+    LoraError,
+    LoraFile,
+    read_file,
+    read_weights,
+)
 from deployments.diffusion.engine.adapters.search import LoraSearch
 from deployments.diffusion.engine.policy.spec import LoraSource
 
 MIB = 2**20
 MOST = 64  # errands at once of each kind
 LOOK_PATIENCE_S = 2.0
+SEEK_PATIENCE_S = 5.0  # for all names of a job together
 BRING_PATIENCE_S = 30.0
 log = logging.getLogger("tcd.engine")
 
@@ -38,14 +45,18 @@ class LoraSources:
         self._searching = Lock()
         self._searches: dict[tuple[str, int], LoraSearch] = {}  # one: of the configuration in force
 
-    def find(self, root: str, disk_mb: int, name: str) -> Held | None:
-        """The adapter of this name in a config's `loras_from`; `None`: there is none. Raises
-        `NotReady` if that cannot be told, after `search.PATIENCE_S` at most."""
-        try:
-            with _passing():
-                return self._search(root, disk_mb).find(name)
-        except (SourceError, OSError) as error:
-            raise refusal(LoraSource(name, root), error) from error
+    def find(self, root: str, disk_mb: int, names: Sequence[str]) -> dict[str, Held | None]:
+        """The adapters of these names in a config's `loras_from`; `None`: there is none. Raises
+        `NotReady` if that cannot be told of all, after `SEEK_PATIENCE_S` at most."""
+        search, until = self._search(root, disk_mb), monotonic() + SEEK_PATIENCE_S
+        found: dict[str, Held | None] = {}
+        for name in names:
+            try:
+                with _passing():
+                    found[name] = search.find(name, until)
+            except (SourceError, OSError) as error:
+                raise refusal(LoraSource(name, root), error) from error
+        return found
 
     def knows(self, root: str, disk_mb: int, name: str) -> bool:
         """Whether `find` would ask nobody."""
@@ -83,6 +94,8 @@ def refusal(source: LoraSource, error: Exception) -> Exception:
     match error:
         case Silent():
             return NotReady(f"{name}: its source {error}")
+        case SourceChanged():
+            return NotReady(f"{name}: its source has just changed")
         case SourceUnavailable():
             return NotReady(f"{name}: its source cannot be reached now")
         case SourceError():
@@ -99,7 +112,7 @@ def _read(source: LoraSource) -> LoraFile:
     if source.held is None:
         return read_file(fetch(source.source))
     with _passing():
-        return read_file(source.held.bring())
+        return read_weights(source.held.bring())
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A job against what this model can do: every reason to refuse it, before it costs anything."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,11 +43,11 @@ class Origin(Protocol):
     def look(self, source: LoraSource) -> str:
         """What tells an adapter's file from the one before it."""
 
-    def find(self, root: str, disk_mb: int, name: str) -> Held | None:
-        """The adapter of this name in a `loras_from`, if there is one."""
+    def find(self, root: str, disk_mb: int, names: Sequence[str]) -> Mapping[str, Held | None]:
+        """The adapters of these names in a `loras_from`, where there is one."""
 
     def knows(self, root: str, disk_mb: int, name: str) -> bool:
-        """Whether `find` need not wait."""
+        """Whether `find` need not wait for a name."""
 
 
 class Admitted(NamedTuple):
@@ -76,13 +76,12 @@ class Named(NamedTuple):
     """An adapter as a job names it.
 
     Attributes:
-        source: what the configuration lists; `None`: it is to be looked for in `root`.
+        source: what the configuration lists; `None`: it is to be looked for in its `loras_from`.
     """
 
     name: str
     unet: str
     source: str | None
-    root: str
 
 
 class Admission:
@@ -153,8 +152,9 @@ class Admission:
             text = job.negative_prompt or ""
             negative = self._tokenize(text, "negative_prompt", job.prompt_syntax)
         loras: dict[str, tuple[LoraSource, float]] = {}
+        held = self._held(asked, config)
         for named, weight in asked.items():
-            source = self._source(named, config)
+            source = _source_of(named, held, config)
             loras[source.key(self._origin.look(source))] = (source, weight)
         return Checked(prompt, negative, loras)
 
@@ -168,21 +168,12 @@ class Admission:
             if lora.name not in config.loras and NAME.fullmatch(lora.name)
         )
 
-    def _source(self, named: Named, config: ModelUserConfig) -> LoraSource:
-        if named.source is not None:
-            return LoraSource(named.name, named.source, named.unet)
-        limits = config.limits
-        held = self._origin.find(named.root, limits.lora_disk_mb, named.name)
-        if held is None:
-            raise _unknown("loras", named.name, config.loras, config.loras_from)
-        most = READ_BUDGETS * limits.lora_budget_mb
-        if held.nbytes > most * MIB:
-            raise InvalidRequest(
-                f"lora {named.name!r} is a file of {held.nbytes / MIB:.1f} MiB; of at most "
-                f"{most} MiB this model reads one",
-                "loras",
-            )
-        return LoraSource(named.name, held.where, named.unet, held)
+    def _held(self, asked: Iterable[Named], config: ModelUserConfig) -> Mapping[str, Held | None]:
+        """Those that are not listed, as far as they are there."""
+        names = [named.name for named in asked if named.source is None]
+        if config.loras_from is None or not names:
+            return {}
+        return self._origin.find(config.loras_from, config.limits.lora_disk_mb, names)
 
     def admit(self, job: ImageJob, assets: Sequence[Asset]) -> Admitted:
         """The rows of a job with the arrays it names. Raises what `check` does."""
@@ -321,6 +312,25 @@ class Admission:
         return ImagePrompt(use.name, pairs, use.scale, mask)
 
 
+def _source_of(
+    named: Named, held: Mapping[str, Held | None], config: ModelUserConfig
+) -> LoraSource:
+    """`held`: those that are not listed, by name."""
+    if named.source is not None:
+        return LoraSource(named.name, named.source, named.unet)
+    found = held[named.name]
+    if found is None:
+        raise _unknown("loras", named.name, config.loras, config.loras_from)
+    most = READ_BUDGETS * config.limits.lora_budget_mb
+    if found.nbytes > most * MIB:
+        raise InvalidRequest(
+            f"lora {named.name!r} is a file of {found.nbytes / MIB:.1f} MiB; of at most "
+            f"{most} MiB this model reads one",
+            "loras",
+        )
+    return LoraSource(named.name, found.where, named.unet, found)
+
+
 def _control(use: ControlUse, job: ImageJob, assets: Sequence[Asset]) -> Control:
     for index in use.maps:
         height, width = assets[index].shape[:2]
@@ -393,7 +403,7 @@ def _loras(job: ImageJob, config: ModelUserConfig) -> dict[Named, float]:
             source = known.get(lora.name)
             if source is None and (root is None or not NAME.fullmatch(lora.name)):
                 raise _unknown(param, lora.name, known, root)
-            named = Named(lora.name, unet, source, root or "")
+            named = Named(lora.name, unet, source)
             if named in loras:
                 raise InvalidRequest(f"{param} {lora.name!r} is named twice", param)
             loras[named] = lora.weight

@@ -181,6 +181,12 @@ class LoraCacheMachine(RuleBasedStateMachine):
         assert self.device.cache.resident_bytes == self.device.attached_bytes
 
     @invariant()
+    def the_cache_knows_what_somebody_has_or_wants(self) -> None:
+        device = self.device
+        wanted = {key for keys in device.waiting.values() for key in keys}
+        assert device.cache.known == device.attached | device.parked | device.loading | wanted
+
+    @invariant()
     def no_job_is_lost(self) -> None:
         device = self.device
         assert sorted([*device.waiting, *device.ready, *device.ended]) == sorted(self.jobs)

@@ -2,15 +2,18 @@
 file or an unknown name costs."""
 
 import asyncio
+import gc
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from threading import Event, Lock
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ from configs.sources import SourceUnavailable
 from deployments.contracts.errors import InvalidRequest, NotFound, NotReady
 from deployments.contracts.jobs import FinishedImage, Pixels
 from deployments.diffusion.call import SEEKING_THREADS, AdmissionThreads, Call
-from deployments.diffusion.engine.adapters import search
+from deployments.diffusion.engine.adapters import search, shelf, sources
 from deployments.diffusion.engine.adapters.errands import Silent
 from deployments.diffusion.engine.adapters.search import LoraSearch
 from deployments.diffusion.engine.engine import Engine
@@ -158,6 +161,24 @@ def test_a_file_that_was_replaced_is_seen(
     assert eventually(lambda: np.array_equal(pixels(engine, "mine"), neon))
 
 
+def test_a_file_that_was_replaced_after_it_was_found_is_never_taken_for_it(
+    store: ObjectStore, make_engine: MakeEngine, demo_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "REMEMBER_FAILURE_S", 0.0)
+    listed = {n: Path(path) for n, path in demo_loras(demo_models, "sd15").items()}
+    engine = make_engine()
+    ink, neon = pixels(engine, "ink"), pixels(engine, "neon")
+    looking_in(engine, ROOT)
+    engine.check(image_job(loras=styles(ink=0.7)))  # which finds it
+    put(store, "ink", listed["neon"])
+    with pytest.raises(NotReady, match="lora 'ink': its source has just changed"):
+        pixels(engine, "ink")
+    assert np.array_equal(pixels(engine, "ink"), neon)  # it is looked for at once
+    put(store, "ink", listed["ink"])
+    looking_in(engine, f"s3://{BUCKET}/loras")  # another place, of which nothing is known
+    assert np.array_equal(pixels(engine, "ink"), ink)
+
+
 def test_wrong_files_fail_their_own_requests(
     store: ObjectStore, make_engine: MakeEngine, demo_models: Path, tmp_path: Path
 ) -> None:
@@ -189,6 +210,13 @@ def test_wrong_files_fail_their_own_requests(
             assert not isinstance(caught.value, NotFound)
         assert len(engine.generate(image_job("plain", num_inference_steps=1))) == 1
     assert pixels(looking_in(engine, ROOT), "ink").any()
+
+
+def test_a_disk_that_fails_is_no_fault_of_the_file(make_engine: MakeEngine, tmp_path: Path) -> None:
+    (tmp_path / "ink.safetensors").symlink_to("/proc/self/mem")  # which cannot be read at 0
+    engine = looking_in(make_engine(), str(tmp_path))
+    with pytest.raises(NotReady, match=r"its source cannot be read \(Input/output error\)"):
+        pixels(engine, "ink")
 
 
 def test_a_crowd_of_unknown_names_asks_little_and_keeps_nobody(
@@ -367,6 +395,32 @@ def test_after_an_outage_was_said_nobody_asks_for_a_second(monkeypatch: pytest.M
     assert found.find("other") is None
 
 
+def test_all_names_of_a_job_have_one_time_together(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Slow):
+        def find(self, name: str) -> Held | None:
+            self.asked.append(name)
+            sleep(0.7)
+            return None
+
+    late = Late()
+    monkeypatch.setattr(sources, "SEEK_PATIENCE_S", 2.0)
+    monkeypatch.setattr(sources, "collection_at", lambda *_: late)
+    engine = looking_in(make_engine(), ROOT)
+    job = image_job(loras=styles(**{f"far{n}": 0.1 for n in range(5)}))
+    began = monotonic()
+    with pytest.raises(NotReady, match="lora 'far2': its source has not answered in time"):
+        engine.check(job)
+    assert monotonic() - began < 3.0  # not 5 x 0.7
+    with pytest.raises(NotFound, match="'near'"):  # nobody else takes it for silent
+        engine.check(image_job(loras=styles(near=0.1)))
+    assert late.asked == ["far0", "far1", "far2", "near"]
+    with pytest.raises(NotFound, match="'far0'"):  # what came late is remembered, too
+        engine.check(job)
+    assert late.asked == ["far0", "far1", "far2", "near", "far3", "far4"]
+
+
 def test_while_one_is_not_answered_others_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "PATIENCE_S", 0.2)
     slow = Slow()
@@ -395,11 +449,40 @@ def test_who_comes_just_behind_an_answer_asks_nobody(monkeypatch: pytest.MonkeyP
     found = LoraSearch(slow)
     run = found._errands.run
 
-    def behind(source: str, work: Callable[[], Held | None], patience_s: float) -> Held | None:
+    def behind(
+        source: str, work: Callable[[], Held | None], patience_s: float, until: float | None
+    ) -> Held | None:
         monkeypatch.setattr(found._errands, "run", run)
         assert found.find("one") is None  # between the look at what is known and the errand
-        return run(source, work, patience_s)
+        return run(source, work, patience_s, until)
 
     monkeypatch.setattr(found._errands, "run", behind)
     assert found.find("one") is None
     assert slow.asked == ["one"]
+
+
+def test_what_is_remembered_of_an_outage_holds_nobodys_request() -> None:
+    class Request:
+        """Whatever stands on the stack of who is refused."""
+
+    slow = Slow()
+    slow.go_on.set()
+    found = LoraSearch(slow)
+
+    def refused(name: str, request: Request) -> None:
+        with suppress(SourceUnavailable):
+            found.find(name)
+            raise AssertionError(f"{request} was answered")
+
+    requests = [Request() for _ in range(3)]
+    held = [ref(request) for request in requests]
+    for name, request in zip(("broken", "one", "two"), requests, strict=True):
+        refused(name, request)
+    del requests, request
+
+    def forgotten() -> bool:  # once the errand's thread has ended
+        gc.collect()
+        return all(one() is None for one in held)
+
+    assert eventually(forgotten)
+    assert slow.asked == ["broken"]

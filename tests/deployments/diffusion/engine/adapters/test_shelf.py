@@ -1,6 +1,7 @@
 """A style that cannot be had costs only the requests that want it."""
 
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 from threading import Event
 
@@ -14,6 +15,8 @@ from deployments.diffusion.engine.adapters import shelf
 from deployments.diffusion.engine.adapters.files import LoraFile
 from deployments.diffusion.engine.adapters.layers import AdaptedLinear
 from deployments.diffusion.engine.adapters.reader import LoraWeights
+from deployments.diffusion.engine.adapters.sources import LoraSources
+from deployments.diffusion.engine.policy.spec import LoraSource
 from tests.conftest import MakeEngine, demo_loras
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import Gate, Listener, image_job, styles
@@ -106,10 +109,13 @@ def test_a_source_that_failed_is_not_asked_again_at_once(
 
     monkeypatch.setattr(engine.components.lora_reader, "make", refuse)
     job = image_job(loras=styles(neon=1.0))
+    told: list[GenerationFailed] = []
     for _ in range(3):
-        with pytest.raises(GenerationFailed, match="no such kernel"):
+        with pytest.raises(GenerationFailed, match="no such kernel") as caught:
             engine.generate(job)
+        told.append(caught.value)
     assert len(asked) == 1
+    assert len(set(map(id, told))) == 3  # one would hold on to the frames of all
     monkeypatch.setattr(engine.components.lora_reader, "make", make)
     now += shelf.REMEMBER_FAILURE_S + 1
     assert len(engine.generate(job)) == 1
@@ -309,3 +315,32 @@ def test_no_adapter_stays_on_a_text_encoder_after_its_prompts(make_engine: MakeE
     layers = [m for m in encoder.modules() if isinstance(m, AdaptedLinear)]
     assert layers
     assert all(layer.adapters is None for layer in layers)
+
+
+def test_what_a_request_costs_grows_no_faster_than_the_line(make_engine: MakeEngine) -> None:
+    class Hangs(LoraSources):
+        def bring(self, key: str, source: LoraSource) -> Future[LoraFile]:
+            return Future()
+
+    class Key(str):
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Key.compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    reader = make_engine().components.lora_reader
+
+    def compared(waiting: int) -> int:
+        crowd = shelf.LoraShelf({}, reader, Hangs(), torch.device("cpu"), 1, lambda _: None)
+        for job in range(waiting + 1):
+            Key.compared = 0
+            keys: list[str] = [Key(f"{job}-{n}") for n in range(8)]
+            sources = {key: LoraSource(key, "far") for key in keys}
+            assert crowd.request(str(job), sources) == []
+        crowd.close()
+        return Key.compared
+
+    assert compared(64) < 6 * compared(16)
