@@ -34,13 +34,14 @@ class Pool:
 
     def claims(self, now: float) -> Mapping[str, Claim]:
         """What each model wants, by name. Serve takes a model without replicas to one as soon as a
-        request waits for it, and does not ask its policy until that one runs: it wants one."""
+        request waits for it, and does not ask its policy until that one runs: so long that one
+        is its floor, whatever the others want."""
         found: dict[str, Claim] = {}
         for standing in self._standing.values():
             claim = standing.claim
             if not claim.held and now - standing.asked_at > WAKING_S:
                 wanted, alone = max(1.0, claim.wanted), max(1, claim.alone)
-                claim = replace(claim, wanted=wanted, alone=alone, held=1)
+                claim = replace(claim, wanted=wanted, alone=alone, held=1, floor=1)
             found[standing.name] = claim
         return found
 

@@ -131,18 +131,20 @@ def test_an_idle_model_gives_its_gpus_to_others(manager: AutoscalingStateManager
 def test_a_model_that_wakes_gets_a_gpu(
     manager: AutoscalingStateManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Serve does not ask the policy of a model without replicas for which requests wait."""
-    first, second = shared(manager, "a"), shared(manager, "b")
+    """However much the others want: Serve does not ask the policy of a model without replicas for
+    which requests wait, and its replica finds no room until another model lets go."""
+    first, second = shared(manager, "a", priority=9.0), shared(manager, "b")
     settle(first, second)
     first.target = 4
     first.run()
-    first.say(10.0, 0.0)
+    first.say(100.0, 0.0)
     assert first.decide() == 4
     monkeypatch.setattr(pool, "WAKING_S", 0.0)
     second.queue(1)
     assert second.decide() == 1
     assert first.decide() == 3
     assert second.decide() == 1
+    assert first.decide() == 3
 
 
 def test_a_model_that_is_removed_is_forgotten(manager: AutoscalingStateManager) -> None:
