@@ -112,6 +112,7 @@ class SharedGpus:
             raise ValueError(f"priority is {priority}; it must be above 0")
         self._work = ByWork(utilization, target_s)
         self._pool = pool_of(pool)
+        self._pool.join(self)
         self._gpus, self._priority = gpus, priority
 
     def __call__(self, ctx: AutoscalingContext) -> "Decision":

@@ -16,7 +16,6 @@ WAKING_S = 5.0  # without being asked, while others are: then Serve wakes a mode
 
 @dataclass(frozen=True)
 class _Standing:
-    name: str
     claim: Claim
     asked_at: float
 
@@ -25,24 +24,34 @@ class Pool:
     """What the models of a pool want, as far as their policies have been asked."""
 
     def __init__(self) -> None:
-        self._standing: WeakKeyDictionary[object, _Standing] = WeakKeyDictionary()
+        self._names: WeakKeyDictionary[object, str] = WeakKeyDictionary()  # of its members
+        self._standing: dict[str, _Standing] = {}
+
+    def join(self, member: object) -> None:
+        """A policy that Serve has made: of a new model, or of one that is deployed anew. Which it
+        is shows when it is first asked."""
+        self._names[member] = ""
 
     def tell(self, member: object, name: str, claim: Claim, now: float) -> None:
         """What a model wants from now on, in seconds of a clock that all have; until its policy,
-        the `member`, is no more."""
-        self._standing[member] = _Standing(name, claim, now)
+        the `member`, is no more and no other can have come in its place."""
+        self._names[member] = name
+        self._standing[name] = _Standing(claim, now)
 
     def claims(self, now: float) -> Mapping[str, Claim]:
         """What each model wants, by name. Serve takes a model without replicas to one as soon as a
         request waits for it, and does not ask its policy until that one runs: so long that one
         is its floor, whatever the others want."""
+        names = set(self._names.values())
+        if "" not in names:
+            self._standing = {name: one for name, one in self._standing.items() if name in names}
         found: dict[str, Claim] = {}
-        for standing in self._standing.values():
+        for name, standing in self._standing.items():
             claim = standing.claim
             if not claim.held and now - standing.asked_at > WAKING_S:
                 wanted, alone = max(1.0, claim.wanted), max(1, claim.alone)
                 claim = replace(claim, wanted=wanted, alone=alone, held=1, floor=1)
-            found[standing.name] = claim
+            found[name] = claim
         return found
 
 

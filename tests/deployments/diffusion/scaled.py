@@ -38,14 +38,19 @@ class Scaled:
             downscale_delay_s=0,
             policy=AutoscalingPolicy(policy_function=policy, policy_kwargs=kwargs),
         )
-        info = DeploymentInfo(
+        self._info = DeploymentInfo(
             deployment_config=DeploymentConfig(autoscaling_config=config, num_replicas=None),
             replica_config=ReplicaConfig.create(lambda: None),
             start_time_ms=0,
             deployer_job_id="",
         )
-        self.target = manager.register_deployment(self._id, info, floor)
+        self.target = floor
+        self.deploy()
         self.run()
+
+    def deploy(self) -> None:
+        """Its application is deployed, for the first time or anew."""
+        self.target = self._manager.register_deployment(self._id, self._info, self.target)
 
     def run(self) -> None:
         """As many replicas as were decided upon run."""

@@ -147,6 +147,28 @@ def test_a_model_that_wakes_gets_a_gpu(
     assert first.decide() == 3
 
 
+def test_a_model_that_is_deployed_anew_while_it_wakes_keeps_its_gpu(
+    manager: AutoscalingStateManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve makes it a new policy, which it does not ask until a replica runs."""
+    first, second = shared(manager, "a"), shared(manager, "b")
+    settle(first, second)
+    first.target = 3
+    first.run()
+    first.say(100.0, 0.0)
+    monkeypatch.setattr(pool, "WAKING_S", 0.0)
+    second.queue(1)
+    assert second.decide() == 1
+    second.deploy()
+    assert second.decide() == 1
+    assert first.decide() == 3
+    second.run()
+    second.say(300.0, 0.0)
+    assert settle(first, second, rounds=3) == [2, 2]
+    second.remove()
+    assert settle(first, rounds=3) == [4]
+
+
 def test_a_model_that_is_removed_is_forgotten(manager: AutoscalingStateManager) -> None:
     first, second = shared(manager, "a", floor=2), shared(manager, "b")
     settle(first, second)
