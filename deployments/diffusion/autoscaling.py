@@ -10,6 +10,7 @@ Ray pickles a policy with what it uses of this module: `ByWork` and `ByPendingWo
 where Serve's controller runs, `SharedGpus` does.
 """
 
+from dataclasses import replace
 from math import ceil
 
 from ray.serve.config import AutoscalingContext
@@ -123,8 +124,12 @@ class SharedGpus:
         if wanted is None:
             wanted = float(held)
         alone = min(max(steady(wanted, held), floor), most)
-        self._pool.tell(self, name, Claim(wanted, alone, held, floor, self._priority), now)
-        return float(granted(self._gpus, name, self._pool.claims(now))), {}
+        claim = Claim(wanted, alone, held, floor, self._priority)
+        self._pool.tell(self, name, claim, now)
+        given = granted(self._gpus, name, self._pool.claims(now))
+        # Taken from now on, so that no other takes it, too, while Serve's delay is on.
+        self._pool.tell(self, name, replace(claim, held=max(held, given)), now)
+        return float(given), {}
 
 
 def steady(wanted: float, now: int) -> int:

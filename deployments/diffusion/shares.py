@@ -13,7 +13,7 @@ class Claim:
     Attributes:
         wanted: replicas for its work, 0 or more, not rounded.
         alone: whole ones that it would have if all GPUs were its own.
-        held: replicas that it has been given, whether they run yet or not.
+        held: replicas that it has been given, whether Serve has begun to start them or not.
         floor: replicas that it always gets; at most `alone`.
         priority: how much its work counts beside that of others; above 0.
     """

@@ -18,7 +18,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 class Scaled:
     """A model's application in Serve's controller: what its replicas and callers say, and how many
-    replicas are decided upon. Without delays."""
+    replicas are decided upon. Without delays, but for one that is said: before fewer."""
 
     def __init__(
         self,
@@ -28,6 +28,7 @@ class Scaled:
         kwargs: dict[str, object],
         floor: int = 0,
         most: int = 8,
+        downscale_delay_s: float = 0.0,
     ) -> None:
         self._manager = manager
         self._id = DeploymentID("Diffusion", app_name=name)
@@ -35,7 +36,7 @@ class Scaled:
             min_replicas=floor,
             max_replicas=most,
             upscale_delay_s=0,
-            downscale_delay_s=0,
+            downscale_delay_s=downscale_delay_s,
             policy=AutoscalingPolicy(policy_function=policy, policy_kwargs=kwargs),
         )
         self._info = DeploymentInfo(

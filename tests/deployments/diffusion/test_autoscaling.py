@@ -20,10 +20,15 @@ def manager() -> AutoscalingStateManager:
 
 
 def shared(
-    manager: AutoscalingStateManager, name: str, floor: int = 0, priority: float = 1.0
+    manager: AutoscalingStateManager,
+    name: str,
+    floor: int = 0,
+    priority: float = 1.0,
+    downscale_delay_s: float = 0.0,
 ) -> Scaled:
     kwargs: dict[str, object] = {"pool": f"of {id(manager)}", "gpus": 4, "priority": priority}
-    return Scaled(manager, f"model-{name}", SHARED, kwargs, floor)
+    name, delay_s = f"model-{name}", downscale_delay_s
+    return Scaled(manager, name, SHARED, kwargs, floor, downscale_delay_s=delay_s)
 
 
 def settle(*models: Scaled, rounds: int = 10) -> list[int]:
@@ -126,6 +131,20 @@ def test_an_idle_model_gives_its_gpus_to_others(manager: AutoscalingStateManager
             model.decide()
             model.run()
     assert (first.target, second.target) == (0, 4)
+
+
+def test_one_free_gpu_goes_to_one_model(manager: AutoscalingStateManager) -> None:
+    """Two want it in one turn of Serve's loop, and a third keeps a while what it is to let go."""
+    third = shared(manager, "c", downscale_delay_s=60.0)
+    first, second = shared(manager, "a", floor=1), shared(manager, "b", floor=1)
+    assert settle(first, second, third) == [1, 1, 0]
+    third.target = 1
+    third.run()
+    third.say(0.0, 0.0)
+    for model in (first, second):
+        model.say(100.0, 0.0)
+    for _ in range(3):
+        assert [model.decide() for model in (third, first, second)] == [1, 2, 1]
 
 
 def test_a_model_that_wakes_gets_a_gpu(
