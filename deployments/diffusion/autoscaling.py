@@ -90,7 +90,9 @@ class SharedGpus:
     too: each in an application of its own, with the same `pool` and `gpus`.
 
     `min_replicas` is a model's floor. Beyond the floors GPUs go by priority times work
-    (`deployments.diffusion.shares`).
+    (`deployments.diffusion.shares`). Serve's factors do not act on a share, but for the first
+    replicas of a model at zero, of which there are `upscaling_factor`; `initial_replicas` are
+    there before a share is known. `make check-config` refuses both.
 
     Args:
         pool: name of the GPUs that are shared.
@@ -129,9 +131,19 @@ class SharedGpus:
         given = granted(self._gpus, name, self._pool.claims(now))
         # Taken from now on, so that no other takes it, too, while Serve's delay is on.
         self._pool.tell(self, name, replace(claim, held=max(held, given)), now)
-        return float(given), {}
+        return exactly(given, ctx), {}
 
 
 def steady(wanted: float, now: int) -> int:
     """Whole replicas for what is wanted: not fewer than now for a little less work."""
     return max(ceil(wanted), min(now, ceil(wanted * (1 + SPARE))))
+
+
+def exactly(replicas: int, ctx: AutoscalingContext) -> float:
+    """What becomes so many replicas by Serve's `upscaling_factor` and `downscaling_factor`, which
+    act on the difference from those that run and could carry a share past its pool."""
+    running, more = ctx.current_num_replicas, replicas - ctx.current_num_replicas
+    if not running or not more:
+        return float(replicas)
+    up, down = ctx.config.get_upscaling_factor(), ctx.config.get_downscaling_factor()
+    return running + (more - 0.5) / (up if more > 0 else down)  # Serve rounds up

@@ -17,6 +17,13 @@ POLICIES: dict[str, type] = {
     f"{DIFFUSION_POLICIES}.SharedGpus": SharedGpus,
     "deployments.jobs.autoscaling.ByOpenJobs": ByOpenJobs,
 }
+FACTORS = (  # Serve's, with their older names
+    "upscaling_factor",
+    "downscaling_factor",
+    "smoothing_factor",
+    "upscale_smoothing_factor",
+    "downscale_smoothing_factor",
+)
 
 
 def misscaled(deployment: DeploymentSchema, place: str) -> Iterator[str]:
@@ -38,6 +45,8 @@ def misscaled(deployment: DeploymentSchema, place: str) -> Iterator[str]:
         policy(**kwargs)
     except (TypeError, ValueError) as error:
         yield f"{where}: {error}; there are {', '.join(types)}"
+    if policy is SharedGpus:
+        yield from _beyond_a_share(_config(deployment), f"{place}.autoscaling_config")
 
 
 def mispooled(deployments: Iterable[tuple[str, DeploymentSchema]]) -> Iterator[str]:
@@ -63,6 +72,26 @@ def mispooled(deployments: Iterable[tuple[str, DeploymentSchema]]) -> Iterator[s
                 f"{members[0][0]}.autoscaling_config: min_replicas of the models of pool {pool!r} "
                 f"are {floors} together, more than its {gpus} gpus"
             )
+        elif floors == gpus:
+            for place, _, floor in members:
+                if not floor:
+                    yield (
+                        f"{place}.autoscaling_config.min_replicas: it is 0, and would stay 0: "
+                        f"those of the others in pool {pool!r} are all its {gpus} gpus"
+                    )
+
+
+def _beyond_a_share(config: dict[str, Any], place: str) -> Iterator[str]:
+    """Keys of Serve's by which a model would have more GPUs of its pool than are its own."""
+    for key in FACTORS:
+        if config.get(key) not in (None, 1):
+            yield f"{place}.{key}: it is {config[key]}; with SharedGpus it must be 1, or left out"
+    first, floor = config.get("initial_replicas"), config.get("min_replicas", 1)
+    if first not in (None, floor):
+        yield (
+            f"{place}.initial_replicas: it is {first}; with SharedGpus it must be {floor}, as "
+            "min_replicas is, or left out"
+        )
 
 
 def _policy(deployment: DeploymentSchema) -> tuple[str, dict[str, Any]]:

@@ -18,7 +18,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 class Scaled:
     """A model's application in Serve's controller: what its replicas and callers say, and how many
-    replicas are decided upon. Without delays, but for one that is said: before fewer."""
+    replicas are decided upon. Without delays, where `keys` of the `autoscaling_config` do not
+    say others."""
 
     def __init__(
         self,
@@ -28,16 +29,15 @@ class Scaled:
         kwargs: dict[str, object],
         floor: int = 0,
         most: int = 8,
-        downscale_delay_s: float = 0.0,
+        **keys: float,
     ) -> None:
         self._manager = manager
         self._id = DeploymentID("Diffusion", app_name=name)
         config = AutoscalingConfig(
             min_replicas=floor,
             max_replicas=most,
-            upscale_delay_s=0,
-            downscale_delay_s=downscale_delay_s,
             policy=AutoscalingPolicy(policy_function=policy, policy_kwargs=kwargs),
+            **{"upscale_delay_s": 0, "downscale_delay_s": 0, **keys},
         )
         self._info = DeploymentInfo(
             deployment_config=DeploymentConfig(autoscaling_config=config, num_replicas=None),

@@ -24,11 +24,10 @@ def shared(
     name: str,
     floor: int = 0,
     priority: float = 1.0,
-    downscale_delay_s: float = 0.0,
+    **keys: float,
 ) -> Scaled:
     kwargs: dict[str, object] = {"pool": f"of {id(manager)}", "gpus": 4, "priority": priority}
-    name, delay_s = f"model-{name}", downscale_delay_s
-    return Scaled(manager, name, SHARED, kwargs, floor, downscale_delay_s=delay_s)
+    return Scaled(manager, f"model-{name}", SHARED, kwargs, floor, **keys)
 
 
 def settle(*models: Scaled, rounds: int = 10) -> list[int]:
@@ -131,6 +130,20 @@ def test_an_idle_model_gives_its_gpus_to_others(manager: AutoscalingStateManager
             model.decide()
             model.run()
     assert (first.target, second.target) == (0, 4)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 1.7, 5.0])
+def test_serves_factors_carry_no_share_past_its_pool(
+    manager: AutoscalingStateManager, factor: float
+) -> None:
+    factors = {"upscaling_factor": factor, "downscaling_factor": factor}
+    first, second = shared(manager, "a", floor=1, **factors), shared(manager, "b", floor=1)
+    settle(first, second)
+    first.say(100.0, 0.0)
+    assert first.decide() == 3
+    first.run()
+    first.say(0.0, 0.0)
+    assert first.decide() == 1
 
 
 def test_one_free_gpu_goes_to_one_model(manager: AutoscalingStateManager) -> None:

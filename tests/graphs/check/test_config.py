@@ -99,6 +99,22 @@ def limits(**changed: int) -> Edit:
     return lambda config: diffusion(config)["user_config"].update(limits=changed)
 
 
+def share(config: dict[str, Any], **keys: object) -> None:
+    """Has the model share GPUs, with such keys of Serve's beside the policy."""
+    scale(config, "SharedGpus", pool="a", gpus=2)
+    diffusion(config)["autoscaling_config"].update(keys)
+
+
+def share_with_another(config: dict[str, Any]) -> None:
+    """A second model has the pool's GPUs, which are its floor."""
+    share(config, min_replicas=2)
+    other = copy.deepcopy(model(config))
+    other["name"] = "model-other"
+    other["args"]["name"] = "other"
+    config["applications"].append(other)
+    share(config, min_replicas=0)
+
+
 def scale(config: dict[str, Any], policy: str, floor: int = 1, **kwargs: object) -> None:
     """Has the model scale by a policy of ours."""
     named = {
@@ -233,6 +249,24 @@ def scale(config: dict[str, Any], policy: str, floor: int = 1, **kwargs: object)
         (
             lambda c: scale(c, "SharedGpus", floor=3, pool="a", gpus=2),
             "model-sd15.Diffusion.autoscaling_config: min_replicas of the models of pool 'a' are ",
+        ),
+        (
+            share_with_another,
+            "model-sd15.Diffusion.autoscaling_config.min_replicas: it is 0, and would stay 0: ",
+        ),
+        (
+            lambda c: share(c, upscaling_factor=2),
+            "model-sd15.Diffusion.autoscaling_config.upscaling_factor: it is 2; with SharedGpus it "
+            "must be 1, or left out",
+        ),
+        (
+            lambda c: share(c, smoothing_factor=0.5),
+            "model-sd15.Diffusion.autoscaling_config.smoothing_factor: it is 0.5; with SharedGpus ",
+        ),
+        (
+            lambda c: share(c, initial_replicas=2),
+            "model-sd15.Diffusion.autoscaling_config.initial_replicas: it is 2; with SharedGpus it "
+            "must be 1, as min_replicas is, or left out",
         ),
         (lambda c: model(c).update(name="sd15"), "sd15.name: the application of this model is"),
         (
