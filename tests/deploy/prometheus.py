@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ def binary(name: str) -> str:
             pytest.fail(missing)
         pytest.skip(missing)
     return found
+
+
+def promtool(*words: str) -> None:
+    """Runs it, and shows what it says if it is not content."""
+    ran = subprocess.run([binary("promtool"), *words], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def rules() -> Any:

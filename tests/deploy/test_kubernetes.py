@@ -35,6 +35,7 @@ from tests.deploy.manifests import (
     problems,
     ray_cluster,
 )
+from tests.deploy.prometheus import promtool, rules
 
 pytestmark = needs_kubectl
 each_cluster = pytest.mark.parametrize("cluster", CLUSTERS)
@@ -116,19 +117,63 @@ def test_the_schemas_accept_every_manifest(cluster: str) -> None:
 
 def test_alerts_and_dashboard_are_those_that_are_tested() -> None:
     """By promtool and a real Prometheus, in test_prometheus.py."""
-    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())
-    assert one("mixed", "PrometheusRule")["spec"] == rules
+    here, there = copy.deepcopy(one("mixed", "PrometheusRule")["spec"]), rules()
+    differ = [
+        (mine, its)
+        for ours, theirs in zip(here["groups"], there["groups"], strict=True)
+        for mine, its in zip(ours["rules"], theirs["rules"], strict=True)
+        if mine != its
+    ]
+    ((mine, its),) = differ
+    assert mine["alert"] == its["alert"] == "TcdServiceDown"
+    for key in ("for", "labels"):
+        assert mine[key] == its[key]
+    assert mine["annotations"]["runbook"] == its["annotations"]["runbook"]
+    mine |= its
+    assert here == there
     dashboard = one("mixed", "ConfigMap", "tcd-dashboard")
     assert dashboard["data"] == {"tcd.json": (ROOT / "deploy/grafana/tcd.json").read_text()}
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
+@each_cluster
+def test_rules_ask_for_the_jobs_that_are_scraped(cluster: str) -> None:
+    """The operator calls a job after namespace and name, unless a relabeling says otherwise."""
+    asked = set(re.findall(r'job=~?"(.*?)"', yaml.safe_dump(one(cluster, "PrometheusRule"))))
+    (endpoint,) = one(cluster, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    named = [each for each in endpoint["relabelings"] if each.get("targetLabel") == "job"]
+    assert named == [{"targetLabel": "job", "replacement": "ray"}]
+    assert asked == {"ray"}
+
+
+def test_the_service_is_down_when_no_proxy_is_ready(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(one("mixed", "PrometheusRule")["spec"]))
+    down = 'count by (severity) (ALERTS{alertname="TcdServiceDown",alertstate="firing"})'
+    fires = [{"labels": '{severity="critical"}', "value": 1}]
+    front = one("mixed", "Deployment", "tcd-front")["metadata"]["name"]
+    available = "kube_deployment_status_replicas_available"
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f'{available}{{deployment="{front}"}}', "values": "2x5 1x5 0x9"},
+            {"series": f'{available}{{deployment="another"}}', "values": "0x20"},
+        ],
+        "promql_expr_test": [
+            {"expr": down, "eval_time": "11m", "exp_samples": []},
+            {"expr": down, "eval_time": "14m", "exp_samples": fires},
+        ],
+    }
+    file = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(file))
+    promtool("test", "rules", str(tmp_path / "tests.yaml"))
+
+
 def test_the_schema_of_rules_refuses_what_the_operator_would() -> None:
-    rules = copy.deepcopy(one("mixed", "PrometheusRule"))
-    (*_, last) = rules["spec"]["groups"][1]["rules"]
+    wrong = copy.deepcopy(one("mixed", "PrometheusRule"))
+    (*_, last) = wrong["spec"]["groups"][1]["rules"]
     last["for"] = "5 minutes"
     last["labels"]["severity"] = 1
-    assert len(list(problems(rules))) == 2
+    assert len(list(problems(wrong))) == 2
 
 
 def head(service: Manifest) -> Manifest:

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ from tests.deploy.prometheus import (
     alerts,
     binary,
     prometheus,
+    promtool,
     wait_until,
 )
 from tests.serving import serve_deploy
@@ -385,12 +385,6 @@ def test_alerts_fire_when_nothing_is_there(troubled: Monitored) -> None:
         return [name for name in AT_THE_END if not troubled.seen.fired(name)]
 
     wait_until(lambda: not quiet(), PATIENCE_S, quiet)
-
-
-def promtool(*words: str) -> None:
-    """Runs it, and shows what it says if it is not content."""
-    ran = subprocess.run([binary("promtool"), *words], capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def _others(than: set[Process]) -> bool:
