@@ -23,7 +23,17 @@ import httpx
 import ray
 
 from tests.graphs.guide import guide
-from tests.graphs.nodes import NAME, ROOT, Node, Nodes, deploy, replicas, running, with_gpus
+from tests.graphs.nodes import (
+    NAME,
+    ROOT,
+    Node,
+    Nodes,
+    deploy,
+    replicas,
+    running,
+    wanted,
+    with_gpus,
+)
 from tests.soak.asking import Ask, Asker
 from tests.soak.judging import Answer, Judge, Pictures, Probes
 from tests.soak.ledger import Ledger
@@ -224,26 +234,29 @@ async def woken(nodes: Nodes) -> Any:
 async def gpu_lost(nodes: Nodes) -> Any:
     """The node of a model's only replica is lost while that is asked for pictures."""
     (node,) = alive(f"model-{AWAKE}")
-    return await lost(nodes, node, lambda: bool({*up(f"model-{AWAKE}")} - {node}))
+    return await lost(nodes, node)
 
 
 async def cpu_lost(nodes: Nodes) -> Any:
     """A node of ingresses, preprocessors and whatever else there is beside them is lost."""
     (node,) = (node for node, labels in nodes.alive().items() if labels[NAME] == "cpu-2")
+    return await lost(nodes, node)
 
-    def parts(there: Callable[[dict[str, Any]], bool]) -> Counter[tuple[str, str]]:
-        return Counter((r["application"], r["deployment"]) for r in replicas() if there(r))
 
-    before = parts(lambda _: True)
-    return await lost(
-        nodes,
-        node,
-        lambda: parts(lambda r: r["state"] == "RUNNING" and r["node"] != node) >= before,
+def whole_without(node: str) -> bool:
+    """Whether all of the service and the model that is awake run as Serve wants them, elsewhere."""
+    run = Counter(
+        (replica["application"], replica["deployment"])
+        for replica in replicas()
+        if replica["state"] == "RUNNING" and replica["node"] != node
+    )
+    return all(
+        run[part] >= number for part, number in wanted().items() if part[0] in ("tcd", f"model-{AWAKE}")
     )
 
 
-async def lost(nodes: Nodes, node: str, whole: Callable[[], bool]) -> Any:
-    """A node is lost under load. `whole`: whether all of the service is there again, elsewhere."""
+async def lost(nodes: Nodes, node: str) -> Any:
+    """A node is lost under load, which goes on until the service is whole again, and a while."""
     asking = Asking(nodes)
     ledger = asking.ledger
     for turn in range(3 * SEEDS):  # how each picture should be
@@ -260,7 +273,7 @@ async def lost(nodes: Nodes, node: str, whole: Callable[[], bool]) -> Any:
         noticed_at = ledger.now()
         for number in range(JOBS, 2 * JOBS):
             await jobs.hand_in(number)
-        await until(whole)
+        await until(lambda: whole_without(node))
         whole_at = ledger.now()
         answered = asking.answered()
         await until(lambda: asking.answered() >= answered + 3 * SEEDS)

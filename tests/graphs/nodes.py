@@ -140,21 +140,33 @@ def deploy(config: dict[str, Any]) -> None:
 
 def replicas() -> list[dict[str, Any]]:
     """Every replica that Serve says is there: what it is, where, and how it stands."""
-    client = _get_global_client()
-    assert client is not None
     return [
         {
-            "application": application["name"],
-            "deployment": deployment["name"],
+            "application": application,
+            "deployment": deployment,
             "node": replica.get("node_id"),
             "pid": replica.get("pid"),
             "state": replica["state"],
             "actor": replica["actor_name"],
         }
+        for (application, deployment), details in _deployments().items()
+        for replica in details["replicas"]
+    ]
+
+
+def wanted() -> dict[tuple[str, str], int]:
+    """How many replicas Serve wants of each deployment, by application and name."""
+    return {part: details["target_num_replicas"] for part, details in _deployments().items()}
+
+
+def _deployments() -> dict[tuple[str, str], Any]:
+    client = _get_global_client()
+    assert client is not None
+    return {
+        (application["name"], deployment["name"]): deployment
         for application in client.get_serve_details()["applications"].values()
         for deployment in application["deployments"].values()
-        for replica in deployment["replicas"]
-    ]
+    }
 
 
 def with_gpus(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
