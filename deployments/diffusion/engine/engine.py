@@ -466,7 +466,7 @@ class Engine:
 
             estimate = self._runner.estimate(row.slot)
             wanted = partial(self._registry.waits, entry, index)
-            self._decoder.put(Latent(estimate, answer, wanted, preview=True))
+            self._decoder.put(self._charged(row, Latent(estimate, answer, wanted, preview=True)))
 
     def _decode(self, row: Trajectory, entry: Entry, index: int) -> None:
         def answer(result: Decoded | Exception) -> None:
@@ -481,8 +481,13 @@ class Engine:
         assert row.slot is not None
         wanted = partial(self._registry.waits, entry, index)
         latent = Latent(self._runner.latents(row.slot), answer, wanted, entry.deadline)
-        self._scheduler.decodes(row, self._registry.decode_s(latent.pixels))
-        self._decoder.put(latent)
+        self._decoder.put(self._charged(row, latent))
+
+    def _charged(self, row: Trajectory, latent: Latent) -> Latent:
+        """What comes of a row, which counts as what the VAE will take for it."""
+        seconds = self._registry.decode_s(latent.pixels, preview=latent.preview)
+        self._scheduler.decodes(row, seconds)
+        return latent
 
     def _leave(self, row: Trajectory, entry: Entry, index: int) -> None:
         """A row's denoising is over: frees what it held."""

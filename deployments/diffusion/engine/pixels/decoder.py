@@ -85,7 +85,8 @@ class Decoder:
 
     Args:
         preview_vae: decodes previews.
-        decoded: told of every call: latent pixels, and the seconds that they took.
+        decoded: told of every call: latent pixels, the seconds that they took, and whether they
+            were previews.
         relieved: called whenever the backlog has become smaller.
         broken: told of what no image is to blame for; nothing is decoded any more then.
 
@@ -97,7 +98,7 @@ class Decoder:
         self,
         vae: Vae,
         preview_vae: Vae,
-        decoded: Callable[[int, float], None] = lambda *_: None,
+        decoded: Callable[[int, float, bool], None] = lambda *_: None,
         relieved: Callable[[], None] = lambda: None,
         broken: Callable[[Exception], None] = lambda _: None,
     ) -> None:
@@ -214,8 +215,7 @@ class Decoder:
             items[0].latent.answer(failure)
             return
         pixels = sum(item.latent.pixels for item in items)
-        if not items[0].latent.preview:
-            self._decoded(pixels, perf_counter() - started)
+        self._decoded(pixels, perf_counter() - started, items[0].latent.preview)
         self._calls += 1
         if self._calls % RECOVERY_CALLS == 0:
             self._pixels_a_call = min(PIXELS_A_CALL, 2 * self._pixels_a_call)

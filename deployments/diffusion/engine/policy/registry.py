@@ -121,6 +121,7 @@ class Registry:
         self._accounts = Accounts(IDLE_CALLERS)
         self._unet_pace = Pace(UNMEASURED_STEP_S)
         self._vae_pace = Pace(UNMEASURED_DECODE_S)
+        self._preview_pace = Pace(UNMEASURED_DECODE_S)
         self._work = Work()
         self._adapters: frozenset[int] = frozenset()
         self._unseen: set[Entry] = set()  # taken in since the loop last counted its work
@@ -294,17 +295,21 @@ class Registry:
                 timed_step_seconds_total=figures.timed_step_seconds_total + call.seconds,
             )
 
-    def count_decode(self, pixels: int, seconds: float) -> None:
+    def count_decode(self, pixels: int, seconds: float, preview: bool = False) -> None:
         """So many latent pixels took so long to decode."""
         with self._lock:
+            if preview:
+                self._preview_pace.measure(pixels, seconds)
+                return
             self._vae_pace.measure(pixels, seconds)
             figures = self._figures
             self._figures = replace(figures, vae_seconds_total=figures.vae_seconds_total + seconds)
 
-    def decode_s(self, pixels: int) -> float:
+    def decode_s(self, pixels: int, *, preview: bool = False) -> float:
         """Seconds that so many latent pixels are thought to take to decode."""
         with self._lock:
-            return pixels * self._vae_pace.pixel_s
+            pace = self._preview_pace if preview else self._vae_pace
+            return pixels * pace.pixel_s
 
     def publish(self, standing: Standing) -> None:
         """Shows the loop's state to other threads. Called on the engine's thread."""

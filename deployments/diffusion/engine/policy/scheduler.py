@@ -264,7 +264,8 @@ class Scheduler:
         return tuple(left)
 
     def decodes(self, row: Trajectory, seconds: float) -> None:
-        """What came of a row goes to the VAE, which is thought to take so long for it."""
+        """What came of a row, or is shown of it on the way, goes to the VAE, which is thought to
+        take so long for it."""
         if row.caller.background:
             self._background.had(seconds, self._now)
 

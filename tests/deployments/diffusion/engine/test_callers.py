@@ -72,9 +72,34 @@ def test_the_background_rests_for_its_pictures_decoding_too(
 ) -> None:
     engine = make_engine(limits=Limits(background_share=0.5))
     engine.generate(image_job("other", num_inference_steps=1, caller=OTHER))
-    monkeypatch.setattr(engine._registry, "decode_s", lambda pixels: pixels / (16 * 16) * 4.0)
-    began = monotonic()
-    engine.generate(
-        image_job("behind", num_inference_steps=1, priority=BACKGROUND, caller=FLOOD.in_background)
+    taken = {False: 4.0, True: 1.0}
+    monkeypatch.setattr(
+        engine._registry, "decode_s", lambda pixels, preview: pixels / (16 * 16) * taken[preview]
     )
+    began = monotonic()
+    background = FLOOD.in_background
+    behind = image_job("behind", num_inference_steps=1, priority=BACKGROUND, caller=background)
+    engine.generate(behind)
     assert engine._scheduler._background.resumes(began) >= began + 4.0 / 0.5
+
+
+def test_the_background_rests_for_what_is_shown_of_its_pictures_too(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(limits=Limits(background_share=1.0))
+    engine.generate(image_job("other", num_inference_steps=1, caller=OTHER))
+    charged: list[float] = []
+    monkeypatch.setattr(
+        engine._registry, "decode_s", lambda pixels, preview: float(pixels) if preview else 0.0
+    )
+    monkeypatch.setattr(engine._scheduler._background, "had", lambda s, _: charged.append(s))
+    background = FLOOD.in_background
+    behind = image_job(
+        "behind",
+        num_inference_steps=4,
+        partial_images=2,
+        priority=BACKGROUND,
+        caller=background,
+    )
+    engine.generate(behind)
+    assert charged.count(16.0 * 16.0) == 2
