@@ -23,7 +23,7 @@ class Pace:
         self._pixels = 64.0**2
         self._seconds = unmeasured_s
         self._best = unmeasured_s / self._pixels
-        self._measured = False
+        self._times = 0
 
     @property
     def pixel_s(self) -> float:
@@ -36,14 +36,19 @@ class Pace:
         and shares the device with nothing. What a device can do does not depend on its load."""
         return self._best
 
+    @property
+    def known_pixel_s(self) -> float:
+        """The same; 0 until two calls were timed: a first one may compile, tune and allocate."""
+        return self._best if self._times > 1 else 0.0
+
     def measure(self, pixels: int, seconds: float) -> None:
         """So many latent pixels took so long."""
-        weight = SMOOTHING if self._measured else 1.0
-        slower = self._best * (1 + FORGETTING) if self._measured else inf
+        weight = SMOOTHING if self._times else 1.0
+        slower = self._best * (1 + FORGETTING) if self._times else inf
         self._best = min(seconds / pixels, slower)
         self._pixels += weight * (pixels - self._pixels)
         self._seconds += weight * (seconds - self._seconds)
-        self._measured = True
+        self._times += 1
 
 
 @dataclass(frozen=True)

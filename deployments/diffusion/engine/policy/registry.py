@@ -306,10 +306,11 @@ class Registry:
             self._figures = replace(figures, vae_seconds_total=figures.vae_seconds_total + seconds)
 
     def decode_s(self, pixels: int, *, preview: bool = False) -> float:
-        """Seconds that so many latent pixels are thought to take to decode."""
+        """Seconds that so many latent pixels are thought to take to decode, by the best calls of
+        late; 0 until two were timed."""
         with self._lock:
             pace = self._preview_pace if preview else self._vae_pace
-            return pixels * pace.pixel_s
+            return pixels * pace.known_pixel_s
 
     def publish(self, standing: Standing) -> None:
         """Shows the loop's state to other threads. Called on the engine's thread."""

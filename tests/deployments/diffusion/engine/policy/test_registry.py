@@ -182,6 +182,21 @@ def test_times_of_calls_and_waits_add_up(monkeypatch: pytest.MonkeyPatch) -> Non
     assert figures.vae_seconds_total == 1.5
 
 
+def test_the_background_is_charged_by_what_decodes_took_once_two_were_timed() -> None:
+    """The first may compile; previews have a decoder of their own, perhaps a tiny one."""
+    registry = Registry("engine")
+    assert registry.decode_s(PIXELS) == registry.decode_s(PIXELS, preview=True) == 0.0
+    registry.count_decode(PIXELS, 30.0)
+    assert registry.decode_s(PIXELS) == 0.0
+    registry.count_decode(PIXELS, 0.5)
+    assert registry.decode_s(4 * PIXELS) == pytest.approx(2.0)
+    for seconds in (3.0, 0.01):
+        registry.count_decode(PIXELS, seconds, preview=True)
+    assert registry.decode_s(PIXELS, preview=True) == pytest.approx(0.01)
+    assert registry.decode_s(PIXELS) == pytest.approx(0.5)
+    assert registry.figures().vae_seconds_total == 30.5
+
+
 def test_what_came_and_what_waits_are_in_the_figures_at_once() -> None:
     """A second for each of ten steps, and half a second for the VAE: 10.5 in half a minute."""
     now = 100.0
