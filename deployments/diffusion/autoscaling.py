@@ -11,7 +11,7 @@ where Serve's controller runs, `SharedGpus` does.
 """
 
 from dataclasses import replace
-from math import ceil
+from math import ceil, inf
 
 from ray.serve.config import AutoscalingContext
 
@@ -33,8 +33,8 @@ class ByPendingWork:
     """
 
     def __init__(self, target_s: float = 10.0) -> None:
-        if target_s <= 0:
-            raise ValueError(f"target_s is {target_s}; it must be above 0")
+        if not 0 < target_s < inf:  # not a number, too
+            raise ValueError(f"target_s is {target_s}; it must be above 0, and finite")
         self._target_s = target_s
 
     def __call__(self, ctx: AutoscalingContext) -> "Decision":
@@ -63,8 +63,8 @@ class ByWork:
     def __init__(self, utilization: float = 0.5, target_s: float = 10.0) -> None:
         if not 0 < utilization <= 1:
             raise ValueError(f"utilization is {utilization}; it must be above 0, at most 1")
-        if target_s <= 0:
-            raise ValueError(f"target_s is {target_s}; it must be above 0")
+        if not 0 < target_s < inf:  # not a number, too
+            raise ValueError(f"target_s is {target_s}; it must be above 0, and finite")
         self._utilization = utilization
         self._target_s = target_s
 
@@ -111,8 +111,8 @@ class SharedGpus:
     ) -> None:
         if gpus < 1:
             raise ValueError(f"gpus is {gpus}; it must be 1 or more")
-        if priority <= 0:
-            raise ValueError(f"priority is {priority}; it must be above 0")
+        if not 0 < priority < inf:
+            raise ValueError(f"priority is {priority}; it must be above 0, and finite")
         self._work = ByWork(utilization, target_s)
         self._pool = pool_of(pool)
         self._pool.join(self)

@@ -14,10 +14,12 @@ class ByOpenJobs:
     """Wants so many workers that each has as many jobs as it works on at a time.
 
     Args:
-        at_once: jobs of a worker; by default as `jobs.at_once` is by default.
+        at_once: jobs of a worker, 1 or more; by default as `jobs.at_once` is by default.
     """
 
     def __init__(self, at_once: int = 8) -> None:
+        if at_once < 1:
+            raise ValueError(f"at_once is {at_once}; it must be 1 or more")
         self._at_once = at_once
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[float, dict[str, object]]:

@@ -2,12 +2,14 @@
 models that share GPUs."""
 
 from collections.abc import Callable
+from math import inf, nan
 
 import pytest
 from ray.serve._private.autoscaling_state import AutoscalingStateManager
 
 from deployments.diffusion import pool
 from deployments.diffusion.autoscaling import ByPendingWork, ByWork, SharedGpus, steady
+from deployments.jobs.autoscaling import ByOpenJobs
 from tests.deployments.diffusion.scaled import Scaled
 
 BY_WORK = "deployments.diffusion.autoscaling:ByWork"
@@ -220,6 +222,12 @@ def test_a_model_that_is_removed_is_forgotten(manager: AutoscalingStateManager) 
         (lambda: ByWork(utilization=1.1), "utilization is 1.1"),
         (lambda: ByWork(target_s=0), "target_s is 0; it must be above 0"),
         (lambda: ByPendingWork(target_s=-1), "target_s is -1; it must be above 0"),
+        (lambda: ByPendingWork(target_s=nan), "target_s is nan; it must be above 0, and finite"),
+        (lambda: ByWork(target_s=nan), "target_s is nan; it must be above 0, and finite"),
+        (lambda: ByWork(utilization=nan), "utilization is nan; it must be above 0, at most 1"),
+        (lambda: SharedGpus("a", 1, priority=nan), "priority is nan; it must be above 0, and fini"),
+        (lambda: SharedGpus("a", 1, priority=inf), "priority is inf; it must be above 0, and fini"),
+        (lambda: ByOpenJobs(0), "at_once is 0; it must be 1 or more"),
         (lambda: SharedGpus("a", 0), "gpus is 0; it must be 1 or more"),
         (lambda: SharedGpus("a", 1, priority=0), "priority is 0; it must be above 0"),
         (lambda: SharedGpus("a", 1, utilization=2), "utilization is 2"),

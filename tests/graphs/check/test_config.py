@@ -239,6 +239,11 @@ def scale(config: dict[str, Any], policy: str, floor: int = 1, **kwargs: object)
             "model-sd15.Diffusion.autoscaling_config.policy.policy_kwargs.target_s: it is '10'; ",
         ),
         (
+            lambda c: scale(c, "ByWork", target_s=float("nan")),
+            "model-sd15.Diffusion.autoscaling_config.policy.policy_kwargs: target_s is nan; it "
+            "must be above 0, and finite; there are utilization, target_s",
+        ),
+        (
             lambda c: scale(c, "SharedGpus", gpus=2),
             "model-sd15.Diffusion.autoscaling_config.policy.policy_kwargs: ",
         ),
