@@ -244,15 +244,14 @@ async def cpu_lost(nodes: Nodes) -> Any:
 
 
 def whole_without(node: str) -> bool:
-    """Whether all of the service and the model that is awake run as Serve wants them, elsewhere."""
+    """Whether the service and the model that is awake run as Serve wants them, elsewhere."""
     run = Counter(
         (replica["application"], replica["deployment"])
         for replica in replicas()
         if replica["state"] == "RUNNING" and replica["node"] != node
     )
-    return all(
-        run[part] >= number for part, number in wanted().items() if part[0] in ("tcd", f"model-{AWAKE}")
-    )
+    parts = {part: n for part, n in wanted().items() if part[0] in ("tcd", f"model-{AWAKE}")}
+    return all(run[part] >= n for part, n in parts.items())
 
 
 async def lost(nodes: Nodes, node: str) -> Any:

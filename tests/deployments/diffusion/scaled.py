@@ -33,11 +33,15 @@ class Scaled:
     ) -> None:
         self._manager = manager
         self._id = DeploymentID("Diffusion", app_name=name)
-        config = AutoscalingConfig(
-            min_replicas=floor,
-            max_replicas=most,
-            policy=AutoscalingPolicy(policy_function=policy, policy_kwargs=kwargs),
-            **{"upscale_delay_s": 0, "downscale_delay_s": 0, **keys},
+        config = AutoscalingConfig.model_validate(
+            {
+                "min_replicas": floor,
+                "max_replicas": most,
+                "upscale_delay_s": 0,
+                "downscale_delay_s": 0,
+                "policy": AutoscalingPolicy(policy_function=policy, policy_kwargs=kwargs),
+                **keys,
+            }
         )
         self._info = DeploymentInfo(
             deployment_config=DeploymentConfig(autoscaling_config=config, num_replicas=None),
