@@ -51,7 +51,10 @@ MOST = 3
 PATIENCE_S = 240.0
 SEEDS, STEPS, CALLERS, JOBS = 4, 8, 6, 4
 UNDER_WAY = ("queued", "in_progress")
-SIZE = (256, 256)
+SIDES = {  # the least that the guide allows
+    model["args"]["name"]: model["deployments"][0]["user_config"]["limits"]["min_side"]
+    for model in guide()["applications"][1:]
+}
 KEY = {"authorization": "Bearer key"}
 DEMO = (ROOT / "docs" / "images" / "demo.png").read_bytes()
 PICTURE = f"data:image/png;base64,{base64.b64encode(DEMO).decode()}"
@@ -96,7 +99,7 @@ class Asking:
         body: dict[str, Any] = {
             "model": model,
             "prompt": "a red ball",
-            "size": "256x256",
+            "size": size(model),
             "num_inference_steps": steps,
             "seed": seed,
         }
@@ -110,7 +113,8 @@ class Asking:
 
     def pictures(self, kind: str, model: str, seed: int) -> Pictures:
         """What such a request must be answered with: the same as before."""
-        return Pictures(self.probes, f"{kind} {model}", 1, SIZE, "png", seed)
+        sides = (SIDES[model], SIDES[model])
+        return Pictures(self.probes, f"{kind} {model}", 1, sides, "png", seed)
 
     def _ask(self, kind: str, body: dict[str, Any], judge: Judge) -> Ask:
         url = f"{self._url}/v1/images/generations"
@@ -143,6 +147,11 @@ class Asking:
     def entries(self) -> list[dict[str, Any]]:
         """The ledger, for the end."""
         return [asdict(entry) for entry in self.ledger.entries]
+
+
+def size(model: str) -> str:
+    """As requests say it."""
+    return f"{SIDES[model]}x{SIDES[model]}"
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
@@ -301,7 +310,7 @@ class Jobs:
         body = {
             "model": AWAKE,
             "prompt": "a red ball",
-            "size": "256x256",
+            "size": size(AWAKE),
             "num_inference_steps": STEPS,
             "seed": number % SEEDS,
             "async": True,
