@@ -13,7 +13,7 @@ where Serve's controller runs, `SharedGpus` does.
 from dataclasses import replace
 from math import ceil, inf
 
-from ray.serve.config import AutoscalingContext
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from deployments.diffusion.pool import pool_of
 from deployments.diffusion.shares import Claim, granted
@@ -142,8 +142,9 @@ def steady(wanted: float, now: int) -> int:
 def exactly(replicas: int, ctx: AutoscalingContext) -> float:
     """What becomes so many replicas by Serve's `upscaling_factor` and `downscaling_factor`, which
     act on the difference from those that run and could carry a share past its pool."""
+    config: AutoscalingConfig | None = ctx.config
     running, more = ctx.current_num_replicas, replicas - ctx.current_num_replicas
-    if not running or not more:
+    if config is None or not running or not more:
         return float(replicas)
-    up, down = ctx.config.get_upscaling_factor(), ctx.config.get_downscaling_factor()
+    up, down = config.get_upscaling_factor(), config.get_downscaling_factor()
     return running + (more - 0.5) / (up if more > 0 else down)  # Serve rounds up

@@ -15,6 +15,8 @@ from ray.serve._private.config import DeploymentConfig, ReplicaConfig
 from ray.serve._private.deployment_info import DeploymentInfo
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+MOST = 8  # replicas of a model
+
 
 class Scaled:
     """A model's application in Serve's controller: what its replicas and callers say, and how many
@@ -28,7 +30,6 @@ class Scaled:
         policy: str,
         kwargs: dict[str, object],
         floor: int = 0,
-        most: int = 8,
         **keys: float,
     ) -> None:
         self._manager = manager
@@ -36,7 +37,7 @@ class Scaled:
         config = AutoscalingConfig.model_validate(
             {
                 "min_replicas": floor,
-                "max_replicas": most,
+                "max_replicas": MOST,
                 "upscale_delay_s": 0,
                 "downscale_delay_s": 0,
                 "policy": AutoscalingPolicy(policy_function=policy, policy_kwargs=kwargs),
