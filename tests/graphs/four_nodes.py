@@ -9,6 +9,7 @@ request with its ending.
 
 import asyncio
 import base64
+import io
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 import httpx
 import ray
+from PIL import Image
 
 from tests.graphs.guide import guide
 from tests.graphs.nodes import (
@@ -47,6 +49,7 @@ CPUS, GPUS = (
 # elsewhere to have requests, it is a node without replicas.
 LAYOUTS = {"two-and-two": (*CPUS, *GPUS), "bare-head": (Node("head", "head", 1), *CPUS, GPUS[0])}
 AWAKE, GROWING, ASLEEP = "sd15", "sd21", ("sdxl", "sdxl-inpainting", "animagine", "toonyou")
+INPAINTING = "sdxl-inpainting"
 MOST = 3
 PATIENCE_S = 240.0
 SEEDS, STEPS, CALLERS, JOBS = 4, 8, 6, 4
@@ -111,6 +114,25 @@ class Asking:
         judge = pictures.stream if kind == "stream" else pictures.body
         return self._ask(f"{kind} {model}", body, judge)
 
+    def inpainting(self) -> Ask:
+        """Of the model that does nothing else: the left half of a red picture."""
+        side = SIDES[INPAINTING]
+        picture = Image.new("RGBA", (side, side), "red")
+        mask = picture.copy()
+        mask.paste((0, 0, 0, 0), (0, 0, side // 2, side))
+        fields = {
+            "model": INPAINTING,
+            "prompt": "a red ball",
+            "size": size(INPAINTING),
+            "num_inference_steps": str(STEPS),
+            "seed": "0",
+        }
+        files = {"image": ("image.png", png(picture)), "mask": ("mask.png", png(mask))}
+        url = f"{self._url}/v1/images/edits"
+        request = httpx.Request("POST", url, data=fields, files=files, headers=KEY)
+        request.read()
+        return Ask("inpainting", request, self.pictures("inpainting", INPAINTING, 0).body)
+
     def pictures(self, kind: str, model: str, seed: int) -> Pictures:
         """What such a request must be answered with: the same as before."""
         sides = (SIDES[model], SIDES[model])
@@ -152,6 +174,13 @@ class Asking:
 def size(model: str) -> str:
     """As requests say it."""
     return f"{SIDES[model]}x{SIDES[model]}"
+
+
+def png(picture: Image.Image) -> bytes:
+    """The file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
@@ -234,7 +263,8 @@ def tcd_models(url: str) -> int:
 async def woken(nodes: Nodes) -> Any:
     """All models of the guide at once, of which there are more than GPUs."""
     asking = Asking(nodes)
-    await asyncio.gather(*(asking.asker.ask(asking.image(m, 0)) for m in (GROWING, *ASLEEP)))
+    asked = [asking.image(m, 0) for m in (GROWING, *ASLEEP) if m != INPAINTING]
+    await asyncio.gather(*(asking.asker.ask(one) for one in (*asked, asking.inpainting())))
     await asking.asker.close()
     places = {m: [a["Address"]["NodeID"] for a in actors(f"model-{m}")] for m in ASLEEP}
     return {"places": places, "requests": asking.entries()}
