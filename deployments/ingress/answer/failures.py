@@ -61,6 +61,8 @@ _TABLE: tuple[tuple[type[TcdError], _Row], ...] = (
     (GenerationFailed, _Row(500, "server_error", "generation_failed", retry=False)),
 )
 _UNEXPECTED = _Row(500, "server_error", "internal_error", retry=True)
+# What is known of such an error once it was said is that it is ours, and no more.
+_SAID = (*_TABLE, (TcdError, _UNEXPECTED))
 _BY_STATUS = {row.status: row for _, row in reversed(_TABLE)} | {
     400: _Row(400, "invalid_request_error", "invalid_value", retry=False),
     405: _Row(405, "invalid_request_error", "method_not_allowed", retry=False),
@@ -85,7 +87,8 @@ def failure(error: Exception) -> Failure:
     row = next((row for kind, row in _TABLE if isinstance(error, kind)), _UNEXPECTED)
     message = str(error)
     if row is _UNEXPECTED:
-        log.error("unexpected error", exc_info=error)
+        if type(error) is not TcdError:  # that one was logged where it was first said
+            log.error("unexpected error", exc_info=error)
         message = "the service failed unexpectedly"
     param = error.param if isinstance(error, FieldError) else None
     headers = {} if row.retry else {"x-should-retry": "false"}
@@ -100,13 +103,13 @@ def failure(error: Exception) -> Failure:
 
 def error_of(code: str, message: str, param: str | None = None) -> TcdError:
     """An error of which no more is known than what was said of it."""
-    kind = next((kind for kind, row in _TABLE if row.code == code), GenerationFailed)
+    kind = next((kind for kind, row in _SAID if row.code == code), GenerationFailed)
     return kind(message, param) if issubclass(kind, FieldError) else kind(message)
 
 
 def passing(code: str) -> bool:
     """Whether what was so said may be otherwise at the next try."""
-    return any(row.retry for _, row in _TABLE if row.code == code)
+    return any(row.retry for _, row in _SAID if row.code == code)
 
 
 def http_failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> Failure:
