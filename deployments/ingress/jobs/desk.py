@@ -32,6 +32,7 @@ from deployments.contracts.figures import JobFigures
 from deployments.contracts.jobs import Caller
 from deployments.contracts.places import Places
 from deployments.contracts.usage import KeyJobs
+from deployments.ingress.answer.failures import passing
 from deployments.ingress.jobs.asked import (
     Asked,
     ImageAsked,
@@ -138,7 +139,7 @@ class Desk:
         kind: Kind = "video" if isinstance(asked, VideoAsked) else "image"
         digest = await self._run(digest_of, asked)
         job_id = id_of(kind, caller, key)
-        if key is not None and (known := await self._known(job_id)) is not None:
+        if key is not None and (known := await self._answered(job_id)) is not None:
             return same(known, digest)
         if asked.webhook_url is not None:
             check_webhook(asked.webhook_url, self._args.jobs.webhooks)
@@ -218,7 +219,7 @@ class Desk:
         """Accepts a batch. Raises `NotFound` if there is no such input file."""
         digest = hashlib.sha256(body.model_dump_json(exclude_none=True).encode()).hexdigest()
         job_id = id_of("batch", caller, key)
-        if key is not None and (known := await self._known(job_id)) is not None:
+        if key is not None and (known := await self._answered(job_id)) is not None:
             return same(known, digest)
         file = await self.get(body.input_file_id, caller.name or None, "file", "input_file_id")
         if file.request.get("purpose") != "batch":
@@ -481,6 +482,15 @@ class Desk:
             return await self._run(self._queue.get, job_id)
         except NotFound:
             return None
+
+    async def _answered(self, job_id: str) -> JobRecord | None:
+        """The job that was asked for with a key before. One that failed with what passes is
+        forgotten."""
+        known = await self._known(job_id)
+        if known is not None and known.error is not None and passing(known.error.code):
+            await self.forget(known)
+            return None
+        return known
 
     async def _check_room(self, kind: Kind, caller: Caller, size: int = 0) -> None:
         jobs = await self._open()
