@@ -421,7 +421,8 @@ class Desk:
 
     async def changed(self, record: JobRecord, within_s: float = math.inf) -> JobRecord:
         """A job at another revision than this; at the same, if that lasts for longer. A storage
-        that is away for a while is waited for."""
+        that is away for a while is waited for. Raises `NotFound` if it is deleted, also if there is
+        another of its id by now."""
         now = asyncio.get_running_loop().time
         pause_s, most_s = POLL_S
         until, heard = now() + within_s, now()
@@ -429,6 +430,8 @@ class Desk:
             try:
                 found = await self._glance(record.id)
                 heard = now()
+                if found.folder != record.folder:  # its key may be used again, by another request
+                    raise NotFound(f"job {record.id!r} does not exist any more", "job_id")
                 if found.revision != record.revision or now() > until:
                     return found
             except StorageUnavailable:

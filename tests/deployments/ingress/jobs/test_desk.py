@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deployments.contracts.batches import BatchBody
+from deployments.contracts.errors import NotFound
 from deployments.contracts.jobs import ImageRequest, VideoRequest
 from deployments.ingress.jobs.asked import Asked, ImageAsked, VideoAsked
 from deployments.ingress.jobs.batches import FAULTY
@@ -54,5 +55,22 @@ def test_so_is_that_of_a_batch(tmp_path: Path) -> None:
         assert again.status == "queued"
         kept = failed(house, FAULTY)
         assert await house.desk.begin_batch(body, "key", ALICE, "") == kept
+
+    run(House(tmp_path), live)
+
+
+def test_who_waits_is_not_given_the_answer_of_another(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        house.replica.go.set()
+        mine = await house.desk.submit(BALL, "key", ALICE)
+        await house.desk.forget(mine)
+        other = await house.desk.submit(BLUE, "key", ALICE)
+        assert other.id == mine.id
+        house.hire()
+        await house.until(other, "completed")
+        with pytest.raises(NotFound, match="does not exist any more"):
+            await house.desk.ended(mine, 5)
+        with pytest.raises(NotFound):
+            assert [now async for now in house.desk.followed(mine)] == [mine]
 
     run(House(tmp_path), live)
