@@ -15,8 +15,8 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from configs.app import ServiceArgs
@@ -85,6 +85,17 @@ class Page(NamedTuple):
     has_more: bool
 
 
+@dataclass(eq=False)
+class _Coming:
+    """A job that is being accepted. `size`: bytes; `refused`: it takes no room after all."""
+
+    kind: Kind
+    caller: Caller
+    job_id: str
+    size: int
+    refused: bool = False
+
+
 class Desk:
     """The jobs of a service, as its callers see them.
 
@@ -114,6 +125,7 @@ class Desk:
         self._io = Workers("work on jobs", threads=THREADS, waiting=None)
         self._looking = Workers("looks at jobs", threads=LOOKS, waiting=None)
         self._looking_at_all = Workers("looks at all jobs", threads=LOOKS, waiting=None)
+        self._coming: list[_Coming] = []
         self._glances: dict[str, asyncio.Task[JobRecord]] = {}
 
     async def submit(
@@ -145,18 +157,19 @@ class Desk:
             check_webhook(asked.webhook_url, self._args.jobs.webhooks)
         await self._keys.renew()
         outline = await self._service.check_job(asked.request, caller)
-        await self._check_room(kind, caller)
-        job = self._record(
-            kind,
-            caller,
-            job_id,
-            digest=digest,
-            awaited=awaited,
-            webhook_url=asked.webhook_url,
-            base_url=base_url,
-            priority=asked.request.priority,
-        )
-        return await self._accepted(job, asked, outline)
+        size = sum(_size(picture) for picture in outline.pictures.values())
+        async with self._room(kind, caller, job_id, size):
+            job = self._record(
+                kind,
+                caller,
+                job_id,
+                digest=digest,
+                awaited=awaited,
+                webhook_url=asked.webhook_url,
+                base_url=base_url,
+                priority=asked.request.priority,
+            )
+            return await self._accepted(job, asked, outline)
 
     async def submit_line(self, asked: ImageAsked, job_id: str, batch: JobRecord) -> JobRecord:
         """The same for a line of a batch, which has no limit of its own and is kept as long."""
@@ -225,21 +238,21 @@ class Desk:
         if file.request.get("purpose") != "batch":
             raise InvalidRequest(f"file {file.id!r} was not uploaded for a batch", "input_file_id")
         data = await self.content(file)
-        await self._check_room("batch", caller, len(data))
-        folder = fresh_folder()  # the file may be deleted, or expire, before the batch is done
-        kept = await self._run(self._files.write, folder, INPUT, data, "jsonl", LINES_TYPE)
-        lines = sum(bool(line.strip()) for line in data.split(b"\n"))
-        job = self._record(
-            "batch",
-            caller,
-            job_id,
-            digest=digest,
-            request={"body": body.model_dump(mode="json"), INPUT: kept.name, "lines": lines},
-            folder=folder,
-            pictures_size=kept.size,
-            base_url=base_url,
-        )
-        return await self._added(job, [kept])
+        async with self._room("batch", caller, job_id, len(data)):
+            folder = fresh_folder()  # the file may be deleted, or expire, before the batch is done
+            kept = await self._run(self._files.write, folder, INPUT, data, "jsonl", LINES_TYPE)
+            lines = sum(bool(line.strip()) for line in data.split(b"\n"))
+            job = self._record(
+                "batch",
+                caller,
+                job_id,
+                digest=digest,
+                request={"body": body.model_dump(mode="json"), INPUT: kept.name, "lines": lines},
+                folder=folder,
+                pictures_size=kept.size,
+                base_url=base_url,
+            )
+            return await self._added(job, [kept])
 
     async def input_of(self, batch: JobRecord) -> bytes:
         """The lines of a batch. Raises `NotFound`."""
@@ -255,15 +268,28 @@ class Desk:
         expires: ExpiresAfter | None = None,
     ) -> JobRecord:
         """Keeps a file of lines; with `file_id` the one that is there of that id, if it is."""
+        file_id = file_id or id_of("file", caller, None)
         if purpose == "batch":
-            await self._check_room("file", caller, len(data))
+            async with self._room("file", caller, file_id, len(data)):
+                return await self._kept_file(data, name, purpose, caller, file_id, expires)
+        return await self._kept_file(data, name, purpose, caller, file_id, expires)
+
+    async def _kept_file(
+        self,
+        data: bytes,
+        name: str,
+        purpose: str,
+        caller: Caller,
+        file_id: str,
+        expires: ExpiresAfter | None,
+    ) -> JobRecord:
         folder = fresh_folder()
         file = await self._run(self._files.write, folder, name, data, "jsonl", LINES_TYPE)
         now = time.time()
         job = self._record(
             "file",
             caller,
-            file_id or id_of("file", caller, None),
+            file_id,
             request={"purpose": purpose},
             folder=folder,
             status="completed",
@@ -495,10 +521,32 @@ class Desk:
             return None
         return known
 
-    async def _check_room(self, kind: Kind, caller: Caller, size: int = 0) -> None:
+    @asynccontextmanager
+    async def _room(
+        self, kind: Kind, caller: Caller, job_id: str, size: int
+    ) -> AsyncGenerator[None]:
+        """Within it a job is accepted: it counts from before it is looked whether there is room, so
+        that many who ask this process at once find no more room than there is. `size`: bytes of its
+        pictures, or lines. Raises as `submit` does."""
+        before = tuple(self._coming)
+        coming = _Coming(kind, caller, job_id, size)
+        self._coming.append(coming)
+        try:
+            await self._check_room(coming, before)
+            yield
+        except BaseException:
+            coming.refused = True
+            raise
+        finally:
+            self._coming.remove(coming)
+
+    async def _check_room(self, mine: "_Coming", before: Collection["_Coming"]) -> None:
+        kind, caller = mine.kind, mine.caller
         jobs = await self._open()
         of_kind = [job for job in jobs if job.kind == kind and job.batch is None]
         unfinished = [(job.caller, 1) for job in of_kind if not job.ended]
+        coming = _unseen(before, jobs, mine)
+        unfinished += [(one.caller, 1) for one in coming if one.kind == kind]
         limits = {
             "image": self._args.jobs.max_images,
             "video": self._args.max_videos,
@@ -510,21 +558,27 @@ class Desk:
         entry = self._keys.named(caller.name)
         if entry is None or entry.job_mb is None:
             return
-        most = entry.job_mb * MIB - max(size, 1)
+        most = entry.job_mb * MIB - max(mine.size, 1)
         # Files never are open: those that others keep are seen by who looks at all.
         fresh_s = COUNTED_S if kind in ("image", "video") else 0.0
-        if (kept := await self._kept_bytes(caller, fresh_s)) > most:
-            kept = await self._kept_bytes(caller)  # others may have deleted some
+        if (kept := await self._kept_bytes(mine, before, fresh_s)) > most:
+            kept = await self._kept_bytes(mine, before)  # others may have deleted some
         if kept > most:
+            more = f", and this would take {mine.size / MIB:.1f}" if mine.size else ""
             raise RateLimited(
                 f"the jobs of key {caller.name!r} hold {kept / MIB:.1f} MiB of the {entry.job_mb} "
-                "that it may have: delete some, or wait until they expire",
+                f"that it may have{more}: delete some, or wait until they expire",
                 FULL_RETRY_MS,
             )
 
-    async def _kept_bytes(self, caller: Caller, fresh_s: float = 0.0) -> int:
-        jobs = await self._looked(fresh_s)
-        return sum(job.size for job in jobs if job.owner == caller.name)
+    async def _kept_bytes(
+        self, mine: "_Coming", before: Collection["_Coming"], fresh_s: float = 0.0
+    ) -> int:
+        jobs, owner = await self._looked(fresh_s), mine.caller.name
+        coming = _unseen(before, jobs, mine)
+        return sum(job.size for job in jobs if job.owner == owner) + sum(
+            one.size for one in coming if one.caller.name == owner
+        )
 
     async def _kept_pictures(self, folder: str, pictures: Iterable[Brought]) -> dict[str, JobFile]:
         """The files of a request's pictures, by field."""
@@ -535,6 +589,21 @@ class Desk:
 
         files = await together(self._run(keep, one) for one in pictures)
         return {file.role: file for file in files}
+
+
+def _unseen(
+    before: Collection[_Coming], jobs: Iterable[JobRecord], mine: _Coming
+) -> Sequence[_Coming]:
+    """Which of those that came before take room that a look at the jobs has not shown, each job
+    once."""
+    seen = {job.id for job in jobs} | {mine.job_id}
+    return list({c.job_id: c for c in before if not c.refused and c.job_id not in seen}.values())
+
+
+def _size(picture: Brought) -> int:
+    """Bytes, at most, of the file that is kept of a picture."""
+    content = picture.content
+    return len(content) if isinstance(content, bytes) else content.nbytes
 
 
 def check_key(key: str) -> None:
