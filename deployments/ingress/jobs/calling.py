@@ -2,7 +2,8 @@
 
 Each event is delivered at least once, those of a job in their order: what has been delivered stands
 in the job's record, and one worker at a time delivers. A receiver that is away is asked again,
-later and later, until the job is forgotten.
+later and later, until the job is forgotten. Such retries have half of the places at most: one
+receiver that hangs does not stop the others' events.
 """
 
 import asyncio
@@ -34,6 +35,7 @@ PREFIX = "whsec_"
 SECRET_BYTES = (24, 64)
 ANSWER_S = 15.0  # for a receiver to say that it has the event
 AT_ONCE = 8
+RETRIES = AT_ONCE // 2  # of them; the others are for receivers that nothing is known against
 WAITS_S = (2.0, 300.0)  # after the first failure, and at most; each twice the one before
 LOOK_S = 1.0
 MAX_URL_CHARS = 2048
@@ -105,7 +107,10 @@ class Calling:
     async def _look(self) -> None:
         while len(self._calls) < AT_ONCE:
             now = time.monotonic()
-            waiting = [job_id for job_id, until in self._not_before.items() if until > now]
+            waiting = {job_id for job_id, until in self._not_before.items() if until > now}
+            retries = sum(self._not_before.get(job_id) == math.inf for job_id in self._failures)
+            if retries >= RETRIES:
+                waiting |= self._failures.keys()
             job = await self._io.run(self._queue.take_call, waiting)
             if job is None:
                 break

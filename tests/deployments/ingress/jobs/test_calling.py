@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import socket
 import threading
 import time
 from collections import defaultdict
@@ -129,8 +130,8 @@ def lived(queue: JobQueue, names: list[str], url: str) -> None:
 
 
 @contextmanager
-def calls(*queues: JobQueue) -> Iterator[None]:
-    """Workers that deliver, on a loop of their own."""
+def calls(*queues: JobQueue, made: list[Calling] | None = None) -> Iterator[None]:
+    """Workers that deliver, on a loop of their own; `made` takes them."""
     over: list[asyncio.Event] = []
     loops: list[asyncio.AbstractEventLoop] = []
     begun = threading.Event()
@@ -141,7 +142,10 @@ def calls(*queues: JobQueue) -> Iterator[None]:
                 await asyncio.to_thread(queue.jobs)
                 await asyncio.sleep(0.02)
 
-        works = [Calling(queue, ARGS).run() for queue in queues] + [look(q) for q in queues]
+        callings = [Calling(queue, ARGS) for queue in queues]
+        if made is not None:
+            made.extend(callings)
+        works = [one.run() for one in callings] + [look(q) for q in queues]
         tasks = [asyncio.create_task(work) for work in works]
         over.append(asyncio.Event())
         loops.append(asyncio.get_running_loop())
@@ -213,6 +217,29 @@ def test_a_receiver_that_is_away(tmp_path: Path, receiver: Receiver) -> None:
         wait_for(lambda: len(receiver.heard) >= 7)
     assert receiver.tried >= 12
     assert by_job(receiver) == EXPECTED
+
+
+def test_a_receiver_that_hangs_stops_no_other(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many of its jobs are due at all times, and are older."""
+    monkeypatch.setattr(calling, "ANSWER_S", 0.5)
+    queue = JobQueue(FolderObjects(tmp_path))
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as silent:
+        names = [f"a{n}" for n in range(4 * calling.AT_ONCE)]
+        for name in names:
+            queue.add(job(name, f"http://127.0.0.1:{silent.getsockname()[1]}/"))
+            queue.cancel(name)
+        queue.jobs()
+        made: list[Calling] = []
+        with calls(queue, made=made):
+            wait_for(lambda: len(made[0]._failures) == len(names))
+            queue.add(job("b", receiver.url))
+            queue.cancel("b")
+            began = time.monotonic()
+            wait_for(lambda: receiver.heard)
+            assert time.monotonic() - began < 5
+    assert by_job(receiver) == {"b": ["job.cancelled"]}
 
 
 def test_what_is_delivered_outlives_its_worker(tmp_path: Path, receiver: Receiver) -> None:
