@@ -86,7 +86,7 @@ class Working:
     ) -> None:
         self._queue = queue
         self._making = making
-        self._most = {"job": at_once, "line": batch_at_once, "batch": at_once}
+        self._most = {"job": at_once, "line": batch_at_once}
         self._alone = False
         self._beat_s = max(lease_s / RENEWALS, 0.1)
         self._poll_s = poll_s
@@ -179,12 +179,11 @@ class Working:
         self.open = sum(not job.ended and _room_of(job) != "line" for job in jobs.values())
 
     def _may_take(self, job: JobRecord) -> bool:
-        """Whether there is room for a job. Batches wait for others, and take none from them; of
+        """Whether there is room for a job. Batches compute nothing, and wait for no other; of
         the background there is little at a time. One that has its last chance has it alone: if its
         worker goes away once more, it is it, and nobody beside it is blamed."""
         if job.kind == "batch":
-            free = self._count("batch") < self._most["batch"] or job.called_off_at is not None
-            return job.id not in self._works and free
+            return job.id not in self._works
         busy = self._count("job") + self._count("line")
         if job.id in self._works or self._alone:
             return False
