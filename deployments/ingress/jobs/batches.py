@@ -94,11 +94,11 @@ class Batches:
         for place, line in enumerate(lines):  # of a worker before
             job = jobs.get(_job_id(record, place))
             if job is not None and job.ended:
-                stands.ended[place] = _told(record, place, line, job)
+                stands.ended[place] = _told(record, place, line, job, _is_late(record))
         waiting = deque(one for one in enumerate(lines) if one[0] not in stands.ended)
         at_once = FEWEST
         while True:
-            late = time.time() > record.created_at + WINDOW_S
+            late = _is_late(record)
             over = late or record.called_off_at is not None
             while waiting and len(open_jobs) < at_once and not over:
                 place, line = waiting[0]
@@ -110,14 +110,14 @@ class Batches:
                     stands.ended[place] = (False, _failed(record, place, line, error))
                 waiting.popleft()
             record, jobs = await self._desk.with_lines(record, COUNTED_S)
-            if record.called_off_at is not None:
+            if late or record.called_off_at is not None:
                 jobs |= await self._stopped(jobs)
             before = len(stands.ended)
             for place, job_id in list(open_jobs.items()):
                 job = jobs.get(job_id)
                 if job is None or job.ended or late:
                     del open_jobs[place]
-                    stands.ended[place] = _told(record, place, lines[place], job)
+                    stands.ended[place] = _told(record, place, lines[place], job, late)
             # What is handed in at once delays others, and lies about where they have the device.
             going = sum(job.status == "in_progress" for job in jobs.values())
             at_once = min(MOST, going + max(FEWEST, 2 * (len(stands.ended) - before)))
@@ -128,7 +128,7 @@ class Batches:
             await asyncio.sleep(LOOK_S)
         for place in set(range(len(lines))) - stands.ended.keys():  # also of a worker before
             job = jobs.get(_job_id(record, place))
-            stands.ended[place] = _told(record, place, lines[place], job)
+            stands.ended[place] = _told(record, place, lines[place], job, late)
         return Told(await self._said(record, stands, late), record.called_off_at is not None)
 
     async def _stopped(self, jobs: Mapping[str, JobRecord]) -> dict[str, JobRecord]:
@@ -296,10 +296,15 @@ def _faults(record: JobRecord) -> list[BatchFault]:
     return [BatchFault.model_validate(one) for one in json.loads(record.error.message)]
 
 
+def _is_late(batch: JobRecord) -> bool:
+    return time.time() > batch.created_at + WINDOW_S
+
+
 def _told(
-    record: JobRecord, place: int, line: BatchLine, job: JobRecord | None
+    record: JobRecord, place: int, line: BatchLine, job: JobRecord | None, late: bool
 ) -> tuple[bool, str]:
-    """Whether a line was completed, and its line of a file of answers."""
+    """Whether a line was completed, and its line of a file of answers. `job`: as it has ended;
+    `None`: it is gone, or was never begun. `late`: the batch's time is over."""
     if job is not None and job.status == "completed":
         body = images_by_url(job, record.base_url).model_dump(mode="json", exclude_none=True)
         return True, _line(record, place, line, 200, body)
@@ -308,8 +313,10 @@ def _told(
         return False, _failed(record, place, line, error)
     if record.called_off_at is not None:
         code, message = "batch_cancelled", "the batch was cancelled before this was done"
-    elif job is None or not job.ended:
+    elif late:
         code, message = "batch_expired", "the batch's time was over before this was done"
+    elif job is None:
+        code, message = "not_found", "its job was deleted"
     else:
         code, message = "cancelled", "it was cancelled"
     return False, json.dumps(

@@ -13,6 +13,7 @@ from configs.app import ServiceArgs
 from configs.jobs import JobsArgs
 from deployments.contracts.batches import BatchBody
 from deployments.contracts.jobs import ImageRequest
+from deployments.ingress.jobs import batches
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.batches import batch_card
 from deployments.jobs.objects import Listed
@@ -103,6 +104,45 @@ def test_one_that_waits_is_never_begun(tmp_path: Path) -> None:
     run(House(tmp_path, ARGS), live)
 
 
+def test_one_whose_time_is_over_stops_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def live(house: House) -> None:
+        batch = await begun(house)
+        house.hire()
+        while not house.replica.jobs:  # a line is at the device
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(batches, "WINDOW_S", 0.0)
+        done = await ended(house, batch)
+        assert batch_card(done, []).status == "expired"
+        bad = await answers(house, done, "error")
+        assert {answer["error"]["code"] for answer in bad.values()} == {"batch_expired"}
+        assert len(bad) == LINES
+        _, lines = await house.desk.with_lines(batch)
+        assert {line.status for line in lines.values()} == {"cancelled"}
+
+    run(House(tmp_path, ARGS), live)
+
+
+def test_a_line_that_is_deleted(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        batch = await begun(house)
+        house.hire()
+        while not house.replica.jobs:
+            await asyncio.sleep(0.01)
+        _, lines = await house.desk.with_lines(batch)
+        at_work = next(line for line in lines.values() if line.status == "in_progress")
+        await house.desk.forget(at_work)  # at once: nobody sees it cancelled before
+        house.replica.go.set()
+        done = await ended(house, batch)
+        assert done.status == "completed"
+        assert len(await answers(house, done, "output")) == LINES - 1
+        (told,) = (await answers(house, done, "error")).values()
+        assert told["error"] == {"code": "not_found", "message": "its job was deleted"}
+
+    run(House(tmp_path, ARGS), live)
+
+
 def test_its_lines_cost_few_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker has written itself it need not read."""
 
@@ -130,12 +170,12 @@ def test_its_lines_cost_few_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_it_waits_for_no_other_batch(tmp_path: Path) -> None:
     async def live(house: House) -> None:
-        batches = [await begun(house) for _ in range(3)]
+        several = [await begun(house) for _ in range(3)]
         house.hire()  # nothing is done
-        for batch in batches:  # its time passes whether it is begun or not
+        for batch in several:  # its time passes whether it is begun or not
             await house.until(batch, "in_progress")
-        await house.desk.cancel(batches[2].id, "alice", "batch")
-        assert (await ended(house, batches[2])).status == "cancelled"
+        await house.desk.cancel(several[2].id, "alice", "batch")
+        assert (await ended(house, several[2])).status == "cancelled"
 
     one = ARGS.model_copy(update={"jobs": ARGS.jobs.model_copy(update={"at_once": 1})})
     run(House(tmp_path, one), live)
