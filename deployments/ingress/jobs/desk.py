@@ -64,6 +64,7 @@ POLL_GROWTH = 1.3
 MAX_KEY = 255  # characters
 PICTURE = "picture"  # suffix of the files of a request's pictures
 THREADS = 32
+GLANCES = 16  # beside them, of those who wait for a job
 LOOKS = 2  # one is under way, and one shared by all who came since
 PATIENCE_S = 60.0  # for the storage to answer
 FIGURES_S = 3.0  # for the same, where an answer without jobs is better than none
@@ -123,6 +124,8 @@ class Desk:
         self._files = JobFiles(objects)
         self._nudge = nudge
         self._io = Workers("work on jobs", threads=THREADS, waiting=None)
+        # A crowd that waits for its answers does not delay who hands in.
+        self._glancing = Workers("glances at jobs", threads=GLANCES, waiting=None)
         self._looking = Workers("looks at jobs", threads=LOOKS, waiting=None)
         self._looking_at_all = Workers("looks at all jobs", threads=LOOKS, waiting=None)
         self._coming: list[_Coming] = []
@@ -470,7 +473,8 @@ class Desk:
         """A job as it stands; who asks while another does shares that look."""
         glance = self._glances.get(job_id)
         if glance is None:
-            glance = asyncio.create_task(self._run(self._queue.get, job_id))
+            looked = self._glancing.run(self._queue.get, job_id)
+            glance = asyncio.create_task(self._in_time(looked))
             self._glances[job_id] = glance
             glance.add_done_callback(lambda _: self._glances.pop(job_id))
             glance.add_done_callback(_noted)

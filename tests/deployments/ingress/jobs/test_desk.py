@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from deployments.contracts.errors import NotFound, QueueFull, RateLimited
 from deployments.contracts.jobs import Caller, ImageRequest, VideoRequest
 from deployments.ingress.jobs.asked import Asked, ImageAsked, VideoAsked
 from deployments.ingress.jobs.batches import FAULTY
+from deployments.ingress.jobs.desk import THREADS
 from deployments.jobs.record import JobError, JobRecord
 from tests.deployments.ingress.images import png
-from tests.deployments.ingress.jobs.test_working import ALICE, BALL, House, run
+from tests.deployments.ingress.jobs.test_working import ALICE, ARGS, BALL, House, run
 
 BLUE = ImageAsked(request=ImageRequest("a blue ball"))
 VIDEO = VideoAsked(request=VideoRequest("a", num_frames=2))
@@ -119,3 +121,30 @@ def test_pictures_of_a_request_count_before_they_are_kept(tmp_path: Path) -> Non
         await house.desk.submit(edit)  # of nobody's key
 
     run(House(tmp_path, job_mb=1), live)
+
+
+def test_a_crowd_that_waits_delays_nobody_who_hands_in(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        queue, get = house.desk._queue, house.desk._queue.get
+        stands = threading.Event()
+        crowd = [await house.desk.submit(BALL, caller=Caller(f"{n}")) for n in range(2 * THREADS)]
+        names = {job.id for job in crowd}
+
+        def slow(job_id: str) -> JobRecord:
+            if job_id in names:
+                stands.wait(20)
+            return get(job_id)
+
+        queue.get = slow  # type: ignore[method-assign]
+        waiting = [asyncio.create_task(house.desk.ended(job, 20)) for job in crowd]
+        try:
+            await asyncio.sleep(0.1)
+            async with asyncio.timeout(5):
+                await house.desk.submit(BALL, "key", ALICE)
+        finally:
+            stands.set()
+            for one in waiting:
+                one.cancel()
+
+    many = ARGS.model_copy(update={"jobs": ARGS.jobs.model_copy(update={"max_images": 1000})})
+    run(House(tmp_path, many), live)
