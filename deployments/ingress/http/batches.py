@@ -90,7 +90,7 @@ def batch_routes(desk: Desk, shown: Shown, bodies: Bodies, args: ServiceArgs) ->
     ) -> Response:
         """The batches, the newest first."""
         found = await desk.page(after, limit, True, owner_of(request), "batch", lambda _: True)
-        cards = [batch_card(record, found.every) for record in found.jobs]
+        cards = [batch_card(record, found.lines[record.id]) for record in found.jobs]
         return JSONResponse(page_of(BatchesBody, cards, found).model_dump())
 
     @router.get("/v1/batches/{batch_id}", response_model=BatchCard)

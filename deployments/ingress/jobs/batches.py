@@ -204,9 +204,8 @@ def batch_body(record: JobRecord) -> BatchBody:
     return BatchBody.model_validate(record.request["body"])
 
 
-def batch_card(record: JobRecord, children: Iterable[JobRecord]) -> BatchCard:
-    """A batch, as OpenAI shows it. `children`: among them its jobs, for the counts of one that goes
-    on."""
+def batch_card(record: JobRecord, lines: Iterable[JobRecord]) -> BatchCard:
+    """A batch, as OpenAI shows it. `lines`: its jobs, for the counts of one that goes on."""
     body, outcome = batch_body(record), record.outcome
     status: str = "validating" if record.status == "queued" else record.status
     if record.status == "completed" and outcome.get("expired"):
@@ -216,7 +215,7 @@ def batch_card(record: JobRecord, children: Iterable[JobRecord]) -> BatchCard:
     if record.ended and outcome:
         counts = RequestCounts.model_validate(outcome)
     else:
-        jobs = [job for job in children if job.batch == record.id]
+        jobs = list(lines)
         completed = sum(job.status == "completed" for job in jobs)
         total = record.request["lines"]
         failed = sum(job.ended for job in jobs) - completed

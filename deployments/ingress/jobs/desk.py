@@ -79,11 +79,13 @@ Nudge = Callable[[], None]  # tells a worker that there is something to do
 
 
 class Page(NamedTuple):
-    """Some of the jobs. `every`: all there are, also of others."""
+    """Some of the jobs. `every`: all there are, also of others; `lines`: the jobs of those of the
+    page that are batches, by batch."""
 
     jobs: Sequence[JobRecord]
     every: Sequence[JobRecord]
     has_more: bool
+    lines: Mapping[str, Sequence[JobRecord]]
 
 
 @dataclass(eq=False)
@@ -313,9 +315,13 @@ class Desk:
     ) -> tuple[JobRecord, dict[str, JobRecord]]:
         """A batch as it stands now (as it was, if it is gone), and its jobs by id; as `jobs` of the
         queue takes `fresh_s`."""
-        jobs = {job.id: job for job in await self._looked(fresh_s)}
-        lines = {job.id: job for job in jobs.values() if job.batch == batch.id}
-        return jobs.get(batch.id, batch), lines
+
+        def look() -> tuple[JobRecord, dict[str, JobRecord]]:  # in a thread: they may be many
+            every = self._queue.jobs(fresh_s)
+            now = next((job for job in every if job.id == batch.id), batch)
+            return now, {job.id: job for job in every if job.batch == batch.id}
+
+        return await self._in_time(self._looking_at_all.run(look))
 
     async def get(
         self,
@@ -345,19 +351,24 @@ class Desk:
     ) -> Page:
         """Jobs in the order of their creation, from the one behind `after` on; those of which `may`
         says so."""
-        every = await self._looked()
-        jobs = [
-            job
-            for job in every
-            if owner in (None, job.owner) and kind in (None, job.kind) and may(job)
-        ]
-        if newest_first:
-            jobs.reverse()
-        ids = [job.id for job in jobs]
-        if after is not None and after not in ids:
-            raise NotFound(f"{kind or 'job'} {after!r} does not exist", "after")
-        start = 0 if after is None else ids.index(after) + 1
-        return Page(jobs[start : start + limit], every, has_more=start + limit < len(jobs))
+
+        def look() -> Page:  # in a thread: they may be many
+            every = self._queue.jobs()
+            jobs = [
+                job
+                for job in every
+                if owner in (None, job.owner) and kind in (None, job.kind) and may(job)
+            ]
+            if newest_first:
+                jobs.reverse()
+            ids = [job.id for job in jobs]
+            if after is not None and after not in ids:
+                raise NotFound(f"{kind or 'job'} {after!r} does not exist", "after")
+            start = 0 if after is None else ids.index(after) + 1
+            shown = jobs[start : start + limit]
+            return Page(shown, every, start + limit < len(jobs), _lines_of(shown, every))
+
+        return await self._in_time(self._looking_at_all.run(look))
 
     async def position(self, record: JobRecord) -> int | None:
         """How many jobs are to be begun before one that is queued."""
@@ -593,6 +604,18 @@ class Desk:
 
         files = await together(self._run(keep, one) for one in pictures)
         return {file.role: file for file in files}
+
+
+def _lines_of(
+    jobs: Iterable[JobRecord], every: Iterable[JobRecord]
+) -> Mapping[str, Sequence[JobRecord]]:
+    """The jobs of those that are batches, by batch."""
+    lines: dict[str, list[JobRecord]] = {job.id: [] for job in jobs if job.kind == "batch"}
+    if lines:
+        for job in every:
+            if job.batch in lines:
+                lines[job.batch].append(job)
+    return lines
 
 
 def _unseen(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from deployments.contracts.errors import NotFound, QueueFull, RateLimited
 from deployments.contracts.jobs import Caller, ImageRequest, VideoRequest
 from deployments.ingress.jobs.asked import Asked, ImageAsked, VideoAsked
 from deployments.ingress.jobs.batches import FAULTY
-from deployments.ingress.jobs.desk import THREADS
+from deployments.ingress.jobs.desk import THREADS, derived_id
 from deployments.jobs.record import JobError, JobRecord
 from tests.deployments.ingress.images import png
 from tests.deployments.ingress.jobs.test_working import ALICE, ARGS, BALL, House, run
@@ -148,3 +149,40 @@ def test_a_crowd_that_waits_delays_nobody_who_hands_in(tmp_path: Path) -> None:
 
     many = ARGS.model_copy(update={"jobs": ARGS.jobs.model_copy(update={"max_images": 1000})})
     run(House(tmp_path, many), live)
+
+
+def test_a_page_of_batches_has_the_lines_of_each(tmp_path: Path) -> None:
+    """Found beside the event loop, once for all of them."""
+
+    async def live(house: House) -> None:
+        file = await house.desk.keep_file(json.dumps(LINE).encode(), "a.jsonl", "batch", ALICE)
+        body = BatchBody(
+            input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h"
+        )
+        batches = [await house.desk.begin_batch(body, None, ALICE, "") for _ in range(2)]
+        lines = [
+            await house.desk.submit_line(BALL, derived_id("image", f"{batch.id} {n}"), batch)
+            for batch in batches
+            for n in range(3)
+        ]
+        await house.desk.submit(BALL, caller=ALICE)
+        loop, seen = threading.get_ident(), list[int]()
+
+        class Seen(list[JobRecord]):
+            def __iter__(self) -> Iterator[JobRecord]:
+                seen.append(threading.get_ident())
+                return super().__iter__()
+
+        every = Seen(house.desk._queue.jobs())
+        house.desk._queue.jobs = lambda *_: every  # type: ignore[method-assign]
+        found = await house.desk.page(None, 10, True, "alice", "batch", lambda _: True)
+        assert [record.id for record in found.jobs] == [batch.id for batch in batches[::-1]]
+        assert list(found.lines[batches[0].id]) == lines[:3]
+        assert list(found.lines[batches[1].id]) == lines[3:]
+        assert len(seen) == 2
+        now, its = await house.desk.with_lines(batches[0])
+        assert now == batches[0]
+        assert list(its.values()) == lines[:3]
+        assert loop not in seen
+
+    run(House(tmp_path), live)
