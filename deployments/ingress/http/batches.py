@@ -1,5 +1,6 @@
 """The HTTP routes of OpenAI's Files and Batch API."""
 
+import asyncio
 from typing import Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -14,16 +15,17 @@ from deployments.contracts.batches import (
     FileForm,
     FilesBody,
 )
-from deployments.ingress.http.bodies import Bodies
+from deployments.ingress.http.bodies import JSON, Bodies
 from deployments.ingress.http.idempotency import idempotency_key
 from deployments.ingress.http.jobs import Shown, page_of
 from deployments.ingress.http.keys import caller_of, owner_of
 from deployments.ingress.jobs.batches import batch_card
 from deployments.ingress.jobs.cards import whole
-from deployments.ingress.jobs.desk import COUNTED_S, LINES_TYPE, Desk
+from deployments.ingress.jobs.desk import COUNTED_S, LINES_TYPE, Desk, Page
 from deployments.jobs.record import JobRecord
 
 MIB = 2**20
+MOST_FILES = 10_000  # of a page, as OpenAI has it
 UNNAMED = "batch.jsonl"
 
 
@@ -47,7 +49,7 @@ def batch_routes(desk: Desk, shown: Shown, bodies: Bodies, args: ServiceArgs) ->
     async def files(
         request: Request,
         after: str | None = None,
-        limit: int = Query(20, ge=1, le=100),
+        limit: int = Query(20, ge=1, le=MOST_FILES),
         order: Literal["asc", "desc"] = "desc",
         purpose: Literal["batch", "batch_output"] | None = None,
     ) -> Response:
@@ -60,8 +62,7 @@ def batch_routes(desk: Desk, shown: Shown, bodies: Bodies, args: ServiceArgs) ->
             "file",
             lambda record: purpose in (None, record.request["purpose"]),
         )
-        cards = [file_card(record) for record in found.jobs]
-        return JSONResponse(page_of(FilesBody, cards, found).model_dump())
+        return Response(await asyncio.to_thread(_files, found), media_type=JSON)
 
     @router.get("/v1/files/{file_id}/content", response_class=Response)
     async def content(file_id: str, request: Request) -> Response:
@@ -129,6 +130,12 @@ def file_card(record: JobRecord) -> FileCard:
             "purpose": record.request["purpose"],
         }
     )
+
+
+def _files(found: Page) -> str:
+    """A page of files. There may be thousands."""
+    cards = [file_card(record) for record in found.jobs]
+    return page_of(FilesBody, cards, found).model_dump_json()
 
 
 def _file(record: JobRecord) -> Response:

@@ -60,6 +60,9 @@ def test_files(served: Served) -> None:
     assert card.bytes == len(json.dumps(line("a")))
     assert json.loads(client.files.content(file_id).text) == line("a")
     assert client.files.list(limit=1).data[0] == card
+    assert client.files.list(limit=10_000).data[0] == card
+    with pytest.raises(openai.BadRequestError, match="10000"):
+        client.files.list(limit=10_001)
     assert client.files.delete(file_id).deleted
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.files.retrieve(file_id)
