@@ -43,7 +43,8 @@ class Handed:
                 asked = ImageAsked.model_validate(said)
         except ValidationError as error:
             raise invalid(error) from None
-        return await self._card(await self._desk.submit(asked, key, caller))
+        base_url = (self._args.public_url or "").rstrip("/")  # for whoever is told of it
+        return await self._card(await self._desk.submit(asked, key, caller, base_url=base_url))
 
     async def result(self, job_id: str, caller: Caller, timeout_s: float | None) -> JobResult:
         """What came of a job, as soon as it has ended."""
