@@ -62,7 +62,7 @@ _TABLE: tuple[tuple[type[TcdError], _Row], ...] = (
 )
 _UNEXPECTED = _Row(500, "server_error", "internal_error", retry=True)
 # What is known of such an error once it was said is that it is ours, and no more.
-_SAID = (*_TABLE, (TcdError, _UNEXPECTED))
+_SAID: tuple[tuple[type[TcdError], _Row], ...] = (*_TABLE, (TcdError, _UNEXPECTED))
 _BY_STATUS = {row.status: row for _, row in reversed(_TABLE)} | {
     400: _Row(400, "invalid_request_error", "invalid_value", retry=False),
     405: _Row(405, "invalid_request_error", "method_not_allowed", retry=False),
