@@ -114,7 +114,7 @@ class Batches:
                 jobs |= await self._stopped(jobs)
             before = len(stands.ended)
             for place, job_id in list(open_jobs.items()):
-                job = jobs.get(job_id)
+                job = jobs.get(job_id) or await self._found(job_id)
                 if job is None or job.ended or late:
                     del open_jobs[place]
                     stands.ended[place] = _told(record, place, lines[place], job, late)
@@ -130,6 +130,12 @@ class Batches:
             job = jobs.get(_job_id(record, place))
             stands.ended[place] = _told(record, place, lines[place], job, late)
         return Told(await self._said(record, stands, late), record.called_off_at is not None)
+
+    async def _found(self, job_id: str) -> JobRecord | None:
+        """A line that a look has not shown: it is asked for before it counts as gone."""
+        with suppress(NotFound):
+            return await self._desk.get(job_id)
+        return None
 
     async def _stopped(self, jobs: Mapping[str, JobRecord]) -> dict[str, JobRecord]:
         """Stops those lines of a batch that have not ended; returns how they ended."""

@@ -16,6 +16,7 @@ from deployments.contracts.jobs import ImageRequest
 from deployments.ingress.jobs import batches
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.batches import batch_card
+from deployments.ingress.jobs.desk import Desk
 from deployments.jobs.objects import Listed
 from deployments.jobs.record import JobRecord
 from deployments.jobs.records import OPEN
@@ -139,6 +140,35 @@ def test_a_line_that_is_deleted(tmp_path: Path) -> None:
         assert len(await answers(house, done, "output")) == LINES - 1
         (told,) = (await answers(house, done, "error")).values()
         assert told["error"] == {"code": "not_found", "message": "its job was deleted"}
+
+    run(House(tmp_path, ARGS), live)
+
+
+def test_lines_that_a_look_does_not_show_are_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "LOOK_S", 0.05)
+    with_lines, blind = Desk.with_lines, [False]
+
+    async def looked(
+        desk: Desk, batch: JobRecord, fresh_s: float = 0.0
+    ) -> tuple[JobRecord, dict[str, JobRecord]]:
+        now, lines = await with_lines(desk, batch, fresh_s)
+        return now, {} if blind[0] else lines
+
+    monkeypatch.setattr(Desk, "with_lines", looked)
+
+    async def live(house: House) -> None:
+        batch = await begun(house)
+        house.hire()
+        while not house.replica.jobs:
+            await asyncio.sleep(0.01)
+        blind[0] = True
+        await asyncio.sleep(0.5)
+        blind[0] = False
+        house.replica.go.set()
+        done = await ended(house, batch)
+        assert len(await answers(house, done, "output")) == LINES
 
     run(House(tmp_path, ARGS), live)
 
