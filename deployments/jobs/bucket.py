@@ -5,7 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
+from configs.s3 import contents
+from configs.sources import SourceUnavailable
 from deployments.contracts.errors import StorageUnavailable
 from deployments.jobs.objects import Listed, Stored
 
@@ -61,7 +65,7 @@ class BucketObjects:
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
             for page in pages:
-                for item in page.get("Contents", ()):
+                for item in contents(f"s3://{self._bucket}/{self._prefix}{prefix}", page):
                     name = str(item["Key"]).removeprefix(self._prefix)
                     yield Listed(name, item["ETag"], item["LastModified"].timestamp())
 
@@ -83,7 +87,13 @@ class BucketObjects:
     def _answering(self) -> Iterator[None]:
         try:
             yield
-        except (BotoCoreError, ClientError) as error:
+        except (
+            BotoCoreError,
+            ClientError,
+            HTTPError,  # of the network, below botocore, while a body is read
+            ResponseParserError,
+            SourceUnavailable,
+        ) as error:
             raise StorageUnavailable(
                 f"s3://{self._bucket} does not answer ({type(error).__name__}: {error})"
             ) from error

@@ -265,6 +265,8 @@ class Working:
                 return
             except StorageUnavailable as error:
                 log.warning("job %s could not be kept: %s", work.job.id, error)
+            except Exception:
+                log.exception("job %s could not be kept", work.job.id)
             await asyncio.sleep(min(LEAST_BEAT_S, self._beat_s))
 
     async def _persisted(self, write: Callable[[], Made]) -> Made:

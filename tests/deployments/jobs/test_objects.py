@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from deployments.contracts.errors import StorageUnavailable
@@ -17,7 +19,8 @@ from deployments.jobs import folder
 from deployments.jobs.bucket import BucketObjects
 from deployments.jobs.folder import FolderObjects
 from deployments.jobs.objects import Objects
-from tests.object_store import BUCKET, ObjectStore
+from tests.http_server import serving
+from tests.object_store import BUCKET, CREDENTIALS, ObjectStore
 
 COPIES = 8
 
@@ -145,6 +148,21 @@ def test_a_storage_that_is_away_says_so(object_store: ObjectStore, tmp_path: Pat
     (tmp_path / "files").write_text("no folder")
     with pytest.raises(StorageUnavailable, match="the folder of jobs does not answer"):
         FolderObjects(tmp_path).create("jobs/a", b"")
+
+
+def test_a_list_that_was_cut_is_no_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cut(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with serving(Cut) as url:
+        objects = BucketObjects(boto3.client("s3", endpoint_url=url), BUCKET)
+        with pytest.raises(StorageUnavailable, match="the answer did not come whole"):
+            list(objects.listed("open/"))
 
 
 def _hold(path: Path, held: Any) -> None:
