@@ -105,6 +105,8 @@ class FolderObjects:
             try:
                 os.replace(written, place)
             except FileNotFoundError:
+                if not os.path.exists(written):  # a cleaner of temporary files took it
+                    raise
                 continue
             _sync(place.parent)
             if made:

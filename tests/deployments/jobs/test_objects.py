@@ -150,6 +150,21 @@ def test_a_storage_that_is_away_says_so(object_store: ObjectStore, tmp_path: Pat
         FolderObjects(tmp_path).create("jobs/a", b"")
 
 
+def test_a_write_fails_whose_file_was_cleaned_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects, sync = FolderObjects(tmp_path), os.fsync
+
+    def cleaned(file: int) -> None:
+        for new in (tmp_path / folder.NEW).iterdir():
+            new.unlink()
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", cleaned)
+    with pytest.raises(StorageUnavailable, match="No such file"):
+        objects.create("a", b"x")
+
+
 def test_a_list_that_was_cut_is_no_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
     class Cut(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
