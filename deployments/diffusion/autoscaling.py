@@ -33,9 +33,7 @@ class ByPendingWork:
     """
 
     def __init__(self, target_s: float = 10.0) -> None:
-        if not 0 < target_s < inf:  # not a number, too
-            raise ValueError(f"target_s is {target_s}; it must be above 0, and finite")
-        self._target_s = target_s
+        self._target_s = above_zero("target_s", target_s)
 
     def __call__(self, ctx: AutoscalingContext) -> "Decision":
         """Called by Serve's controller. As many as now until a replica has reported."""
@@ -63,10 +61,8 @@ class ByWork:
     def __init__(self, utilization: float = 0.5, target_s: float = 10.0) -> None:
         if not 0 < utilization <= 1:
             raise ValueError(f"utilization is {utilization}; it must be above 0, at most 1")
-        if not 0 < target_s < inf:  # not a number, too
-            raise ValueError(f"target_s is {target_s}; it must be above 0, and finite")
         self._utilization = utilization
-        self._target_s = target_s
+        self._target_s = above_zero("target_s", target_s)
 
     def __call__(self, ctx: AutoscalingContext) -> "Decision":
         """Called by Serve's controller. As many as now until a replica has reported."""
@@ -111,12 +107,11 @@ class SharedGpus:
     ) -> None:
         if gpus < 1:
             raise ValueError(f"gpus is {gpus}; it must be 1 or more")
-        if not 0 < priority < inf:
-            raise ValueError(f"priority is {priority}; it must be above 0, and finite")
+        self._priority = above_zero("priority", priority)
         self._work = ByWork(utilization, target_s)
         self._pool = pool_of(pool)
         self._pool.join(self)
-        self._gpus, self._priority = gpus, priority
+        self._gpus = gpus
 
     def __call__(self, ctx: AutoscalingContext) -> "Decision":
         """Called by Serve's controller. Wants as many as now until a replica has reported."""
@@ -132,6 +127,13 @@ class SharedGpus:
         # Taken from now on, so that no other takes it, too, while Serve's delay is on.
         self._pool.tell(self, name, replace(claim, held=max(held, given)), now)
         return exactly(given, ctx), {}
+
+
+def above_zero(name: str, value: float) -> float:
+    """The value of an argument. Raises `ValueError` if it is not above 0, or not finite."""
+    if not 0 < value < inf:  # not a number, too
+        raise ValueError(f"{name} is {value}; it must be above 0, and finite")
+    return value
 
 
 def steady(wanted: float, now: int) -> int:

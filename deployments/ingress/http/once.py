@@ -16,7 +16,7 @@ from PIL import Image
 from deployments.contracts.api import ImagesBody
 from deployments.contracts.errors import Cancelled, DeadlineExceeded, NotFound, NotReady, TcdError
 from deployments.contracts.jobs import Usage
-from deployments.ingress.answer.failures import error_of, failure, passing
+from deployments.ingress.answer.failures import error_of, failure
 from deployments.ingress.answer.usage import usage_body
 from deployments.ingress.http.bodies import JSON
 from deployments.ingress.http.events import (
@@ -82,8 +82,7 @@ class Once:
         if ended.status == "cancelled":
             raise Cancelled("the request was cancelled as a job")
         if ended.error is not None:
-            if passing(ended.error.code):
-                await self._desk.forget(ended)
+            await self._desk.forget_passing(ended)
             raise error_of(ended.error.code, ended.error.message, ended.error.param)
 
     async def _events(

@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -274,37 +274,25 @@ class Desk:
     ) -> JobRecord:
         """Keeps a file of lines; with `file_id` the one that is there of that id, if it is."""
         file_id = file_id or id_of("file", caller, None)
-        if purpose == "batch":
-            async with self._room("file", caller, file_id, len(data)):
-                return await self._kept_file(data, name, purpose, caller, file_id, expires)
-        return await self._kept_file(data, name, purpose, caller, file_id, expires)
-
-    async def _kept_file(
-        self,
-        data: bytes,
-        name: str,
-        purpose: str,
-        caller: Caller,
-        file_id: str,
-        expires: ExpiresAfter | None,
-    ) -> JobRecord:
-        folder = fresh_folder()
-        file = await self._run(self._files.write, folder, name, data, "jsonl", LINES_TYPE)
-        now = time.time()
-        job = self._record(
-            "file",
-            caller,
-            file_id,
-            request={"purpose": purpose},
-            folder=folder,
-            status="completed",
-            results=(file,),
-            created_at=now,
-            ended_at=now,
-        )
-        if expires is not None:
-            job = job.model_copy(update={"keep_s": min(job.keep_s, expires.seconds)})
-        return await self._added(job, [file])
+        handed_in = purpose == "batch"
+        async with self._room("file", caller, file_id, len(data)) if handed_in else nullcontext():
+            folder = fresh_folder()
+            file = await self._run(self._files.write, folder, name, data, "jsonl", LINES_TYPE)
+            now = time.time()
+            job = self._record(
+                "file",
+                caller,
+                file_id,
+                request={"purpose": purpose},
+                folder=folder,
+                status="completed",
+                results=(file,),
+                created_at=now,
+                ended_at=now,
+            )
+            if expires is not None:
+                job = job.model_copy(update={"keep_s": min(job.keep_s, expires.seconds)})
+            return await self._added(job, [file])
 
     async def content(self, record: JobRecord) -> bytes:
         """What is in a file of lines. Raises `NotFound`."""
@@ -502,6 +490,13 @@ class Desk:
         """Forgets this very job, if it is there: its key may be used again."""
         await self._run(self._queue.forget, record)
 
+    async def forget_passing(self, record: JobRecord) -> bool:
+        """The same of one that failed with what passes. Whether it did."""
+        passes = record.error is not None and passing(record.error.code)
+        if passes:
+            await self.forget(record)
+        return passes
+
     async def _looked(self, fresh_s: float = 0.0) -> Sequence[JobRecord]:
         return await self._in_time(self._looking_at_all.run(self._queue.jobs, fresh_s))
 
@@ -531,10 +526,7 @@ class Desk:
         """The job that was asked for with a key before. One that failed with what passes is
         forgotten."""
         known = await self._known(job_id)
-        if known is not None and known.error is not None and passing(known.error.code):
-            await self.forget(known)
-            return None
-        return known
+        return None if known is None or await self.forget_passing(known) else known
 
     @asynccontextmanager
     async def _room(
@@ -555,7 +547,7 @@ class Desk:
         finally:
             self._coming.remove(coming)
 
-    async def _check_room(self, mine: "_Coming", before: Collection["_Coming"]) -> None:
+    async def _check_room(self, mine: _Coming, before: Collection[_Coming]) -> None:
         kind, caller = mine.kind, mine.caller
         jobs = await self._open()
         of_kind = [job for job in jobs if job.kind == kind and job.batch is None]
@@ -587,7 +579,7 @@ class Desk:
             )
 
     async def _kept_bytes(
-        self, mine: "_Coming", before: Collection["_Coming"], fresh_s: float = 0.0
+        self, mine: _Coming, before: Collection[_Coming], fresh_s: float = 0.0
     ) -> int:
         jobs, owner = await self._looked(fresh_s), mine.caller.name
         coming = _unseen(before, jobs, mine)
