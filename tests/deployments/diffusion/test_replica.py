@@ -130,7 +130,7 @@ def test_the_other_images_of_a_job_come_back_and_the_failed_one_is_named(
     assert served.logs is not None
     text = "".join(log.read_text() for log in served.logs.glob(f"replica_{NAME}_*.log"))
     (line,) = [line for line in text.splitlines() if "job refused: " in line]
-    assert "InvalidRequest: this model makes no videos" in line
+    assert line.endswith("InvalidRequest: in model")  # words might quote the prompt
     assert "job odd one, image 1: GenerationFailed: a step of the image failed" in text
 
 
