@@ -27,8 +27,8 @@ class FolderJobs(Frozen):
 
 
 class S3Jobs(Frozen):
-    """In an S3 bucket that knows conditional writes (`If-None-Match`, `If-Match`), as Amazon's, R2
-    and MinIO do.
+    """In an S3 bucket with conditional writes and deletes (`If-None-Match`, `If-Match`), as
+    Amazon's has them. One that ignores a condition is refused.
 
     Attributes:
         prefix: put before the name of every object.

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
@@ -11,14 +13,18 @@ from urllib3.exceptions import HTTPError
 from configs.s3 import contents
 from configs.sources import SourceUnavailable
 from deployments.contracts.errors import StorageUnavailable
-from deployments.jobs.objects import Listed, Stored
+from deployments.jobs.objects import Listed, Stored, Written
+from deployments.jobs.shared import Shared
 
 ABSENT = ("NoSuchKey", "404")
+OTHER = '"0123456789abcdef0123456789abcdef"'  # a tag that no file has
+PROBES = "probes/"
 LOST = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", *ABSENT)
 
 
 class BucketObjects:
-    """Files of a bucket, whose keys begin with `prefix`.
+    """Files of a bucket, whose keys begin with `prefix`. Before its first call each process looks
+    whether the bucket keeps conditions; if not, every call is refused.
 
     Args:
         client: boto3's. It may ask again by itself: see `_written`.
@@ -26,6 +32,8 @@ class BucketObjects:
 
     def __init__(self, client: Any, bucket: str, prefix: str = "") -> None:
         self._client, self._bucket, self._prefix = client, bucket, prefix
+        self._proof = Shared(self._prove)
+        self._proven = False
 
     def read(self, name: str) -> Stored | None:
         """As `Objects`."""
@@ -38,11 +46,11 @@ class BucketObjects:
                     return None
                 raise
 
-    def create(self, name: str, content: bytes) -> str | None:
+    def create(self, name: str, content: bytes) -> Written | None:
         """As `Objects`."""
         return self._written(name, content, IfNoneMatch="*")
 
-    def replace(self, name: str, content: bytes, tag: str) -> str | None:
+    def replace(self, name: str, content: bytes, tag: str) -> Written | None:
         """As `Objects`."""
         return self._written(name, content, IfMatch=tag)
 
@@ -69,23 +77,54 @@ class BucketObjects:
                     name = str(item["Key"]).removeprefix(self._prefix)
                     yield Listed(name, item["ETag"], item["LastModified"].timestamp())
 
-    def _written(self, name: str, content: bytes, **condition: str) -> str | None:
+    def _written(self, name: str, content: bytes, **condition: str) -> Written | None:
         """A write under a condition. If it does not hold, the file may be what was to be written: a
         first try whose answer was lost."""
         with self._answering():
             try:
                 put: Callable[..., Any] = self._client.put_object
                 made = put(Bucket=self._bucket, Key=self._prefix + name, Body=content, **condition)
-                return str(made["ETag"])
+                return Written(made["ETag"], made["ETag"])
             except ClientError as error:
                 if _code(error) not in LOST:
                     raise
         found = self.read(name)
-        return found.tag if found is not None and found.content == content else None
+        if found is None or found.content != content:
+            return None
+        return Written(found.tag, found.tag)
+
+    def _prove(self) -> None:
+        """Raises `StorageUnavailable` if the bucket writes or deletes though a condition does not
+        hold, as some do that take S3's calls: two who meet would lose a job there."""
+        at = {"Bucket": self._bucket, "Key": f"{self._prefix}{PROBES}{uuid4().hex}"}
+        put, delete = self._client.put_object, self._client.delete_object
+        put(**at, Body=b"first")
+        try:
+            for what, call in (
+                ("If-None-Match of a PUT", partial(put, **at, Body=b"2", IfNoneMatch="*")),
+                ("If-Match of a PUT", partial(put, **at, Body=b"3", IfMatch=OTHER)),
+                ("If-Match of a DELETE", partial(delete, **at, IfMatch=OTHER)),
+            ):
+                try:
+                    call()
+                    kept = self._client.get_object(**at)["Body"].read() == b"first"
+                except ClientError as error:
+                    if _code(error) not in LOST:
+                        raise
+                    kept = _code(error) not in ABSENT
+                if not kept:
+                    raise StorageUnavailable(
+                        f"s3://{self._bucket} ignores {what}: jobs would be lost in it"
+                    )
+        finally:
+            delete(**at)
+        self._proven = True
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
         try:
+            if not self._proven:
+                self._proof.run()
             yield
         except (
             BotoCoreError,

@@ -7,12 +7,13 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from deployments.contracts.errors import StorageUnavailable
-from deployments.jobs.objects import Listed, Stored
+from deployments.jobs.objects import Listed, Stored, Written
 
 FILES, LOCKS, NEW = "files", "locks", "new"
 LOCK_FILES = 64  # names share them: writers of other names seldom wait for each other
@@ -43,22 +44,13 @@ class FolderObjects:
             raise _unavailable(error) from error
         return Stored(content, _tag(content))
 
-    def create(self, name: str, content: bytes) -> str | None:
+    def create(self, name: str, content: bytes) -> Written | None:
         """As `Objects`."""
-        with self._locked(name):
-            found = self.read(name)
-            if found is None:
-                self._write(name, content)
-        return _tag(content) if found is None or found.content == content else None
+        return self._written(name, content, lambda found: found is None)
 
-    def replace(self, name: str, content: bytes, tag: str) -> str | None:
+    def replace(self, name: str, content: bytes, tag: str) -> Written | None:
         """As `Objects`."""
-        with self._locked(name):
-            found = self.read(name)
-            if found is not None and found.tag == tag:
-                self._write(name, content)
-                return _tag(content)
-        return found.tag if found is not None and found.content == content else None
+        return self._written(name, content, lambda found: found is not None and found.tag == tag)
 
     def delete(self, name: str, tag: str | None = None) -> None:
         """As `Objects`. A folder of which nothing is left goes with it."""
@@ -81,8 +73,27 @@ class FolderObjects:
             raise _unavailable(error) from error
         yield from (one for one in found if one.name.startswith(prefix))
 
-    def _write(self, name: str, content: bytes) -> None:
-        place = self._place(name)
+    def _written(
+        self, name: str, content: bytes, may: Callable[[Stored | None], bool]
+    ) -> Written | None:
+        """A write, if it may be made over what is there. If not, that may be what was to be
+        written: a first try whose answer was lost."""
+        found = self.read(name)
+        if may(found):
+            with self._prepared(content) as file:  # before the lock: however long it takes
+                with self._locked(name):
+                    found = self.read(name)
+                    if allowed := may(found):
+                        _show(file.name, self._place(name))
+                if allowed:
+                    self._sync_above(name)
+                    return Written(_tag(content), _version(os.fstat(file.fileno())))
+        same = found is not None and found.content == content
+        return Written(_tag(content), "") if same else None
+
+    @contextmanager
+    def _prepared(self, content: bytes) -> Iterator[IO[bytes]]:
+        """A file that has no name among the others yet; it goes, if it is given none."""
         try:
             self._new.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._new, delete=False) as file:
@@ -90,28 +101,18 @@ class FolderObjects:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())  # what is accepted outlives the machine
-                    self._show(file.name, place)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
+                    yield file
+                finally:
+                    with suppress(FileNotFoundError):
+                        os.unlink(file.name)
         except OSError as error:
             raise _unavailable(error) from error
 
-    def _show(self, written: str, place: Path) -> None:
-        """Gives a file its name, in a folder that whoever deletes may remove at any time."""
-        while True:
-            made = not place.parent.is_dir()
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.replace(written, place)
-            except FileNotFoundError:
-                if not os.path.exists(written):  # a cleaner of temporary files took it
-                    raise
-                continue
-            _sync(place.parent)
-            if made:
-                _sync(place.parent.parent)
-            return
+    def _sync_above(self, name: str) -> None:
+        """A name is there for good when its folders are."""
+        for folder in self._place(name).parents[: name.count("/") + 1]:
+            with suppress(FileNotFoundError):  # whoever deleted the file has removed it
+                _sync(folder)
 
     def _place(self, name: str) -> Path:
         if NAME.fullmatch(name) is None or ".." in name:
@@ -146,8 +147,24 @@ class FolderObjects:
             os.close(lock)
 
 
+def _show(written: str, place: Path) -> None:
+    """Gives a file its name, in a folder that whoever deletes may remove at any time."""
+    while True:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(written, place)
+        except FileNotFoundError:
+            if not os.path.exists(written):  # a cleaner of temporary files took it
+                raise
+            continue
+        return
+
+
+def _version(found: os.stat_result) -> str:
+    return f"{found.st_ino}-{found.st_mtime_ns}"
+
+
 def _sync(folder: Path) -> None:
-    """A name is there for good when its folder is."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -164,8 +181,7 @@ def _walked(folder: str, below: str) -> Iterator[Listed]:
                 continue
             with suppress(FileNotFoundError):  # it was removed since
                 found = entry.stat()
-                version = f"{found.st_ino}-{found.st_mtime_ns}"
-                yield Listed(below + entry.name, version, found.st_mtime)
+                yield Listed(below + entry.name, _version(found), found.st_mtime)
 
 
 def _taken(lock: int) -> bool:

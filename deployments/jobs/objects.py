@@ -15,6 +15,19 @@ class Stored(NamedTuple):
     tag: str
 
 
+class Written(NamedTuple):
+    """A file as it was written.
+
+    Attributes:
+        tag: as `Stored.tag`.
+        version: as `Listed.version`: who finds another one in a list finds what others have
+            written. Empty: unknown.
+    """
+
+    tag: str
+    version: str
+
+
 class Listed(NamedTuple):
     """A file as a list names it.
 
@@ -40,13 +53,12 @@ class Objects(Protocol):
         """A file; `None`: there is none."""
         ...
 
-    def create(self, name: str, content: bytes) -> str | None:
-        """Writes a file that is not there yet. Returns its tag; `None`: another one is there."""
+    def create(self, name: str, content: bytes) -> Written | None:
+        """Writes a file that is not there yet. `None`: another one is there."""
         ...
 
-    def replace(self, name: str, content: bytes, tag: str) -> str | None:
-        """Writes a file anew that is still as it was read. Returns its new tag; `None`: it is no
-        longer."""
+    def replace(self, name: str, content: bytes, tag: str) -> Written | None:
+        """Writes a file anew that is still as it was read. `None`: it is no longer."""
         ...
 
     def delete(self, name: str, tag: str | None = None) -> None:

@@ -31,6 +31,7 @@ POISONED = JobError(
 )
 CALL = "call of "  # before a job's id: what is seen of who tells of it
 ORPHANED_S = 86_400.0  # files whose job nobody has accepted by then are of none
+DROPPED_S = 300.0  # between two times that a process forgets what nobody is shown any more
 ARCHIVED_S = 60.0  # from a job's end: until then whoever looks sees how it ended
 log = logging.getLogger("ray.serve.tcd.jobs")
 
@@ -76,6 +77,7 @@ class JobQueue:
         self._looks_at_all = Shared(self._look_at_all)
         self._looked_at = clock()
         self._looked_at_all = -math.inf
+        self._dropped_at = clock()
 
     @property
     def age_s(self) -> float:
@@ -270,21 +272,35 @@ class JobQueue:
         """Forgets the jobs whose time is over, and the oldest of those that have ended while their
         kind's take more bytes than its budget. Returns how many."""
         self._looks_at_all.run()
-        ended = [found for found in self._records.seen() if found.record.ended_at is not None]
-        ended.sort(key=lambda found: found.record.ended_at or 0.0)
+        over = self._over()
         left = Counter[str]()
-        for found in ended:
+        for _, found in over:
             left[found.record.kind] += found.record.size
         forgotten = 0
-        for found in ended:
+        for since, found in over:
             record = found.record
             budget = (budgets or {}).get(record.kind)
             above = budget is not None and left[record.kind] > budget
-            if above or (record.expires_at or 0.0) <= self._now():
+            if above or since + record.keep_s <= self._now():
                 forgotten += self._is_done(self._records.forget, found)
                 left[record.kind] -= record.size
         self._archive()
         return forgotten
+
+    def _over(self) -> Sequence[tuple[float, Found]]:
+        """The jobs that may be forgotten, and since when, the oldest first. What came of a batch's
+        lines is its answer: they are kept from its end, as it is."""
+        seen = self._records.seen()
+        batches = {
+            found.record.id: found.record.ended_at for found in seen if found.record.kind == "batch"
+        }
+        over = list[tuple[float, Found]]()
+        for found in seen:
+            ended_at = found.record.ended_at
+            since = batches.get(found.record.batch or "", ended_at)
+            if ended_at is not None and since is not None:
+                over.append((max(ended_at, since), found))
+        return sorted(over, key=lambda one: one[0])
 
     def _archive(self) -> None:
         """Whoever looks for work is shown no longer what has ended a while ago."""
@@ -311,6 +327,8 @@ class JobQueue:
         Returns how many."""
         files = list(self._objects.listed(FILES))
         self._looks_at_all.run()  # after: none is accepted between
+        if not self._records.are_all_seen:
+            return 0  # they may be of jobs that a later release has written
         folders = {found.record.folder for found in self._records.seen()}
         removed = 0
         for file in files:
@@ -355,6 +373,9 @@ class JobQueue:
         began = self._clock()
         self._records.look()
         self._note_look(began)
+        if began - self._dropped_at > DROPPED_S:
+            self._dropped_at = began
+            self._records.drop_expired(self._now())
 
     def _look_at_all(self) -> None:
         began = self._clock()

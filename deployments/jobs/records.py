@@ -18,7 +18,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from deployments.contracts.errors import StorageUnavailable
-from deployments.jobs.objects import Listed, Objects
+from deployments.jobs.objects import Listed, Objects, Written
 from deployments.jobs.record import JobRecord
 
 RECORDS, OPEN, FILES = "jobs/", "open/", "files/"
@@ -49,7 +49,8 @@ def is_settled(job: JobRecord) -> bool:
 
 
 class _Known(NamedTuple):
-    """A record as it was read when the list named this version of it, or newer."""
+    """A record as it was read when the list named this version of it, or newer; or as it was
+    written here, as the list will name it (empty: unknown)."""
 
     version: str
     found: Found
@@ -64,16 +65,17 @@ class Records:
         self._open: dict[str, _Known] = {}
         self._archived: dict[str, _Known] = {}
         self._unclaimed: set[str] = set()  # names of open records without one in `jobs/`
+        self._unreadable: dict[str, list[str]] = {}  # names of records, by where the look was
         self._noting = threading.Lock()
 
     def add(self, job: JobRecord) -> Found | None:
         """Accepts a job that is new, or that was accepted without anybody hearing of it. Returns
         `None`, or what is there of its id already."""
-        while (tag := self._objects.create(_name(job), _text(job))) is None:
+        while (written := self._objects.create(_name(job), _text(job))) is None:
             if (known := self.find(job.id)) is not None:
                 return known
-        found = Found(job, _name(job), tag)
-        self._note(found if found.archived else self._opened(found) or found)
+        claim = _as_written(job, _name(job), written)
+        self._note(claim if claim.found.archived else self._opened(claim.found) or claim)
         return None
 
     def find(self, job_id: str) -> Found | None:
@@ -94,10 +96,10 @@ class Records:
         held = self._opened_late(found) if found.name.startswith(RECORDS) else found
         if held is None:
             return False
-        tag = self._objects.replace(held.name, _text(record), held.tag)
-        if tag is not None and held.name in self._open:
-            self._note(Found(record, held.name, tag))
-        return tag is not None
+        written = self._objects.replace(held.name, _text(record), held.tag)
+        if written is not None and held.name in self._open:
+            self._note(_as_written(record, held.name, written))
+        return written is not None
 
     def open(self, found: Found) -> None:
         """Has a job seen by all that was accepted by somebody who did not get further."""
@@ -109,15 +111,15 @@ class Records:
         removed."""
         record = found.record
         claim = self._read(_name(record))
-        if claim is not None and claim.record.folder == record.folder and not claim.archived:
+        if claim is not None and claim.archived:
+            self._note(_Known("", claim))
+        elif claim is not None and claim.record.folder == record.folder:
             if not is_settled(record):
                 return
-            tag = self._objects.replace(claim.name, _text(record), claim.tag)
-            if tag is None:
+            written = self._objects.replace(claim.name, _text(record), claim.tag)
+            if written is None:
                 return  # somebody else was quicker: it is seen at the next look
-            claim = Found(record, claim.name, tag)
-        if claim is not None and claim.archived:
-            self._note(claim)
+            self._note(_as_written(record, claim.name, written))
         self._objects.delete(found.name, found.tag)
 
     def forget(self, found: Found) -> None:
@@ -154,6 +156,11 @@ class Records:
             every = self._archived | self._newest()
         return [known.found for known in every.values()]
 
+    @property
+    def are_all_seen(self) -> bool:
+        """Whether the last looks could read each record that there is."""
+        return not any(self._unreadable.values())
+
     def seen_strays(self) -> Sequence[Found]:
         """Open records that may be of no job any more: their writer died, or stood still."""
         with self._noting:
@@ -166,6 +173,13 @@ class Records:
                 or ids[job_id] > 1
                 or name in self._unclaimed
             ]
+
+    def drop_expired(self, now: float) -> None:
+        """What was archived, and is to be kept no longer, is not seen any more."""
+        with self._noting:
+            for job_id, known in list(self._archived.items()):
+                if (known.found.record.expires_at or now) < now:
+                    del self._archived[job_id]
 
     def _newest(self) -> dict[str, _Known]:
         """The open jobs by id, without those that are archived, or had an id before."""
@@ -188,13 +202,15 @@ class Records:
         with self._noting:
             before = dict(self._open)
         opened: dict[str, _Known] = {}
+        unreadable = list[str]()
         for listed in self._objects.listed(OPEN):
-            known = self._read_anew(listed, before.get(listed.name))
+            known = self._read_anew(listed, before.get(listed.name), unreadable)
             if known is not None:
                 opened[listed.name] = known
         closed = {name: known for name, known in before.items() if name not in opened}
-        archived = {name: self._closed(known) for name, known in closed.items()}
+        archived = {name: self._closed(known, unreadable) for name, known in closed.items()}
         with self._noting:
+            self._unreadable[OPEN] = unreadable
             for name, known in opened.items():
                 if self._open.get(name) is before.get(name):
                     self._open[name] = known
@@ -205,14 +221,14 @@ class Records:
                     if kept is not None:
                         self._archived[kept.found.record.id] = kept
 
-    def _closed(self, before: _Known) -> _Known | None:
+    def _closed(self, before: _Known, unreadable: list[str]) -> _Known | None:
         """A job that is not in the list of open ones any more, as it was archived; as before, if it
         was accepted and never was in that list; `None`: it was forgotten."""
         job = before.found.record
         known = self._archived.get(job.id)
         if known is not None and known.found.record.folder == job.folder:
             return known
-        claim = self._readable(_name(job))
+        claim = self._readable(_name(job), unreadable)
         if claim == before.found:
             return before
         if claim is None or not claim.archived or claim.record.folder != job.folder:
@@ -230,12 +246,13 @@ class Records:
         found: dict[str, _Known] = {}
         ids = set[str]()
         skipped = set(are_open.values()) - before.keys()
+        unreadable = list[str]()
         for listed in self._objects.listed(RECORDS):
             job_id = listed.name.removeprefix(RECORDS)
             ids.add(job_id)
             if job_id in skipped:
                 continue
-            known = self._read_anew(listed, read.get(job_id))
+            known = self._read_anew(listed, read.get(job_id), unreadable)
             if known is not None:
                 found[job_id] = known
         archived = {job_id: known for job_id, known in found.items() if known.found.archived}
@@ -247,25 +264,29 @@ class Records:
             for name in unopened.keys() | new.keys():
                 if self._open.get(name) is unopened.get(name):
                     _set(self._open, name, new.get(name))
+            self._unreadable[RECORDS] = unreadable
             self._unclaimed = {name for name, job_id in are_open.items() if job_id not in ids}
 
-    def _read_anew(self, listed: Listed, before: _Known | None) -> _Known | None:
-        """A job as it is listed; other files in its place are none."""
+    def _read_anew(
+        self, listed: Listed, before: _Known | None, unreadable: list[str]
+    ) -> _Known | None:
+        """A job as it is listed."""
         if before is not None and (before.version, before.found.name) == (
             listed.version,
             listed.name,
         ):
             return before
-        found = self._readable(listed.name)
+        found = self._readable(listed.name, unreadable)
         return None if found is None else _Known(listed.version, found)
 
-    def _readable(self, name: str) -> Found | None:
+    def _readable(self, name: str, unreadable: list[str]) -> Found | None:
         """A record, if it is one: other files in its place, and what a later release has written,
-        must stop no other job."""
+        must stop no other job. They are put among the `unreadable`."""
         try:
             return self._read(name)
         except Unreadable as error:
             log.error("%s: %s", error, error.__cause__)
+            unreadable.append(name)
             return None
 
     def _read(self, name: str) -> Found | None:
@@ -279,30 +300,32 @@ class Records:
         except ValidationError as error:
             raise Unreadable(f"the record {name!r} of a job cannot be read") from error
 
-    def _opened(self, found: Found) -> Found | None:
+    def _opened(self, found: Found) -> _Known | None:
         """The open record of a job that had none; `None`: it has one by now, which was changed."""
         name = _open_name(found.record)
-        tag = self._objects.create(name, _text(found.record))
-        return None if tag is None else Found(found.record, name, tag)
+        written = self._objects.create(name, _text(found.record))
+        return None if written is None else _as_written(found.record, name, written)
 
     def _opened_late(self, found: Found) -> Found | None:
         """The same for a record that was read a while ago, and that may be archived by now."""
         opened = None if found.archived else self._opened(found)
-        if opened is not None and self._read(found.name) != found:
-            self._objects.delete(opened.name, opened.tag)
+        if opened is None:
             return None
-        return opened
+        if self._read(found.name) != found:
+            self._objects.delete(opened.found.name, opened.found.tag)
+            return None
+        return opened.found
 
-    def _note(self, written: Found) -> None:
-        """What was written here is known until the next look, which reads it."""
-        job = written.record
+    def _note(self, written: _Known) -> None:
+        """What was written here is known until somebody else writes."""
+        job = written.found.record
         with self._noting:
             into, key = self._open, _open_name(job)
-            if written.archived:
+            if written.found.archived:
                 into, key = self._archived, job.id
             known = into.get(key)
             if known is None or not _is_later(known.found.record, job):
-                into[key] = _Known("", written)
+                into[key] = written
 
     def _drop(self, job: JobRecord) -> None:
         with self._noting:
@@ -317,6 +340,10 @@ def _set(known: dict[str, _Known], key: str, value: _Known | None) -> None:
         known.pop(key, None)
     else:
         known[key] = value
+
+
+def _as_written(job: JobRecord, name: str, written: Written) -> _Known:
+    return _Known(written.version, Found(job, name, written.tag))
 
 
 def _name(job: JobRecord) -> str:

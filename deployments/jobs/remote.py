@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.contracts.errors import StorageUnavailable
 from deployments.contracts.refusal import Refusal, accepted
-from deployments.jobs.objects import Listed, Stored
+from deployments.jobs.objects import Listed, Stored, Written
 
 PATIENCE_S = 30.0  # for one answer: the store is started anew in a few seconds
 Answer = TypeVar("Answer")
@@ -30,13 +30,13 @@ class RemoteObjects:
         """As `Objects`."""
         return cast(Stored | None, self._ask("read", name))
 
-    def create(self, name: str, content: bytes) -> str | None:
+    def create(self, name: str, content: bytes) -> Written | None:
         """As `Objects`."""
-        return cast(str | None, self._ask("create", name, content))
+        return cast(Written | None, self._ask("create", name, content))
 
-    def replace(self, name: str, content: bytes, tag: str) -> str | None:
+    def replace(self, name: str, content: bytes, tag: str) -> Written | None:
         """As `Objects`."""
-        return cast(str | None, self._ask("replace", name, content, tag))
+        return cast(Written | None, self._ask("replace", name, content, tag))
 
     def delete(self, name: str, tag: str | None = None) -> None:
         """As `Objects`."""

@@ -15,7 +15,7 @@ from ray import serve
 
 from deployments.contracts.refusal import refusing
 from deployments.jobs.folder import FolderObjects
-from deployments.jobs.objects import Listed, Stored
+from deployments.jobs.objects import Listed, Stored, Written
 
 THREADS = 16
 Answer = TypeVar("Answer")
@@ -37,12 +37,12 @@ class JobStore:
         return await self._run(self._objects.read, name)
 
     @refusing
-    async def create(self, name: str, content: bytes) -> str | None:
+    async def create(self, name: str, content: bytes) -> Written | None:
         """As `Objects`."""
         return await self._run(self._objects.create, name, content)
 
     @refusing
-    async def replace(self, name: str, content: bytes, tag: str) -> str | None:
+    async def replace(self, name: str, content: bytes, tag: str) -> Written | None:
         """As `Objects`."""
         return await self._run(self._objects.replace, name, content, tag)
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -30,6 +31,8 @@ SHOWN_S = 5.0
 SWEEP_FILES_S = 3600.0
 GOODBYE_S = 5.0  # that a worker which is told to go waits for the storage, each time
 AWAY_S = 2.0  # between two tries while the storage does not answer
+WRITES = 5  # of an answer that fail in a way that nobody expected
+LAST_CHANCE_S = (15.0, 60.0)  # that a busy worker leaves to others who may be idle by then
 Made = TypeVar("Made")
 log = logging.getLogger("ray.serve.tcd.jobs")
 
@@ -88,6 +91,8 @@ class Working:
         self._making = making
         self._most = {"job": at_once, "line": batch_at_once}
         self._alone = False
+        self._last_chances: dict[str, float] = {}  # that wait: since when, as seen here
+        self._patience_s = random.SystemRandom().uniform(*LAST_CHANCE_S)
         self._beat_s = max(lease_s / RENEWALS, 0.1)
         self._poll_s = poll_s
         self._budgets = budgets
@@ -176,19 +181,23 @@ class Working:
         for work in works:
             if work.job.id not in jobs or not is_held(jobs[work.job.id], work.job):
                 _cancel(work)
+        self._last_chances = {id_: s for id_, s in self._last_chances.items() if id_ in jobs}
         self.open = sum(not job.ended and _room_of(job) != "line" for job in jobs.values())
 
     def _may_take(self, job: JobRecord) -> bool:
         """Whether there is room for a job. Batches compute nothing, and wait for no other; of
         the background there is little at a time. One that has its last chance has it alone: if its
-        worker goes away once more, it is it, and nobody beside it is blamed."""
+        worker goes away once more, it is it, and nobody beside it is blamed. Who is idle takes it;
+        only if nobody was for a while does one who is busy take no others for it."""
         if job.kind == "batch":
             return job.id not in self._works
         busy = self._count("job") + self._count("line")
         if job.id in self._works or self._alone:
             return False
         if has_last_chance(job):
-            self._alone = True  # none is taken any more until those that are being done have ended
+            now = time.monotonic()
+            waited_s = now - self._last_chances.setdefault(job.id, now)
+            self._alone = busy == 0 or waited_s > self._patience_s
             return busy == 0
         room = _room_of(job)
         return self._count(room) < self._most[room]
@@ -206,6 +215,8 @@ class Working:
             answered = True
         except LeaseLost:
             log.info("job %s is not this worker's any more", job.id)
+        except Exception:
+            log.exception("what came of job %s could not be written: it is made anew", job.id)
         finally:
             beating.cancel()
             if self._works.get(job.id) is work:
@@ -270,13 +281,22 @@ class Working:
             await asyncio.sleep(min(LEAST_BEAT_S, self._beat_s))
 
     async def _persisted(self, write: Callable[[], Made]) -> Made:
-        """What is made is not lost because the storage is away."""
+        """What is made is not lost because the storage is away, or fails strangely for a while. If
+        it is the answer that cannot be written, that ends."""
+        failed = 0
         while True:
             try:
                 return await self._leases.run(write)
             except StorageUnavailable as error:
                 log.warning("an answer waits: %s", error)
-                await asyncio.sleep(AWAY_S)
+            except LeaseLost:
+                raise
+            except Exception:
+                failed += 1
+                if failed == WRITES:
+                    raise
+                log.exception("an answer waits")
+            await asyncio.sleep(AWAY_S)
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ from deployments.contracts.errors import StorageUnavailable
 from deployments.jobs import folder
 from deployments.jobs.bucket import BucketObjects
 from deployments.jobs.folder import FolderObjects
-from deployments.jobs.objects import Objects
+from deployments.jobs.objects import Objects, Written
 from tests.http_server import serving
 from tests.object_store import BUCKET, CREDENTIALS, ObjectStore
 
@@ -44,8 +44,10 @@ def test_a_list_tells_what_was_written_since(objects: Objects) -> None:
     before = list(objects.listed("jobs/"))
     assert list(objects.listed("jobs/")) == before
     assert first is not None
-    objects.replace("jobs/a", b"2", first)
+    second = objects.replace("jobs/a", b"2", first.tag)
     a, b = objects.listed("jobs/")
+    assert second is not None
+    assert (before[0].version, a.version) == (first.version, second.version)
     assert a.version != before[0].version
     assert b == before[1]
     assert began - 2 <= a.changed_at <= time.time() + 2
@@ -54,12 +56,13 @@ def test_a_list_tells_what_was_written_since(objects: Objects) -> None:
 def test_what_has_been_written_since_is_not_deleted(objects: Objects) -> None:
     first = objects.create("jobs/a", b"1")
     assert first is not None
-    second = objects.replace("jobs/a", b"2", first)
-    objects.delete("jobs/a", first)
-    assert objects.read("jobs/a") == (b"2", second)
-    objects.delete("jobs/a", second)
+    second = objects.replace("jobs/a", b"2", first.tag)
+    assert second is not None
+    objects.delete("jobs/a", first.tag)
+    assert objects.read("jobs/a") == (b"2", second.tag)
+    objects.delete("jobs/a", second.tag)
     assert objects.read("jobs/a") is None
-    objects.delete("jobs/a", second)
+    objects.delete("jobs/a", second.tag)
 
 
 def test_a_file_is_written_once_and_replaced_by_who_saw_it_last(objects: Objects) -> None:
@@ -70,19 +73,24 @@ def test_a_file_is_written_once_and_replaced_by_who_saw_it_last(objects: Objects
     assert objects.create("jobs/a", b"2") is None
     stored = objects.read("jobs/a")
     assert stored is not None
-    assert stored == (b"1", first)
-    second = objects.replace("jobs/a", b"3", first)
+    assert stored == (b"1", first.tag)
+    second = objects.replace("jobs/a", b"3", first.tag)
     assert second is not None
-    assert objects.replace("jobs/a", b"4", first) is None
-    assert objects.read("jobs/a") == (b"3", second)
+    assert objects.replace("jobs/a", b"4", first.tag) is None
+    assert objects.read("jobs/a") == (b"3", second.tag)
 
 
 def test_a_write_whose_answer_was_lost_is_told_when_it_is_made_again(objects: Objects) -> None:
-    tag = objects.create("jobs/a", b"mine")
-    assert objects.create("jobs/a", b"mine") == tag
-    assert tag is not None
-    newer = objects.replace("jobs/a", b"mine, too", tag)
-    assert objects.replace("jobs/a", b"mine, too", tag) == newer
+    first = objects.create("jobs/a", b"mine")
+    again = objects.create("jobs/a", b"mine")
+    assert first is not None
+    assert again is not None
+    assert again.tag == first.tag
+    newer = objects.replace("jobs/a", b"mine, too", first.tag)
+    again = objects.replace("jobs/a", b"mine, too", first.tag)
+    assert newer is not None
+    assert again is not None
+    assert again.tag == newer.tag
 
 
 def test_names_are_in_order_and_what_is_deleted_is_gone(objects: Objects) -> None:
@@ -100,13 +108,13 @@ def test_names_are_in_order_and_what_is_deleted_is_gone(objects: Objects) -> Non
 def test_of_many_writers_one_wins(objects: Objects) -> None:
     """Each time, in threads that begin together."""
 
-    def race(write: Callable[[bytes], str | None]) -> list[str]:
+    def race(write: Callable[[bytes], Written | None]) -> list[str]:
         start, won = threading.Barrier(COPIES), list[str]()
 
         def run(number: int) -> None:
             start.wait()
-            if (tag := write(f"writer {number}".encode())) is not None:
-                won.append(tag)
+            if (written := write(f"writer {number}".encode())) is not None:
+                won.append(written.tag)
 
         threads = [threading.Thread(target=run, args=(number,)) for number in range(COPIES)]
         for thread in threads:
@@ -123,7 +131,7 @@ def test_of_many_writers_one_wins(objects: Objects) -> None:
         assert stored.tag == tag
 
 
-def _replace(objects: Objects, tag: str, turn: int, content: bytes) -> str | None:
+def _replace(objects: Objects, tag: str, turn: int, content: bytes) -> Written | None:
     return objects.replace("jobs/a", content + b", %d" % turn, tag)
 
 
@@ -165,6 +173,75 @@ def test_a_write_fails_whose_file_was_cleaned_away(
         objects.create("a", b"x")
 
 
+def test_others_write_while_a_big_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is on the disk before it takes the lock, which other names share."""
+    monkeypatch.setattr(folder, "LOCK_FILES", 1)
+    monkeypatch.setattr(folder, "PATIENCE_S", 0.2)
+    objects, sync = FolderObjects(tmp_path), os.fsync
+    writing, go = threading.Event(), threading.Event()
+
+    def slow(file: int) -> None:
+        if os.fstat(file).st_size == 1000:
+            writing.set()
+            assert go.wait(30)
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    big = threading.Thread(target=objects.create, args=("files/big", b"x" * 1000))
+    big.start()
+    try:
+        assert writing.wait(30)
+        assert objects.create("jobs/a", b"1") is not None
+        assert objects.read("files/big") is None
+    finally:
+        go.set()
+        big.join()
+    assert objects.read("files/big") is not None
+    assert list((tmp_path / folder.NEW).iterdir()) == []
+
+
+def test_what_is_written_outlives_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file, and each folder that names it, are on the disk before the write is answered."""
+    synced, sync = list[str](), os.fsync
+
+    def noted(file: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{file}"), tmp_path))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    FolderObjects(tmp_path).create("files/a/x", b"1")
+    assert synced[0].startswith(f"{folder.NEW}/")
+    assert set(synced[1:]) == {"files/files/a", "files/files", "files"}
+
+
+@pytest.mark.parametrize(
+    ("method", "header", "said"),
+    [
+        ("PUT", "If-None-Match", "If-None-Match of a PUT"),
+        ("PUT", "If-Match", "If-Match of a PUT"),
+        ("DELETE", "If-Match", "If-Match of a DELETE"),
+    ],
+)
+def test_a_bucket_that_ignores_a_condition_is_refused(
+    object_store: ObjectStore, method: str, header: str, said: str
+) -> None:
+    def ignores(request: Any, **_: Any) -> None:
+        if request.method == method:
+            request.headers.pop(header, None)
+
+    client = object_store.client
+    client.meta.events.register("before-send.s3", ignores)
+    objects = BucketObjects(client, BUCKET, "tcd/")
+    for call in (lambda: objects.create("jobs/a", b"1"), lambda: list(objects.listed("jobs/"))):
+        with pytest.raises(StorageUnavailable, match=f"s3://{BUCKET} ignores {said}"):
+            call()
+    assert object_store.keys() == []
+
+
 def test_a_list_that_was_cut_is_no_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
     class Cut(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -176,6 +253,7 @@ def test_a_list_that_was_cut_is_no_empty_one(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     with serving(Cut) as url:
         objects = BucketObjects(boto3.client("s3", endpoint_url=url), BUCKET)
+        objects._proven = True
         with pytest.raises(StorageUnavailable, match="the answer did not come whole"):
             list(objects.listed("open/"))
 

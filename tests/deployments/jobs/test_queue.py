@@ -31,9 +31,10 @@ from configs.jobs import JobsArgs
 from deployments.contracts.errors import Conflict, NotFound, StorageUnavailable
 from deployments.jobs.bucket import BucketObjects
 from deployments.jobs.folder import FolderObjects
-from deployments.jobs.objects import Listed, Objects, Stored
+from deployments.jobs.objects import Listed, Objects, Stored, Written
 from deployments.jobs.queue import (
     ARCHIVED_S,
+    DROPPED_S,
     MOST_ATTEMPTS,
     ORPHANED_S,
     POISONED,
@@ -41,7 +42,7 @@ from deployments.jobs.queue import (
     LeaseLost,
     is_held,
 )
-from deployments.jobs.record import JobError, JobFile, JobRecord, Lease
+from deployments.jobs.record import JobError, JobFile, JobRecord, Kind, Lease
 from tests.object_store import BUCKET, ObjectStore
 
 LEASE_S = 30.0
@@ -54,7 +55,7 @@ Work = Literal["renew", "complete", "fail", "give_back"]
 WORK: tuple[Work, ...] = ("renew", "complete", "fail", "give_back")
 
 
-Written = TypeVar("Written")
+Made = TypeVar("Made")
 
 
 class Unreliable:
@@ -70,10 +71,10 @@ class Unreliable:
     def read(self, name: str) -> Stored | None:
         return self.objects.read(name)
 
-    def create(self, name: str, content: bytes) -> str | None:
+    def create(self, name: str, content: bytes) -> Written | None:
         return self._made(lambda: self.objects.create(name, content))
 
-    def replace(self, name: str, content: bytes, tag: str) -> str | None:
+    def replace(self, name: str, content: bytes, tag: str) -> Written | None:
         return self._made(lambda: self.objects.replace(name, content, tag))
 
     def delete(self, name: str, tag: str | None = None) -> None:
@@ -82,7 +83,7 @@ class Unreliable:
     def listed(self, prefix: str) -> Iterator[Listed]:
         return self.objects.listed(prefix)
 
-    def _made(self, write: Callable[[], Written]) -> Written:
+    def _made(self, write: Callable[[], Made]) -> Made:
         if self.good > 0:
             self.good -= 1
             return write()
@@ -831,6 +832,120 @@ def test_files_of_no_job_go_after_a_day(tmp_path: Path) -> None:
     now[0] += ORPHANED_S + 10
     assert queue.sweep_files() == 1
     assert [one.name for one in store.listed("files/")] == [kept.folder + "x"]
+
+
+def test_files_stay_while_a_record_cannot_be_read(tmp_path: Path) -> None:
+    """They may be of a job that a later release has accepted."""
+    now = [time.time()]
+    store = FolderObjects(tmp_path)
+    queue = JobQueue(store, now=lambda: now[0])
+    theirs = job("newest")
+    store.create("jobs/newest", json.dumps(theirs.model_dump() | {"kind": "song"}).encode())
+    store.create(theirs.folder + "x", b"x")
+    now[0] += ORPHANED_S + 10
+    for _ in range(2):
+        assert queue.sweep_files() == 0
+    queue.add(job("open"))
+    mine = queue.take()
+    assert mine is not None
+    store.delete("jobs/newest")
+    assert queue.sweep_files() == 1
+    store.create("files/nobodys/x", b"x")
+    (name,) = (one.name for one in store.listed("open/"))
+    stored = store.read(name)
+    assert stored is not None
+    store.replace(name, b"{}", stored.tag)
+    assert queue.sweep_files() == 0
+
+
+@pytest.mark.parametrize("budget", [None, 5])
+def test_lines_are_kept_as_long_as_their_batch(tmp_path: Path, budget: int | None) -> None:
+    """What came of them is its answer, however long it goes on."""
+    now = [1e9]
+    queue = JobQueue(FolderObjects(tmp_path), now=lambda: now[0])
+    budgets: dict[Kind, int] = {} if budget is None else {"image": budget}
+    queue.add(job("batch", kind="batch"))
+    batch = queue.take()
+    assert batch is not None
+    for one in (job("line", batch="batch"), job("other")):
+        queue.add(one)
+        mine = queue.take()
+        assert mine is not None
+        assert mine.id == one.id
+        queue.complete(mine, made("x", 10 if one.id == "line" else 5), {})
+    assert queue.sweep(budgets) == 0
+    now[0] += KEEP_S
+    assert queue.sweep(budgets) == 1
+    assert {one.id for one in queue.jobs()} == {"batch", "line"}
+    queue.complete(batch, (), {})
+    if budget is None:
+        now[0] += KEEP_S - 1
+        assert queue.sweep(budgets) == 0
+        now[0] += 1
+        assert queue.sweep(budgets) == 2
+    else:
+        assert queue.sweep(budgets) == 1
+        assert [one.id for one in queue.jobs()] == ["batch"]
+
+
+def test_lines_of_a_batch_that_is_gone_are_kept_from_their_own_end(tmp_path: Path) -> None:
+    now = [1e9]
+    queue = JobQueue(FolderObjects(tmp_path), now=lambda: now[0])
+    queue.add(job("batch", kind="batch"))
+    assert queue.take() is not None
+    queue.add(job("line", batch="batch"))
+    mine = queue.take()
+    assert mine is not None
+    queue.complete(mine, (), {})
+    queue.delete("batch")
+    now[0] += KEEP_S
+    assert queue.sweep() == 1
+
+
+def test_who_only_looks_for_work_forgets_what_is_over(tmp_path: Path) -> None:
+    now, clock = [1e9], Clock(0, 1)
+    store = FolderObjects(tmp_path)
+    mine, other = JobQueue(store, LEASE_S, clock, lambda: now[0]), JobQueue(store)
+    for number in range(3):
+        other.add(job(f"job{number}"))
+    assert len(mine.open_jobs()) == 3
+    for number in range(3):
+        other.delete(f"job{number}") if number == 0 else other.cancel(f"job{number}")
+    worker = JobQueue(store, now=lambda: time.time() + ARCHIVED_S)
+    worker.sweep()
+    assert mine.open_jobs() == []
+    assert len(mine.seen()) == 2
+    now[0] = time.time() + KEEP_S + 1
+    clock.passed += DROPPED_S + 1
+    assert mine.open_jobs() == []
+    assert mine.seen() == []
+
+
+def test_what_was_written_here_is_not_read_again(tmp_path: Path) -> None:
+    reads = list[str]()
+
+    class Counted(FolderObjects):
+        def listed(self, prefix: str) -> Iterator[Listed]:
+            for one in super().listed(prefix):
+                reads.clear() if prefix == "open/" else None  # what the look reads comes after
+                yield one
+
+        def read(self, name: str) -> Stored | None:
+            reads.append(name)
+            return super().read(name)
+
+    queue, other = JobQueue(Counted(tmp_path)), JobQueue(FolderObjects(tmp_path))
+    queue.add(job("a"))
+    queue.open_jobs()
+    assert reads == []
+    mine = queue.take()
+    assert mine is not None
+    mine = queue.renew(mine, 10)
+    queue.open_jobs()
+    assert reads == []
+    other.call_off("a")
+    assert queue.open_jobs()[0].called_off_at is not None
+    assert reads != []
 
 
 def test_a_lease_that_is_renewed_in_time_is_kept(tmp_path: Path) -> None:

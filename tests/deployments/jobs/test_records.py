@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from deployments.contracts.errors import NotFound, StorageUnavailable
-from deployments.jobs.objects import Listed, Objects, Stored
+from deployments.jobs.objects import Listed, Objects, Stored, Written
 from deployments.jobs.queue import ARCHIVED_S, JobQueue, LeaseLost
 from deployments.jobs.record import JobRecord
 from tests.deployments.jobs.test_queue import KEEP_S, Fate, Unreliable, job, made
@@ -29,16 +29,16 @@ class Memory:
         content = self._files.get(name)
         return None if content is None else Stored(content, str(hash(content)))
 
-    def create(self, name: str, content: bytes) -> str | None:
+    def create(self, name: str, content: bytes) -> Written | None:
         found = self._files.setdefault(name, content)
-        return str(hash(content)) if found == content else None
+        return _written(content) if found == content else None
 
-    def replace(self, name: str, content: bytes, tag: str) -> str | None:
+    def replace(self, name: str, content: bytes, tag: str) -> Written | None:
         found = self._files.get(name)
         if found is None or (str(hash(found)) != tag and found != content):
             return None
         self._files[name] = content
-        return str(hash(content))
+        return _written(content)
 
     def delete(self, name: str, tag: str | None = None) -> None:
         found = self.read(name)
@@ -49,6 +49,10 @@ class Memory:
         for name in sorted(self._files):
             if name.startswith(prefix):
                 yield Listed(name, str(hash(self._files[name])), 0.0)
+
+
+def _written(content: bytes) -> Written:
+    return Written(str(hash(content)), str(hash(content)))
 
 
 class Scene:

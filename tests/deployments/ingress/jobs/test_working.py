@@ -30,7 +30,7 @@ from deployments.ingress.jobs.working import Working
 from deployments.ingress.keys.quota import Quota
 from deployments.ingress.request import deaths
 from deployments.jobs.folder import FolderObjects
-from deployments.jobs.objects import Listed, Stored
+from deployments.jobs.objects import Listed, Stored, Written
 from deployments.jobs.queue import JobQueue
 from deployments.jobs.record import JobRecord
 from tests.deployments.ingress.keyed import Keys, Replica, entry, service
@@ -90,11 +90,11 @@ class Flaky(FolderObjects):
         self._there()
         return super().read(name)
 
-    def create(self, name: str, content: bytes) -> str | None:
+    def create(self, name: str, content: bytes) -> Written | None:
         self._there()
         return super().create(name, content)
 
-    def replace(self, name: str, content: bytes, tag: str) -> str | None:
+    def replace(self, name: str, content: bytes, tag: str) -> Written | None:
         self._there()
         return super().replace(name, content, tag)
 
@@ -238,6 +238,67 @@ def test_who_has_a_last_chance_has_it_alone(tmp_path: Path) -> None:
         assert (await house.until(suspect, "completed")).attempts == 3
         for job in others:
             await house.until(job, "completed")
+
+    run(House(tmp_path), live)
+
+
+@pytest.mark.parametrize("patience_s", [0.5, 60.0])
+def test_who_is_busy_leaves_a_last_chance_to_others_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    monkeypatch.setattr(working, "LAST_CHANCE_S", (patience_s, patience_s))
+
+    async def live(house: House) -> None:
+        house.hire()
+        first = await house.desk.submit(BALL, caller=ALICE)
+        await house.until(first, "in_progress")
+        suspect = await house.desk.submit(BALL, caller=ALICE)
+        await house.until(suspect, "in_progress")
+        name = f"open/{suspect.id}.{suspect.folder.split('/')[1]}"
+        stored = house.objects.read(name)
+        assert stored is not None
+        record = JobRecord.model_validate_json(stored.content)
+        waits = record.changed(status="queued", lease=None, attempts=2)
+        house.objects.replace(name, waits.model_dump_json().encode(), stored.tag)
+        await house.until(suspect, "queued")
+        await asyncio.sleep(1.0)
+        other = await house.desk.submit(BALL, caller=ALICE)
+        await asyncio.sleep(0.5)
+        drains = patience_s < 1
+        expected = ["in_progress", "queued", "queued" if drains else "in_progress"]
+        jobs = (first, suspect, other)
+        assert [(await house.desk.get(job.id)).status for job in jobs] == expected
+        house.hire()  # it is idle
+        assert (await house.until(suspect, "in_progress")).attempts == 3
+        house.replica.go.set()
+        for job in jobs:
+            await house.until(job, "completed")
+
+    run(House(tmp_path), live)
+
+
+@pytest.mark.parametrize("failures", [working.WRITES - 1, working.WRITES])
+def test_an_answer_is_written_though_that_fails_strangely_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    monkeypatch.setattr(working, "AWAY_S", 0.05)
+    complete, failed = JobQueue.complete, list[str]()
+
+    def strange(queue: JobQueue, job: JobRecord, *args: Any) -> JobRecord:
+        if len(failed) < failures:
+            failed.append(job.id)
+            raise RuntimeError("strange")
+        return complete(queue, job, *args)
+
+    monkeypatch.setattr(JobQueue, "complete", strange)
+
+    async def live(house: House) -> None:
+        house.replica.go.set()
+        house.hire()
+        job = await house.desk.submit(BALL, caller=ALICE)
+        done = await house.until(job, "completed")
+        assert done.attempts == (1 if failures < working.WRITES else 2)
+        assert len(house.replica.jobs) == done.attempts
 
     run(House(tmp_path), live)
 
