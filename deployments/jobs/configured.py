@@ -9,6 +9,7 @@ from configs.s3 import storage_client
 from configs.sources import PROJECT_ROOT
 from deployments.jobs.bucket import BucketObjects
 from deployments.jobs.folder import FolderObjects
+from deployments.jobs.near import NearObjects
 from deployments.jobs.objects import Objects
 from deployments.jobs.remote import RemoteObjects
 
@@ -26,4 +27,4 @@ def make_objects(args: JobsArgs, store: DeploymentHandle[object] | None) -> Obje
         return FolderObjects(PROJECT_ROOT / storage.path)
     if store is None:
         raise ValueError("temporary jobs need the JobStore")
-    return RemoteObjects(store, asyncio.get_running_loop())
+    return NearObjects(RemoteObjects(store, asyncio.get_running_loop()))

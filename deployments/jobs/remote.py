@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from deployments.contracts.errors import StorageUnavailable
 from deployments.contracts.refusal import Refusal, accepted
 from deployments.jobs.objects import Listed, Stored, Written
+from deployments.jobs.place import Place
 
 PATIENCE_S = 30.0  # for one answer: the store is started anew in a few seconds
 Answer = TypeVar("Answer")
@@ -45,6 +46,10 @@ class RemoteObjects:
     def listed(self, prefix: str) -> Iterator[Listed]:
         """As `Objects`."""
         yield from cast(list[Listed], self._ask("listed", prefix))
+
+    def place(self) -> Place:
+        """Where they are. Raises `StorageUnavailable`."""
+        return cast(Place, self._ask("place"))
 
     def _ask(self, method: str, *args: object) -> object:
         """Asked once more if the store dies under the call: each may be made twice."""

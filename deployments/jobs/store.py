@@ -16,6 +16,7 @@ from ray import serve
 from deployments.contracts.refusal import refusing
 from deployments.jobs.folder import FolderObjects
 from deployments.jobs.objects import Listed, Stored, Written
+from deployments.jobs.place import Place, place_of
 
 THREADS = 16
 Answer = TypeVar("Answer")
@@ -28,8 +29,15 @@ class JobStore:
     def __init__(self) -> None:
         name = serve.get_replica_context().app_name
         cluster = ray.get_runtime_context().gcs_address  # a node may run several
-        self._objects = FolderObjects(folder_of(f"{name}-{cluster}"))
+        folder = folder_of(f"{name}-{cluster}")
+        self._objects = FolderObjects(folder)
+        self._place = place_of(folder)
         self._threads = ThreadPoolExecutor(THREADS, "tcd-jobs")
+
+    @refusing
+    async def place(self) -> Place:
+        """Whoever sees this folder may use it as `FolderObjects` himself."""
+        return self._place
 
     @refusing
     async def read(self, name: str) -> Stored | None:
