@@ -21,7 +21,8 @@ from deployments.ingress.http.jobs import Shown, page_of
 from deployments.ingress.http.keys import caller_of, owner_of
 from deployments.ingress.jobs.batches import batch_card
 from deployments.ingress.jobs.cards import whole
-from deployments.ingress.jobs.desk import COUNTED_S, LINES_TYPE, Desk, Page
+from deployments.ingress.jobs.desk import LINES_TYPE, Desk, Page
+from deployments.ingress.jobs.looks import COUNTED_S
 from deployments.jobs.record import JobRecord
 
 MIB = 2**20

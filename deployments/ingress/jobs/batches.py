@@ -33,7 +33,8 @@ from deployments.ingress.answer.failures import error_of, failure, invalid, pass
 from deployments.ingress.answer.metadata import wanted
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.cards import images_by_url, whole
-from deployments.ingress.jobs.desk import COUNTED_S, Desk, derived_id
+from deployments.ingress.jobs.desk import Desk, derived_id
+from deployments.ingress.jobs.looks import COUNTED_S
 from deployments.jobs.record import JobRecord
 
 WINDOW_S = 86_400.0

@@ -8,15 +8,14 @@ import time
 import uuid
 from collections.abc import (
     AsyncGenerator,
-    Awaitable,
     Callable,
     Collection,
     Iterable,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from configs.app import ServiceArgs
@@ -24,13 +23,10 @@ from deployments.contracts.batches import BatchBody, ExpiresAfter
 from deployments.contracts.errors import (
     InvalidRequest,
     NotFound,
-    QueueFull,
-    RateLimited,
     StorageUnavailable,
 )
 from deployments.contracts.figures import JobFigures
 from deployments.contracts.jobs import Caller
-from deployments.contracts.places import Places
 from deployments.contracts.usage import KeyJobs
 from deployments.ingress.answer.failures import passing
 from deployments.ingress.jobs.asked import (
@@ -45,6 +41,8 @@ from deployments.ingress.jobs.calling import check_webhook
 from deployments.ingress.jobs.cards import listed, positions, request_of
 from deployments.ingress.jobs.figures import by_owner, figures_of
 from deployments.ingress.jobs.files import JobFiles
+from deployments.ingress.jobs.looks import COUNTED_S, Looks, in_time
+from deployments.ingress.jobs.room import Room
 from deployments.ingress.keys.keyring import Keyring
 from deployments.ingress.request.assembly import Outline
 from deployments.ingress.request.course import current
@@ -57,18 +55,12 @@ from deployments.jobs.record import JobFile, JobRecord, Kind
 from deployments.jobs.records import FILES
 from deployments.tracing.spans import traceparent
 
-MIB = 2**20
-FULL_RETRY_MS = 10_000
 POLL_S = (0.03, 0.5)  # between two looks at a job that is waited for: more as it lasts longer
 POLL_GROWTH = 1.3
 MAX_KEY = 255  # characters
 PICTURE = "picture"  # suffix of the files of a request's pictures
 THREADS = 32
-GLANCES = 16  # beside them, of those who wait for a job
-LOOKS = 2  # one is under way, and one shared by all who came since
-PATIENCE_S = 60.0  # for the storage to answer
-FIGURES_S = 3.0  # for the same, where an answer without jobs is better than none
-COUNTED_S = 30.0  # that what is counted may lag behind what others have deleted, or archived
+FIGURES_S = 3.0  # for the storage, where an answer without jobs is better than none
 AWAY_S = 30.0  # that it may be away while somebody waits for a job
 KEEPALIVE_S = 15.0
 LINES_TYPE = "application/jsonl"
@@ -86,17 +78,6 @@ class Page(NamedTuple):
     every: Sequence[JobRecord]
     has_more: bool
     lines: Mapping[str, Sequence[JobRecord]]
-
-
-@dataclass(eq=False)
-class _Coming:
-    """A job that is being accepted. `size`: bytes; `refused`: it takes no room after all."""
-
-    kind: Kind
-    caller: Caller
-    job_id: str
-    size: int
-    refused: bool = False
 
 
 class Desk:
@@ -126,12 +107,9 @@ class Desk:
         self._files = JobFiles(objects)
         self._nudge = nudge
         self._io = Workers("work on jobs", threads=THREADS, waiting=None)
-        # A crowd that waits for its answers does not delay who hands in.
-        self._glancing = Workers("glances at jobs", threads=GLANCES, waiting=None)
-        self._looking = Workers("looks at jobs", threads=LOOKS, waiting=None)
-        self._looking_at_all = Workers("looks at all jobs", threads=LOOKS, waiting=None)
-        self._coming: list[_Coming] = []
-        self._glances: dict[str, asyncio.Task[JobRecord]] = {}
+        # With threads of its own: a crowd that waits for its answers does not delay who hands in.
+        self._looks = Looks(self._queue)
+        self._room = Room(args, keys, self._looks)
 
     async def submit(
         self,
@@ -163,7 +141,7 @@ class Desk:
         await self._keys.renew()
         outline = await self._service.check_job(asked.request, caller)
         size = sum(_size(picture) for picture in outline.pictures.values())
-        async with self._room(kind, caller, job_id, size):
+        async with self._room.taken(kind, caller, job_id, size):
             job = self._record(
                 kind,
                 caller,
@@ -243,7 +221,7 @@ class Desk:
         if file.request.get("purpose") != "batch":
             raise InvalidRequest(f"file {file.id!r} was not uploaded for a batch", "input_file_id")
         data = await self.content(file)
-        async with self._room("batch", caller, job_id, len(data)):
+        async with self._room.taken("batch", caller, job_id, len(data)):
             folder = fresh_folder()  # the file may be deleted, or expire, before the batch is done
             kept = await self._run(self._files.write, folder, INPUT, data, "jsonl", LINES_TYPE)
             lines = sum(bool(line.strip()) for line in data.split(b"\n"))
@@ -274,8 +252,8 @@ class Desk:
     ) -> JobRecord:
         """Keeps a file of lines; with `file_id` the one that is there of that id, if it is."""
         file_id = file_id or id_of("file", caller, None)
-        handed_in = purpose == "batch"
-        async with self._room("file", caller, file_id, len(data)) if handed_in else nullcontext():
+        room = self._room.taken("file", caller, file_id, len(data))
+        async with room if purpose == "batch" else nullcontext():
             folder = fresh_folder()
             file = await self._run(self._files.write, folder, name, data, "jsonl", LINES_TYPE)
             now = time.time()
@@ -304,12 +282,11 @@ class Desk:
         """A batch as it stands now (as it was, if it is gone), and its jobs by id; as `jobs` of the
         queue takes `fresh_s`."""
 
-        def look() -> tuple[JobRecord, dict[str, JobRecord]]:  # in a thread: they may be many
-            every = self._queue.jobs(fresh_s)
+        def read(every: Sequence[JobRecord]) -> tuple[JobRecord, dict[str, JobRecord]]:
             now = next((job for job in every if job.id == batch.id), batch)
             return now, {job.id: job for job in every if job.batch == batch.id}
 
-        return await self._in_time(self._looking_at_all.run(look))
+        return await self._looks.at_all(read, fresh_s)
 
     async def get(
         self,
@@ -340,8 +317,7 @@ class Desk:
         """Jobs in the order of their creation, from the one behind `after` on; those of which `may`
         says so."""
 
-        def look() -> Page:  # in a thread: they may be many
-            every = self._queue.jobs()
+        def read(every: Sequence[JobRecord]) -> Page:
             jobs = [
                 job
                 for job in every
@@ -356,13 +332,13 @@ class Desk:
             shown = jobs[start : start + limit]
             return Page(shown, every, start + limit < len(jobs), _lines_of(shown, every))
 
-        return await self._in_time(self._looking_at_all.run(look))
+        return await self._looks.at_all(read)
 
     async def position(self, record: JobRecord) -> int | None:
         """How many jobs are to be begun before one that is queued."""
         if record.status != "queued":
             return None
-        return positions(await self._open()).get(record.id)
+        return positions(await self._looks.at_open()).get(record.id)
 
     async def cancel(
         self, job_id: str, owner: str | None = None, kind: Kind | None = None
@@ -393,7 +369,7 @@ class Desk:
         """What is counted of all jobs, in a thread: they may be many."""
         try:
             async with asyncio.timeout(FIGURES_S):
-                return await self._looking_at_all.run(lambda: count(self._queue.jobs(COUNTED_S)))
+                return await self._looks.at_all(count, COUNTED_S)
         except (TimeoutError, StorageUnavailable):
             return None
 
@@ -456,7 +432,7 @@ class Desk:
         until, heard = now() + within_s, now()
         while True:
             try:
-                found = await self._glance(record.id)
+                found = await self._looks.at_one(record.id)
                 heard = now()
                 if found.folder != record.folder:  # its key may be used again, by another request
                     raise NotFound(f"job {record.id!r} does not exist any more", "job_id")
@@ -467,17 +443,6 @@ class Desk:
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * POLL_GROWTH, most_s)
-
-    async def _glance(self, job_id: str) -> JobRecord:
-        """A job as it stands; who asks while another does shares that look."""
-        glance = self._glances.get(job_id)
-        if glance is None:
-            looked = self._glancing.run(self._queue.get, job_id)
-            glance = asyncio.create_task(self._in_time(looked))
-            self._glances[job_id] = glance
-            glance.add_done_callback(lambda _: self._glances.pop(job_id))
-            glance.add_done_callback(_noted)
-        return await asyncio.shield(glance)
 
     def _keep_s(self, kind: Kind, caller: Caller) -> float:
         """From a job's end until it is forgotten."""
@@ -497,24 +462,8 @@ class Desk:
             await self.forget(record)
         return passes
 
-    async def _looked(self, fresh_s: float = 0.0) -> Sequence[JobRecord]:
-        return await self._in_time(self._looking_at_all.run(self._queue.jobs, fresh_s))
-
-    async def _open(self) -> Sequence[JobRecord]:
-        return await self._in_time(self._looking.run(self._queue.open_jobs))
-
     async def _run(self, call: Callable[..., Answer], *args: object) -> Answer:
-        return await self._in_time(self._io.run(call, *args))
-
-    async def _in_time(self, answer: Awaitable[Answer]) -> Answer:
-        """Whoever asks hears of a storage that hangs."""
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                return await answer
-        except TimeoutError:
-            raise StorageUnavailable(
-                f"the storage of jobs has not answered for {PATIENCE_S:g} s"
-            ) from None
+        return await in_time(self._io.run(call, *args))
 
     async def _known(self, job_id: str) -> JobRecord | None:
         try:
@@ -527,65 +476,6 @@ class Desk:
         forgotten."""
         known = await self._known(job_id)
         return None if known is None or await self.forget_passing(known) else known
-
-    @asynccontextmanager
-    async def _room(
-        self, kind: Kind, caller: Caller, job_id: str, size: int
-    ) -> AsyncGenerator[None]:
-        """Within it a job is accepted: it counts from before it is looked whether there is room, so
-        that many who ask this process at once find no more room than there is. `size`: bytes of its
-        pictures, or lines. Raises as `submit` does."""
-        before = tuple(self._coming)
-        coming = _Coming(kind, caller, job_id, size)
-        self._coming.append(coming)
-        try:
-            await self._check_room(coming, before)
-            yield
-        except BaseException:
-            coming.refused = True
-            raise
-        finally:
-            self._coming.remove(coming)
-
-    async def _check_room(self, mine: _Coming, before: Collection[_Coming]) -> None:
-        kind, caller = mine.kind, mine.caller
-        jobs = await self._open()
-        of_kind = [job for job in jobs if job.kind == kind and job.batch is None]
-        unfinished = [(job.caller, 1) for job in of_kind if not job.ended]
-        coming = _unseen(before, jobs, mine)
-        unfinished += [(one.caller, 1) for one in coming if one.kind == kind]
-        limits = {
-            "image": self._args.jobs.max_images,
-            "video": self._args.max_videos,
-            "batch": self._args.jobs.max_batches,
-        }
-        if kind in limits and not Places(limits[kind], unfinished).allow(caller):
-            what = {"image": "jobs of images", "video": "videos", "batch": "batches"}[kind]
-            raise QueueFull(f"{len(unfinished)} {what} are unfinished already", FULL_RETRY_MS)
-        entry = self._keys.named(caller.name)
-        if entry is None or entry.job_mb is None:
-            return
-        most = entry.job_mb * MIB - max(mine.size, 1)
-        # Files never are open: those that others keep are seen by who looks at all.
-        fresh_s = COUNTED_S if kind in ("image", "video") else 0.0
-        if (kept := await self._kept_bytes(mine, before, fresh_s)) > most:
-            kept = await self._kept_bytes(mine, before)  # others may have deleted some
-        if kept > most:
-            more = f", and this would take {mine.size / MIB:.1f}" if mine.size else ""
-            raise RateLimited(
-                f"the jobs of key {caller.name!r} hold {kept / MIB:.1f} MiB of the {entry.job_mb} "
-                f"that it may have{more}: delete some, or wait until they expire",
-                FULL_RETRY_MS,
-            )
-
-    async def _kept_bytes(
-        self, mine: _Coming, before: Collection[_Coming], fresh_s: float = 0.0
-    ) -> int:
-        jobs, owner = await self._looked(fresh_s), mine.caller.name
-        coming = _unseen(before, jobs, mine)
-        return sum(job.size for job in jobs if job.owner == owner) + sum(
-            one.size for one in coming if one.caller.name == owner
-        )
 
     async def _kept_pictures(self, folder: str, pictures: Iterable[Brought]) -> dict[str, JobFile]:
         """The files of a request's pictures, by field."""
@@ -610,15 +500,6 @@ def _lines_of(
     return lines
 
 
-def _unseen(
-    before: Collection[_Coming], jobs: Iterable[JobRecord], mine: _Coming
-) -> Sequence[_Coming]:
-    """Which of those that came before take room that a look at the jobs has not shown, each job
-    once."""
-    seen = {job.id for job in jobs} | {mine.job_id}
-    return list({c.job_id: c for c in before if not c.refused and c.job_id not in seen}.values())
-
-
 def _size(picture: Brought) -> int:
     """Bytes, at most, of the file that is kept of a picture."""
     content = picture.content
@@ -631,12 +512,6 @@ def check_key(key: str) -> None:
         raise InvalidRequest(
             f"Idempotency-Key must have 1 to {MAX_KEY} characters", "idempotency-key"
         )
-
-
-def _noted(glance: "asyncio.Task[JobRecord]") -> None:
-    """Whoever waited for it may have gone, and then nobody asks how it failed."""
-    if not glance.cancelled():
-        glance.exception()
 
 
 def id_of(kind: Kind, caller: Caller, key: str | None) -> str:

@@ -1,0 +1,66 @@
+"""Looks at the jobs that are kept: beside the event loop, and in time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from deployments.contracts.errors import StorageUnavailable
+from deployments.ingress.request.workers import Workers
+from deployments.jobs.queue import JobQueue
+from deployments.jobs.record import JobRecord
+
+GLANCES = 16  # at one job each, of those who wait for it
+LOOKS = 2  # one is under way, and one shared by all who came since
+PATIENCE_S = 60.0  # for the storage to answer
+COUNTED_S = 30.0  # that what is counted may lag behind what others have deleted, or archived
+
+Answer = TypeVar("Answer")
+Read = Callable[[Sequence[JobRecord]], Answer]
+
+
+class Looks:
+    """A queue as those see it who only read. Every method raises `StorageUnavailable`, also of a
+    storage that hangs."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+        self._at_one = Workers("glances at jobs", threads=GLANCES, waiting=None)
+        self._at_open = Workers("looks at jobs", threads=LOOKS, waiting=None)
+        self._at_all = Workers("looks at all jobs", threads=LOOKS, waiting=None)
+        self._glances: dict[str, asyncio.Task[JobRecord]] = {}
+
+    async def at_one(self, job_id: str) -> JobRecord:
+        """A job as it stands; who asks while another does shares that look. Raises `NotFound`."""
+        glance = self._glances.get(job_id)
+        if glance is None:
+            glance = asyncio.create_task(in_time(self._at_one.run(self._queue.get, job_id)))
+            self._glances[job_id] = glance
+            glance.add_done_callback(lambda _: self._glances.pop(job_id))
+            glance.add_done_callback(_noted)
+        return await asyncio.shield(glance)
+
+    async def at_open(self) -> Sequence[JobRecord]:
+        """As `open_jobs` of the queue."""
+        return await in_time(self._at_open.run(self._queue.open_jobs))
+
+    async def at_all(self, read: Read[Answer], fresh_s: float = 0.0) -> Answer:
+        """What is `read` of all jobs, in a thread: they may be many. `fresh_s`: as `jobs` of the
+        queue takes it."""
+        return await in_time(self._at_all.run(lambda: read(self._queue.jobs(fresh_s))))
+
+
+async def in_time(answer: Awaitable[Answer]) -> Answer:
+    """Whoever asks hears of a storage that hangs: raises `StorageUnavailable`."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await answer
+    except TimeoutError:
+        raise StorageUnavailable(
+            f"the storage of jobs has not answered for {PATIENCE_S:g} s"
+        ) from None
+
+
+def _noted(glance: "asyncio.Task[JobRecord]") -> None:
+    """Whoever waited for it may have gone, and then nobody asks how it failed."""
+    if not glance.cancelled():
+        glance.exception()

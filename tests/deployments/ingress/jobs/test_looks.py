@@ -1,0 +1,63 @@
+"""Looks at jobs: shared by those who ask at once, and given up when the storage hangs."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from deployments.contracts.errors import NotFound, StorageUnavailable
+from deployments.ingress.jobs import looks
+from deployments.ingress.jobs.looks import Looks
+from deployments.jobs.folder import FolderObjects
+from deployments.jobs.objects import Stored
+from deployments.jobs.queue import JobQueue
+
+
+class Slow(FolderObjects):
+    """A folder that answers as soon as it may."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.may_answer = threading.Event()
+        self.asked = 0
+
+    def read(self, name: str) -> Stored | None:
+        self.asked += 1
+        self.may_answer.wait(20)
+        return super().read(name)
+
+
+def test_those_who_ask_for_a_job_at_once_share_a_look(tmp_path: Path) -> None:
+    async def live() -> None:
+        objects = Slow(tmp_path)
+        looking = Looks(JobQueue(objects))
+        crowd = [asyncio.create_task(looking.at_one("image_a")) for _ in range(50)]
+        await asyncio.sleep(0.1)
+        crowd[0].cancel()  # who leaves takes nobody with him
+        objects.may_answer.set()
+        outcomes = await asyncio.gather(*crowd[1:], return_exceptions=True)
+        assert {type(one) for one in outcomes} == {NotFound}
+        assert objects.asked == 1
+        with pytest.raises(NotFound):  # who comes later sees what is there now
+            await looking.at_one("image_a")
+        assert objects.asked == 2
+
+    asyncio.run(live())
+
+
+def test_who_asks_hears_of_a_storage_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looks, "PATIENCE_S", 0.2)
+
+    async def live() -> None:
+        objects = Slow(tmp_path)
+        looking = Looks(JobQueue(objects))
+        try:
+            with pytest.raises(StorageUnavailable, match=r"has not answered for 0\.2 s"):
+                await looking.at_one("image_a")
+        finally:
+            objects.may_answer.set()
+
+    asyncio.run(live())
