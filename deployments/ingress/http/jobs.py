@@ -22,7 +22,6 @@ from deployments.ingress.jobs.cards import (
     images_by_url,
     job_card,
     listed,
-    positions,
 )
 from deployments.ingress.jobs.desk import Desk, Page
 from deployments.ingress.request.workers import Workers
@@ -61,8 +60,9 @@ def job_routes(desk: Desk, shown: "Shown") -> APIRouter:
         is named, else those of none."""
         may = partial(listed, batch=batch)
         found = await desk.page(after, limit, order == "desc", owner_of(request), kind, may)
-        turns = positions(found.every)
-        cards = [shown.by_url(request, record, turns.get(record.id)) for record in found.jobs]
+        cards = [
+            shown.by_url(request, record, found.positions.get(record.id)) for record in found.jobs
+        ]
         return _json(page_of(JobsBody, cards, found))
 
     @router.get("/v1/jobs/{job_id}", response_model=JobCard)

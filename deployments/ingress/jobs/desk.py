@@ -71,12 +71,12 @@ Nudge = Callable[[], None]  # tells a worker that there is something to do
 
 
 class Page(NamedTuple):
-    """Some of the jobs. `every`: all there are, also of others; `lines`: the jobs of those of the
-    page that are batches, by batch."""
+    """Some of the jobs. `positions`: how many are to be begun before each image or video that is
+    queued, by id; `lines`: the jobs of those that are batches, by batch."""
 
     jobs: Sequence[JobRecord]
-    every: Sequence[JobRecord]
     has_more: bool
+    positions: Mapping[str, int]
     lines: Mapping[str, Sequence[JobRecord]]
 
 
@@ -330,7 +330,8 @@ class Desk:
                 raise NotFound(f"{kind or 'job'} {after!r} does not exist", "after")
             start = 0 if after is None else ids.index(after) + 1
             shown = jobs[start : start + limit]
-            return Page(shown, every, start + limit < len(jobs), _lines_of(shown, every))
+            more = start + limit < len(jobs)
+            return Page(shown, more, _positions_of(shown, every), _lines_of(shown, every))
 
         return await self._looks.at_all(read)
 
@@ -338,7 +339,7 @@ class Desk:
         """How many jobs are to be begun before one that is queued."""
         if record.status != "queued":
             return None
-        return positions(await self._looks.at_open()).get(record.id)
+        return (await self._looks.at_open(positions)).get(record.id)
 
     async def cancel(
         self, job_id: str, owner: str | None = None, kind: Kind | None = None
@@ -486,6 +487,15 @@ class Desk:
 
         files = await together(self._run(keep, one) for one in pictures)
         return {file.role: file for file in files}
+
+
+def _positions_of(jobs: Iterable[JobRecord], every: Sequence[JobRecord]) -> Mapping[str, int]:
+    """Of those that are queued, by id. Of a batch nobody asks for it."""
+    queued = [job.id for job in jobs if job.status == "queued" and job.kind != "batch"]
+    if not queued:
+        return {}
+    places = positions(every)
+    return {job_id: places[job_id] for job_id in queued}
 
 
 def _lines_of(

@@ -39,13 +39,12 @@ class Looks:
             glance.add_done_callback(_noted)
         return await asyncio.shield(glance)
 
-    async def at_open(self) -> Sequence[JobRecord]:
-        """As `open_jobs` of the queue."""
-        return await in_time(self._at_open.run(self._queue.open_jobs))
+    async def at_open(self, read: Read[Answer]) -> Answer:
+        """What is `read` of `open_jobs` of the queue, in a thread: they may be many."""
+        return await in_time(self._at_open.run(lambda: read(self._queue.open_jobs())))
 
     async def at_all(self, read: Read[Answer], fresh_s: float = 0.0) -> Answer:
-        """What is `read` of all jobs, in a thread: they may be many. `fresh_s`: as `jobs` of the
-        queue takes it."""
+        """The same of all jobs. `fresh_s`: as `jobs` of the queue takes it."""
         return await in_time(self._at_all.run(lambda: read(self._queue.jobs(fresh_s))))
 
 

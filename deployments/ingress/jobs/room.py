@@ -70,16 +70,20 @@ class Room:
             self._coming.remove(coming)
 
     async def _check_unfinished(self, mine: _Coming, before: Collection[_Coming]) -> None:
-        kind = mine.kind
-        jobs = await self._looks.at_open()
-        of_kind = [job for job in jobs if job.kind == kind and job.batch is None]
-        unfinished = [(job.caller, 1) for job in of_kind if not job.ended]
-        coming = _unseen(before, jobs, mine)
-        unfinished += [(one.caller, 1) for one in coming if one.kind == kind]
-        if kind in self._limits and not Places(self._limits[kind], unfinished).allow(mine.caller):
-            raise QueueFull(
-                f"{len(unfinished)} {NAMES[kind]} are unfinished already", FULL_RETRY_MS
-            )
+        kind, caller = mine.kind, mine.caller
+
+        def read(jobs: Sequence[JobRecord]) -> tuple[bool, int]:
+            of_kind = [job for job in jobs if job.kind == kind and job.batch is None]
+            unfinished = [(job.caller, 1) for job in of_kind if not job.ended]
+            coming = _unseen(before, jobs, mine)
+            unfinished += [(one.caller, 1) for one in coming if one.kind == kind]
+            return Places(self._limits[kind], unfinished).allow(caller), len(unfinished)
+
+        if kind not in self._limits:
+            return
+        there_is, unfinished = await self._looks.at_open(read)
+        if not there_is:
+            raise QueueFull(f"{unfinished} {NAMES[kind]} are unfinished already", FULL_RETRY_MS)
 
     async def _check_kept(self, mine: _Coming, before: Collection[_Coming]) -> None:
         entry = self._keys.named(mine.caller.name)
@@ -101,11 +105,15 @@ class Room:
     async def _kept_bytes(
         self, mine: _Coming, before: Collection[_Coming], fresh_s: float = 0.0
     ) -> int:
-        jobs, owner = await self._looks.at_all(lambda every: every, fresh_s), mine.caller.name
-        coming = _unseen(before, jobs, mine)
-        return sum(job.size for job in jobs if job.owner == owner) + sum(
-            one.size for one in coming if one.caller.name == owner
-        )
+        owner = mine.caller.name
+
+        def read(jobs: Sequence[JobRecord]) -> int:
+            coming = _unseen(before, jobs, mine)
+            return sum(job.size for job in jobs if job.owner == owner) + sum(
+                one.size for one in coming if one.caller.name == owner
+            )
+
+        return await self._looks.at_all(read, fresh_s)
 
 
 def _unseen(

@@ -3,14 +3,16 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from deployments.contracts.batches import BatchBody
 from deployments.contracts.errors import NotFound
 from deployments.contracts.jobs import Caller, ImageRequest, VideoRequest
+from deployments.ingress.http.app import make_app
 from deployments.ingress.jobs.asked import Asked, ImageAsked, VideoAsked
 from deployments.ingress.jobs.batches import FAULTY
 from deployments.ingress.jobs.desk import THREADS, derived_id
@@ -20,6 +22,18 @@ from tests.deployments.ingress.jobs.test_working import ALICE, ARGS, BALL, House
 BLUE = ImageAsked(request=ImageRequest("a blue ball"))
 VIDEO = VideoAsked(request=VideoRequest("a", num_frames=2))
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {}}
+
+
+class Watched(list[JobRecord]):
+    """Jobs that a look shows; `readers`: the threads that went through them."""
+
+    def __init__(self, jobs: Iterable[JobRecord]) -> None:
+        super().__init__(jobs)
+        self.readers = list[int]()
+
+    def __iter__(self) -> Iterator[JobRecord]:
+        self.readers.append(threading.get_ident())
+        return super().__iter__()
 
 
 def failed(house: House, code: str) -> JobRecord:
@@ -121,23 +135,38 @@ def test_a_page_of_batches_has_the_lines_of_each(tmp_path: Path) -> None:
             for n in range(3)
         ]
         await house.desk.submit(BALL, caller=ALICE)
-        loop, seen = threading.get_ident(), list[int]()
-
-        class Seen(list[JobRecord]):
-            def __iter__(self) -> Iterator[JobRecord]:
-                seen.append(threading.get_ident())
-                return super().__iter__()
-
-        every = Seen(house.desk._queue.jobs())
+        every = Watched(house.desk._queue.jobs())
         house.desk._queue.jobs = lambda *_: every  # type: ignore[method-assign]
         found = await house.desk.page(None, 10, True, "alice", "batch", lambda _: True)
         assert [record.id for record in found.jobs] == [batch.id for batch in batches[::-1]]
         assert list(found.lines[batches[0].id]) == lines[:3]
         assert list(found.lines[batches[1].id]) == lines[3:]
-        assert len(seen) == 2
+        assert len(every.readers) == 2
         now, its = await house.desk.with_lines(batches[0])
         assert now == batches[0]
         assert list(its.values()) == lines[:3]
-        assert loop not in seen
+        assert threading.get_ident() not in every.readers
+
+    run(House(tmp_path), live)
+
+
+def test_places_in_the_queue_are_counted_beside_the_event_loop(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        jobs = [await house.desk.submit(asked, caller=ALICE) for asked in (BALL, BLUE, VIDEO)]
+        every = Watched(house.desk._queue.jobs())
+        house.desk._queue.jobs = lambda *_: every  # type: ignore[method-assign]
+        house.desk._queue.open_jobs = lambda: every  # type: ignore[method-assign]
+        transport = httpx.ASGITransport(make_app(house.service, house.desk, house.args))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            page = (await client.get("/v1/jobs")).json()
+            assert [card["queue_position"] for card in page["data"]] == [2, 1, 0]
+            for place, job in enumerate(jobs):
+                card = (await client.get(f"/v1/jobs/{job.id}")).json()
+                assert card["queue_position"] == place
+            asked = {"prompt": "a", "async": True}
+            answer = await client.post("/v1/images/generations", json=asked)
+            assert answer.status_code == 202, answer.text
+        assert len(every.readers) >= 5
+        assert threading.get_ident() not in every.readers
 
     run(House(tmp_path), live)
