@@ -35,6 +35,7 @@ from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.cards import images_by_url, whole
 from deployments.ingress.jobs.desk import Desk, derived_id
 from deployments.ingress.jobs.looks import COUNTED_S
+from deployments.ingress.request.workers import together
 from deployments.jobs.record import JobRecord
 
 WINDOW_S = 86_400.0
@@ -111,11 +112,12 @@ class Batches:
                     stands.ended[place] = (False, _failed(record, place, line, error))
                 waiting.popleft()
             record, jobs = await self._desk.with_lines(record, COUNTED_S)
+            jobs |= await self._unseen(open_jobs.values(), jobs)
             if late or record.called_off_at is not None:
                 jobs |= await self._stopped(jobs)
             before = len(stands.ended)
             for place, job_id in list(open_jobs.items()):
-                job = jobs.get(job_id) or await self._found(job_id)
+                job = jobs.get(job_id)
                 if job is None or job.ended or late:
                     del open_jobs[place]
                     stands.ended[place] = _told(record, place, lines[place], job, late)
@@ -127,16 +129,27 @@ class Batches:
             if not open_jobs and (over or len(stands.ended) == len(lines)):
                 break
             await asyncio.sleep(LOOK_S)
-        for place in set(range(len(lines))) - stands.ended.keys():  # also of a worker before
-            job = jobs.get(_job_id(record, place))
-            stands.ended[place] = _told(record, place, lines[place], job, late)
+        places = set(range(len(lines))) - stands.ended.keys()
+        rest = {place: _job_id(record, place) for place in places}
+        unseen = await self._unseen(rest.values(), jobs)  # also of a worker before
+        jobs |= unseen | await self._stopped(unseen)
+        for place, job_id in rest.items():
+            stands.ended[place] = _told(record, place, lines[place], jobs.get(job_id), late)
         return Told(await self._said(record, stands, late), record.called_off_at is not None)
 
-    async def _found(self, job_id: str) -> JobRecord | None:
-        """A line that a look has not shown: it is asked for before it counts as gone."""
-        with suppress(NotFound):
-            return await self._desk.get(job_id)
-        return None
+    async def _unseen(
+        self, job_ids: Iterable[str], jobs: Mapping[str, JobRecord]
+    ) -> dict[str, JobRecord]:
+        """Those of these lines that a look has not shown: each is asked for before it counts as
+        gone."""
+
+        async def asked(job_id: str) -> JobRecord | None:
+            with suppress(NotFound):
+                return await self._desk.get(job_id)
+            return None
+
+        found = await together(asked(job_id) for job_id in job_ids if job_id not in jobs)
+        return {job.id: job for job in found if job is not None}
 
     async def _stopped(self, jobs: Mapping[str, JobRecord]) -> dict[str, JobRecord]:
         """Stops those lines of a batch that have not ended; returns how they ended."""

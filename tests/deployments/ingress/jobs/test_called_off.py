@@ -144,10 +144,8 @@ def test_a_line_that_is_deleted(tmp_path: Path) -> None:
     run(House(tmp_path, ARGS), live)
 
 
-def test_lines_that_a_look_does_not_show_are_not_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batches, "LOOK_S", 0.05)
+def blinded(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether looks show no lines: its one item may be set."""
     with_lines, blind = Desk.with_lines, [False]
 
     async def looked(
@@ -157,6 +155,14 @@ def test_lines_that_a_look_does_not_show_are_not_gone(
         return now, {} if blind[0] else lines
 
     monkeypatch.setattr(Desk, "with_lines", looked)
+    return blind
+
+
+def test_lines_that_a_look_does_not_show_are_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "LOOK_S", 0.05)
+    blind = blinded(monkeypatch)
 
     async def live(house: House) -> None:
         batch = await begun(house)
@@ -169,6 +175,38 @@ def test_lines_that_a_look_does_not_show_are_not_gone(
         house.replica.go.set()
         done = await ended(house, batch)
         assert len(await answers(house, done, "output")) == LINES
+
+    run(House(tmp_path, ARGS), live)
+
+
+@pytest.mark.parametrize("by", ["call", "time"])
+def test_nor_are_they_when_the_batch_is_ended_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """What was done before stands in its files, and what was not is stopped."""
+    blind = blinded(monkeypatch)
+
+    async def live(house: House) -> None:
+        house.replica.go.set()
+        batch = await begun(house)
+        worker = house.hire()
+        await until_some_are_done(house, batch)
+        house.replica.go.clear()
+        await asyncio.sleep(0.5)  # more lines are at the device, and stay there
+        house.kill(worker)
+        blind[0] = True
+        if by == "call":
+            await house.desk.cancel(batch.id, "alice", "batch")
+        else:
+            monkeypatch.setattr(batches, "WINDOW_S", 0.0)
+        house.hire()
+        done = await ended(house, batch)
+        blind[0] = False
+        _, lines = await house.desk.with_lines(batch)
+        assert {line.status for line in lines.values()} == {"completed", "cancelled"}
+        completed = sum(line.status == "completed" for line in lines.values())
+        assert len(await answers(house, done, "output")) == completed >= 2
+        assert len(await answers(house, done, "error")) == LINES - completed
 
     run(House(tmp_path, ARGS), live)
 
