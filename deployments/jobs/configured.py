@@ -13,7 +13,7 @@ from deployments.jobs.near import NearObjects
 from deployments.jobs.objects import Objects
 from deployments.jobs.remote import RemoteObjects
 
-CONNECTIONS = 32
+CONNECTIONS = 96  # at least as many as there are threads that ask: 52 of an ingress, 70 of a worker
 
 
 def make_objects(args: JobsArgs, store: DeploymentHandle[object] | None) -> Objects:
