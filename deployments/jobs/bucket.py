@@ -1,8 +1,8 @@
 """`Objects` in an S3 bucket, by conditional writes (`If-None-Match: *`, `If-Match`)."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +19,10 @@ from deployments.jobs.shared import Shared
 ABSENT = ("NoSuchKey", "404")
 OTHER = '"0123456789abcdef0123456789abcdef"'  # a tag that no file has
 PROBES = "probes/"
-LOST = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", *ABSENT)
+CONFLICT = ("ConditionalRequestConflict", "409")  # somebody writes at this moment
+LOST = ("PreconditionFailed", "412", *CONFLICT, *ABSENT)
+CONFLICTS = 5  # in a row, each of a write that was tried again
+PAUSE_S = 0.1
 
 
 class BucketObjects:
@@ -79,15 +82,21 @@ class BucketObjects:
 
     def _written(self, name: str, content: bytes, **condition: str) -> Written | None:
         """A write under a condition. If it does not hold, the file may be what was to be written: a
-        first try whose answer was lost."""
+        first try whose answer was lost. Who meets another's write tries again when that is over."""
+        put: Callable[..., Any] = self._client.put_object
         with self._answering():
-            try:
-                put: Callable[..., Any] = self._client.put_object
-                made = put(Bucket=self._bucket, Key=self._prefix + name, Body=content, **condition)
-                return Written(made["ETag"], made["ETag"])
-            except ClientError as error:
-                if _code(error) not in LOST:
-                    raise
+            for last in [*[False] * (CONFLICTS - 1), True]:
+                try:
+                    made = put(
+                        Bucket=self._bucket, Key=self._prefix + name, Body=content, **condition
+                    )
+                    return Written(made["ETag"], made["ETag"])
+                except ClientError as error:
+                    if _code(error) not in LOST or (last and _code(error) in CONFLICT):
+                        raise
+                    if _code(error) not in CONFLICT:
+                        break
+                time.sleep(PAUSE_S)
         found = self.read(name)
         if found is None or found.content != content:
             return None
@@ -95,30 +104,33 @@ class BucketObjects:
 
     def _prove(self) -> None:
         """Raises `StorageUnavailable` if the bucket writes or deletes though a condition does not
-        hold, as some do that take S3's calls: two who meet would lose a job there."""
+        hold, as some do that take S3's calls: two who meet would lose a job there. What holds is
+        to be done."""
         at = {"Bucket": self._bucket, "Key": f"{self._prefix}{PROBES}{uuid4().hex}"}
         put, delete = self._client.put_object, self._client.delete_object
-        put(**at, Body=b"first")
-        try:
-            for what, call in (
-                ("If-None-Match of a PUT", partial(put, **at, Body=b"2", IfNoneMatch="*")),
-                ("If-Match of a PUT", partial(put, **at, Body=b"3", IfMatch=OTHER)),
-                ("If-Match of a DELETE", partial(delete, **at, IfMatch=OTHER)),
-            ):
-                try:
-                    call()
-                    kept = self._client.get_object(**at)["Body"].read() == b"first"
-                except ClientError as error:
-                    if _code(error) not in LOST:
-                        raise
-                    kept = _code(error) not in ABSENT
-                if not kept:
-                    raise StorageUnavailable(
-                        f"s3://{self._bucket} ignores {what}: jobs would be lost in it"
-                    )
-        finally:
-            delete(**at)
+        first = put(**at, Body=b"1", IfNoneMatch="*")["ETag"]
+        self._prove_one("If-None-Match of a PUT", at, b"1", put, Body=b"2", IfNoneMatch="*")
+        self._prove_one("If-Match of a PUT", at, b"1", put, Body=b"2", IfMatch=OTHER)
+        self._prove_one("If-Match of a DELETE", at, b"1", delete, IfMatch=OTHER)
+        self._prove_one("If-Match of a PUT", at, b"2", put, Body=b"2", IfMatch=first)
+        delete(**at)
         self._proven = True
+
+    def _prove_one(
+        self, what: str, at: dict[str, str], after: bytes, call: Callable[..., Any], **how: object
+    ) -> None:
+        try:
+            call(**at, **how)
+            kept = self._client.get_object(**at)["Body"].read() == after
+        except ClientError as error:
+            if _code(error) not in LOST:
+                raise
+            kept = after == b"1" and _code(error) not in ABSENT
+        if not kept:
+            self._client.delete_object(**at)
+            raise StorageUnavailable(
+                f"s3://{self._bucket} does not keep {what}: jobs would be lost in it"
+            )
 
     @contextmanager
     def _answering(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """`Objects` in a folder: of one machine, or of a file system that several share and that has
 locks (NFS 4, EFS, Lustre)."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -19,6 +20,7 @@ FILES, LOCKS, NEW = "files", "locks", "new"
 LOCK_FILES = 64  # names share them: writers of other names seldom wait for each other
 PATIENCE_S = 10.0  # for a lock; a writer holds it for milliseconds
 PAUSE_S = 0.005
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 UNFINISHED_S = 86_400.0  # a file that is being written for so long has no writer any more
 NAME = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 
@@ -83,11 +85,11 @@ class FolderObjects:
             with self._prepared(content) as file:  # before the lock: however long it takes
                 with self._locked(name):
                     found = self.read(name)
-                    if allowed := may(found):
-                        _show(file.name, self._place(name))
-                if allowed:
+                    shown = may(found) and _show(file.name, self._place(name), found is None)
+                if shown:
                     self._sync_above(name)
                     return Written(_tag(content), _version(os.fstat(file.fileno())))
+                found = found or self.read(name)
         same = found is not None and found.content == content
         return Written(_tag(content), "") if same else None
 
@@ -147,17 +149,33 @@ class FolderObjects:
             os.close(lock)
 
 
-def _show(written: str, place: Path) -> None:
-    """Gives a file its name, in a folder that whoever deletes may remove at any time."""
+def _show(written: str, place: Path, new: bool) -> bool:
+    """Gives a file its name, in a folder that whoever deletes may remove at any time. Whether it
+    has it: a name that is `new` may be another's by the word of the file system, which a client of
+    NFS did not know of yet."""
     while True:
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
+            if new:
+                return _linked(written, place)
             os.replace(written, place)
         except FileNotFoundError:
             if not os.path.exists(written):  # a cleaner of temporary files took it
                 raise
             continue
-        return
+        return True
+
+
+def _linked(written: str, place: Path) -> bool:
+    try:
+        os.link(written, place)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.replace(written, place)
+    return True
 
 
 def _version(found: os.stat_result) -> str:

@@ -1,6 +1,7 @@
 """The objects of the `JobStore`, as they are reached best: its folder itself where this process
 sees it, else by its handle."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,11 @@ class Store(Objects, Protocol):
 class NearObjects:
     """`Objects` of a job store. Calls by handle cost both sides more than what they ask for, and
     whoever has the folder needs none while the store is started anew. Not to be called on the event
-    loop."""
+    loop.
+
+    Attributes:
+        asks: the thread that asks, or has asked last, where the store is.
+    """
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -34,6 +39,7 @@ class NearObjects:
         self._asking = threading.Lock()
         self._asked_at: float | None = None
         self._objects: Objects = store
+        self.asks: threading.Thread | None = None
 
     def read(self, name: str) -> Stored | None:
         """As `Objects`."""
@@ -56,18 +62,22 @@ class NearObjects:
         return self._reached().listed(prefix)
 
     def _reached(self) -> Objects:
-        """Asked by one at a time; the others go on with what is known."""
-        asked_at = self._asked_at
-        old = asked_at is None or self._clock() - asked_at > ASKED_S
-        if old and self._asking.acquire(blocking=False):
-            try:
-                self._objects = self._found()
-            except StorageUnavailable:
-                pass  # it is being started anew: its folder is where it was
-            finally:
-                self._asked_at = self._clock()
-                self._asking.release()
+        """As it was reached last; who comes later finds what a thread beside has learnt. Before the
+        first answer everybody asks by handle."""
+        with self._asking:
+            if self._asked_at is None or self._clock() - self._asked_at > ASKED_S:
+                self._asked_at = math.inf  # nobody else asks meanwhile
+                self.asks = threading.Thread(target=self._ask, name="job store?", daemon=True)
+                self.asks.start()
         return self._objects
+
+    def _ask(self) -> None:
+        try:
+            self._objects = self._found()
+        except StorageUnavailable:
+            pass  # it is being started anew: its folder is where it was
+        finally:
+            self._asked_at = self._clock()
 
     def _found(self) -> Objects:
         place = self._store.place()

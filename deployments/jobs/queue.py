@@ -375,7 +375,8 @@ class JobQueue:
         self._note_look(began)
         if began - self._dropped_at > DROPPED_S:
             self._dropped_at = began
-            self._records.drop_expired(self._now())
+            now = self._now()
+            self._records.drop(f for since, f in self._over() if since + f.record.keep_s < now)
 
     def _look_at_all(self) -> None:
         began = self._clock()

@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -174,12 +174,13 @@ class Records:
                 or name in self._unclaimed
             ]
 
-    def drop_expired(self, now: float) -> None:
-        """What was archived, and is to be kept no longer, is not seen any more."""
+    def drop(self, every: Iterable[Found]) -> None:
+        """Of these, what was archived is not seen any more, until somebody looks at all."""
         with self._noting:
-            for job_id, known in list(self._archived.items()):
-                if (known.found.record.expires_at or now) < now:
-                    del self._archived[job_id]
+            for found in every:
+                known = self._archived.get(found.record.id)
+                if known is not None and known.found == found:
+                    del self._archived[found.record.id]
 
     def _newest(self) -> dict[str, _Known]:
         """The open jobs by id, without those that are archived, or had an id before."""

@@ -37,6 +37,7 @@ from deployments.ingress.jobs.desk import Desk, derived_id
 from deployments.ingress.jobs.looks import COUNTED_S
 from deployments.ingress.request.workers import together
 from deployments.jobs.record import JobRecord
+from deployments.jobs.records import Unreadable
 
 WINDOW_S = 86_400.0
 FEWEST, MOST = 4, 64  # lines of a batch that are jobs at a time
@@ -112,8 +113,9 @@ class Batches:
                     stands.ended[place] = (False, _failed(record, place, line, error))
                 waiting.popleft()
             record, jobs = await self._desk.with_lines(record, COUNTED_S)
-            jobs |= await self._unseen(open_jobs.values(), jobs)
-            if late or record.called_off_at is not None:
+            over = late or record.called_off_at is not None
+            jobs |= await self._unseen(open_jobs.values(), jobs, over=over)
+            if over:
                 jobs |= await self._stopped(jobs)
             before = len(stands.ended)
             for place, job_id in list(open_jobs.items()):
@@ -125,26 +127,27 @@ class Batches:
             going = sum(job.status == "in_progress" for job in jobs.values())
             at_once = min(MOST, going + max(FEWEST, 2 * (len(stands.ended) - before)))
             report(95 * len(stands.ended) // len(lines))
-            over = late or record.called_off_at is not None
             if not open_jobs and (over or len(stands.ended) == len(lines)):
                 break
             await asyncio.sleep(LOOK_S)
         places = set(range(len(lines))) - stands.ended.keys()
         rest = {place: _job_id(record, place) for place in places}
-        unseen = await self._unseen(rest.values(), jobs)  # also of a worker before
+        unseen = await self._unseen(rest.values(), jobs, over=True)  # also of a worker before
         jobs |= unseen | await self._stopped(unseen)
         for place, job_id in rest.items():
             stands.ended[place] = _told(record, place, lines[place], jobs.get(job_id), late)
         return Told(await self._said(record, stands, late), record.called_off_at is not None)
 
     async def _unseen(
-        self, job_ids: Iterable[str], jobs: Mapping[str, JobRecord]
+        self, job_ids: Iterable[str], jobs: Mapping[str, JobRecord], *, over: bool
     ) -> dict[str, JobRecord]:
         """Those of these lines that a look has not shown: each is asked for before it counts as
-        gone."""
+        gone. One that cannot be read (a later release wrote it) keeps a batch only while its time
+        is not `over`."""
+        gone = (NotFound, Unreadable) if over else (NotFound,)
 
         async def asked(job_id: str) -> JobRecord | None:
-            with suppress(NotFound):
+            with suppress(*gone):
                 return await self._desk.get(job_id)
             return None
 
@@ -205,7 +208,7 @@ class Batches:
         for name, good in (("output", True), ("error", False)):
             data = stands.file(good)
             if data:
-                file_id = derived_id("file", f"{record.id} {name}")
+                file_id = derived_id("file", f"{record.folder} {name}")
                 expires = batch_body(record).output_expires_after
                 file = await self._desk.keep_file(
                     data,
@@ -367,8 +370,8 @@ def _line(record: JobRecord, place: int, line: BatchLine, status: int, body: obj
 
 
 def _job_id(record: JobRecord, place: int) -> str:
-    """Of the job of a line."""
-    return derived_id("image", f"{record.id} {place}")
+    """Of the job of a line. A batch may have the id, by its key, of one that was forgotten."""
+    return derived_id("image", f"{record.folder} {place}")
 
 
 def _line_id(record: JobRecord, place: int) -> str:

@@ -457,9 +457,13 @@ class Desk:
         await self._run(self._queue.forget, record)
 
     async def forget_passing(self, record: JobRecord) -> bool:
-        """The same of one that failed with what passes. Whether it did."""
+        """The same of one that failed with what passes; of a batch with its lines, which are not of
+        the next batch of that key. Whether it did."""
         passes = record.error is not None and passing(record.error.code)
         if passes:
+            if record.kind == "batch":
+                _, lines = await self.with_lines(record)
+                await together(self._run(self._queue.forget, line) for line in lines.values())
             await self.forget(record)
         return passes
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from deployments.contracts.errors import NotFound
+from deployments.contracts.errors import NotFound, StorageUnavailable
 from deployments.ingress.answer.storage import new_name
 from deployments.jobs.objects import Objects
 from deployments.jobs.record import JobFile, JobRecord
@@ -17,7 +17,8 @@ class JobFiles:
     def write(self, folder: str, role: str, data: bytes, suffix: str, media_type: str) -> JobFile:
         """A new file."""
         name = new_name(suffix)
-        self._objects.create(folder + name, data)
+        if self._objects.create(folder + name, data) is None:
+            raise StorageUnavailable(f"there is a file {folder + name!r}, and nobody wrote it")
         return JobFile(name=name, role=role, media_type=media_type, size=len(data))
 
     def read(self, record: JobRecord, name: str) -> bytes:

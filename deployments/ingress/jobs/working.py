@@ -91,7 +91,9 @@ class Working:
         self._making = making
         self._most = {"job": at_once, "line": batch_at_once}
         self._alone = False
-        self._last_chances: dict[str, float] = {}  # that wait: since when, as seen here
+        self._drains = False
+        self._last_chances: dict[str, float] = {}  # that wait: since when, as the last turn saw
+        self._seen_now: dict[str, float] = {}  # the same of this turn
         self._patience_s = random.SystemRandom().uniform(*LAST_CHANCE_S)
         self._beat_s = max(lease_s / RENEWALS, 0.1)
         self._poll_s = poll_s
@@ -168,6 +170,10 @@ class Working:
     async def _turn(self) -> None:
         """Lets go of what is its own no more, and takes what there is room for."""
         self._alone = any(has_last_chance(work.job, taken=True) for work in self._works.values())
+        now = time.monotonic()
+        waited = (now - since for since in self._last_chances.values())
+        self._drains = any(waited_s > self._patience_s for waited_s in waited)
+        self._seen_now = {}
         fresh_s, self._news = 0.0 if self._news else self._poll_s, False
         while not self._stopping:
             job = await self._io.run(self._queue.take, self._may_take, fresh_s)
@@ -181,7 +187,7 @@ class Working:
         for work in works:
             if work.job.id not in jobs or not is_held(jobs[work.job.id], work.job):
                 _cancel(work)
-        self._last_chances = {id_: s for id_, s in self._last_chances.items() if id_ in jobs}
+        self._last_chances = self._seen_now
         self.open = sum(not job.ended and _room_of(job) != "line" for job in jobs.values())
 
     def _may_take(self, job: JobRecord) -> bool:
@@ -195,10 +201,11 @@ class Working:
         if job.id in self._works or self._alone:
             return False
         if has_last_chance(job):
-            now = time.monotonic()
-            waited_s = now - self._last_chances.setdefault(job.id, now)
-            self._alone = busy == 0 or waited_s > self._patience_s
+            self._seen_now[job.id] = self._last_chances.get(job.id, time.monotonic())
+            self._alone = busy == 0
             return busy == 0
+        if self._drains:
+            return False
         room = _room_of(job)
         return self._count(room) < self._most[room]
 

@@ -1,5 +1,6 @@
 """What `Objects` promise, of a folder and of a bucket."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -8,17 +9,20 @@ import time
 from collections.abc import Callable
 from functools import partial
 from http.server import BaseHTTPRequestHandler
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
 
 from deployments.contracts.errors import StorageUnavailable
-from deployments.jobs import folder
+from deployments.jobs import bucket, folder
 from deployments.jobs.bucket import BucketObjects
 from deployments.jobs.folder import FolderObjects
-from deployments.jobs.objects import Objects, Written
+from deployments.jobs.objects import Objects, Stored, Written
 from tests.http_server import serving
 from tests.object_store import BUCKET, CREDENTIALS, ObjectStore
 
@@ -136,7 +140,7 @@ def _replace(objects: Objects, tag: str, turn: int, content: bytes) -> Written |
 
 
 def test_a_storage_that_is_away_says_so(object_store: ObjectStore, tmp_path: Path) -> None:
-    bucket = BucketObjects(object_store.client, BUCKET)
+    away = BucketObjects(object_store.client, BUCKET)
     missing = BucketObjects(object_store.client, "no-such-bucket")
     calls: list[Callable[[Objects], Any]] = [
         lambda objects: objects.create("a", b""),
@@ -151,7 +155,7 @@ def test_a_storage_that_is_away_says_so(object_store: ObjectStore, tmp_path: Pat
     calls.append(lambda objects: objects.read("a"))
     for call in calls:
         with pytest.raises(StorageUnavailable, match=f"s3://{BUCKET} does not answer"):
-            call(bucket)
+            call(away)
     object_store.start()
     (tmp_path / "files").write_text("no folder")
     with pytest.raises(StorageUnavailable, match="the folder of jobs does not answer"):
@@ -202,6 +206,61 @@ def test_others_write_while_a_big_file_is_written(
     assert list((tmp_path / folder.NEW).iterdir()) == []
 
 
+def test_a_name_that_is_taken_for_absent_is_given_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a client of NFS may, for a while after another has given it."""
+    other, objects = FolderObjects(tmp_path), FolderObjects(tmp_path)
+    theirs = other.create("jobs/a", b"theirs")
+    assert theirs is not None
+    read, late = FolderObjects.read, list[str]()
+
+    def stale(self: FolderObjects, name: str) -> Stored | None:
+        late.append(name)
+        return None if len(late) <= 2 else read(self, name)
+
+    monkeypatch.setattr(FolderObjects, "read", stale)
+    assert objects.create("jobs/a", b"mine") is None
+    assert other.read("jobs/a") == (b"theirs", theirs.tag)
+
+
+def test_a_folder_without_links_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    objects = FolderObjects(tmp_path)
+    assert objects.create("jobs/a", b"1") is not None
+    assert objects.create("jobs/a", b"2") is None
+    assert [one.name for one in objects.listed("")] == ["jobs/a"]
+
+
+def test_who_meets_anothers_write_in_a_bucket_tries_again(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "PAUSE_S", 0.01)
+    client = object_store.client
+    objects = BucketObjects(client, BUCKET)
+    assert objects.read("jobs/a") is None  # it is proven
+    conflicts = [bucket.CONFLICTS - 1]
+    body = b"<Error><Code>ConditionalRequestConflict</Code><Message>again</Message></Error>"
+
+    def conflict(request: Any, **_: Any) -> AWSResponse | None:
+        if request.method != "PUT" or not conflicts[0]:
+            return None
+        conflicts[0] -= 1
+        raw = BytesIO(body)
+        raw.stream = lambda **_: iter([body])  # type: ignore[attr-defined]
+        return AWSResponse(request.url, 409, HTTPHeaders(), raw)
+
+    client.meta.events.register("before-send.s3", conflict)
+    assert objects.create("jobs/a", b"1") is not None
+    conflicts[0] = bucket.CONFLICTS
+    with pytest.raises(StorageUnavailable, match="ConditionalRequestConflict"):
+        objects.create("jobs/b", b"1")
+    assert objects.create("jobs/b", b"1") is not None
+
+
 def test_what_is_written_outlives_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,9 +296,21 @@ def test_a_bucket_that_ignores_a_condition_is_refused(
     client.meta.events.register("before-send.s3", ignores)
     objects = BucketObjects(client, BUCKET, "tcd/")
     for call in (lambda: objects.create("jobs/a", b"1"), lambda: list(objects.listed("jobs/"))):
-        with pytest.raises(StorageUnavailable, match=f"s3://{BUCKET} ignores {said}"):
+        with pytest.raises(StorageUnavailable, match=f"s3://{BUCKET} does not keep {said}"):
             call()
     assert object_store.keys() == []
+
+
+def test_so_is_one_that_keeps_none(object_store: ObjectStore) -> None:
+    def spoils(request: Any, **_: Any) -> None:
+        if request.method == "PUT" and "If-Match" in request.headers:
+            del request.headers["If-Match"]
+            request.headers["If-Match"] = '"never"'
+
+    client = object_store.client
+    client.meta.events.register("before-send.s3", spoils)
+    with pytest.raises(StorageUnavailable, match="does not keep If-Match of a PUT"):
+        BucketObjects(client, BUCKET).read("jobs/a")
 
 
 def test_a_list_that_was_cut_is_no_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -921,6 +921,23 @@ def test_who_only_looks_for_work_forgets_what_is_over(tmp_path: Path) -> None:
     assert mine.seen() == []
 
 
+def test_lines_of_a_batch_that_goes_on_are_seen_for_as_long(tmp_path: Path) -> None:
+    now, clock = [1e9], Clock(0, 1)
+    queue = JobQueue(FolderObjects(tmp_path), LEASE_S, clock, lambda: now[0])
+    queue.add(job("batch", kind="batch"))
+    assert queue.take() is not None
+    queue.add(job("line", batch="batch"))
+    mine = queue.take()
+    assert mine is not None
+    queue.complete(mine, (), {})
+    now[0] += ARCHIVED_S
+    queue.sweep()
+    now[0] += 2 * KEEP_S
+    clock.passed += DROPPED_S + 1
+    queue.open_jobs()
+    assert {one.id for one in queue.seen()} == {"batch", "line"}
+
+
 def test_what_was_written_here_is_not_read_again(tmp_path: Path) -> None:
     reads = list[str]()
 

@@ -31,6 +31,9 @@ def test_what_is_written_by_handle_and_in_the_folder_is_the_same(served: Served)
         remote = RemoteObjects(serve.get_deployment_handle("JobStore", "tcd"), loop)
         assert remote.place().is_seen  # this is the store's machine
         near = NearObjects(remote)
+        near.read("test/a")
+        assert near.asks is not None
+        near.asks.join()
         first = remote.create("test/a", b"1")
         assert first is not None
         assert near.create("test/a", b"other") is None

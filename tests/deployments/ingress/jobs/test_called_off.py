@@ -184,6 +184,7 @@ def test_nor_are_they_when_the_batch_is_ended_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """What was done before stands in its files, and what was not is stopped."""
+    monkeypatch.setattr(batches, "LOOK_S", 0.2)
     blind = blinded(monkeypatch)
 
     async def live(house: House) -> None:
@@ -192,7 +193,11 @@ def test_nor_are_they_when_the_batch_is_ended_early(
         worker = house.hire()
         await until_some_are_done(house, batch)
         house.replica.go.clear()
-        await asyncio.sleep(0.5)  # more lines are at the device, and stay there
+        while True:  # another line is at the device, and stays there
+            _, lines = await house.desk.with_lines(batch)
+            if any(line.status == "in_progress" for line in lines.values()):
+                break
+            await asyncio.sleep(0.05)
         house.kill(worker)
         blind[0] = True
         if by == "call":
@@ -207,6 +212,33 @@ def test_nor_are_they_when_the_batch_is_ended_early(
         completed = sum(line.status == "completed" for line in lines.values())
         assert len(await answers(house, done, "output")) == completed >= 2
         assert len(await answers(house, done, "error")) == LINES - completed
+
+    run(House(tmp_path, ARGS), live)
+
+
+def test_a_line_that_cannot_be_read_keeps_no_batch_that_is_called_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later release may have written it."""
+    monkeypatch.setattr(batches, "LOOK_S", 0.05)
+
+    async def live(house: House) -> None:
+        batch = await begun(house)
+        house.hire()
+        while not house.replica.jobs:
+            await asyncio.sleep(0.01)
+        queued = [
+            line
+            for line in (await house.desk.with_lines(batch))[1].values()
+            if line.status == "queued"
+        ]
+        name = f"{OPEN}{queued[0].id}.{queued[0].folder.split('/')[1]}"
+        stored = house.objects.read(name)
+        assert stored is not None
+        house.objects.replace(name, b"{}", stored.tag)
+        await house.desk.cancel(batch.id, "alice", "batch")
+        done = await ended(house, batch)
+        assert len(await answers(house, done, "error")) == LINES
 
     run(House(tmp_path, ARGS), live)
 

@@ -66,10 +66,14 @@ def test_so_is_that_of_a_batch(tmp_path: Path) -> None:
         body = BatchBody(
             input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h"
         )
-        await house.desk.begin_batch(body, "key", ALICE, "")
+        first = await house.desk.begin_batch(body, "key", ALICE, "")
+        line = await house.desk.submit_line(BALL, "image_line", first)
         failed(house, "storage_unavailable")
         again = await house.desk.begin_batch(body, "key", ALICE, "")
         assert again.status == "queued"
+        assert await house.desk.with_lines(again) == (again, {})  # they may be of another body
+        with pytest.raises(NotFound):
+            await house.desk.get(line.id)
         kept = failed(house, FAULTY)
         assert await house.desk.begin_batch(body, "key", ALICE, "") == kept
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from deployments.contracts.errors import NotFound, StorageUnavailable
 from deployments.ingress.jobs import looks
 from deployments.ingress.jobs.looks import Looks
 from deployments.jobs.folder import FolderObjects
-from deployments.jobs.objects import Stored
+from deployments.jobs.objects import Listed, Stored
 from deployments.jobs.queue import JobQueue
 
 
@@ -42,6 +44,32 @@ def test_those_who_ask_for_a_job_at_once_share_a_look(tmp_path: Path) -> None:
         with pytest.raises(NotFound):  # who comes later sees what is there now
             await looking.at_one("image_a")
         assert objects.asked == 2
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("fresh_s", [None, 0.0, looks.COUNTED_S])
+def test_a_crowd_shares_the_looks_at_the_jobs(tmp_path: Path, fresh_s: float | None) -> None:
+    listed = list[str]()
+
+    class Listing(FolderObjects):
+        def listed(self, prefix: str) -> Iterator[Listed]:
+            listed.append(prefix)
+            time.sleep(0.1)
+            return super().listed(prefix)
+
+    async def live() -> None:
+        looking = Looks(JobQueue(Listing(tmp_path)))
+
+        async def one(number: int) -> int:
+            await asyncio.sleep(number / 1000)
+            if fresh_s is None:
+                return await looking.at_open(len)
+            return await looking.at_all(len, fresh_s)
+
+        crowd = [asyncio.create_task(one(number)) for number in range(100)]
+        assert await asyncio.gather(*crowd) == [0] * 100
+        assert 1 <= listed.count("open/") <= 4  # one under way, and then one for all the others
 
     asyncio.run(live())
 

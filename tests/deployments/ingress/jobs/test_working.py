@@ -140,6 +140,18 @@ def test_a_job_whose_worker_dies_is_done_by_another(tmp_path: Path) -> None:
     run(House(tmp_path), live)
 
 
+async def as_if_taken_twice(house: House, job: JobRecord) -> None:
+    """A job that waits, and that two workers went away over."""
+    name = f"open/{job.id}.{job.folder.split('/')[1]}"
+    written = None
+    while written is None:  # its worker may renew it between
+        stored = house.objects.read(name)
+        assert stored is not None
+        record = JobRecord.model_validate_json(stored.content)
+        waits = record.changed(status="queued", lease=None, attempts=2).model_dump_json()
+        written = house.objects.replace(name, waits.encode(), stored.tag)
+
+
 def house_seed(record: JobRecord) -> int:
     """That was settled when it was accepted."""
     asked: Any = record.request["asked"]
@@ -254,14 +266,7 @@ def test_who_is_busy_leaves_a_last_chance_to_others_for_a_while(
         await house.until(first, "in_progress")
         suspect = await house.desk.submit(BALL, caller=ALICE)
         await house.until(suspect, "in_progress")
-        name = f"open/{suspect.id}.{suspect.folder.split('/')[1]}"
-        written = None
-        while written is None:  # its worker may renew it between
-            stored = house.objects.read(name)
-            assert stored is not None
-            record = JobRecord.model_validate_json(stored.content)
-            waits = record.changed(status="queued", lease=None, attempts=2).model_dump_json()
-            written = house.objects.replace(name, waits.encode(), stored.tag)
+        await as_if_taken_twice(house, suspect)
         await house.until(suspect, "queued")
         await asyncio.sleep(1.0)
         other = await house.desk.submit(BALL, caller=ALICE)
@@ -275,6 +280,36 @@ def test_who_is_busy_leaves_a_last_chance_to_others_for_a_while(
         house.replica.go.set()
         for job in jobs:
             await house.until(job, "completed")
+
+    run(House(tmp_path), live)
+
+
+def test_a_last_chance_comes_however_much_is_ahead_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working, "LAST_CHANCE_S", (0.3, 0.3))
+
+    async def live(house: House) -> None:
+        suspect = await house.desk.submit(BALL, caller=ALICE)
+        await as_if_taken_twice(house, suspect)
+        house.replica.go.set()
+        urgent = ImageAsked(request=ImageRequest("a red ball", priority=10))
+
+        async def crowd() -> None:
+            while True:
+                with suppress(QueueFull):
+                    await house.desk.submit(urgent)
+                await asyncio.sleep(0)
+
+        crowds = [asyncio.create_task(crowd()) for _ in range(4)]
+        try:
+            await asyncio.sleep(0.5)
+            house.hire()
+            assert (await house.until(suspect, "completed")).attempts == 3
+        finally:
+            for task in crowds:
+                task.cancel()
+            await asyncio.gather(*crowds, return_exceptions=True)
 
     run(House(tmp_path), live)
 
