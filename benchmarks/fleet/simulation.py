@@ -1,7 +1,7 @@
 """One model's replicas, its routers and its autoscaler, while requests come."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from random import Random
@@ -164,6 +164,7 @@ class Simulation:
                 )
             except QueueFull:
                 router.done(name, call)
+                job = replace(job, refused_elsewhere=True)
                 continue
             return
         self.outcome.refused += 1

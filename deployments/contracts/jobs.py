@@ -349,6 +349,8 @@ class ImageJob:
         num_frames: with it, every image of the job is a video of so many frames.
         timeout_s: seconds from submission; relative, because clocks of nodes differ.
         caller: between callers the device is shared by weight.
+        refused_elsewhere: another replica had no room for it, and expects it back if this one has
+            none either.
     """
 
     job_id: str
@@ -374,6 +376,7 @@ class ImageJob:
     priority: Priority = 0
     timeout_s: TimeoutS | None = None
     caller: Caller = Caller()
+    refused_elsewhere: bool = False
 
 
 def real_steps(num_inference_steps: int, strength: float) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 
+from deployments.contracts.errors import QueueFull
 from deployments.contracts.jobs import ImageJob
 
 MOST_ASKED = 3  # replicas, before a client hears that there is no room
@@ -19,16 +20,20 @@ class Elsewhere:
     def __init__(self, job: ImageJob, replicas: int) -> None:
         self._job = job
         self._left = min(replicas, MOST_ASKED) - 1
+        self._soonest: QueueFull | None = None
         self._ends = None if job.timeout_s is None else _now() + job.timeout_s
 
-    def again(self) -> ImageJob | None:
-        """The job for the next replica, with what is left of its time; `None`: none is left to
-        ask, or no time."""
+    def after(self, refused: QueueFull) -> ImageJob:
+        """The job for the next replica, with what is left of its time. If none is left to ask, or
+        no time, raises what that replica said which expects room first."""
+        refused.__traceback__ = None  # its frames hold what was made ready, see `wait_for_room`
+        if self._soonest is None or refused.retry_after_ms < self._soonest.retry_after_ms:
+            self._soonest = refused
         left_s = None if self._ends is None else self._ends - _now()
         if self._left < 1 or (left_s is not None and left_s <= 0):
-            return None
+            raise self._soonest
         self._left -= 1
-        return replace(self._job, timeout_s=left_s)
+        return replace(self._job, timeout_s=left_s, refused_elsewhere=True)
 
 
 def _now() -> float:

@@ -347,10 +347,8 @@ class Service:
         while True:
             try:
                 return await self._submit_once(model, ready)
-            except QueueFull:
-                if (job := elsewhere.again()) is None:
-                    raise
-                ready = replace(ready, job=job)
+            except QueueFull as error:
+                ready = replace(ready, job=elsewhere.after(error))
 
     async def _submit_once(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(
@@ -373,10 +371,8 @@ class Service:
                     async for event in events:
                         yield event
                 return
-            except QueueFull:  # the first that such a replica says, and the last
-                if (job := elsewhere.again()) is None:
-                    raise
-                ready = replace(ready, job=job)
+            except QueueFull as error:  # the first that such a replica says, and the last
+                ready = replace(ready, job=elsewhere.after(error))
 
     async def _events_once(self, model: Model, ready: Assembled) -> AsyncGenerator[StreamEvent]:
         events = cast(

@@ -271,7 +271,10 @@ def test_a_videos_pictures_have_more_time_than_its_replica_to_say_yes(
         run(Replicas(never), lambda s: s.check_job(VideoRequest("a")))
 
 
-def test_a_video_that_waits_for_a_place_holds_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_video_that_waits_for_a_place_holds_no_maps(
+    monkeypatch: pytest.MonkeyPatch, replicas: int
+) -> None:
     monkeypatch.setattr(deaths, "FULL_PAUSE_S", (TIMEOUT_S, TIMEOUT_S))
     made: list[weakref.ref[Pixels]] = []
 
@@ -289,8 +292,8 @@ def test_a_video_that_waits_for_a_place_holds_no_maps(monkeypatch: pytest.Monkey
         assert [array() is None for array in made] == [True]
         return await making
 
-    full = Refusal(QueueFull("the queue is full", 1))
-    run(Replicas([full], [FINISHED, DONE]), asked, WithMaps())
+    full = [[Refusal(QueueFull("the queue is full", ms))] for ms in range(replicas)]
+    run(Replicas(*full, [FINISHED, DONE]), asked, WithMaps(), replicas=replicas)
     assert len(made) == 2
 
 
@@ -452,21 +455,22 @@ def test_a_video_waits_for_its_place_and_survives_its_replica(
 def test_who_finds_no_room_is_asked_of_another_replica(
     use: Callable[[Service], Awaitable[Any]], replicas: int
 ) -> None:
-    full = Refusal(QueueFull("full", 2000))
-    outcome: object = full if use is generated else [full]
+    said = [QueueFull(f"room in {ms} ms", ms) for ms in (3000, 2000, 4000)]
+    outcomes = [Refusal(full) if use is generated else [Refusal(full)] for full in said]
     asked = min(replicas, 3)
 
-    model = Replicas(*[outcome] * 9)
+    model = Replicas(*outcomes * 3)
     with pytest.raises(QueueFull) as refused:
         run(model, use, replicas=replicas)
-    assert refused.value.retry_after_ms == 2000
-    assert len(model.jobs) == asked
+    soonest = min(said[:asked], key=lambda full: full.retry_after_ms)
+    assert refused.value.args == soonest.args
+    assert [job.refused_elsewhere for job in model.jobs] == [False, True, True][:asked]
     assert len({job.job_id for job in model.jobs}) == 1  # by which the router knows it again
 
     made: object = MADE if use is generated else [FINISHED, DONE]
-    model = Replicas(*[outcome] * (asked - 1), made)
+    model = Replicas(*outcomes[: asked - 1], made)
     assert run(model, use, replicas=replicas) == made
-    assert {replace(job, timeout_s=None) for job in model.jobs} == {
+    assert {replace(job, timeout_s=None, refused_elsewhere=False) for job in model.jobs} == {
         replace(model.jobs[0], timeout_s=None)
     }
 

@@ -146,7 +146,7 @@ class Registry:
             )
             pending = self._figures.pending_images
             if not queue.allow(job.caller, images):
-                wait_s = self._wait_s(account, queue, images)
+                wait_s = self._wait_s(account, queue, job)
                 self._figures = replace(
                     self._figures, refused_total=self._figures.refused_total + 1
                 )
@@ -167,11 +167,11 @@ class Registry:
         with self._lock:
             self._unseen.discard(entry)
 
-    def _wait_s(self, account: Account, queue: Places, images: int) -> float:
-        """Seconds until a caller may have so many more: until enough of all images, or of its own,
-        are answered, those not counted that it was already told to come back for. Never longer
+    def _wait_s(self, account: Account, queue: Places, job: ImageJob) -> float:
+        """Seconds until a job's caller may have so many more: until enough of all images, or of its
+        own, are answered, those not counted that it was already told to come back for. Never longer
         than everything accepted takes."""
-        caller, now = account.caller, monotonic()
+        caller, now, images = account.caller, monotonic(), len(job.seeds)
         promised = account.promised(now)
         by_anybody, by_itself = queue.lacking(caller, images)
         outlook = self._accepted()
@@ -180,7 +180,8 @@ class Registry:
             alone = self._outlook(self._work_of(account))
             wait_s = min(wait_s, alone.room_s(by_itself + promised) / queue.part(caller))
         wait_s = min(wait_s, outlook.pending_s)
-        if promised < queue.limit:
+        # Of those who refuse it, only the first expects it back: it comes once.
+        if promised < queue.limit and not job.refused_elsewhere:
             account.promise(now + wait_s, images)
         return wait_s
 

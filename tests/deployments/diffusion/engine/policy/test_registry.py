@@ -17,8 +17,24 @@ FLOOD, OTHER = Caller("flood"), Caller("other")
 PIXELS = 64  # of a latent of 64 x 64 pixels
 
 
-def entry(job_id: str, n: int = 1, caller: Caller = FLOOD, steps: int = 10) -> Entry:
-    job = ImageJob(job_id, "", tuple(range(n)), 64, 64, num_inference_steps=steps, caller=caller)
+def entry(
+    job_id: str,
+    n: int = 1,
+    caller: Caller = FLOOD,
+    steps: int = 10,
+    *,
+    refused_elsewhere: bool = False,
+) -> Entry:
+    job = ImageJob(
+        job_id,
+        "",
+        tuple(range(n)),
+        64,
+        64,
+        num_inference_steps=steps,
+        caller=caller,
+        refused_elsewhere=refused_elsewhere,
+    )
     specs = [RowSpec(PromptIds(((),), 0), seed, 64, 64, steps) for seed in job.seeds]
     return Entry(job, lambda _: None, specs)
 
@@ -84,6 +100,25 @@ def test_those_refused_are_told_one_place_after_the_other() -> None:
     assert told[:17] == sorted(told[:17])
     assert len(set(told[:13])) == 13, "not all at once"
     assert max(told) == pytest.approx(160), "never later than all that is pending"
+
+
+def test_of_replicas_that_refuse_a_job_one_expects_it_back() -> None:
+    """Twelve who ask both: each is told the next place of the one that refused it first."""
+    first, second = measured(), measured()
+    for replica in (first, second):
+        replica.open(entry("flood", 16), LIMITS)
+    soonest: list[float] = []
+    for number in range(12):
+        asked = (first, second) if number % 2 else (second, first)
+        told = [
+            refused(replica, entry(str(number), refused_elsewhere=again))
+            for again, replica in zip((False, True), asked, strict=True)
+        ]
+        soonest.append(min(told))
+    alone = measured()
+    alone.open(entry("flood", 16), LIMITS)
+    places = [refused(alone, entry(str(number))) for number in range(6)]
+    assert soonest == [place for place in places for _ in range(2)]
 
 
 def test_what_was_promised_is_forgotten_when_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
