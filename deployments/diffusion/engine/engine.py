@@ -346,6 +346,7 @@ class Engine:
                 lora_evictions=shelf.evictions,
                 lora_failures=shelf.failures,
                 adapters=shelf.fingerprints,
+                failed=shelf.failed,
                 compiling=self._runner.compiling,
             )
         )

@@ -183,17 +183,19 @@ class Policy:
         return {
             name: self.pending_s(name, now)
             + self._worth.load_s * self._missing(asked, name, now)
-            + self._worth.load_s * STRAY * _distance(name, homes)
+            + self._worth.load_s * STRAY * self._distance(asked, name, homes)
             for name in names
         }
+
+    def _distance(self, asked: Asked, replica: str, homes: list[list[str]]) -> float:
+        """Places from the adapters' first homes, on average: 0 to `HOMES` where it is a home at
+        all, else one more, as where the adapter failed."""
+        standing, places = self._standings[replica], 0
+        for adapter, some in zip(asked.adapters, homes, strict=True):
+            at_home = replica in some and not standing.failed(adapter)
+            places += min(some.index(replica), HOMES) if at_home else HOMES + 1
+        return places / len(homes)
 
     def _missing(self, asked: Asked, replica: str, now: float) -> int:
         standing = self._standings[replica]
         return sum(not standing.holds(adapter, now) for adapter in asked.adapters)
-
-
-def _distance(replica: str, homes: list[list[str]]) -> float:
-    """Places from the adapters' first homes, on average: 0 to `HOMES` where it is a home at all,
-    else one more."""
-    places = (min(some.index(replica), HOMES) if replica in some else HOMES + 1 for some in homes)
-    return sum(places) / len(homes)

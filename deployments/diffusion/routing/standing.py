@@ -90,6 +90,8 @@ class Standing:
         self._reports += 1
         self._heard = now
         self._since = Pixels()
+        for adapter in report.failed:
+            self._sent.pop(adapter, None)
 
     def take(self, asked: Asked, replica: str, now: float) -> Sent:
         """A call goes there, and its adapters with it."""
@@ -98,6 +100,8 @@ class Standing:
         self._own.add(asked)
         self._since.add(asked)
         for adapter in asked.adapters:
+            if self.failed(adapter):
+                continue
             self._sent[adapter] = now, self._reports
             self._sent.move_to_end(adapter)
         while len(self._sent) > MOST_ADAPTERS:
@@ -144,3 +148,7 @@ class Standing:
         at, reports = self._sent[adapter]
         unsure = self.report is None or self._reports - reports < FRESH_REPORTS
         return unsure or now - at < FRESH_S
+
+    def failed(self, adapter: int) -> bool:
+        """Whether it says that an adapter could not be brought to its device."""
+        return self.report is not None and adapter in self.report.failed

@@ -30,6 +30,7 @@ from deployments.diffusion.engine.policy.spec import LoraSource
 MADE_AT_ONCE = 2  # adapters of their files: they share an interpreter
 SLOW_AFTER_S = 0.25  # a load that takes longer keeps no other from being begun
 REMEMBER_FAILURE_S = 10.0  # a source that failed is not asked again before
+TELL_FAILURE_S = 60.0  # so long others are told, who may ask another replica
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class LoraShelf:
     Attributes:
         loads, evictions: adapters that were begun to be read, and taken off the device, so far.
         fingerprints: of those on the device, the most recently used ones if a `Report` names fewer.
+        failed: likewise of those that failed, and until when that is told, on the clock of
+            `time.monotonic`.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class LoraShelf:
         self.evictions = 0
         self.failures = 0
         self.fingerprints: frozenset[int] = frozenset()
+        self.failed: Mapping[int, float] = {}
 
     @property
     def resident(self) -> int:
@@ -132,7 +136,7 @@ class LoraShelf:
         if isinstance(read.weights, LoraWeights):
             self._parked[read.key] = read.weights
             return self._carry_out(self._cache.loaded(read.key, read.weights.nbytes))
-        self.failures += 1
+        self._count_failure(read.key)
         self._failures[read.key] = _Failure(read.weights, monotonic() + REMEMBER_FAILURE_S)
         victims, actions = self._cache.load_failed(read.key)
         settled = [Settled(job_id, copy(read.weights)) for job_id in victims]
@@ -172,12 +176,21 @@ class LoraShelf:
                 case _:
                     settled.append(Settled(action.job_id, self._too_large(action.needed)))
         if any(isinstance(action, Attach | Detach) for action in actions):
-            self.fingerprints = self._fingerprints()
+            self.fingerprints = here = self._fingerprints()
+            self.failed = {one: at for one, at in self.failed.items() if one not in here}
         return settled
+
+    def _count_failure(self, key: str) -> None:
+        source, now = self._sources[key], monotonic()
+        self.failures += 1
+        told = {one: until for one, until in self.failed.items() if now < until}
+        told.pop(_fingerprint(source), None)  # the last one stands at the end
+        told[_fingerprint(source)] = now + TELL_FAILURE_S
+        self.failed = dict(list(told.items())[-MOST_ADAPTERS:])
 
     def _fingerprints(self) -> frozenset[int]:
         sources = [self._sources[key] for key in self._cache.resident[-MOST_ADAPTERS:]]
-        return frozenset(fingerprint(source.unet, source.name) for source in sources)
+        return frozenset(map(_fingerprint, sources))
 
     def _attach(self, key: str) -> list[Settled]:
         try:
@@ -185,7 +198,7 @@ class LoraShelf:
         except Exception as failure:
             if is_of_device(failure):
                 raise
-            self.failures += 1
+            self._count_failure(key)
             for bank in self._banks.values():
                 bank.drop(key)
             victims, actions = self._cache.attach_failed(key)
@@ -237,3 +250,7 @@ class LoraShelf:
             f"{self._cache.budget_bytes / 2**20:.1f} MiB of them on its device",
             "loras",
         )
+
+
+def _fingerprint(source: LoraSource) -> int:
+    return fingerprint(source.unet, source.name)

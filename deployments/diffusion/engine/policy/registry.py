@@ -6,8 +6,8 @@ decoder's threads answer them, anyone may look at the figures.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import Lock
 from time import monotonic
@@ -89,6 +89,8 @@ class Standing:
         pending_unet_rows: UNet rows still to be computed, twins counted.
         batch_limit: rows that memory allows a UNet call.
         adapters: fingerprints of those on the device, as a `Report` has them.
+        failed: likewise of those that failed, and until when that is told, on the clock of
+            `time.monotonic`.
     """
 
     work: Work
@@ -101,6 +103,7 @@ class Standing:
     lora_evictions: int = 0
     lora_failures: int = 0
     adapters: frozenset[int] = frozenset()
+    failed: Mapping[int, float] = field(default_factory=dict)
     compiling: Compiling = EAGER
 
 
@@ -124,6 +127,7 @@ class Registry:
         self._preview_pace = Pace(UNMEASURED_DECODE_S)
         self._work = Work()
         self._adapters: frozenset[int] = frozenset()
+        self._failed: Mapping[int, float] = {}
         self._unseen: set[Entry] = set()  # taken in since the loop last counted its work
 
     def open(self, entry: Entry, limits: Limits) -> None:
@@ -317,7 +321,7 @@ class Registry:
         """Shows the loop's state to other threads. Called on the engine's thread."""
         with self._lock:
             self._work = standing.work
-            self._adapters = standing.adapters
+            self._adapters, self._failed = standing.adapters, standing.failed
             outlook = self._outlook(standing.work)
             self._figures = replace(
                 self._figures,
@@ -340,12 +344,14 @@ class Registry:
     def report(self) -> Report:
         """What is told to those who choose between replicas."""
         with self._lock:
+            now = self._clock()
             return Report(
                 pending_s=self._accepted().pending_s,
                 step_pixel_s=self._unet_pace.pixel_s,
                 decode_pixel_s=self._vae_pace.pixel_s,
                 rows_total=self._figures.rows_total,
                 adapters=self._adapters,
+                failed=frozenset(one for one, until in self._failed.items() if now < until),
             )
 
     def figures(self) -> EngineFigures:

@@ -8,7 +8,7 @@ from zlib import crc32
 from deployments.contracts.jobs import ImageJob
 from deployments.diffusion.engine.policy.estimate import UNMEASURED_DECODE_S, UNMEASURED_STEP_S
 
-MOST_ADAPTERS = 256  # that a report names
+MOST_ADAPTERS = 256  # of each kind that a report names
 UNMEASURED_PIXELS = 64.0**2
 
 
@@ -23,6 +23,7 @@ class Report:
         rows_total: UNet rows computed so far. A replica at work says something else each time; one
             that rests says the same.
         adapters: fingerprints of those on its device, of `MOST_ADAPTERS` at most.
+        failed: likewise of those that of late could not be brought there.
     """
 
     pending_s: float = 0.0
@@ -30,6 +31,7 @@ class Report:
     decode_pixel_s: float = UNMEASURED_DECODE_S / UNMEASURED_PIXELS
     rows_total: int = 0
     adapters: frozenset[int] = frozenset()
+    failed: frozenset[int] = frozenset()
 
     @property
     def stats(self) -> dict[str, object]:
@@ -40,6 +42,7 @@ class Report:
             "step_pixel_s": self.step_pixel_s,
             "decode_pixel_s": self.decode_pixel_s,
             "adapters": sorted(self.adapters),
+            "failed": sorted(self.failed),
         }
 
     @classmethod
@@ -52,9 +55,11 @@ class Report:
                 "decode_pixel_s": float() as decode_pixel_s,
                 "rows_total": int() as rows_total,
                 "adapters": list() as adapters,
+                "failed": list() as failed,
             }:
-                held = frozenset(adapters)
-                return cls(float(pending_s), step_pixel_s, decode_pixel_s, rows_total, held)
+                paces = step_pixel_s, decode_pixel_s
+                kinds = frozenset(adapters), frozenset(failed)
+                return cls(float(pending_s), *paces, rows_total, *kinds)
         return None
 
 

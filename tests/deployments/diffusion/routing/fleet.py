@@ -30,6 +30,8 @@ class Replica:
         room: adapters on its device.
         free: when it will have done all it has.
         jobs: until when each lasts, in order.
+        broken: adapters that do not load there.
+        failed: those of them that were asked for.
     """
 
     name: str
@@ -40,11 +42,14 @@ class Replica:
     reports: bool = True
     adapters: "OrderedDict[int, None]" = field(default_factory=OrderedDict)
     jobs: "deque[tuple[float, Asked]]" = field(default_factory=deque)
+    broken: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
 
     def report(self, now: float) -> Report:
         """What it says of itself."""
         pending_s, held = max(0.0, self.free - now), frozenset(self.adapters)
-        return Report(pending_s, STEP_PIXEL_S, DECODE_PIXEL_S, self.rows, held)
+        failed = frozenset(self.failed)
+        return Report(pending_s, STEP_PIXEL_S, DECODE_PIXEL_S, self.rows, held, failed)
 
 
 class Fleet:
@@ -91,6 +96,10 @@ class Fleet:
         self.policy.sent(job, name, self.now)
         replica = self.replicas[name]
         begun = max(self.now, replica.free)
+        replica.failed |= replica.broken & set(job.adapters)
+        if replica.broken & set(job.adapters):  # refused, and so done
+            self.policy.done(name, job.call)
+            return replica
         for adapter in job.adapters:
             if adapter not in replica.adapters:
                 replica.loads += 1

@@ -16,12 +16,13 @@ from tests.deployments.diffusion.routing.fleet import STEP_PIXEL_S, Fleet, asked
 
 ADAPTERS = st.lists(st.integers(0, 20), max_size=3, unique=True)
 # A job of so many seconds with these adapters; a pause of so many seconds and whether replicas
-# report after it; a replica more, or one less.
+# report after it; a replica more, or one less; an adapter that loads on half of them no more.
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.floats(0, 3), ADAPTERS),
         st.tuples(st.floats(0, 3), st.booleans()),
         st.sampled_from(["add", "add silent", "remove"]),
+        st.integers(0, 20),
     ),
     max_size=60,
 )
@@ -38,6 +39,9 @@ def play(fleet: Fleet, event: object) -> None:
                 fleet.report()
         case "add" | "add silent":
             fleet.add(reports=event == "add")
+        case int(adapter):
+            for name in sorted(fleet.replicas)[::2]:
+                fleet.replicas[name].broken.add(adapter)
         case "remove" if len(fleet.replicas) > 1:
             fleet.remove(fleet.random.choice(sorted(fleet.replicas)))
 
@@ -321,6 +325,52 @@ def test_what_a_report_no_longer_names_is_not_there() -> None:
     other = next(name for name in fleet.replicas if name != place.name)
     fleet.policy.hear(other, Report(adapters=frozenset({7}), rows_total=1), fleet.now)
     assert fleet.policy.choose(asked(7, seconds=0), fleet.now)[0] == other
+
+
+def test_where_an_adapter_failed_to_load_it_is_at_home_no_longer() -> None:
+    """Its next home has it, however often it was sent to the first, and stays the first one when
+    the failure is no longer told: it holds the adapter."""
+    fleet = Fleet(6)
+    home = fleet.replicas[fleet.policy.choose(asked(7, seconds=0), fleet.now)[0]]
+    home.broken.add(7)
+    for _ in range(5):
+        assert fleet.send(asked(7)) is home
+    fleet.report()
+    second = fleet.send(asked(7))
+    assert second is not home
+    fleet.wait(60)
+    home.failed.clear()
+    fleet.report()
+    assert {fleet.send(asked(7)).name for _ in range(5)} == {second.name}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_adapter_that_loads_nowhere_is_at_home_nowhere(seed: int) -> None:
+    """It goes where there is least to do, wherever it was sent before."""
+    fleet = Fleet(4, seed=seed)
+    for replica in fleet.replicas.values():
+        replica.broken.add(7)
+        fleet.send(asked(7), replica.name)
+    fleet.report()
+    fleet.send(asked(7))
+    busy = {fleet.send(asked(seconds=0.5)).name for _ in range(3)}
+    assert len(busy) == 3
+    assert fleet.policy.choose(asked(7), fleet.now)[0] not in busy
+
+
+def test_an_adapter_that_failed_is_not_held_once_that_is_told_no_more() -> None:
+    """Between two reports that say the same nothing was heard of it: the replica had no work."""
+    fleet = Fleet(2)
+    home = fleet.send(asked(7, seconds=0))
+    other = next(one for one in fleet.replicas.values() if one is not home)
+    home.broken.add(7)
+    fleet.send(asked(7), home.name)
+    home.adapters.clear()
+    fleet.report()
+    home.failed.clear()
+    home.free += 0.5
+    fleet.report()  # its home again, and no more than that
+    assert fleet.policy.choose(asked(7), fleet.now)[0] == other.name
 
 
 def test_what_is_remembered_does_not_grow() -> None:

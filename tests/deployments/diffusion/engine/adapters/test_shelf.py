@@ -16,6 +16,7 @@ from deployments.diffusion.engine.adapters.files import LoraFile
 from deployments.diffusion.engine.adapters.layers import AdaptedLinear
 from deployments.diffusion.engine.adapters.reader import LoraWeights
 from deployments.diffusion.engine.adapters.sources import LoraSources
+from deployments.diffusion.engine.policy.report import fingerprint
 from deployments.diffusion.engine.policy.spec import LoraSource
 from tests.conftest import MakeEngine, demo_loras
 from tests.deployments.diffusion.engine.conftest import Oracles
@@ -89,8 +90,11 @@ def test_a_style_that_was_broken_is_read_again_for_the_next_request(
     job = image_job("job", loras=styles(style=1.0))
     with pytest.raises(InvalidRequest, match="not a readable safetensors file"):
         engine.generate(job)
+    assert engine.report().failed == {fingerprint("unet", "style")}
     shutil.copy(demo_loras(demo_models, "sd15")["neon"], file)
     (image,) = engine.generate(job)
+    assert engine.report().failed == frozenset()
+    assert engine.report().adapters == {fingerprint("unet", "style")}
     assert_same(image, oracle_of("sd15").image(image_job(loras=styles(neon=1.0))))
 
 

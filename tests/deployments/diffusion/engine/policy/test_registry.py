@@ -250,3 +250,12 @@ def test_what_came_and_what_waits_are_in_the_figures_at_once() -> None:
     with pytest.raises(QueueFull):
         registry.open(entry("refused", 32), LIMITS)
     assert registry.figures().arriving_seconds == 0.0
+
+
+def test_a_failure_to_load_is_told_for_a_while() -> None:
+    now = 100.0
+    registry = Registry("engine", lambda: now)
+    registry.publish(Standing(Work(), 0, 0, 4, failed={7: 130.0, 8: 160.0}))
+    assert registry.report().failed == {7, 8}
+    now = 130.0
+    assert registry.report().failed == {8}
