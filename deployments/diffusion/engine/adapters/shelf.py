@@ -9,6 +9,7 @@ from time import monotonic
 
 import torch
 
+from configs.sources import SourceChanged
 from deployments.contracts.errors import GenerationFailed, InvalidRequest
 from deployments.diffusion.engine.adapters.bank import Arrival, Bank
 from deployments.diffusion.engine.adapters.cache import (
@@ -35,10 +36,15 @@ TELL_FAILURE_S = 60.0  # so long others are told, who may ask another replica
 
 @dataclass(frozen=True)
 class LoraRead:
-    """A load ended: `weights` to hand to `LoraShelf.take`, or why there are none."""
+    """A load ended: `weights` to hand to `LoraShelf.take`, or why there are none.
+
+    Attributes:
+        passing: it is so for this time alone.
+    """
 
     key: str
     weights: LoraWeights | Exception
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,10 @@ class LoraShelf:
         if isinstance(read.weights, LoraWeights):
             self._parked[read.key] = read.weights
             return self._carry_out(self._cache.loaded(read.key, read.weights.nbytes))
-        self._count_failure(read.key)
-        self._failures[read.key] = _Failure(read.weights, monotonic() + REMEMBER_FAILURE_S)
+        self.failures += 1
+        if not read.passing:
+            self._failures[read.key] = _Failure(read.weights, monotonic() + REMEMBER_FAILURE_S)
+            self._tell_failure(read.key)
         victims, actions = self._cache.load_failed(read.key)
         settled = [Settled(job_id, copy(read.weights)) for job_id in victims]
         return settled + self._carry_out(actions)
@@ -180,9 +188,8 @@ class LoraShelf:
             self.failed = {one: at for one, at in self.failed.items() if one not in here}
         return settled
 
-    def _count_failure(self, key: str) -> None:
+    def _tell_failure(self, key: str) -> None:
         source, now = self._sources[key], monotonic()
-        self.failures += 1
         told = {one: until for one, until in self.failed.items() if now < until}
         told.pop(_fingerprint(source), None)  # the last one stands at the end
         told[_fingerprint(source)] = now + TELL_FAILURE_S
@@ -198,7 +205,8 @@ class LoraShelf:
         except Exception as failure:
             if is_of_device(failure):
                 raise
-            self._count_failure(key)
+            self.failures += 1
+            self._tell_failure(key)
             for bank in self._banks.values():
                 bank.drop(key)
             victims, actions = self._cache.attach_failed(key)
@@ -242,7 +250,9 @@ class LoraShelf:
         try:
             self._deliver(LoraRead(key, self._reader.make(file.result(), source.unet)))
         except Exception as error:
-            self._deliver(LoraRead(key, refusal(source, error)))
+            # A file that is put back is the same adapter again, and there.
+            passing = isinstance(error, SourceChanged)
+            self._deliver(LoraRead(key, refusal(source, error), passing))
 
     def _too_large(self, needed: int) -> InvalidRequest:
         return InvalidRequest(

@@ -162,9 +162,8 @@ def test_a_file_that_was_replaced_is_seen(
 
 
 def test_a_file_that_was_replaced_after_it_was_found_is_never_taken_for_it(
-    store: ObjectStore, make_engine: MakeEngine, demo_models: Path, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, make_engine: MakeEngine, demo_models: Path
 ) -> None:
-    monkeypatch.setattr(shelf, "REMEMBER_FAILURE_S", 0.0)
     listed = {n: Path(path) for n, path in demo_loras(demo_models, "sd15").items()}
     engine = make_engine()
     ink, neon = pixels(engine, "ink"), pixels(engine, "neon")
@@ -176,6 +175,23 @@ def test_a_file_that_was_replaced_after_it_was_found_is_never_taken_for_it(
     assert np.array_equal(pixels(engine, "ink"), neon)  # it is looked for at once
     put(store, "ink", listed["ink"])
     looking_in(engine, f"s3://{BUCKET}/loras")  # another place, of which nothing is known
+    assert np.array_equal(pixels(engine, "ink"), ink)
+
+
+def test_a_file_that_is_back_after_a_change_was_met_is_brought_at_once(
+    store: ObjectStore, make_engine: MakeEngine, demo_models: Path
+) -> None:
+    """It is the same adapter as the one that could not be brought; nor is its replica avoided."""
+    listed = {n: Path(path) for n, path in demo_loras(demo_models, "sd15").items()}
+    engine = make_engine()
+    ink = pixels(engine, "ink")
+    looking_in(engine, ROOT)
+    engine.check(image_job(loras=styles(ink=0.7)))
+    put(store, "ink", listed["neon"])
+    with pytest.raises(NotReady, match="lora 'ink': its source has just changed"):
+        pixels(engine, "ink")
+    assert engine.report().failed == frozenset()
+    put(store, "ink", listed["ink"])
     assert np.array_equal(pixels(engine, "ink"), ink)
 
 
