@@ -146,6 +146,15 @@ def test_rules_ask_for_the_jobs_that_are_scraped(cluster: str) -> None:
     assert asked == {"ray"}
 
 
+@each_cluster
+def test_labels_are_dropped_that_prometheus_drops(cluster: str) -> None:
+    (of_ray, _) = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yaml").read_text())[
+        "scrape_configs"
+    ]
+    (endpoint,) = one(cluster, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint["metricRelabelings"] == of_ray["metric_relabel_configs"]
+
+
 def test_the_service_is_down_when_no_proxy_is_ready(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(one("mixed", "PrometheusRule")["spec"]))
     down = 'count by (severity) (ALERTS{alertname="TcdServiceDown",alertstate="firing"})'

@@ -245,6 +245,43 @@ def test_alerts_fire_when_they_should_and_not_else() -> None:
     promtool("test", "rules", str(UNIT_TESTS))
 
 
+def wrong() -> Iterator[tuple[str, str, str]]:
+    """Rules with one threshold or time half or twice as large: what was changed, the alert, and all
+    of them."""
+    text = RULES.read_text()
+    for found in re.finditer(r"for: (\d+)m|(?:>=? |vector\()([\d.]+)", text):
+        rule = re.findall(r"- (?:alert|record): (\S+)", text[: found.start()])[-1]
+        (alert,) = {rule} & alerts().keys() or {n for n, r in alerts().items() if rule in r["expr"]}
+        for factor in (0.5, 2):
+            if found[1]:
+                changed = f"for: {int(found[1]) * factor * 60:g}s"
+            else:
+                changed = found[0].removesuffix(found[2]) + f"{float(found[2]) * factor:g}"
+            if float(found[1] or found[2]):
+                parts = text[: found.start()], changed, text[found.end() :]
+                yield f"{rule}: {found[0]}, not {changed}", alert, "".join(parts)
+
+
+WRONG = {what: (alert, text) for what, alert, text in wrong()}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_threshold_or_time_is_noticed(what: str, tmp_path: Path) -> None:
+    alert, text = WRONG[what]
+    (tmp_path / "rules.yaml").write_text(text)
+    promtool("check", "rules", str(tmp_path / "rules.yaml"))
+    cases = yaml.safe_load(UNIT_TESTS.read_text())
+    cases["rule_files"] = ["rules.yaml"]
+    cases["tests"] = [
+        test
+        for test in cases["tests"]
+        if any(f'alertname="{alert}"' in case["expr"] for case in test["promql_expr_test"])
+    ]
+    (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(cases))
+    with pytest.raises(AssertionError, match="FAILED"):
+        promtool("test", "rules", str(tmp_path / "alerts.yaml"))
+
+
 def test_each_alert_is_seen_to_fire_and_not_to_fire() -> None:
     tests = yaml.safe_load(UNIT_TESTS.read_text())["tests"]
     cases = [case for test in tests for case in test["promql_expr_test"]]

@@ -24,12 +24,13 @@ class Errands(Generic[Found]):
 
     Args:
         most: errands under way at once, those given up counted, until they end.
-        one_source: all are to one place: none is begun while one that was given up has not ended.
+        most_silent: none is begun while so many that were given up have not ended; `None`: they
+            are to places that have nothing to do with each other.
     """
 
-    def __init__(self, most: int, *, one_source: bool = False) -> None:
+    def __init__(self, most: int, *, most_silent: int | None = None) -> None:
         self._most = most
-        self._one_source = one_source
+        self._most_silent = most_silent
         self._lock = Lock()
         self._under_way: dict[str, Future[Found]] = {}
 
@@ -45,7 +46,8 @@ class Errands(Generic[Found]):
                 raise Silent("still does not answer")
             if known is not None:
                 return known
-            if self._one_source and any(one.done() for one in self._under_way.values()):
+            silent = sum(one.done() for one in self._under_way.values())
+            if self._most_silent is not None and silent >= self._most_silent:
                 raise Silent("still does not answer")
             if len(self._under_way) >= self._most:
                 raise Silent(f"was not asked: {self._most} others have not answered yet")

@@ -43,7 +43,7 @@ class LoraSearch:
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
-        self._errands: Errands[Held | None] = Errands(MOST, one_source=True)
+        self._errands: Errands[Held | None] = Errands(MOST, most_silent=1)
         self._lock = Lock()
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._outage: _Outage | None = None

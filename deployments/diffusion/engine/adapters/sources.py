@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
+from os.path import dirname
 from threading import Lock
 from time import monotonic
 
@@ -26,6 +27,7 @@ from deployments.diffusion.engine.policy.spec import LoraSource
 
 MIB = 2**20
 MOST = 64  # errands at once of each kind
+MOST_SILENT = 4  # looks into one folder that were given up: as many as there are threads for jobs
 LOOK_PATIENCE_S = 2.0
 SEEK_PATIENCE_S = 5.0  # for all names of a job together
 BRING_PATIENCE_S = 30.0
@@ -40,9 +42,9 @@ class LoraSources:
     """
 
     def __init__(self) -> None:
-        self._looks: Errands[str] = Errands(MOST)
+        self._looks: dict[str, Errands[str]] = {}  # by folder: what is on one disk hangs together
         self._brings: Errands[LoraFile] = Errands(MOST)
-        self._searching = Lock()
+        self._lock = Lock()
         self._searches: dict[tuple[str, int], LoraSearch] = {}  # one: of the configuration in force
 
     def find(self, root: str, disk_mb: int, names: Sequence[str]) -> dict[str, Held | None]:
@@ -63,7 +65,7 @@ class LoraSources:
         return self._search(root, disk_mb).knows(name)
 
     def _search(self, root: str, disk_mb: int) -> LoraSearch:
-        with self._searching:
+        with self._lock:
             if (root, disk_mb) not in self._searches:
                 found = LoraSearch(collection_at(root, disk_mb * MIB))
                 self._searches = {(root, disk_mb): found}
@@ -71,12 +73,17 @@ class LoraSources:
 
     def look(self, source: LoraSource) -> str:
         """What tells a local source from what stood there before. Waits for at most
-        `LOOK_PATIENCE_S`; raises `NotReady`."""
+        `LOOK_PATIENCE_S`, and not at all where others in its folder do not answer; raises
+        `NotReady`."""
         if source.held is not None:
             return source.held.state
         work = partial(state, source.source)
+        with self._lock:
+            looks = self._looks.setdefault(
+                dirname(source.source), Errands(MOST, most_silent=MOST_SILENT)
+            )
         try:
-            return self._looks.run(source.source, work, LOOK_PATIENCE_S)
+            return looks.run(source.source, work, LOOK_PATIENCE_S)
         except (Silent, OSError) as error:
             raise refusal(source, error) from error
 

@@ -107,6 +107,29 @@ def test_a_disk_that_hangs_when_it_is_looked_at_costs_a_refusal(
     assert eventually(answers_again)
 
 
+def test_many_names_on_a_disk_that_hangs_are_looked_at_no_longer_than_a_few(
+    make_engine: MakeEngine, demo_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LOOK_PATIENCE_S", 0.3)
+    go_on = Event()
+
+    def hang(source: str) -> str:
+        if source.startswith("/away/"):
+            assert go_on.wait(60)
+        return state(source)
+
+    monkeypatch.setattr(sources, "state", hang)
+    away = {f"away{n}": f"/away/{n}.safetensors" for n in range(200)}
+    engine = make_engine(loras=demo_loras(demo_models, "sd15") | away)
+    began = monotonic()
+    for name in away:
+        with pytest.raises(NotReady, match=f"lora '{name}': its source"):
+            engine.check(image_job(loras=styles(**{name: 1.0})))
+    assert monotonic() - began < 20 * 0.3
+    engine.check(image_job(loras=styles(neon=1.0)))  # another disk answers
+    go_on.set()
+
+
 def test_a_missing_file_is_told_without_its_path(make_engine: MakeEngine, tmp_path: Path) -> None:
     folder = tmp_path / "secret"
     folder.mkdir()

@@ -26,7 +26,7 @@ from configs.sources import SourceUnavailable
 from deployments.contracts.errors import InvalidRequest, NotFound, NotReady
 from deployments.contracts.jobs import FinishedImage, Pixels
 from deployments.diffusion.call import SEEKING_THREADS, AdmissionThreads, Call
-from deployments.diffusion.engine.adapters import search, shelf, sources
+from deployments.diffusion.engine.adapters import search, sources
 from deployments.diffusion.engine.adapters.errands import Silent
 from deployments.diffusion.engine.adapters.search import LoraSearch
 from deployments.diffusion.engine.engine import Engine
