@@ -20,7 +20,8 @@ ABSENT = ("NoSuchKey", "404")
 OTHER = '"0123456789abcdef0123456789abcdef"'  # a tag that no file has
 PROBES = "probes/"
 CONFLICT = ("ConditionalRequestConflict", "409")  # somebody writes at this moment
-LOST = ("PreconditionFailed", "412", *CONFLICT, *ABSENT)
+UNMET = ("PreconditionFailed", "412", *ABSENT)
+LOST = (*UNMET, *CONFLICT)
 CONFLICTS = 5  # in a row, each of a write that was tried again
 PAUSE_S = 0.1
 
@@ -85,18 +86,18 @@ class BucketObjects:
         first try whose answer was lost. Who meets another's write tries again when that is over."""
         put: Callable[..., Any] = self._client.put_object
         with self._answering():
-            for last in [*[False] * (CONFLICTS - 1), True]:
+            for left in reversed(range(CONFLICTS)):
                 try:
                     made = put(
                         Bucket=self._bucket, Key=self._prefix + name, Body=content, **condition
                     )
                     return Written(made["ETag"], made["ETag"])
                 except ClientError as error:
-                    if _code(error) not in LOST or (last and _code(error) in CONFLICT):
-                        raise
-                    if _code(error) not in CONFLICT:
+                    if _code(error) in UNMET:
                         break
-                time.sleep(PAUSE_S)
+                    if _code(error) not in CONFLICT or not left:
+                        raise
+                    time.sleep(PAUSE_S)
         found = self.read(name)
         if found is None or found.content != content:
             return None
