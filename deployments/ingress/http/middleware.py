@@ -137,12 +137,12 @@ class HeadAsGet:
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
-        scope["method"] = "GET"
 
         async def bodiless(message: Message) -> None:
             await send({**message, "body": b""} if "body" in message else message)
 
-        await self._app(scope, receive, bodiless)
+        # A server reads its own scope again, to tell an answer that is too short.
+        await self._app({**scope, "method": "GET"}, receive, bodiless)
 
 
 class BodyLimit:

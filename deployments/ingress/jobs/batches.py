@@ -6,6 +6,7 @@ follows from the batch's and its place: whoever goes on with it after a death fi
 
 import asyncio
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -44,6 +45,7 @@ FEWEST, MOST = 4, 64  # lines of a batch that are jobs at a time
 LOOK_S = 2.0  # a look at all jobs costs what a picture does
 MAX_FAULTS = 20  # that are told of one file
 FAULTY = "invalid_input_file"
+log = logging.getLogger("ray.serve.tcd.jobs")
 
 
 class Faulty(Exception):
@@ -100,18 +102,24 @@ class Batches:
                 stands.ended[place] = _told(record, place, line, job, _is_late(record))
         waiting = deque(one for one in enumerate(lines) if one[0] not in stands.ended)
         at_once = FEWEST
+        told = set[int]()  # that they wait
         while True:
             late = _is_late(record)
             over = late or record.called_off_at is not None
-            while waiting and len(open_jobs) < at_once and not over:
-                place, line = waiting[0]
+            refused = 0
+            while waiting and len(open_jobs) < at_once and refused < FEWEST and not over:
+                place, line = waiting.popleft()
                 try:
                     open_jobs[place] = (await self._handed_in(record, place, line)).id
                 except TcdError as error:
                     if passing(failure(error).body.error.code or ""):
-                        break  # it may be taken at the next look
-                    stands.ended[place] = (False, _failed(record, place, line, error))
-                waiting.popleft()
+                        refused += 1
+                        waiting.append((place, line))  # others may be taken meanwhile
+                        if place not in told:
+                            log.warning("batch %s, line %d waits: %s", record.id, place + 1, error)
+                        told.add(place)
+                    else:
+                        stands.ended[place] = (False, _failed(record, place, line, error))
             record, jobs = await self._desk.with_lines(record, COUNTED_S)
             over = late or record.called_off_at is not None
             jobs |= await self._unseen(open_jobs.values(), jobs, over=over)

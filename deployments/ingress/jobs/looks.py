@@ -68,13 +68,13 @@ class _Together(Generic[Answer]):
 
     async def answer(self) -> Answer:
         """What it gives. Who leaves takes nobody with him."""
-        if self._next is None:
+        if self._next is None or self._next.done():  # its loop may have ended before it began
             self._next = asyncio.create_task(self._made())
             self._next.add_done_callback(_noted)
         return await asyncio.shield(self._next)
 
     async def _made(self) -> Answer:
-        if self._last is not None:
+        if self._last is not None and not self._last.done():
             await asyncio.wait({self._last})
         self._last, self._next = self._next, None
         return await self._call()

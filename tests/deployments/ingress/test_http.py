@@ -21,6 +21,7 @@ from deployments.contracts.jobs import Caller, ImageRequest, ImageResult
 from deployments.ingress.http.app import make_app
 from deployments.ingress.http.events import CompletedEvent, ErrorEvent, PartialImageEvent
 from deployments.ingress.http.keys import STATE
+from deployments.ingress.http.middleware import HeadAsGet
 from deployments.ingress.request.service import NOBODY
 from tests.deployments.ingress.local_jobs import NO_JOBS, local_desk
 from tests.fuzz.application import FAILURES, NoModels, application
@@ -425,3 +426,23 @@ def test_many_at_once_do_not_mix_their_limits() -> None:
         return [answer.status_code for answer in answers]
 
     assert asyncio.run(ask()) == [200, 413] * 4
+
+
+def test_head_leaves_the_servers_own_scope_alone() -> None:
+    """uvicorn reads the method again when the answer has ended."""
+    seen, sent = list[str](), list[Message]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["method"])
+        await send({"type": "http.response.body", "body": b"image"})
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "HEAD"}
+    asyncio.run(HeadAsGet(app)(scope, receive, send))
+    assert (seen, scope["method"]) == (["GET"], "HEAD")
+    assert sent == [{"type": "http.response.body", "body": b""}]

@@ -12,11 +12,14 @@ import pytest
 from configs.app import ServiceArgs
 from configs.jobs import JobsArgs
 from deployments.contracts.batches import BatchBody
+from deployments.contracts.errors import NotReady
 from deployments.contracts.jobs import ImageRequest
 from deployments.ingress.jobs import batches
 from deployments.ingress.jobs.asked import ImageAsked
 from deployments.ingress.jobs.batches import batch_card
 from deployments.ingress.jobs.desk import Desk
+from deployments.ingress.request.assembly import Outline
+from deployments.ingress.request.service import Service
 from deployments.jobs.objects import Listed
 from deployments.jobs.record import JobRecord
 from deployments.jobs.records import OPEN
@@ -239,6 +242,37 @@ def test_a_line_that_cannot_be_read_keeps_no_batch_that_is_called_off(
         await house.desk.cancel(batch.id, "alice", "batch")
         done = await ended(house, batch)
         assert len(await answers(house, done, "error")) == LINES
+
+    run(House(tmp_path, ARGS), live)
+
+
+def test_a_line_that_may_be_taken_later_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model does not run."""
+    monkeypatch.setattr(batches, "LOOK_S", 0.05)
+    check_job, runs = Service.check_job, [False]
+
+    async def checked(service: Service, request: Any, caller: Any) -> Outline:
+        if request.prompt == "ball 1" and not runs[0]:
+            raise NotReady("model 'broken' does not run")
+        return await check_job(service, request, caller)
+
+    monkeypatch.setattr(Service, "check_job", checked)
+
+    async def live(house: House) -> None:
+        house.replica.go.set()
+        batch = await begun(house)
+        house.hire()
+        until = time.monotonic() + 30
+        lines: dict[str, JobRecord] = {}
+        while sum(line.status == "completed" for line in lines.values()) < LINES - 1:
+            assert time.monotonic() < until
+            _, lines = await house.desk.with_lines(batch)
+            await asyncio.sleep(0.05)
+        runs[0] = True
+        done = await ended(house, batch)
+        assert len(await answers(house, done, "output")) == LINES
 
     run(House(tmp_path, ARGS), live)
 

@@ -74,6 +74,12 @@ def test_a_crowd_shares_the_looks_at_the_jobs(tmp_path: Path, fresh_s: float | N
     asyncio.run(live())
 
 
+def test_looks_outlive_an_event_loop(tmp_path: Path) -> None:
+    looking = Looks(JobQueue(FolderObjects(tmp_path)))
+    for _ in range(3):
+        assert asyncio.run(looking.at_open(len)) == asyncio.run(looking.at_all(len)) == 0
+
+
 def test_who_asks_hears_of_a_storage_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
