@@ -23,7 +23,9 @@ def named(value: object) -> str:
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=named)
-def test_a_block_parses_and_is_run_or_says_why_not(page: Path, block: Block) -> None:
+def test_a_block_parses_and_is_run_or_says_why_not(
+    page: Path, block: Block, demo_models: Path
+) -> None:
     assert block.language in (*RUN, *SHOWN, *READ)
     match block.language:
         case "bash":
