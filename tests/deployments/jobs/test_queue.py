@@ -888,15 +888,20 @@ def test_lines_are_kept_as_long_as_their_batch(tmp_path: Path, budget: int | Non
         assert [one.id for one in queue.jobs()] == ["batch"]
 
 
-def test_lines_of_a_batch_that_is_gone_are_kept_from_their_own_end(tmp_path: Path) -> None:
-    now = [1e9]
-    queue = JobQueue(FolderObjects(tmp_path), now=lambda: now[0])
+def begin_batch_with_line(queue: JobQueue) -> None:
+    """A batch that goes on, and a line of it that is done."""
     queue.add(job("batch", kind="batch"))
     assert queue.take() is not None
     queue.add(job("line", batch="batch"))
     mine = queue.take()
     assert mine is not None
     queue.complete(mine, (), {})
+
+
+def test_lines_of_a_batch_that_is_gone_are_kept_from_their_own_end(tmp_path: Path) -> None:
+    now = [1e9]
+    queue = JobQueue(FolderObjects(tmp_path), now=lambda: now[0])
+    begin_batch_with_line(queue)
     queue.delete("batch")
     now[0] += KEEP_S
     assert queue.sweep() == 1
@@ -924,12 +929,7 @@ def test_who_only_looks_for_work_forgets_what_is_over(tmp_path: Path) -> None:
 def test_lines_of_a_batch_that_goes_on_are_seen_for_as_long(tmp_path: Path) -> None:
     now, clock = [1e9], Clock(0, 1)
     queue = JobQueue(FolderObjects(tmp_path), LEASE_S, clock, lambda: now[0])
-    queue.add(job("batch", kind="batch"))
-    assert queue.take() is not None
-    queue.add(job("line", batch="batch"))
-    mine = queue.take()
-    assert mine is not None
-    queue.complete(mine, (), {})
+    begin_batch_with_line(queue)
     now[0] += ARCHIVED_S
     queue.sweep()
     now[0] += 2 * KEEP_S

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
@@ -75,18 +76,24 @@ def test_eight_sources_that_hang_keep_no_other_from_being_read(
     assert monotonic() - began < 2
 
 
-def test_a_disk_that_hangs_when_it_is_looked_at_costs_a_refusal(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "LOOK_PATIENCE_S", 0.3)
+def looks_hang(monkeypatch: pytest.MonkeyPatch, hangs: Callable[[str], bool]) -> Event:
+    """Looks at such sources wait for this event; whoever asked waits for 0.3 s."""
     go_on = Event()
 
-    def hang_on_ink(source: str) -> str:
-        if source.endswith("ink.safetensors"):
+    def looked(source: str) -> str:
+        if hangs(source):
             assert go_on.wait(60)
         return state(source)
 
-    monkeypatch.setattr(sources, "state", hang_on_ink)
+    monkeypatch.setattr(sources, "LOOK_PATIENCE_S", 0.3)
+    monkeypatch.setattr(sources, "state", looked)
+    return go_on
+
+
+def test_a_disk_that_hangs_when_it_is_looked_at_costs_a_refusal(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = looks_hang(monkeypatch, lambda source: source.endswith("ink.safetensors"))
     engine = make_engine()
     ink = image_job("ink", loras=styles(ink=1.0))
     with pytest.raises(NotReady, match=r"lora 'ink': its source has not answered for 0\.3 s"):
@@ -110,15 +117,7 @@ def test_a_disk_that_hangs_when_it_is_looked_at_costs_a_refusal(
 def test_many_names_on_a_disk_that_hangs_are_looked_at_no_longer_than_a_few(
     make_engine: MakeEngine, demo_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "LOOK_PATIENCE_S", 0.3)
-    go_on = Event()
-
-    def hang(source: str) -> str:
-        if source.startswith("/away/"):
-            assert go_on.wait(60)
-        return state(source)
-
-    monkeypatch.setattr(sources, "state", hang)
+    go_on = looks_hang(monkeypatch, lambda source: source.startswith("/away/"))
     away = {f"away{n}": f"/away/{n}.safetensors" for n in range(200)}
     engine = make_engine(loras=demo_loras(demo_models, "sd15") | away)
     began = monotonic()
