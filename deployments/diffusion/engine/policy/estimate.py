@@ -74,16 +74,20 @@ class Work:
     at_once: int = 1
 
     def and_(self, rows: int, unet_pixels: int, row_pixels: int) -> "Work":
-        """This, and rows that nobody has begun."""
+        """This, and rows that nobody has begun: they join the first one's calls while those have
+        room, which take longer for it."""
         total = replace(
             self,
             rows=self.rows + rows,
             unet_pixels=self.unet_pixels + unet_pixels,
             row_pixels=self.row_pixels + row_pixels,
         )
-        if self.rows or not rows:
+        if not total.rows:
             return total
-        return replace(total, until_first=unet_pixels * min(rows, self.at_once) // rows)
+        each = (
+            self.until_first // min(self.rows, self.at_once) if self.rows else unet_pixels // rows
+        )
+        return replace(total, until_first=each * min(total.rows, self.at_once))
 
 
 @dataclass(frozen=True)

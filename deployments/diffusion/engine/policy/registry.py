@@ -128,7 +128,8 @@ class Registry:
         self._work = Work()
         self._adapters: frozenset[int] = frozenset()
         self._failed: Mapping[int, float] = {}
-        self._unseen: set[Entry] = set()  # taken in since the loop last counted its work
+        self._uncounted: set[Entry] = set()  # taken in since the loop last counted its work
+        self._seen: list[Entry] = []  # those of them that it will count next
 
     def open(self, entry: Entry, limits: Limits) -> None:
         """Takes a job in, whole.
@@ -160,16 +161,16 @@ class Registry:
                     max(1, round(wait_s * 1000)),
                 )
             self._entries[job.job_id] = entry
-            self._unseen.add(entry)
+            self._uncounted.add(entry)
             whole = _with(Work(), list(entry.rows.values()))
             self._arrivals.add(self._clock(), whole.unet_pixels, whole.row_pixels)
             account.pending += images
             self._figures = replace(self._figures, pending_images=pending + images)
 
     def seen(self, entry: Entry) -> None:
-        """The loop has a job: what it publishes from now on counts it."""
+        """The loop has a job: what it publishes next counts it."""
         with self._lock:
-            self._unseen.discard(entry)
+            self._seen.append(entry)
 
     def _wait_s(self, account: Account, queue: Places, job: ImageJob) -> float:
         """Seconds until a job's caller may have so many more: until enough of all images, or of its
@@ -203,9 +204,9 @@ class Registry:
         return _with(work, rows)
 
     def _accepted(self) -> Outlook:
-        """Of everything, also of what the loop has not seen yet."""
-        unseen = [row for entry in self._unseen for row in list(entry.rows.values())]
-        return self._outlook(_with(self._work, unseen))
+        """Of everything, also of what the loop has not counted yet."""
+        rows = [row for entry in self._uncounted for row in list(entry.rows.values())]
+        return self._outlook(_with(self._work, rows))
 
     def _outlook(self, work: Work) -> Outlook:
         return Outlook.of(work, self._unet_pace, self._vae_pace)
@@ -321,6 +322,8 @@ class Registry:
         """Shows the loop's state to other threads. Called on the engine's thread."""
         with self._lock:
             self._work = standing.work
+            self._uncounted.difference_update(self._seen)
+            self._seen.clear()
             self._adapters, self._failed = standing.adapters, standing.failed
             outlook = self._outlook(standing.work)
             self._figures = replace(

@@ -269,6 +269,25 @@ def test_a_burst_is_told_of_all_that_came_before_it(make_engine: MakeEngine) -> 
     listener.wait()
 
 
+def test_what_the_loop_took_and_has_not_counted_is_told(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    listener = Listener(engine)
+
+    def pending_pixels() -> float:
+        report = engine.report()
+        return report.pending_s / report.step_pixel_s
+
+    with Gate(engine) as gate:
+        listener.submit(image_job("first", num_inference_steps=2))
+        gate.wait()
+        listener.submit(image_job("crowd", seeds=(1, 2, 3, 4), num_inference_steps=20))
+        handed_in = pending_pixels()
+        gate.let()
+        assert pending_pixels() > 0.9 * handed_in
+    listener.wait()
+    assert eventually(lambda: engine.report().pending_s == 0)
+
+
 def test_no_row_is_begun_while_the_decoder_is_behind(make_engine: MakeEngine) -> None:
     engine = make_engine(limits=Limits(max_running=8))
     go_on = Event()

@@ -41,6 +41,20 @@ def test_rows_are_to_be_decoded_too() -> None:
     assert slow_vae.pending_s == pytest.approx(40.0)
 
 
+@pytest.mark.parametrize(("come", "together"), [(1, 2), (3, 4), (99, 4)])
+def test_who_joins_the_firsts_calls_makes_them_longer(come: int, together: int) -> None:
+    work = Work(rows=1, unet_pixels=1000, until_first=1000, row_pixels=100, at_once=4)
+    assert work.and_(come, come * 1000, come * 100).until_first == together * 1000
+    assert Work(at_once=4).and_(1 + come, (1 + come) * 1000, 0).until_first == together * 1000
+
+
+def test_who_finds_the_firsts_calls_full_changes_them_not() -> None:
+    work = Work(rows=9, unet_pixels=9000, until_first=2000, row_pixels=900, at_once=4)
+    assert work.and_(5, 5000, 500).until_first == 2000
+    assert work.and_(0, 0, 0) == work
+    assert Work().and_(0, 0, 0) == Work()
+
+
 def test_unet_and_vae_work_side_by_side() -> None:
     work = Work(rows=2, unet_pixels=1000, row_pixels=200, decoding=3, decode_pixels=300)
     outlook = Outlook.of(work, *paces(0.01, 0.01))
