@@ -93,6 +93,8 @@ def more(words: Sequence[str]) -> dict[str, Any]:
         name, given, value = word.partition("=")
         if not given:
             raise Failed(f"--set {word}: say it as FIELD=VALUE", WRONG)
+        if name == "async":
+            raise Failed(f"--set {word}: a job is asked for with --later", WRONG)
         try:
             found[name] = json.loads(value)
         except ValueError:

@@ -33,7 +33,9 @@ class JobCard(BaseModel):
     created_at: int
     started_at: int | None = None
     completed_at: int | None = None
-    expires_at: int | None = Field(None, description="when it is forgotten, with what came of it")
+    expires_at: int | None = Field(
+        None, description="when it is forgotten, with what came of it; a batch's line: with that"
+    )
     error: JobFault | None = None
     result: ImagesBody | None = Field(
         None, description="of images that are completed: the answer, as it would have come at once"

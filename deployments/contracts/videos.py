@@ -1,8 +1,8 @@
 """Videos over HTTP: OpenAI's job shape plus this service's own fields."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import from_json
 
 from deployments.contracts.api import (
@@ -133,11 +133,12 @@ class VideoBody(RequestBody):
     def _size_is_readable(cls, size: str | None) -> str | None:
         return readable_size(size)
 
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.seconds is not None and self.num_frames is not None:
-            raise ValueError("seconds and num_frames both say how long the video is; send one")
-        return self
+    @field_validator("num_frames")
+    @classmethod
+    def _is_the_only_length(cls, num_frames: int | None, fields: ValidationInfo) -> int | None:
+        if num_frames is not None and fields.data.get("seconds") is not None:
+            raise ValueError("says how long the video is, as seconds does; send one")
+        return num_frames
 
     def to_request(self, reference: bytes | None = None) -> VideoRequest:
         """The same request as other Ray applications would make it.

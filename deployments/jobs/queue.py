@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from deployments.contracts.errors import Conflict, NotFound
 from deployments.jobs.objects import Objects
-from deployments.jobs.record import JobError, JobFile, JobRecord, Kind, Lease
+from deployments.jobs.record import NOT_BEGUN, JobError, JobFile, JobRecord, Kind, Lease, SoFar
 from deployments.jobs.records import FILES, ID, Found, Records, Unreadable, is_settled
 from deployments.jobs.shared import Shared
 
@@ -121,6 +121,11 @@ class JobQueue:
         """All jobs, as the last look has shown them."""
         return [found.record for found in self._records.seen()]
 
+    @property
+    def unreadable(self) -> int:
+        """How many records the last looks could not read."""
+        return self._records.unreadable
+
     def seen_open(self) -> Sequence[JobRecord]:
         """Of these, the jobs that have not ended, and those that have lately."""
         return [found.record for found in self._records.seen_open()]
@@ -156,23 +161,20 @@ class JobQueue:
                 status="in_progress",
                 attempts=record.attempts + 1,
                 lease=Lease(holder=uuid4().hex),
-                progress=0,
-                previews=(),
                 started_at=self._now(),
+                **vars(NOT_BEGUN),
             )
             if self._records.put(found, taken):
                 return taken
         return None
 
-    def renew(self, job: JobRecord, progress: int, previews: tuple[JobFile, ...] = ()) -> JobRecord:
-        """Keeps a job that was taken, and says how far it is, in per cent. Raises `LeaseLost`."""
+    def renew(self, job: JobRecord, so_far: SoFar) -> JobRecord:
+        """Keeps a job that was taken, and says how far it is. Raises `LeaseLost`."""
 
         def beaten(record: JobRecord) -> JobRecord:
             lease = _held(record, job)
             return record.changed(
-                lease=lease.model_copy(update={"beat": lease.beat + 1}),
-                progress=progress,
-                previews=previews,
+                lease=lease.model_copy(update={"beat": lease.beat + 1}), **vars(so_far)
             )
 
         return self._change_held(job, beaten)
@@ -186,9 +188,8 @@ class JobQueue:
                 status="queued",
                 lease=None,
                 attempts=record.attempts - 1,
-                progress=0,
-                previews=(),
                 started_at=None,
+                **vars(NOT_BEGUN),
             )
 
         self._change_held(job, waiting)
@@ -327,7 +328,7 @@ class JobQueue:
         Returns how many."""
         files = list(self._objects.listed(FILES))
         self._looks_at_all.run()  # after: none is accepted between
-        if not self._records.are_all_seen:
+        if self.unreadable:
             return 0  # they may be of jobs that a later release has written
         folders = {found.record.folder for found in self._records.seen()}
         removed = 0

@@ -1,5 +1,6 @@
 """A job as it is kept: what was asked, for whom, how it stands and what came of it."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -54,6 +55,24 @@ class JobFile(Kept):
     size: int
 
 
+@dataclass(frozen=True)
+class SoFar:
+    """How far a job is.
+
+    Attributes:
+        progress: per cent.
+        previews: files that show it.
+        refused: of a batch, how many of its lines were refused, and are no jobs.
+    """
+
+    progress: int
+    previews: tuple[JobFile, ...] = ()
+    refused: int = 0
+
+
+NOT_BEGUN = SoFar(0)
+
+
 class JobRecord(Kept):
     """One job.
 
@@ -75,8 +94,7 @@ class JobRecord(Kept):
         batch: the job that it is a line of.
         called_off_at: of a batch, when it was: whoever does it ends it, with what there is.
         attempts: how often it was taken.
-        progress: per cent.
-        previews: files that show how far it is.
+        progress, previews, refused: how far it is, see `SoFar`.
         traceparent: the span in which it was handed in, as W3C Trace Context says it.
         results, outcome: the files that came of it, and what is to be said of them.
     """
@@ -105,6 +123,7 @@ class JobRecord(Kept):
     lease: Lease | None = None
     progress: int = 0
     previews: tuple[JobFile, ...] = ()
+    refused: int = 0
     results: tuple[JobFile, ...] = ()
     outcome: dict[str, JsonValue] = {}
     error: JobError | None = None

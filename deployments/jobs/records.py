@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -65,7 +65,7 @@ class Records:
         self._open: dict[str, _Known] = {}
         self._archived: dict[str, _Known] = {}
         self._unclaimed: set[str] = set()  # names of open records without one in `jobs/`
-        self._unreadable: dict[str, list[str]] = {}  # names of records, by where the look was
+        self._unreadable: dict[str, str] = {}  # names of records, and which version cannot be read
         self._noting = threading.Lock()
 
     def add(self, job: JobRecord) -> Found | None:
@@ -157,9 +157,9 @@ class Records:
         return [known.found for known in every.values()]
 
     @property
-    def are_all_seen(self) -> bool:
-        """Whether the last looks could read each record that there is."""
-        return not any(self._unreadable.values())
+    def unreadable(self) -> int:
+        """How many records the last looks could not read."""
+        return len(self._unreadable)
 
     def seen_strays(self) -> Sequence[Found]:
         """Open records that may be of no job any more: their writer died, or stood still."""
@@ -203,15 +203,19 @@ class Records:
         with self._noting:
             before = dict(self._open)
         opened: dict[str, _Known] = {}
-        unreadable = list[str]()
+        names = set[str]()
         for listed in self._objects.listed(OPEN):
-            known = self._read_anew(listed, before.get(listed.name), unreadable)
+            names.add(listed.name)
+            known = self._read_anew(listed, before.get(listed.name))
             if known is not None:
                 opened[listed.name] = known
+        self._forget_unreadable(OPEN, names)
         closed = {name: known for name, known in before.items() if name not in opened}
-        archived = {name: self._closed(known, unreadable) for name, known in closed.items()}
+        archived = {
+            name: None if name in self._unreadable else self._closed(known)
+            for name, known in closed.items()
+        }
         with self._noting:
-            self._unreadable[OPEN] = unreadable
             for name, known in opened.items():
                 if self._open.get(name) is before.get(name):
                     self._open[name] = known
@@ -222,14 +226,14 @@ class Records:
                     if kept is not None:
                         self._archived[kept.found.record.id] = kept
 
-    def _closed(self, before: _Known, unreadable: list[str]) -> _Known | None:
+    def _closed(self, before: _Known) -> _Known | None:
         """A job that is not in the list of open ones any more, as it was archived; as before, if it
         was accepted and never was in that list; `None`: it was forgotten."""
         job = before.found.record
         known = self._archived.get(job.id)
         if known is not None and known.found.record.folder == job.folder:
             return known
-        claim = self._readable(_name(job), unreadable)
+        claim = self._readable(_name(job), "")
         if claim == before.found:
             return before
         if claim is None or not claim.archived or claim.record.folder != job.folder:
@@ -245,19 +249,20 @@ class Records:
             unopened = {n: k for n, k in self._open.items() if k.found.name != n}
         read = before | {known.found.record.id: known for known in unopened.values()}
         found: dict[str, _Known] = {}
-        ids = set[str]()
+        names = set[str]()
         skipped = set(are_open.values()) - before.keys()
-        unreadable = list[str]()
         for listed in self._objects.listed(RECORDS):
+            names.add(listed.name)
             job_id = listed.name.removeprefix(RECORDS)
-            ids.add(job_id)
             if job_id in skipped:
                 continue
-            known = self._read_anew(listed, read.get(job_id), unreadable)
+            known = self._read_anew(listed, read.get(job_id))
             if known is not None:
                 found[job_id] = known
+        self._forget_unreadable(RECORDS, names)
         archived = {job_id: known for job_id, known in found.items() if known.found.archived}
-        new = {_open_name(k.found.record): k for k in found.values() if not k.found.archived}
+        opened = {_open_name(k.found.record): k for k in found.values() if not k.found.archived}
+        new = {name: known for name, known in opened.items() if name not in self._unreadable}
         with self._noting:
             for job_id in before.keys() | archived.keys():
                 if self._archived.get(job_id) is before.get(job_id):
@@ -265,30 +270,39 @@ class Records:
             for name in unopened.keys() | new.keys():
                 if self._open.get(name) is unopened.get(name):
                     _set(self._open, name, new.get(name))
-            self._unreadable[RECORDS] = unreadable
-            self._unclaimed = {name for name, job_id in are_open.items() if job_id not in ids}
+            self._unclaimed = {
+                name for name, job_id in are_open.items() if RECORDS + job_id not in names
+            }
 
-    def _read_anew(
-        self, listed: Listed, before: _Known | None, unreadable: list[str]
-    ) -> _Known | None:
+    def _read_anew(self, listed: Listed, before: _Known | None) -> _Known | None:
         """A job as it is listed."""
         if before is not None and (before.version, before.found.name) == (
             listed.version,
             listed.name,
         ):
             return before
-        found = self._readable(listed.name, unreadable)
+        if self._unreadable.get(listed.name) == listed.version:
+            return None
+        found = self._readable(listed.name, listed.version)
         return None if found is None else _Known(listed.version, found)
 
-    def _readable(self, name: str, unreadable: list[str]) -> Found | None:
+    def _readable(self, name: str, version: str) -> Found | None:
         """A record, if it is one: other files in its place, and what a later release has written,
-        must stop no other job. They are put among the `unreadable`."""
+        must stop no other job. They are told of once, and counted. `version`: empty: unknown."""
         try:
-            return self._read(name)
+            found = self._read(name)
         except Unreadable as error:
             log.error("%s: %s", error, error.__cause__)
-            unreadable.append(name)
+            self._unreadable[name] = version
             return None
+        self._unreadable.pop(name, None)
+        return found
+
+    def _forget_unreadable(self, kind: str, names: Set[str]) -> None:
+        """Those of this kind that are not there any more."""
+        for name in list(self._unreadable):
+            if name.startswith(kind) and name not in names:
+                del self._unreadable[name]
 
     def _read(self, name: str) -> Found | None:
         if ID.fullmatch(name.partition("/")[2].partition(".")[0]) is None:

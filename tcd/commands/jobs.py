@@ -11,7 +11,7 @@ from tcd import options
 from tcd.following import ended, keep
 from tcd.saved import prepared
 from tcd.screen import printed, screen
-from tcd.service import Service
+from tcd.service import Failed, Service
 
 
 def checked_id(job_id: str) -> str:
@@ -82,7 +82,9 @@ def cancel(
     """Stops a job at its next step."""
     with Service(url, key) as service:
         job = service.json("POST", f"v1/jobs/{job_id}/cancel", "status")
-        typer.echo(f"{job_id} is {job['status']}")
+        if job["status"] != "cancelled":
+            raise Failed(f"{job_id} is {job['status']}: there was nothing to stop")
+        typer.echo(f"{job_id} is cancelled")
 
 
 @jobs.command()

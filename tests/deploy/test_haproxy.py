@@ -253,7 +253,7 @@ def test_a_service_that_is_not_there(tmp_path: Path) -> None:
         server = [sys.executable, "-m", "tests.deploy.inside", str(inside)]
         with process(server, {}, tmp_path / "inside.log"):
             url = running.enter_context(haproxy(BINARIES[0], inside, log))
-        lines = []
+        lines = list[str]()
         until = time.monotonic() + 30
         while not lines and time.monotonic() < until:
             # Again: HAProxy drops a line for stdout rather than let two threads wait (its #1861).

@@ -191,7 +191,9 @@ def test_jobs(tcd: Any) -> None:
     listed = [json.loads(line) for line in tcd("jobs", "list", "--json").out.splitlines()]
     assert job_id in [job["id"] for job in listed]
     assert json.loads(tcd("jobs", "show", job_id).out)["status"] == "completed"
-    assert tcd("jobs", "cancel", job_id).out == f"{job_id} is completed\n"
+    late = tcd("jobs", "cancel", job_id)
+    assert (late.code, late.out) == (1, "")
+    assert f"{job_id} is completed: there was nothing to stop" in late.error
     assert tcd("jobs", "delete", job_id).code == 0
     gone = tcd("jobs", "wait", job_id)
     assert gone.code == 1
@@ -368,6 +370,7 @@ def test_where_models_run(tcd: Any, served: Served) -> None:
         (["generate", "a", "--control", "canny"], 2, "TYPE=PICTURE"),
         (["generate", "a", "--control", "canny=none.png"], 1, "No such file"),
         (["generate", "a", "--set", "seed"], 2, "FIELD=VALUE"),
+        (["generate", "a", "--set", "async=true"], 2, "--later"),
         (["generate", "a", "--set", "nonsense=1"], 1, "nonsense"),
         (["generate", "a", "--steps", "many"], 2, "--steps"),
         (["generate", "a", "--url", "http://127.0.0.1:9"], 3, "http://127.0.0.1:9"),

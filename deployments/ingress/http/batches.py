@@ -106,6 +106,12 @@ def batch_routes(desk: Desk, shown: Shown, bodies: Bodies, args: ServiceArgs) ->
         are not begun. It is `cancelling` until its files say what became of each."""
         return await card(await desk.cancel(batch_id, owner_of(request), "batch"))
 
+    @router.delete("/v1/batches/{batch_id}")
+    async def delete_batch(batch_id: str, request: Request) -> dict[str, object]:
+        """Forgets a batch that has ended, with its lines. Its output and error files stay."""
+        await desk.delete_batch(batch_id, owner_of(request))
+        return {"id": batch_id, "object": "batch", "deleted": True}
+
     async def card(record: JobRecord) -> Response:
         _, lines = await desk.with_lines(record, COUNTED_S)
         return JSONResponse(batch_card(record, lines.values()).model_dump())

@@ -37,12 +37,13 @@ from deployments.ingress.jobs.cards import images_by_url, whole
 from deployments.ingress.jobs.desk import Desk, derived_id
 from deployments.ingress.jobs.looks import COUNTED_S
 from deployments.ingress.request.workers import together
-from deployments.jobs.record import JobRecord
+from deployments.jobs.record import JobRecord, SoFar
 from deployments.jobs.records import Unreadable
 
 WINDOW_S = 86_400.0
 FEWEST, MOST = 4, 64  # lines of a batch that are jobs at a time
 LOOK_S = 2.0  # a look at all jobs costs what a picture does
+NOT_OF_LINES = ("stream", "async", "webhook_url", "priority")  # theirs is the lowest
 MAX_FAULTS = 20  # that are told of one file
 FAULTY = "invalid_input_file"
 log = logging.getLogger("ray.serve.tcd.jobs")
@@ -88,9 +89,8 @@ class Batches:
         self._args = args
         self._desk = desk
 
-    async def make(self, record: JobRecord, report: Callable[[int], None]) -> Told:
-        """Does a batch, until it is done, called off, or its time is over. `report`: is told how
-        far it is, in per cent. Raises `Faulty`."""
+    async def make(self, record: JobRecord, report: Callable[[SoFar], None]) -> Told:
+        """Does a batch, until it is done, called off, or its time is over. Raises `Faulty`."""
         body = batch_body(record)
         lines = read_lines(await self._desk.input_of(record), body.endpoint)
         stands = _Lines()
@@ -103,22 +103,24 @@ class Batches:
         waiting = deque(one for one in enumerate(lines) if one[0] not in stands.ended)
         at_once = FEWEST
         told = set[int]()  # that they wait
+        refused = 0
         while True:
             late = _is_late(record)
             over = late or record.called_off_at is not None
-            refused = 0
-            while waiting and len(open_jobs) < at_once and refused < FEWEST and not over:
+            put_off = 0
+            while waiting and len(open_jobs) < at_once and put_off < FEWEST and not over:
                 place, line = waiting.popleft()
                 try:
                     open_jobs[place] = (await self._handed_in(record, place, line)).id
                 except TcdError as error:
                     if passing(failure(error).body.error.code or ""):
-                        refused += 1
+                        put_off += 1
                         waiting.append((place, line))  # others may be taken meanwhile
                         if place not in told:
                             log.warning("batch %s, line %d waits: %s", record.id, place + 1, error)
                         told.add(place)
                     else:
+                        refused += 1
                         stands.ended[place] = (False, _failed(record, place, line, error))
             record, jobs = await self._desk.with_lines(record, COUNTED_S)
             over = late or record.called_off_at is not None
@@ -134,7 +136,7 @@ class Batches:
             # What is handed in at once delays others, and lies about where they have the device.
             going = sum(job.status == "in_progress" for job in jobs.values())
             at_once = min(MOST, going + max(FEWEST, 2 * (len(stands.ended) - before)))
-            report(95 * len(stands.ended) // len(lines))
+            report(SoFar(95 * len(stands.ended) // len(lines), refused=refused))
             if not open_jobs and (over or len(stands.ended) == len(lines)):
                 break
             await asyncio.sleep(LOOK_S)
@@ -177,14 +179,14 @@ class Batches:
 
     def _asked(self, line: BatchLine) -> ImageAsked:
         """A line's request. Raises `InvalidRequest`."""
+        for name in NOT_OF_LINES:
+            if line.body.get(name):
+                raise InvalidRequest(f"{name} is not taken in a batch", name)
         kind = GenerationsBody if line.url == "/v1/images/generations" else EditsLineBody
         try:
             body: ImagesRequestBody = kind.model_validate(line.body)
         except ValidationError as error:
             raise invalid(error) from None
-        for name, given in {"stream": body.stream, "async": body.later}.items():
-            if given:
-                raise InvalidRequest(f"{name} is not taken in a batch", name)
         if body.response_format == "b64_json":
             raise InvalidRequest(
                 "a batch answers with the URLs of its images: response_format is url",
@@ -249,7 +251,7 @@ def batch_card(record: JobRecord, lines: Iterable[JobRecord]) -> BatchCard:
         jobs = list(lines)
         completed = sum(job.status == "completed" for job in jobs)
         total = record.request["lines"]
-        failed = sum(job.ended for job in jobs) - completed
+        failed = sum(job.ended for job in jobs) - completed + record.refused
         counts = RequestCounts.model_validate(
             {"total": total, "completed": completed, "failed": failed}
         )
@@ -299,8 +301,11 @@ def read_lines(data: bytes, endpoint: str) -> list[BatchLine]:
             wrong = invalid(error)
             faults.append(_fault(number, "invalid_line", str(wrong), wrong.param))
             continue
-        except (ValueError, RecursionError):
+        except ValueError:
             faults.append(_fault(number, "invalid_json_line", "this line is not valid JSON"))
+            continue
+        except RecursionError:
+            faults.append(_fault(number, "invalid_json_line", "this line is nested too deep"))
             continue
         if line.url != endpoint:
             said = f"url is {line.url}; the batch's endpoint is {endpoint}"

@@ -182,10 +182,15 @@ def check_webhook(url: str, args: WebhookArgs | None) -> None:
         host = None if parts.port == 0 or UNSEEN.search(url) else parts.hostname
     except ValueError:
         host = None
-    schemes = ("https", "http") if args.allow_http else ("https",)
-    if host is None or parts.scheme not in schemes or parts.username or len(url) > MAX_URL_CHARS:
+    schemes = ("https://", "http://") if args.allow_http else ("https://",)
+    if (
+        host is None
+        or not url.lower().startswith(schemes)
+        or parts.username
+        or len(url) > MAX_URL_CHARS
+    ):
         raise InvalidRequest(
-            f"webhook_url must be a URL that begins with {' or '.join(schemes)}://, without a user",
+            f"webhook_url must be a URL that begins with {' or '.join(schemes)}, without a user",
             "webhook_url",
         )
     if host not in args.allowed_hosts:

@@ -93,7 +93,7 @@ def job_card(record: JobRecord, position: int | None = None, base_url: str = "")
         created_at=int(record.created_at),
         started_at=whole(record.started_at),
         completed_at=whole(record.ended_at),
-        expires_at=whole(record.expires_at),
+        expires_at=None if record.batch is not None else whole(record.expires_at),
         error=None if error is None else JobFault(**error.model_dump()),
         result=images_by_url(record, base_url) if done else None,
         video=video_card(record) if record.kind == "video" else None,

@@ -358,6 +358,17 @@ class Desk:
         await self._run(self._queue.delete, record.id)
         self._nudge()
 
+    async def delete_batch(self, batch_id: str, owner: str | None = None) -> None:
+        """Forgets a batch that has ended, with its copy of its file and its lines' jobs; the files
+        of its answers stay. Raises `InvalidRequest` of one that goes on."""
+        record = await self.get(batch_id, owner, "batch")
+        if not record.ended:
+            raise InvalidRequest(
+                f"batch {batch_id!r} is {record.status}; cancel it, and delete it when it ends",
+                "batch_id",
+            )
+        await self._forget_batch(record)
+
     async def figures(self) -> JobFigures | None:
         """How all jobs stand; `None`: the storage does not answer in time."""
         return await self._soon(lambda jobs: figures_of(jobs, time.time()))
@@ -461,11 +472,14 @@ class Desk:
         the next batch of that key. Whether it did."""
         passes = record.error is not None and passing(record.error.code)
         if passes:
-            if record.kind == "batch":
-                _, lines = await self.with_lines(record)
-                await together(self._run(self._queue.forget, line) for line in lines.values())
-            await self.forget(record)
+            await (self._forget_batch if record.kind == "batch" else self.forget)(record)
         return passes
+
+    async def _forget_batch(self, batch: JobRecord) -> None:
+        """Its lines first: a batch without them can be forgotten again."""
+        _, lines = await self.with_lines(batch)
+        await together(self._run(self._queue.forget, line) for line in lines.values())
+        await self.forget(batch)
 
     async def _run(self, call: Callable[..., Answer], *args: object) -> Answer:
         return await in_time(self._io.run(call, *args))

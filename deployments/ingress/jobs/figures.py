@@ -58,15 +58,19 @@ class JobMetrics:
             "tcd_jobs_stored_bytes", "size of their pictures and results", ("kind",)
         )
         self._figures = JobFigures(Counter(), Counter(), {})
+        self._skipped = 0
+        self._unreadable = ray_metrics.Gauge(
+            "tcd_jobs_unreadable", "records that this release cannot read"
+        )
         self._is_up: bool | None = None  # it has not been asked yet
         self._up = ray_metrics.Gauge("tcd_jobs_storage_up", "1: the storage of jobs answers")
         self._ended = Total("tcd_jobs_ended", "jobs that this worker has ended", STANDING)
         self._counted = Counter({(kind, end): 0 for kind in KINDS for end in ENDED})
         self._show_ended()
 
-    def show(self, figures: JobFigures) -> None:
-        """How jobs stand now."""
-        self._figures, self._is_up = figures, True
+    def show(self, figures: JobFigures, unreadable: int) -> None:
+        """How jobs stand now, and how many records cannot be read."""
+        self._figures, self._skipped, self._is_up = figures, unreadable, True
         self.again()
 
     def away(self) -> None:
@@ -80,6 +84,7 @@ class JobMetrics:
             return
         figures = self._figures
         self._up.set(int(self._is_up))
+        self._unreadable.set(self._skipped)
         self._standing.show(dict(figures.standing.items()))
         self._waiting.show(
             {(kind,): figures.waiting_s.get(kind, 0.0) for kind, _ in figures.standing}

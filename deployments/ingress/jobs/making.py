@@ -50,13 +50,13 @@ from deployments.ingress.request.course import stage
 from deployments.ingress.request.deaths import wait_for_room
 from deployments.ingress.request.service import Service
 from deployments.ingress.request.workers import Workers
-from deployments.jobs.record import JobFile, JobRecord
+from deployments.jobs.record import JobFile, JobRecord, SoFar
 
 SAMPLED = 95  # per cent: sampling is done; the rest is decoding and encoding
 MOST_DEATHS = 3  # of replicas under one job, each of which was asked twice
 PAUSE_S = 1.0
 
-Report = Callable[[int, tuple[JobFile, ...]], None]  # how far it is, in per cent, and what shows it
+Report = Callable[[SoFar], None]
 Made = TypeVar("Made")
 
 
@@ -110,9 +110,7 @@ class Making:
         is waited for, a replica, the storage, and room in the queue for as long as it takes. Raises
         a `TcdError` if it cannot be done."""
         if record.kind == "batch":
-            told = await persevering(
-                WINDOW_S, lambda: self._batches.make(record, lambda done: report(done, ()))
-            )
+            told = await persevering(WINDOW_S, lambda: self._batches.make(record, report))
             return Answer((), told.said, told.called_off)
         if record.attempts > 1:  # what those before have left
             await self._io.run(self._files.keep, record, pictures_in(record).values())
@@ -155,7 +153,7 @@ class Making:
                     case Completed():
                         so_far.completed = event
                 share = sum(so_far.steps.values()) / request.n
-                report(int(SAMPLED * share), tuple(so_far.previews))
+                report(SoFar(int(SAMPLED * share), tuple(so_far.previews)))
         if so_far.completed is None:
             raise WentAway("the model's replica ended before the images were done")
         if not so_far.finished:
@@ -176,7 +174,7 @@ class Making:
 
         def progressed(event: Progress) -> None:
             limit.begin()
-            report(SAMPLED * event.step // event.steps, ())
+            report(SoFar(SAMPLED * event.step // event.steps))
 
         result = await self._service.animate(request, progressed, record.caller)
         with stage("encode"):

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from deployments.contracts.errors import StorageUnavailable
-from deployments.contracts.jobs import BACKGROUND
 from deployments.ingress.answer.failures import failure
 from deployments.ingress.jobs.batches import FAULTY, Faulty, faults_text
+from deployments.ingress.jobs.choosing import Choosing, room_of
 from deployments.ingress.jobs.figures import JobMetrics, figures_of
 from deployments.ingress.jobs.making import Answer, Making
 from deployments.ingress.request.course import Course, Outcome, begin
 from deployments.ingress.request.workers import Workers
-from deployments.jobs.queue import JobQueue, LeaseLost, has_last_chance, is_held
-from deployments.jobs.record import JobError, JobFile, JobRecord, Kind
+from deployments.jobs.queue import JobQueue, LeaseLost, is_held
+from deployments.jobs.record import NOT_BEGUN, JobError, JobRecord, Kind, SoFar
 from deployments.request_id import begin as carry
 from deployments.tracing.spans import root
 
@@ -32,7 +31,6 @@ SWEEP_FILES_S = 3600.0
 GOODBYE_S = 5.0  # that a worker which is told to go waits for the storage, each time
 AWAY_S = 2.0  # between two tries while the storage does not answer
 WRITES = 5  # of an answer that fail in a way that nobody expected
-LAST_CHANCE_S = (15.0, 60.0)  # that a busy worker leaves to others who may be idle by then
 Made = TypeVar("Made")
 log = logging.getLogger("ray.serve.tcd.jobs")
 
@@ -46,16 +44,15 @@ class _Work:
     """
 
     job: JobRecord
-    progress: int = 0
-    previews: tuple[JobFile, ...] = ()
+    so_far: SoFar = NOT_BEGUN
     news: asyncio.Event = field(default_factory=asyncio.Event)
     task: "asyncio.Task[None] | None" = None
 
-    def report(self, progress: int, previews: tuple[JobFile, ...]) -> None:
+    def report(self, so_far: SoFar) -> None:
         """As `Making.make` tells it."""
-        if (progress, previews) != (self.progress, self.previews):
-            self.progress, self.previews = progress, previews
-            if _room_of(self.job) != "line":  # nobody watches one of many: the next beat says it
+        if so_far != self.so_far:
+            self.so_far = so_far
+            if room_of(self.job) != "line":  # nobody watches one of many: the next beat says it
                 self.news.set()
 
 
@@ -89,12 +86,7 @@ class Working:
     ) -> None:
         self._queue = queue
         self._making = making
-        self._most = {"job": at_once, "line": batch_at_once}
-        self._alone = False
-        self._drains = False
-        self._last_chances: dict[str, float] = {}  # that wait: since when, as the last turn saw
-        self._seen_now: dict[str, float] = {}  # the same of this turn
-        self._patience_s = random.SystemRandom().uniform(*LAST_CHANCE_S)
+        self._choosing = Choosing(at_once, batch_at_once)
         self._beat_s = max(lease_s / RENEWALS, 0.1)
         self._poll_s = poll_s
         self._budgets = budgets
@@ -169,48 +161,24 @@ class Working:
 
     async def _turn(self) -> None:
         """Lets go of what is its own no more, and takes what there is room for."""
-        self._alone = any(has_last_chance(work.job, taken=True) for work in self._works.values())
-        now = time.monotonic()
-        waited = (now - since for since in self._last_chances.values())
-        self._drains = any(waited_s > self._patience_s for waited_s in waited)
-        self._seen_now = {}
+        choosing = self._choosing
+        choosing.begin(work.job for work in self._works.values())
         fresh_s, self._news = 0.0 if self._news else self._poll_s, False
         while not self._stopping:
-            job = await self._io.run(self._queue.take, self._may_take, fresh_s)
+            job = await self._io.run(self._queue.take, choosing.may_take, fresh_s)
             if job is None:
                 break
             fresh_s = math.inf
+            choosing.taken(job)
             work = self._works[job.id] = _Work(job)
             work.task = asyncio.create_task(self._do(work))
+        choosing.end()
         works = list(self._works.values())
         jobs = {job.id: job for job in self._queue.seen_open()}
         for work in works:
             if work.job.id not in jobs or not is_held(jobs[work.job.id], work.job):
                 _cancel(work)
-        self._last_chances = self._seen_now
-        self.open = sum(not job.ended and _room_of(job) != "line" for job in jobs.values())
-
-    def _may_take(self, job: JobRecord) -> bool:
-        """Whether there is room for a job. Batches compute nothing, and wait for no other; of
-        the background there is little at a time. One that has its last chance has it alone: if its
-        worker goes away once more, it is it, and nobody beside it is blamed. Who is idle takes it;
-        only if nobody was for a while does one who is busy take no others for it."""
-        if job.kind == "batch":
-            return job.id not in self._works
-        busy = self._count("job") + self._count("line")
-        if job.id in self._works or self._alone:
-            return False
-        if has_last_chance(job):
-            self._seen_now[job.id] = self._last_chances.get(job.id, time.monotonic())
-            self._alone = busy == 0
-            return busy == 0
-        if self._drains:
-            return False
-        room = _room_of(job)
-        return self._count(room) < self._most[room]
-
-    def _count(self, room: str) -> int:
-        return sum(_room_of(work.job) == room for work in list(self._works.values()))
+        self.open = sum(not job.ended and room_of(job) != "line" for job in jobs.values())
 
     async def _do(self, work: _Work) -> None:
         job = work.job
@@ -277,7 +245,7 @@ class Working:
                 pass
             work.news.clear()
             try:
-                await self._leases.run(self._queue.renew, work.job, work.progress, work.previews)
+                await self._leases.run(self._queue.renew, work.job, work.so_far)
             except LeaseLost:
                 _cancel(work)
                 return
@@ -312,7 +280,7 @@ class Working:
             try:
                 await self._io.run(self._queue.sweep, self._budgets)
                 figures = await self._io.run(figures_of, self._queue.seen(), time.time())
-                self._metrics.show(figures)
+                self._metrics.show(figures, self._queue.unreadable)
                 if loop.time() - searched > SWEEP_FILES_S:
                     searched = loop.time()
                     await self._io.run(self._queue.sweep_files)
@@ -328,13 +296,6 @@ class Working:
         while True:
             self._metrics.again()
             await asyncio.sleep(SHOWN_S)
-
-
-def _room_of(job: JobRecord) -> str:
-    """Beside which others a job is counted."""
-    if job.kind == "batch":
-        return "batch"
-    return "line" if job.priority == BACKGROUND else "job"
 
 
 def _cancel(work: _Work) -> None:

@@ -143,6 +143,34 @@ def test_a_batch(served: Served) -> None:
     )
 
 
+def test_its_jobs_and_that_it_is_deleted_with_them(served: Served) -> None:
+    client = served.openai()
+    lines = [line("a"), line("deep", x=1)]
+    text = json.dumps(lines[1]).replace('"x": 1', '"x": ' + "[" * 100_000 + "]" * 100_000)
+    broken = ended(client, begun(client, [lines[0], text]))
+    assert broken.errors is not None
+    assert broken.errors.data is not None
+    assert [(e.line, e.message) for e in broken.errors.data] == [
+        (2, "this line is nested too deep")
+    ]
+    batch = begun(client, lines[:1])
+    url, jobs = f"{served.url}/v1/batches/{batch.id}", f"{served.url}/v1/jobs"
+    refused = httpx.delete(url, timeout=30)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "batch_id")
+    done = ended(client, batch)
+    (job,) = httpx.get(jobs, params={"batch": batch.id}).json()["data"]
+    assert (job["status"], job["expires_at"]) == ("completed", None)
+    (image,) = job["result"]["data"]
+    assert httpx.get(image["url"]).status_code == 200
+    answer = httpx.delete(url, timeout=30)
+    assert answer.json() == {"id": batch.id, "object": "batch", "deleted": True}
+    assert httpx.get(image["url"]).status_code == 404
+    assert answers(client, done.output_file_id)["a"]["response"]["status_code"] == 200
+    for gone in (url, f"{jobs}?batch={batch.id}"):
+        answer = httpx.get(gone)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "batch_id")
+
+
 def test_edits(served: Served) -> None:
     client = served.openai()
     lines = [line("edit", EDITS, image=URL, strength=0.5, metadata=False)]

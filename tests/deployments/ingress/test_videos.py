@@ -313,7 +313,7 @@ def test_a_model_that_makes_no_videos(served: Served, model: str, status: int, s
         ({"num_frames": 0}, "num_frames"),
         ({"fps": 0}, "fps"),
         ({"output_format": "avi"}, "output_format"),
-        ({"seconds": "2"}, None),
+        ({"seconds": "2"}, "num_frames"),
         ({"num_frames": None, "seconds": 60, "fps": 60}, "num_frames"),
         ({"size": "63x64"}, "size"),
         ({"prompt": None}, "prompt"),

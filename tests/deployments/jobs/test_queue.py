@@ -42,7 +42,7 @@ from deployments.jobs.queue import (
     LeaseLost,
     is_held,
 )
-from deployments.jobs.record import JobError, JobFile, JobRecord, Kind, Lease
+from deployments.jobs.record import JobError, JobFile, JobRecord, Kind, Lease, SoFar
 from tests.object_store import BUCKET, ObjectStore
 
 LEASE_S = 30.0
@@ -250,7 +250,7 @@ class Jobs(RuleBasedStateMachine):
         self._bring_about(worker, fate, lambda: self._cancelled(worker - 1, mine.id))
         holds = holds and fate != "late"  # what is cancelled just before is held no more
         calls: dict[Work, Callable[[], object]] = {
-            "renew": lambda: queue.renew(mine, 50),
+            "renew": lambda: queue.renew(mine, SoFar(50)),
             "complete": lambda: queue.complete(mine, made(f"{worker}-{mine.revision}"), {}),
             "fail": lambda: queue.fail(mine, JobError(code="x", message="y")),
             "give_back": lambda: queue.give_back(mine),
@@ -520,7 +520,7 @@ def test_while_nobody_could_look_no_lease_grows_old(tmp_path: Path) -> None:
     for _ in range(3):
         clock.passed += 3 * LEASE_S  # the outage
         assert queue.take() is None
-        queue.renew(mine, 10)
+        queue.renew(mine, SoFar(10))
     assert queue.get("long").attempts == 1
 
 
@@ -548,6 +548,48 @@ def test_what_is_no_job_stops_no_other(tmp_path: Path) -> None:
     for wrong in ("..", "../files/x", "a/b", "\0", "a" * 300, ""):
         with pytest.raises(NotFound):
             queue.get(wrong)
+
+
+@pytest.mark.parametrize("kind", ["jobs/", "open/"])
+def test_what_cannot_be_read_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    store = FolderObjects(tmp_path)
+    queue = JobQueue(store)
+    name = f"{kind}newest" + (".files-x" if kind == "open/" else "")
+    written = store.create(name, b"{}")
+
+    def told() -> int:
+        for _ in range(3):
+            queue.open_jobs()
+            queue.sweep()
+        return sum(name in record.getMessage() for record in caplog.records)
+
+    assert told() == 1
+    assert queue.unreadable == 1
+    assert written is not None
+    assert store.replace(name, b"{", written.tag) is not None
+    assert told() == 2, "it is another that cannot be read"
+    store.delete(name)
+    assert told() == 2
+    assert queue.unreadable == 0
+
+
+def test_what_is_read_after_all_is_not_counted(tmp_path: Path) -> None:
+    store = FolderObjects(tmp_path)
+    queue = JobQueue(store)
+    JobQueue(store).add(job("a"))
+    (listed,) = store.listed("open/")
+    stored = store.read(listed.name)
+    assert stored is not None
+    broken = store.replace(listed.name, b"{", stored.tag)
+    for _ in range(2):
+        assert (queue.open_jobs(), queue.unreadable) == ([], 1)
+        assert queue.jobs() == [], "how it stood when it was accepted is no news"
+    assert broken is not None
+    store.replace(listed.name, stored.content, broken.tag)
+    assert [one.id for one in queue.open_jobs()] == ["a"]
+    assert queue.unreadable == 0
 
 
 def test_a_job_is_forgotten_and_not_the_next_of_its_id(tmp_path: Path) -> None:
@@ -636,7 +678,7 @@ def test_whoever_looks_for_work_is_not_shown_what_has_ended(tmp_path: Path) -> N
     store.listed_names = store.reads = 0
     mine = queue.take()
     assert mine is not None
-    queue.renew(mine, 10)
+    queue.renew(mine, SoFar(10))
     queue.complete(mine, (), {})
     assert (store.listed_names, store.reads) == (1, 0)
     assert queue.get("ended7").results == made("x")
@@ -957,7 +999,7 @@ def test_what_was_written_here_is_not_read_again(tmp_path: Path) -> None:
     assert reads == []
     mine = queue.take()
     assert mine is not None
-    mine = queue.renew(mine, 10)
+    mine = queue.renew(mine, SoFar(10))
     queue.open_jobs()
     assert reads == []
     other.call_off("a")
@@ -974,7 +1016,7 @@ def test_a_lease_that_is_renewed_in_time_is_kept(tmp_path: Path) -> None:
     for _ in range(5):
         assert others.take() is None
         clock.passed += LEASE_S - 1
-        mine.renew(taken, 10)
+        mine.renew(taken, SoFar(10))
     clock.passed += LEASE_S - 1
     assert others.take() is None
     assert mine.complete(taken, made("a"), {}).status == "completed"

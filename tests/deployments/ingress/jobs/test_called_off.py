@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,13 @@ LINES = 30
 ARGS = ServiceArgs(default_model="sd15", jobs=JobsArgs(lease_s=2.0, poll_s=0.05, batch_at_once=1))
 
 
-async def begun(house: House) -> JobRecord:
+async def begun(house: House, asked: Mapping[int, Mapping[str, Any]] = {}) -> JobRecord:
     lines = [
         {
             "custom_id": str(number),
             "method": "POST",
             "url": "/v1/images/generations",
-            "body": {"prompt": f"ball {number}"},
+            "body": {"prompt": f"ball {number}", **asked.get(number, {})},
         }
         for number in range(LINES)
     ]
@@ -45,6 +45,11 @@ async def begun(house: House) -> JobRecord:
         input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h"
     )
     return await house.desk.begin_batch(body, None, ALICE, "http://here")
+
+
+async def standing(house: House, batch: JobRecord) -> tuple[JobRecord, Iterable[JobRecord]]:
+    record, lines = await house.desk.with_lines(batch)
+    return record, lines.values()
 
 
 async def until_some_are_done(house: House, batch: JobRecord) -> None:
@@ -239,6 +244,8 @@ def test_a_line_that_cannot_be_read_keeps_no_batch_that_is_called_off(
         stored = house.objects.read(name)
         assert stored is not None
         house.objects.replace(name, b"{}", stored.tag)
+        _, lines = await house.desk.with_lines(batch)
+        assert queued[0].id not in lines
         await house.desk.cancel(batch.id, "alice", "batch")
         done = await ended(house, batch)
         assert len(await answers(house, done, "error")) == LINES
@@ -273,6 +280,36 @@ def test_a_line_that_may_be_taken_later_stops_no_other(
         runs[0] = True
         done = await ended(house, batch)
         assert len(await answers(house, done, "output")) == LINES
+
+    run(House(tmp_path, ARGS), live)
+
+
+def test_lines_that_are_refused_count_while_it_goes_on(tmp_path: Path) -> None:
+    asked: dict[int, dict[str, Any]] = {
+        0: {"webhook_url": "https://example.com"},
+        1: {"priority": 5},
+        2: {"async": True},
+        3: {"num_inference_steps": 1000},
+    }
+
+    async def live(house: House) -> None:
+        batch = await begun(house, asked)
+        house.hire()  # and the replica answers nobody
+        until = time.monotonic() + 30
+        while (counts := batch_card(*await standing(house, batch)).request_counts).failed < 4:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.05)
+        assert (counts.total, counts.completed, counts.failed) == (LINES, 0, 4)
+        house.replica.go.set()
+        done = await ended(house, batch)
+        card = batch_card(*await standing(house, done))
+        assert (card.request_counts.completed, card.request_counts.failed) == (LINES - 4, 4)
+        bad = await answers(house, done, "error")
+        said = {name: answer["response"]["body"]["error"] for name, answer in bad.items()}
+        assert [said[str(n)]["param"] for n in asked] == [
+            next(iter(body)) for body in asked.values()
+        ]
+        assert "is not taken in a batch" in said["0"]["message"]
 
     run(House(tmp_path, ARGS), live)
 

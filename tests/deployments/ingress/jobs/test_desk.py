@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from deployments.contracts.batches import BatchBody
-from deployments.contracts.errors import NotFound
+from deployments.contracts.errors import InvalidRequest, NotFound
 from deployments.contracts.jobs import Caller, ImageRequest, VideoRequest
 from deployments.ingress.http.app import make_app
 from deployments.ingress.jobs.asked import Asked, ImageAsked, VideoAsked
@@ -76,6 +76,32 @@ def test_so_is_that_of_a_batch(tmp_path: Path) -> None:
             await house.desk.get(line.id)
         kept = failed(house, FAULTY)
         assert await house.desk.begin_batch(body, "key", ALICE, "") == kept
+
+    run(House(tmp_path), live)
+
+
+def test_a_batch_that_has_ended_is_deleted_with_its_lines(tmp_path: Path) -> None:
+    async def live(house: House) -> None:
+        file = await house.desk.keep_file(json.dumps(LINE).encode(), "a.jsonl", "batch", ALICE)
+        body = BatchBody(
+            input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h"
+        )
+        batch, other = [await house.desk.begin_batch(body, None, ALICE, "") for _ in range(2)]
+        line = await house.desk.submit_line(BALL, "image_line", batch)
+        others = await house.desk.submit_line(BALL, "image_others", other)
+        with pytest.raises(InvalidRequest, match="is queued; cancel it"):
+            await house.desk.delete_batch(batch.id, "alice")
+        failed(house, FAULTY)
+        with pytest.raises(NotFound):
+            await house.desk.delete_batch(batch.id, "bob")
+        await house.desk.delete_batch(batch.id, "alice")
+        with pytest.raises(NotFound):
+            await house.desk.get(batch.id, None, "batch")
+        with pytest.raises(NotFound):
+            await house.desk.get(line.id)
+        assert not list(house.objects.listed(batch.folder))
+        assert await house.desk.get(others.id) == others
+        assert await house.desk.get(file.id, "alice", "file") == file
 
     run(House(tmp_path), live)
 

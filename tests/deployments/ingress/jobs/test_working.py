@@ -23,7 +23,7 @@ from deployments.contracts.errors import (
 )
 from deployments.contracts.jobs import BACKGROUND, Caller, ImageRequest, VideoRequest
 from deployments.contracts.refusal import Refusal
-from deployments.ingress.jobs import making, working
+from deployments.ingress.jobs import choosing, making, working
 from deployments.ingress.jobs.asked import ImageAsked, VideoAsked
 from deployments.ingress.jobs.desk import Desk
 from deployments.ingress.jobs.working import Working
@@ -258,7 +258,7 @@ def test_who_has_a_last_chance_has_it_alone(tmp_path: Path) -> None:
 def test_who_is_busy_leaves_a_last_chance_to_others_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float
 ) -> None:
-    monkeypatch.setattr(working, "LAST_CHANCE_S", (patience_s, patience_s))
+    monkeypatch.setattr(choosing, "LAST_CHANCE_S", (patience_s, patience_s))
 
     async def live(house: House) -> None:
         house.hire()
@@ -287,7 +287,7 @@ def test_who_is_busy_leaves_a_last_chance_to_others_for_a_while(
 def test_a_last_chance_comes_however_much_is_ahead_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(working, "LAST_CHANCE_S", (0.3, 0.3))
+    monkeypatch.setattr(choosing, "LAST_CHANCE_S", (0.3, 0.3))
 
     async def live(house: House) -> None:
         suspect = await house.desk.submit(BALL, caller=ALICE)
