@@ -1,6 +1,6 @@
 """What a batch costs the requests beside it. Results in markdown.
 
-    python -m benchmarks.bench_batch [--rounds N] [--lines N] [--seconds N] [--scale N]
+    python -m benchmarks.bench_batch [--rounds N] [--lines N] [--seconds N] [--loads X ...]
 
 The service runs as `make demo` starts it. Its requests come at random, a share of what it can do,
 or from clients that always wait for one: for a while alone, then beside a batch of the official
@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import httpx
 import openai
@@ -154,13 +153,17 @@ def measured(traffic: Traffic, batches: openai.OpenAI, lines: int, seconds: floa
 
 
 def row(name: str, rounds: Sequence[Round]) -> list[str]:
-    """A load's line of the table."""
+    """A load's line of the table: of the requests of all rounds together, and of each round."""
     cells = [name]
     for share in (0.5, 0.95):
-        alone = [percentile(r.alone, share) for r in rounds]
-        beside = [percentile(r.beside, share) for r in rounds]
-        times = spread(ratios(beside, alone))
-        cells += [f"{1e3 * median(alone):.0f}", f"{1e3 * median(beside):.0f}", times]
+        alone = percentile([took for r in rounds for took in r.alone], share)
+        beside = percentile([took for r in rounds for took in r.beside], share)
+        of_each = ratios(
+            [percentile(r.beside, share) for r in rounds],
+            [percentile(r.alone, share) for r in rounds],
+        )
+        ratio = f"{beside / alone:.2f} ({min(of_each):.2f} to {max(of_each):.2f})"
+        cells += [f"{1e3 * alone:.0f}", f"{1e3 * beside:.0f}", ratio]
     return [*cells, spread([r.lines_s for r in rounds], digits=1)]
 
 
@@ -168,7 +171,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_batch")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--lines", type=int, default=500)
+    parser.add_argument("--lines", type=int, default=60)
+    parser.add_argument("--loads", type=float, nargs="*", default=LOADS, help="of what it can do")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--scale", type=int, default=1, help="width of the UNet, of the demo's")
     asked = parser.parse_args()
@@ -187,7 +191,7 @@ def main() -> None:
                 f"{machine()}; UNet width x{asked.scale}, {SIDE} x {SIDE} pixels, {STEPS} steps; "
                 f"{FILLING} clients: {most:.1f} images/s; a batch of {asked.lines}\n"
             )
-            loads = {f"{load:g} of that": load * most for load in LOADS}
+            loads = {f"{load:g} of that": load * most for load in asked.loads}
             rows = []
             for name, rate in {**loads, f"{CLIENTS} clients": 0.0}.items():
                 traffic.rate = rate

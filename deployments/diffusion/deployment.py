@@ -14,6 +14,7 @@ from ray import get_runtime_context, serve
 from ray.util import get_node_ip_address
 
 from configs.app import ModelArgs, ModelUserConfig
+from configs.needs import of_model
 from deployments.contracts.cards import CardDefaults, CardIpAdapter, CardLimits, ModelCard
 from deployments.contracts.errors import EngineFault, TcdError
 from deployments.contracts.figures import EngineFigures
@@ -31,7 +32,7 @@ from deployments.contracts.refusal import Refusal, refusing
 from deployments.contracts.tokens import PromptTokens
 from deployments.diffusion.call import AdmissionThreads, Call
 from deployments.diffusion.metrics import EngineMetrics
-from deployments.imports import heavy_imports
+from deployments.starting import starting
 
 LAST_WORDS_S = 1.0  # for the log of a replica that ends
 log = logging.getLogger("ray.serve")  # Serve adds the request's id, and writes the replica's file
@@ -42,7 +43,7 @@ class Diffusion:
 
     def __init__(self, args: ModelArgs) -> None:
         # These belong to the replica: whoever builds the graph needs none of them.
-        with heavy_imports():
+        with starting(need for _, need in of_model(args)):
             from deployments.diffusion.engine.engine import Engine
             from deployments.diffusion.engine.models.components import load
 

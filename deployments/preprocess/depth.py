@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from ray import serve
 
 from configs.app import PreprocessorArgs
+from configs.needs import Need
 from configs.sources import fetch
 from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapSpec
-from deployments.imports import heavy_imports
 from deployments.preprocess.work import MAX_BATCH, Work, made, one_fails_alone
+from deployments.starting import starting
 
 Sized = tuple[Pixels, tuple[int, int]]  # a picture, and (width, height) of its map
 
@@ -20,7 +21,7 @@ class Depth:
     """Depth estimation by DPT, batched."""
 
     def __init__(self, args: PreprocessorArgs) -> None:
-        with heavy_imports():
+        with starting([Need(args.checkpoint)]):
             from preprocessors.depth import DepthEstimator
 
         folder = fetch(args.checkpoint)

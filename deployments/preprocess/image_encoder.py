@@ -8,19 +8,20 @@ import numpy as np
 from ray import serve
 
 from configs.app import PreprocessorArgs
+from configs.needs import Need
 from configs.sources import fetch
 from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Embeds, Pixels
 from deployments.contracts.maps import MapSpec
-from deployments.imports import heavy_imports
 from deployments.preprocess.work import MAX_BATCH, Work, made, one_fails_alone
+from deployments.starting import starting
 
 
 class ImageEncoder:
     """CLIP vision embeddings for IP-Adapters, batched."""
 
     def __init__(self, args: PreprocessorArgs) -> None:
-        with heavy_imports():
+        with starting([Need(args.checkpoint)]):
             from preprocessors.image_encoder import ImageEncoder as Encoder
 
         self._model: Encoder = Encoder(fetch(args.checkpoint), args.device, args.dtype)

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from ray import serve
 
 from configs.app import SafetyArgs
+from configs.needs import Need
 from configs.sources import fetch
 from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.refusal import refusing
 from deployments.contracts.verdict import Verdict
-from deployments.imports import heavy_imports
 from deployments.preprocess.work import MAX_BATCH, Work, made, one_fails_alone
+from deployments.starting import starting
 
 
 class Safety:
     """A safety checker, batched."""
 
     def __init__(self, args: SafetyArgs) -> None:
-        with heavy_imports():
+        with starting([Need(args.checkpoint)]):
             from preprocessors.safety import SafetyChecker
 
         self._model: SafetyChecker = SafetyChecker(fetch(args.checkpoint), args.device, args.dtype)
