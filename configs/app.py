@@ -252,6 +252,8 @@ class ModelArgs(Frozen):
         warmup: sizes that are drawn before a replica is ready, so that no request waits for what
             is compiled, captured or tuned at first use. `None`: the default size of requests
             where something is compiled, else none.
+        log_prompts: whether tracebacks in its replicas' logs hold what errors say, which may quote
+            prompts.
     """
 
     name: ModelName
@@ -275,6 +277,7 @@ class ModelArgs(Frozen):
     defaults: Defaults = Defaults()
     compile: CompileMode = "off"
     warmup: tuple[WarmSize, ...] | None = None
+    log_prompts: bool = False
 
     @model_validator(mode="after")
     def _noise_can_be_read(self) -> "ModelArgs":
@@ -534,7 +537,8 @@ class ServiceArgs(Frozen):
             its limits; `None`, and no `api_keys_env`: no authentication.
         api_keys_env: name of the environment variable with further bearer keys in plain text,
             separated by commas; they have no limits, and are called `key-1`, `key-2`, ...
-        log_prompts: whether the log's line of a request holds its prompts, too.
+        log_prompts: whether the log's line of a request holds its prompts, too, and its tracebacks
+            what errors say, which may quote them; of models' replicas, see `ModelArgs`.
         playground: what the page at `/` says to newcomers.
         protect: pages that ask for a key with `admin: true`, too; "docs" is the description of
             the API, "playground" the page at `/`.

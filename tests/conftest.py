@@ -1,5 +1,6 @@
 """What every test may use: the demo models, engines on them, and how Hypothesis runs here."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from configs.app import Limits, ModelArgs, ModelUserConfig
 from configs.families import FamilyName
+from deployments.tracebacks import leave_out_messages
 
 if TYPE_CHECKING:
     from deployments.diffusion.engine.engine import Engine
@@ -64,6 +66,16 @@ class MakeEngine(Protocol):
         loras: Mapping[str, str] | None = None,
         limits: Limits | None = None,
     ) -> "Engine": ...
+
+
+@pytest.fixture(params=[False, True], ids=["without messages", "whole"])
+def whole(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether tracebacks in this process's log hold what errors say."""
+    made = logging.getLogRecordFactory()
+    if not request.param:
+        leave_out_messages()
+    yield request.param
+    logging.setLogRecordFactory(made)
 
 
 @pytest.fixture(scope="session")

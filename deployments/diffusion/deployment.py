@@ -33,6 +33,7 @@ from deployments.contracts.tokens import PromptTokens
 from deployments.diffusion.call import AdmissionThreads, Call
 from deployments.diffusion.metrics import EngineMetrics
 from deployments.starting import starting
+from deployments.tracebacks import leave_out_messages
 
 LAST_WORDS_S = 1.0  # for the log of a replica that ends
 log = logging.getLogger("ray.serve")  # Serve adds the request's id, and writes the replica's file
@@ -58,6 +59,8 @@ class Diffusion:
         self._engine = Engine(components, self._config, name=replica, on_fault=self.end)
         self._threads = AdmissionThreads()
         self._metrics = EngineMetrics(args.name)
+        if not args.log_prompts:  # what fails before requests come is told whole
+            leave_out_messages()
 
     def reconfigure(self, user_config: dict[str, object]) -> None:
         """Takes new style adapters and limits while serving. Called by Serve; idempotent.

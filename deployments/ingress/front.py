@@ -14,11 +14,13 @@ from deployments.ingress.request.catalogue import Catalogue
 from deployments.ingress.request.moderation import Moderator
 from deployments.ingress.request.pictures import Pictures
 from deployments.ingress.request.service import Service
+from deployments.tracebacks import leave_out_messages
 
 
 class Front:
     """What a process needs to answer requests. To be made on its event loop, where it follows the
-    directory from then on.
+    directory from then on; what the process logs of errors is without messages, unless
+    `args.log_prompts`.
 
     Args:
         maps, directory: handles of the map store and of the directory.
@@ -34,6 +36,8 @@ class Front:
         route: Router,
         safety: DeploymentHandle[object] | None,
     ) -> None:
+        if not args.log_prompts:
+            leave_out_messages()
         self.quota = Quota(make_keyring(args))
         catalogue = Catalogue(directory)
         loop = asyncio.get_running_loop()

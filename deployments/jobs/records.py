@@ -313,7 +313,8 @@ class Records:
         try:
             return Found(JobRecord.model_validate_json(stored.content), name, stored.tag)
         except ValidationError as error:
-            raise Unreadable(f"the record {name!r} of a job cannot be read") from error
+            told = ValueError(_faults(error))
+            raise Unreadable(f"the record {name!r} of a job cannot be read") from told
 
     def _opened(self, found: Found) -> _Known | None:
         """The open record of a job that had none; `None`: it has one by now, which was changed."""
@@ -348,6 +349,12 @@ class Records:
             known = self._archived.get(job.id)
             if known is not None and known.found.record.folder == job.folder:
                 del self._archived[job.id]
+
+
+def _faults(error: ValidationError) -> str:
+    """What is wrong, and where, without what stands there, which may be a prompt."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
 
 
 def _set(known: dict[str, _Known], key: str, value: _Known | None) -> None:

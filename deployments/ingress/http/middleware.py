@@ -97,6 +97,8 @@ class RequestLog:
             if not (gone or whole):
                 broken = failure(fault)
                 note_error(scope, broken.status, broken.body.error)
+                # Serve's proxy logs what is raised, in its own words: no more than the client saw.
+                raise TcdError(broken.body.error.message) from None
             raise
         finally:
             if status >= 400:

@@ -7,10 +7,13 @@ In the environment of every node before Ray starts there. See docs/adr/0006.
 
 import asyncio
 import logging
+import os
 import re
 
 import h11
 import uvicorn.config
+from ray import serve
+from ray.serve.exceptions import RayServeException
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
@@ -19,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deployments.ingress.answer.failures import Failure, http_failure
 from deployments.ingress.http.failures import answer_to
+from deployments.tracebacks import leave_out_messages
 
 HEAD_S = 20.0  # for the request line and all headers of a request; their size h11 bounds by 64 KiB
 REQUEST_ID = re.compile(rb"[!-~]{1,128}")
@@ -33,6 +37,7 @@ SAID_BY_SERVE = {
     429: "the service has too many requests already; try again",
     503: "the service went away, or is not there yet; try again",
 }
+LOG_PROMPTS = "TCD_LOG_PROMPTS"  # in the environment, as 1: for proxies, which read no `args`
 log = logging.getLogger("ray.serve.tcd.proxy")
 
 
@@ -40,8 +45,19 @@ def guards() -> list[Middleware]:
     """Called by the proxy before it listens. Serve lets nobody choose uvicorn's protocol, so the
     one that uvicorn chooses by itself is changed, in this process."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedHead.__name__}"
+    if not _in_a_replica() and os.environ.get(LOG_PROMPTS) != "1":
+        leave_out_messages()
     # The last one is the outermost.
     return [Middleware(OneShape), Middleware(ControlHeaders), Middleware(OneLength)]
+
+
+def _in_a_replica() -> bool:
+    """Behind Serve's own HAProxy replicas call for guards, too; their `args` say what is logged."""
+    try:
+        serve.get_replica_context()
+    except RayServeException:
+        return False
+    return True
 
 
 class OneLength:

@@ -201,5 +201,5 @@ def test_an_engine_fault_under_load_fails_no_request(replicas: Handle, served: S
     assert served.logs is not None
     text = "".join(log.read_text() for log in served.logs.glob(f"replica_{NAME}_*.log"))
     assert "the engine broke; this replica ends" in text
-    assert "RuntimeError: the device is gone" in text
+    assert "RuntimeError (what it says is not logged" in text  # it might quote a prompt
     assert EngineFault.__name__ not in seen

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -44,10 +45,13 @@ def guarded(app: ASGIApp) -> ASGIApp:
 
 @pytest.fixture(scope="module", autouse=True)
 def _protocols() -> Iterator[None]:
-    """Guards choose uvicorn's protocol for their process, which is the tests' here."""
+    """Guards choose uvicorn's protocol for their process, which is the tests' here, and what its
+    log holds."""
+    made = logging.getLogRecordFactory()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "restored at the end")
         yield
+    logging.setLogRecordFactory(made)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +196,32 @@ def test_an_ingress_that_dies_under_a_request(fails: bool) -> None:
     answer = TestClient(guarded(serve)).get("/v1/models")
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "not_ready"
+
+
+@pytest.mark.parametrize("said", [None, "0", "1"])
+def test_what_fails_in_the_proxy_is_logged_without_words_unless_they_may_be(
+    said: str | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def serve(*_: object) -> None:
+        raise LookupError("no token for 'a dragon asleep'")
+
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    monkeypatch.delenv("TCD_LOG_PROMPTS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("TCD_LOG_PROMPTS", said)
+    logging.setLogRecordFactory(logging.LogRecord)
+    assert TestClient(guarded(serve)).get("/v1/models").status_code == 503
+    assert "a request failed in Serve's proxy" in caplog.text
+    assert "LookupError" in caplog.text
+    assert ("dragon" in caplog.text) is (said == "1")
+
+
+def test_guards_of_a_replica_leave_its_log_to_its_args(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind Serve's own HAProxy."""
+    monkeypatch.setattr(proxy.serve, "get_replica_context", lambda: None)
+    logging.setLogRecordFactory(logging.LogRecord)
+    proxy.guards()
+    assert logging.getLogRecordFactory() is logging.LogRecord
 
 
 def test_an_answer_of_the_service_passes_as_it_is() -> None:

@@ -4,6 +4,7 @@ Whatever happens, no job is lost, each is answered once, and by who holds it.
 """
 
 import json
+import logging
 import math
 import tempfile
 import threading
@@ -522,6 +523,20 @@ def test_while_nobody_could_look_no_lease_grows_old(tmp_path: Path) -> None:
         assert queue.take() is None
         queue.renew(mine, SoFar(10))
     assert queue.get("long").attempts == 1
+
+
+def test_a_record_that_cannot_be_read_is_told_without_its_prompt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    store = FolderObjects(tmp_path)
+    wrong = job("wrong").model_dump() | {"kind": "song", "weight": "a dragon", "request": "a dragon"}
+    store.create("jobs/wrong", json.dumps(wrong).encode())
+    store.create("jobs/torn", b'{"request": {"prompt": "a dragon')
+    assert not JobQueue(store).jobs()
+    for told in ("'jobs/wrong' of a job", "kind: ", "weight: ", "request: ", "'jobs/torn'", "JSON"):
+        assert told in caplog.text
+    assert "dragon" not in caplog.text
 
 
 def test_what_is_no_job_stops_no_other(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tests.deployments.diffusion.engine.harness import (
     Gate,
     Listener,
     UnetCall,
+    eventually,
     image_job,
     styles,
     tap_unet,
@@ -314,6 +315,42 @@ def test_a_sink_that_raises_harms_nobody(
     assert len(heard) == 4, "two steps, a preview and the image: it is told of each"
     assert engine.fault is None
     assert "the sink of job deaf raised" in caplog.text
+
+
+def test_a_prompt_in_an_error_is_logged_only_if_it_may_be(
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture, whole: bool
+) -> None:
+    """Of a sink, of a step, and of what breaks the engine."""
+    engine = make_engine()
+    listener = Listener(engine)
+    steps = 0
+
+    def quote(what: str) -> NoReturn:
+        raise LookupError(f"{what}: no token for 'a dragon asleep'")
+
+    def odd(call: UnetCall) -> Tensor:
+        nonlocal steps
+        steps += 1
+        if steps in (2, 3):  # with its batch, and alone; then a plain row can
+            quote("the odd one")
+        if steps > 4:
+            quote("all after it")
+        return call.run()
+
+    tap_unet(engine, odd)
+    engine.submit(image_job("deaf", num_inference_steps=1), lambda _: quote("a sink"))
+    assert eventually(lambda: "the sink of job deaf raised" in caplog.text)
+    listener.submit(image_job("odd", num_inference_steps=1))
+    listener.wait()
+    assert "a step of 1 rows failed" in caplog.text
+    listener.submit(image_job("last", num_inference_steps=1))
+    listener.wait()
+    assert eventually(lambda: "the engine broke" in caplog.text)
+    assert "in quote" in caplog.text
+    for what in ("a sink", "the odd one", "all after it"):
+        assert (f"{what}: no token for 'a dragon asleep'" in caplog.text) is whole
+    assert ("dragon" in caplog.text) is whole
+    caplog.clear()
 
 
 def test_an_id_used_again_while_its_row_is_being_made_ready_gets_its_own_image(

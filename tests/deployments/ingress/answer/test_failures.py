@@ -41,6 +41,20 @@ def test_what_nobody_expected_is_logged_where_it_is_first_said(
     assert not caplog.text
 
 
+def test_a_prompt_in_it_is_logged_only_if_it_may_be(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    try:
+        raise LookupError("no token for 'a dragon asleep'")
+    except LookupError as error:
+        assert "dragon" not in failure(error).body.error.message
+    assert "unexpected error" in caplog.text
+    assert "LookupError" in caplog.text
+    assert "test_failures.py" in caplog.text
+    assert ("dragon" in caplog.text) is whole
+
+
 def test_a_code_that_nobody_knows_does_not_pass() -> None:
     assert not passing("attempts_exhausted")
     assert failure(error_of("attempts_exhausted", "three went away")).status == 500

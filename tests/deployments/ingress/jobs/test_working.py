@@ -1,12 +1,13 @@
 """Workers over one folder, with a model that does what it is told to."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -527,3 +528,26 @@ def test_what_is_counted_of_jobs(tmp_path: Path) -> None:
         assert await house.desk.figures() is None
 
     run(House(tmp_path), live)
+
+
+def test_a_prompt_in_what_a_worker_fails_with_is_logged_only_if_it_may_be(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: bool,
+) -> None:
+    def quoting(*_: object) -> NoReturn:
+        raise LookupError("no token for 'a dragon asleep'")
+
+    async def live(house: House) -> None:
+        monkeypatch.setattr(house.objects, "listed", quoting)
+        house.hire()
+        while "a look for jobs failed" not in caplog.text:
+            await asyncio.sleep(0.01)
+        while "jobs are not swept" not in caplog.text:
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    run(House(tmp_path), live)
+    assert "in quoting" in caplog.text
+    assert ("dragon" in caplog.text) is whole
