@@ -1,8 +1,8 @@
 """Tracebacks in the log without what their errors say.
 
 What an error says may quote a prompt (pydantic's and a tokenizer's do), and prompts are left out
-of the logs unless `log_prompts` is on. The records of the log are made so, whoever writes them: Serve
-logs what a request failed with by itself, and libraries do. Handlers see nothing of it.
+of the logs unless `log_prompts` is on. The log's records are made so, whoever writes them: Serve
+logs by itself what a request failed with, and libraries do. Handlers need not know.
 """
 
 import logging

@@ -24,6 +24,7 @@ ENGINE_HELP = {
     "timed_steps_total": "UNet calls that were timed: on a GPU not each is",
     "timed_step_seconds_total": "how long these took, all together",
     "vae_seconds_total": "how long finished images were in the VAE, all together",
+    "vae_encode_seconds_total": "how long start pictures were in the VAE, all together",
     "rows_total": "UNet rows computed",
     "images_total": "images finished",
     "failed_total": "images that ended in an error, cancellations not counted",
@@ -93,6 +94,7 @@ class EngineFigures:
     timed_steps_total: int = 0
     timed_step_seconds_total: float = 0.0
     vae_seconds_total: float = 0.0
+    vae_encode_seconds_total: float = 0.0
     rows_total: int = 0
     images_total: int = 0
     failed_total: int = 0

@@ -118,7 +118,9 @@ class Engine:
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._pulse = Pulse()
         self._runner = Runner(components, self._pulse.beat)
-        self._preparation = Preparation(components, limits.prompt_cache_mb * MIB)
+        self._preparation = Preparation(
+            components, limits.prompt_cache_mb * MIB, self._registry.count_encode
+        )
         WarmUp(components, self._preparation, self._runner).run()
         self._pulse.rest()
         self._preparer = Preparer(self._preparation, self._inbox.put, self._break)
@@ -323,6 +325,9 @@ class Engine:
             for row in self._scheduler.joining():
                 entry, _ = self._rows[row.row_id]
                 entry.clock.begun("condition")
+                if row.spec.source is not None:  # which is encoded once for all images of the job
+                    encode_s = self._registry.encode_s(row.spec.encode_pixels)
+                    self._scheduler.beside(row, encode_s / len(entry.job.seeds))
                 self._preparer.put(Order(row.row_id, entry.key, row.spec))
         batch = self._scheduler.schedule(monotonic())
         self._idle = batch is None
@@ -487,7 +492,7 @@ class Engine:
     def _charged(self, row: Trajectory, latent: Latent) -> Latent:
         """What comes of a row, which counts as what the VAE will take for it."""
         seconds = self._registry.decode_s(latent.pixels, preview=latent.preview)
-        self._scheduler.decodes(row, seconds)
+        self._scheduler.beside(row, seconds)
         return latent
 
     def _leave(self, row: Trajectory, entry: Entry, index: int) -> None:

@@ -19,6 +19,7 @@ from demo.service import free_port
 from deployments.ingress.http import proxy
 from tests.http_server import running
 
+PROMPT = "a dragon asleep"
 HEAD = b"POST / HTTP/1.1\r\nhost: service.test\r\n"
 
 
@@ -203,7 +204,7 @@ def test_what_fails_in_the_proxy_is_logged_without_words_unless_they_may_be(
     said: str | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def serve(*_: object) -> None:
-        raise LookupError("no token for 'a dragon asleep'")
+        raise LookupError(f"no token for {PROMPT!r}")
 
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
     monkeypatch.delenv("TCD_LOG_PROMPTS", raising=False)
@@ -213,12 +214,12 @@ def test_what_fails_in_the_proxy_is_logged_without_words_unless_they_may_be(
     assert TestClient(guarded(serve)).get("/v1/models").status_code == 503
     assert "a request failed in Serve's proxy" in caplog.text
     assert "LookupError" in caplog.text
-    assert ("dragon" in caplog.text) is (said == "1")
+    assert (PROMPT in caplog.text) is (said == "1")
 
 
 def test_guards_of_a_replica_leave_its_log_to_its_args(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind Serve's own HAProxy."""
-    monkeypatch.setattr(proxy.serve, "get_replica_context", lambda: None)
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: None)
     logging.setLogRecordFactory(logging.LogRecord)
     proxy.guards()
     assert logging.getLogRecordFactory() is logging.LogRecord

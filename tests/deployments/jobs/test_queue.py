@@ -530,7 +530,11 @@ def test_a_record_that_cannot_be_read_is_told_without_its_prompt(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
     store = FolderObjects(tmp_path)
-    wrong = job("wrong").model_dump() | {"kind": "song", "weight": "a dragon", "request": "a dragon"}
+    wrong = job("wrong").model_dump() | {
+        "kind": "song",
+        "weight": "a dragon",
+        "request": "a dragon",
+    }
     store.create("jobs/wrong", json.dumps(wrong).encode())
     store.create("jobs/torn", b'{"request": {"prompt": "a dragon')
     assert not JobQueue(store).jobs()

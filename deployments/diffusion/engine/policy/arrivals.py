@@ -10,6 +10,7 @@ class _Arrival(NamedTuple):
     at: float
     unet_pixels: int
     decode_pixels: int
+    encode_pixels: int
 
 
 class Arrivals:
@@ -18,14 +19,18 @@ class Arrivals:
     def __init__(self) -> None:
         self._last: deque[_Arrival] = deque()
 
-    def add(self, now: float, unet_pixels: int, decode_pixels: int) -> None:
-        """A job has been accepted: latent pixels of all its rows' steps, and of its images."""
-        self._last.append(_Arrival(now, unet_pixels, decode_pixels))
+    def add(self, now: float, unet_pixels: int, decode_pixels: int, encode_pixels: int) -> None:
+        """A job has been accepted: latent pixels of all its rows' steps, of its images, and of what
+        the VAE encodes for them."""
+        self._last.append(_Arrival(now, unet_pixels, decode_pixels, encode_pixels))
 
-    def seconds_a_second(self, now: float, unet_pixel_s: float, decode_pixel_s: float) -> float:
+    def seconds_a_second(
+        self, now: float, unet_pixel_s: float, decode_pixel_s: float, encode_pixel_s: float
+    ) -> float:
         """What came, in seconds of the device, for each second: the devices that it keeps busy."""
         while self._last and self._last[0].at <= now - WINDOW_S:
             self._last.popleft()
         unet_s = sum(one.unet_pixels for one in self._last) * unet_pixel_s
         decode_s = sum(one.decode_pixels for one in self._last) * decode_pixel_s
-        return (unet_s + decode_s) / WINDOW_S
+        encode_s = sum(one.encode_pixels for one in self._last) * encode_pixel_s
+        return (unet_s + decode_s + encode_s) / WINDOW_S

@@ -6,9 +6,9 @@ ABOUT_S = 10.0  # for which others are about after they were last here
 
 
 class Background:
-    """While others are about, all its calls together, of the UNet and of the VAE for its images and
-    previews, take at most `share` of the time: whoever comes next is delayed by little more than
-    that. Alone it has all.
+    """While others are about, all its calls together, of the UNet and of the VAE for its images,
+    previews and start pictures, take at most `share` of the time: whoever comes next is delayed by
+    little more than that. Alone it has all.
 
     What is idle between requests is no room for more: a call that is under way is not taken back,
     and whatever else there is to do for an image, on other threads and in other processes, is in

@@ -125,6 +125,7 @@ class Registry:
         self._unet_pace = Pace(UNMEASURED_STEP_S)
         self._vae_pace = Pace(UNMEASURED_DECODE_S)
         self._preview_pace = Pace(UNMEASURED_DECODE_S)
+        self._encode_pace = Pace(UNMEASURED_DECODE_S)
         self._work = Work()
         self._adapters: frozenset[int] = frozenset()
         self._failed: Mapping[int, float] = {}
@@ -163,7 +164,8 @@ class Registry:
             self._entries[job.job_id] = entry
             self._uncounted.add(entry)
             whole = _with(Work(), list(entry.rows.values()))
-            self._arrivals.add(self._clock(), whole.unet_pixels, whole.row_pixels)
+            encode_pixels = entry.rows[0].spec.encode_pixels  # once for all of them
+            self._arrivals.add(self._clock(), whole.unet_pixels, whole.row_pixels, encode_pixels)
             account.pending += images
             self._figures = replace(self._figures, pending_images=pending + images)
 
@@ -318,6 +320,19 @@ class Registry:
             pace = self._preview_pace if preview else self._vae_pace
             return pixels * pace.known_pixel_s
 
+    def count_encode(self, pixels: int, seconds: float) -> None:
+        """So many latent pixels of start pictures took so long to encode."""
+        with self._lock:
+            self._encode_pace.measure(pixels, seconds)
+            known = self._figures
+            seconds += known.vae_encode_seconds_total
+            self._figures = replace(known, vae_encode_seconds_total=seconds)
+
+    def encode_s(self, pixels: int) -> float:
+        """The same as `decode_s`, of encoding them."""
+        with self._lock:
+            return pixels * self._encode_pace.known_pixel_s
+
     def publish(self, standing: Standing) -> None:
         """Shows the loop's state to other threads. Called on the engine's thread."""
         with self._lock:
@@ -373,7 +388,10 @@ class Registry:
                 self._figures,
                 pending_seconds=self._accepted().pending_s,
                 arriving_seconds=self._arrivals.seconds_a_second(
-                    self._clock(), self._unet_pace.best_pixel_s, self._vae_pace.best_pixel_s
+                    self._clock(),
+                    self._unet_pace.best_pixel_s,
+                    self._vae_pace.best_pixel_s,
+                    self._encode_pace.known_pixel_s,
                 ),
                 callers=tuple(callers),
             )

@@ -263,9 +263,9 @@ class Scheduler:
                 left.append(row)
         return tuple(left)
 
-    def decodes(self, row: Trajectory, seconds: float) -> None:
-        """What came of a row, or is shown of it on the way, goes to the VAE, which is thought to
-        take so long for it."""
+    def beside(self, row: Trajectory, seconds: float) -> None:
+        """The VAE has something to do for a row beside its steps, and is thought to take so long:
+        it begins with a picture, is shown on the way, or has come to its end."""
         if row.caller.background:
             self._background.had(seconds, self._now)
 

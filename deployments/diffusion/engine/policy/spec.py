@@ -150,6 +150,15 @@ class RowSpec:
         return size if self.frames is None else (self.frames, *size)
 
     @property
+    def encode_pixels(self) -> int:
+        """Latent pixels of what the VAE encodes once for all images of its job: the start picture,
+        and what a mask leaves of it. (A 9-channel UNet needs only the latter at strength 1.)"""
+        if self.source is None:
+            return 0
+        pictures = 1 if self.source.mask is None else 2
+        return pictures * self.key.pixels
+
+    @property
     def guided(self) -> bool:
         """Whether the row brings its unconditional twin."""
         return self.negative is not None

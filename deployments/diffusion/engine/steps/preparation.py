@@ -29,6 +29,7 @@ from deployments.diffusion.engine.policy.batch import OutOfMemory
 from deployments.diffusion.engine.policy.spec import Control, ImagePrompt, PromptIds, RowSpec
 from deployments.diffusion.engine.prompts.encoder import Prompt, PromptEmbeds, PromptEncoder
 from deployments.diffusion.engine.pulse import Pulse
+from deployments.diffusion.engine.steps.clock import clock_of
 from deployments.diffusion.engine.steps.row import Row
 from deployments.diffusion.engine.steps.seeing import weights_by_level
 
@@ -63,7 +64,8 @@ class Forgotten:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What the rows of a job have in common, on the device."""
+    """What the rows of a job have in common, on the device. `encoding`: of its start picture,
+    latent pixels, and what waits for its end and says how many seconds it took."""
 
     cond: PromptEmbeds
     uncond: PromptEmbeds | None
@@ -71,6 +73,7 @@ class _Shared:
     controls: tuple[tuple[Tensor, ...], ...]
     seen: tuple[Seen, ...]
     seen_by_twin: tuple[Seen, ...]
+    encoding: tuple[int, Callable[[], float]] | None
 
 
 class Preparation:
@@ -78,10 +81,19 @@ class Preparation:
 
     Noise comes from one CPU generator per row, seeded with its seed, in the order in which a
     diffusers pipeline draws it: the same seed gives the same noise on every device.
+
+    Args:
+        encoded: told of every start picture: latent pixels, and the seconds that they took.
     """
 
-    def __init__(self, components: Components, prompt_cache_bytes: int) -> None:
+    def __init__(
+        self,
+        components: Components,
+        prompt_cache_bytes: int,
+        encoded: Callable[[int, float], None] = lambda *_: None,
+    ) -> None:
         self._parts = components
+        self._encoded = encoded
         self.prompts = PromptEncoder(components, prompt_cache_bytes)
         self._jobs: dict[str, _Shared] = {}
 
@@ -100,8 +112,12 @@ class Preparation:
             yield self._row(order.spec, self._jobs[order.job_key])
 
     def forget(self, job_key: str) -> None:
-        """No more rows of this job will be asked for."""
-        self._jobs.pop(job_key, None)
+        """No more rows of this job will be asked for. What its start picture took is read only now,
+        when it was encoded long ago: nobody waits for that."""
+        shared = self._jobs.pop(job_key, None)
+        if shared is not None and shared.encoding is not None:
+            pixels, seconds = shared.encoding
+            self._encoded(pixels, seconds())
 
     def _embeds(self, specs: Sequence[RowSpec]) -> list[tuple[PromptEmbeds, PromptEmbeds | None]]:
         prompts = [self._prompt(spec.prompt, spec) for spec in specs]
@@ -133,10 +149,12 @@ class Preparation:
 
     def _shared(self, spec: RowSpec, cond: PromptEmbeds, uncond: PromptEmbeds | None) -> _Shared:
         parts = self._parts
-        source = None
+        source = encoding = None
         if spec.source is not None:
+            clock = clock_of(parts.device)
             only_masked = spec.strength == 1 and parts.takes_mask
             source = encode_source(parts.vae, spec.source, parts.dtype, only_masked=only_masked)
+            encoding = spec.encode_pixels, clock.stop()
         prompts = [prompt for prompt in spec.image_prompts if prompt.scale > 0]
         pairs = [self._seen(prompt, spec.latent_size) for prompt in prompts]
         return _Shared(
@@ -146,6 +164,7 @@ class Preparation:
             controls=tuple(self._control(control) for control in spec.controls),
             seen=tuple(seen for seen, _ in pairs),
             seen_by_twin=tuple(nothing for _, nothing in pairs) if spec.guided else (),
+            encoding=encoding,
         )
 
     def _row(self, spec: RowSpec, shared: _Shared) -> Row:
@@ -281,10 +300,16 @@ class Preparer:
             orders = [m for m in messages if isinstance(m, Order)]
             self._prepare([order for order in orders if order.job_key not in forgotten])
             for job_key in forgotten:
-                self._preparation.forget(job_key)
-                self._deliver(Forgotten(job_key))
+                self._let_go(job_key)
             if None in messages:
                 return
+
+    def _let_go(self, job_key: str) -> None:
+        try:
+            self._preparation.forget(job_key)
+        except Exception as error:  # of a device that does not even say what it took
+            self._broken(error)
+        self._deliver(Forgotten(job_key))
 
     def _prepare(self, orders: Sequence[Order]) -> None:
         """All together; if that fails, each alone: then it shows whose fault it is."""

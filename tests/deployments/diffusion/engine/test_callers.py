@@ -11,6 +11,7 @@ from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.conftest import Oracles
 from tests.deployments.diffusion.engine.harness import Gate, Listener, image_job
 from tests.deployments.diffusion.engine.oracle import assert_same
+from tests.deployments.diffusion.engine.tasks import HEIGHT, WIDTH, box_mask, make_all, task
 
 FLOOD, OTHER = Caller("flood"), Caller("other")
 
@@ -103,3 +104,28 @@ def test_the_background_rests_for_what_is_shown_of_its_pictures_too(
     )
     engine.generate(behind)
     assert charged.count(16.0 * 16.0) == 2
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_background_rests_for_its_start_pictures_too(
+    masked: bool, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is encoded once for all images of its job; with a mask so is what that leaves of it."""
+    engine = make_engine(limits=Limits(background_share=1.0))
+    engine.generate(image_job("other", num_inference_steps=1, caller=OTHER))
+    charged: list[float] = []
+    monkeypatch.setattr(engine._registry, "encode_s", float)
+    monkeypatch.setattr(engine._registry, "decode_s", lambda *_, **__: 0.0)
+    monkeypatch.setattr(engine._scheduler._background, "had", lambda s, _: charged.append(s))
+    behind = task(
+        "behind",
+        image=True,
+        mask=box_mask() if masked else None,
+        seeds=(1, 2, 3, 4),
+        num_inference_steps=2,
+        priority=BACKGROUND,
+        caller=FLOOD.in_background,
+    )
+    make_all(engine, [behind, task("before", image=True, num_inference_steps=2, caller=OTHER)])
+    pixels = (WIDTH // 8) * (HEIGHT // 8) * (2 if masked else 1)
+    assert charged.count(pixels / 4) == 4

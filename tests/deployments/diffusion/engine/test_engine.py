@@ -37,6 +37,7 @@ from tests.deployments.diffusion.engine.harness import (
     tap_unet,
 )
 from tests.deployments.diffusion.engine.oracle import assert_same
+from tests.deployments.diffusion.engine.tasks import HEIGHT, WIDTH, box_mask, make_all, task
 
 ONE_AT_A_TIME = Limits(max_running=1)
 
@@ -546,3 +547,42 @@ def test_the_report_says_what_is_on_the_device_and_how_long_work_takes(
 def _place(events: Sequence[object], event: object) -> int:
     """Its index, by identity: events with arrays do not compare."""
     return next(place for place, other in enumerate(events) if other is event)
+
+
+def test_start_pictures_are_timed_once_a_job(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    told: list[int] = []
+    count = engine._preparation._encoded
+
+    def heard(pixels: int, seconds: float) -> None:
+        assert seconds > 0
+        told.append(pixels)
+        count(pixels, seconds)
+
+    engine._preparation._encoded = heard
+    size = (WIDTH // 8) * (HEIGHT // 8)
+    plain = task("plain", num_inference_steps=2)
+    two = task("two", image=True, seeds=(1, 2), num_inference_steps=4, strength=0.5)
+    hole = task("hole", image=True, mask=box_mask(), num_inference_steps=4, strength=0.5)
+    make_all(engine, [plain, two, hole])
+    assert eventually(lambda: len(told) == 2), told
+    assert sorted(told) == [size, 2 * size]
+    figures = engine.figures()
+    assert figures.vae_encode_seconds_total > 0
+    assert engine._registry.encode_s(size) > 0
+
+
+def test_a_device_that_does_not_say_what_an_encoding_took_breaks_the_engine(
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine()
+
+    def gone(pixels: int, seconds: float) -> None:
+        raise torch.AcceleratorError("the device is gone")
+
+    engine._preparation._encoded = gone
+    one = task("one", image=True, num_inference_steps=4, strength=0.5)
+    engine.submit(one.job, lambda _: None, one.assets)
+    assert eventually(lambda: engine.fault is not None)
+    assert "the device is gone" in str(engine.fault)
+    caplog.clear()

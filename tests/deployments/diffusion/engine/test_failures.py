@@ -32,6 +32,7 @@ from tests.deployments.diffusion.engine.harness import (
 from tests.deployments.diffusion.engine.oracle import Oracle, assert_same
 from tests.deployments.diffusion.engine.tasks import box_mask, make_all, task
 
+PROMPT = "a dragon asleep"
 ODD = 666  # the seed of the image that goes wrong
 
 CROWD = (
@@ -326,7 +327,7 @@ def test_a_prompt_in_an_error_is_logged_only_if_it_may_be(
     steps = 0
 
     def quote(what: str) -> NoReturn:
-        raise LookupError(f"{what}: no token for 'a dragon asleep'")
+        raise LookupError(f"{what}: no token for {PROMPT!r}")
 
     def odd(call: UnetCall) -> Tensor:
         nonlocal steps
@@ -348,8 +349,8 @@ def test_a_prompt_in_an_error_is_logged_only_if_it_may_be(
     assert eventually(lambda: "the engine broke" in caplog.text)
     assert "in quote" in caplog.text
     for what in ("a sink", "the odd one", "all after it"):
-        assert (f"{what}: no token for 'a dragon asleep'" in caplog.text) is whole
-    assert ("dragon" in caplog.text) is whole
+        assert (f"{what}: no token for {PROMPT!r}" in caplog.text) is whole
+    assert (PROMPT in caplog.text) is whole
     caplog.clear()
 
 

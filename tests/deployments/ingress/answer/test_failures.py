@@ -7,6 +7,8 @@ import pytest
 from deployments.contracts.errors import EngineFault, InvalidRequest, NotFound, QueueFull, TcdError
 from deployments.ingress.answer.failures import error_of, failure, passing
 
+PROMPT = "a dragon asleep"
+
 
 @pytest.mark.parametrize(
     "error",
@@ -45,14 +47,13 @@ def test_a_prompt_in_it_is_logged_only_if_it_may_be(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
-    try:
-        raise LookupError("no token for 'a dragon asleep'")
-    except LookupError as error:
-        assert "dragon" not in failure(error).body.error.message
+    with pytest.raises(LookupError) as raised:
+        raise LookupError(f"no token for {PROMPT!r}")
+    assert PROMPT not in failure(raised.value).body.error.message
     assert "unexpected error" in caplog.text
     assert "LookupError" in caplog.text
     assert "test_failures.py" in caplog.text
-    assert ("dragon" in caplog.text) is whole
+    assert (PROMPT in caplog.text) is whole
 
 
 def test_a_code_that_nobody_knows_does_not_pass() -> None:

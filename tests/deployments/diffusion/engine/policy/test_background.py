@@ -55,7 +55,7 @@ class Device:
         took = ROW_S * batch.unet_rows * batch.key.pixels / 64
         measured = Measured(batch.key, batch.unet_rows, took)
         for one in self.scheduler.advance(batch, Advanced({}, measured)):
-            self.scheduler.decodes(one, self.decode_s)
+            self.scheduler.beside(one, self.decode_s)
             self.spent[one.caller.name] += self.decode_s
         self.now += took
         for one in batch.rows:

@@ -1,5 +1,6 @@
 """The queue is shared between callers, and whoever is refused is told when to come back."""
 
+import numpy as np
 import pytest
 
 from configs.app import Limits
@@ -10,7 +11,7 @@ from deployments.diffusion.engine.policy import registry as registry_module
 from deployments.diffusion.engine.policy.batch import Batch, BatchKey, Measured
 from deployments.diffusion.engine.policy.estimate import Work
 from deployments.diffusion.engine.policy.registry import IDLE_CALLERS, Entry, Registry, Standing
-from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec
+from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec, Source
 
 LIMITS = Limits(max_pending=16)
 FLOOD, OTHER = Caller("flood"), Caller("other")
@@ -24,6 +25,7 @@ def entry(
     steps: int = 10,
     *,
     refused_elsewhere: bool = False,
+    source: Source | None = None,
 ) -> Entry:
     job = ImageJob(
         job_id,
@@ -35,7 +37,7 @@ def entry(
         caller=caller,
         refused_elsewhere=refused_elsewhere,
     )
-    specs = [RowSpec(PromptIds(((),), 0), seed, 64, 64, steps) for seed in job.seeds]
+    specs = [RowSpec(PromptIds(((),), 0), seed, 64, 64, steps, source=source) for seed in job.seeds]
     return Entry(job, lambda _: None, specs)
 
 
@@ -230,6 +232,28 @@ def test_the_background_is_charged_by_what_decodes_took_once_two_were_timed() ->
     assert registry.decode_s(PIXELS, preview=True) == pytest.approx(0.01)
     assert registry.decode_s(PIXELS) == pytest.approx(0.5)
     assert registry.figures().vae_seconds_total == 30.5
+
+
+@pytest.mark.parametrize(("masked", "pictures"), [(False, 1), (True, 2)])
+def test_a_start_picture_counts_once_a_job_when_two_were_timed(masked: bool, pictures: int) -> None:
+    """And what a mask leaves of it as another."""
+    now = 100.0
+    registry = Registry("engine", lambda: now)
+    registry.measure_step(Measured(BatchKey(8, 8), 1, 1e-9))
+    registry.count_decode(PIXELS, 1e-9)
+    picture = np.zeros((64, 64, 3), np.uint8)
+    source = Source(picture, picture[:, :, 0] if masked else None)
+    registry.open(entry("plain", 3), LIMITS)
+    registry.open(entry("from it", 4, source=source), LIMITS)
+    assert registry.encode_s(PIXELS) == 0.0
+    registry.count_encode(PIXELS, 30.0)
+    assert registry.encode_s(PIXELS) == 0.0, "a first call may compile"
+    assert registry.figures().arriving_seconds == pytest.approx(0.0, abs=1e-6)
+    registry.count_encode(PIXELS, 0.25)
+    assert registry.encode_s(2 * PIXELS) == pytest.approx(0.5)
+    figures = registry.figures()
+    assert figures.arriving_seconds == pytest.approx(pictures * 0.25 / 30, abs=1e-6)
+    assert (figures.vae_encode_seconds_total, figures.vae_seconds_total) == (30.25, 1e-9)
 
 
 def test_what_came_and_what_waits_are_in_the_figures_at_once() -> None:
