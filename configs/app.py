@@ -127,7 +127,7 @@ class Limits(Frozen):
     lora_disk_mb: int = Field(20480, ge=1)
     prompt_cache_mb: int = Field(256, ge=0)
     aging_steps: int = Field(16, ge=1)
-    background_share: float = Field(0.05, gt=0, le=1)
+    background_share: float = Field(0.02, gt=0, le=1)
     hang_s: float = Field(300.0, ge=1)
 
     @model_validator(mode="after")
