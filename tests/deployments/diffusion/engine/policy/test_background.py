@@ -16,6 +16,7 @@ from deployments.diffusion.engine.policy.scheduler import Scheduler
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 from tests.deployments.diffusion.engine.policy.test_fairness import OTHER, kept_full, row
 
+SHARE = Limits().background_share
 ROW_S = 0.025  # of a call, for each of its rows of 8 x 8 latent pixels
 SOMEONE = Caller("someone")
 
@@ -136,7 +137,7 @@ def test_all_callers_of_it_share_one_share() -> None:
         kept_full(device.scheduler, lambda: row(OTHER, 1, 64), 1)
         device.turn()
     mine = sum(spent for name, spent in device.spent.items() if name != OTHER.name)
-    assert mine <= 1.01 * 0.05 * 200.0
+    assert mine <= SHARE * 200.0 + 8 * ROW_S  # a call that nobody had timed cost nothing
 
 
 def test_it_has_all_again_once_others_are_gone() -> None:
@@ -157,7 +158,7 @@ def test_it_has_all_again_once_others_are_gone() -> None:
         if (batch := device.turn()) is not None:
             seen.append((began, len(batch.rows)))
     beside = [began for began, _ in seen if began < ABOUT_S - 1]
-    assert 0.8 * 0.05 * ABOUT_S <= ROW_S * len(beside) <= 0.05 * ABOUT_S
+    assert 0.8 * SHARE * ABOUT_S <= ROW_S * len(beside) <= SHARE * ABOUT_S
     assert {rows for began, rows in seen if began < ABOUT_S - 1} == {1}
     alone = [(began, rows) for began, rows in seen if began > ABOUT_S]
     assert {rows for _, rows in alone} == {8}
@@ -219,7 +220,7 @@ def timed(side: int, rows: int, seconds: float) -> Measured:
 def test_what_a_call_costs_is_known_by_those_before(calls: list[Measured], costs: float) -> None:
     scheduler = booked(*calls)
     assert scheduler.schedule(5.01) is None
-    assert scheduler.resumes == pytest.approx(5.0 + costs / 0.05)
+    assert scheduler.resumes == pytest.approx(5.0 + costs / SHARE)
 
 
 def test_what_nobody_has_timed_costs_nothing() -> None:
