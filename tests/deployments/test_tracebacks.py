@@ -121,6 +121,19 @@ def test_kinds_and_places_are_told_and_words_only_if_they_may_be(
         place = text.index(words, place)
 
 
+def test_what_an_error_was_raised_in_place_of_is_not_told(whole: bool) -> None:
+    def replaced() -> None:
+        try:
+            by_hand()
+        except ValueError:
+            raise RuntimeError("no embedding") from None
+
+    text = logged(logging.Formatter(), replaced)
+    assert "RuntimeError" in text
+    assert "ValueError" not in text
+    assert "by_hand" not in text.replace("by_hand()", "")
+
+
 def test_a_line_without_an_error_is_as_it_was(
     caplog: pytest.LogCaptureFixture, whole: bool
 ) -> None:
