@@ -56,7 +56,8 @@ class EncodedSource:
     Attributes:
         shape: (C, h, w) of its latents.
         image: `None` where the picture itself is not needed.
-        mask, masked_image: `None` without a mask.
+        mask: `None` without one.
+        masked_image: `None` where no UNet sees it.
     """
 
     vae: Vae
@@ -66,13 +67,22 @@ class EncodedSource:
     mask: Tensor | None
     masked_image: Posterior | None
 
+    @property
+    def encoded(self) -> int:
+        """How many pictures the VAE encoded."""
+        return sum(one is not None for one in (self.image, self.masked_image))
+
     def draw(self, generator: torch.Generator, frames: int | None = None) -> SourceLatents:
         """One image's or video's start, drawn from its generator in diffusers' order: the
         picture's posterior, of each frame, the noise, the masked picture's posterior."""
         device = self.vae.model.device
         image = None if self.image is None else self._drawn(self.image, generator, frames)
         noise = torch.randn((frames or 1, *self.shape), generator=generator, dtype=self.dtype)
-        masked = None if self.masked_image is None else self._drawn(self.masked_image, generator)
+        masked = None
+        if self.masked_image is not None:
+            masked = self._drawn(self.masked_image, generator)
+        elif self.mask is not None:  # which diffusers draws for every UNet
+            torch.randn((1, *self.shape), generator=generator, dtype=self.vae.dtype)
         noise = _row(to_device(noise, device), frames)
         if image is None:
             image = torch.zeros_like(noise)
@@ -94,26 +104,27 @@ def _row(latents: Tensor, frames: int | None) -> Tensor:
 
 
 def encode_source(
-    vae: Vae, source: Source, dtype: torch.dtype, *, only_masked: bool = False
+    vae: Vae, source: Source, dtype: torch.dtype, *, whole: bool = True, masked: bool = False
 ) -> EncodedSource:
     """Encodes a start picture.
 
     Args:
         dtype: of the latents.
-        only_masked: the picture itself is not needed, and nothing will be drawn for it: a
-            9-channel UNet starts from pure noise.
+        whole: the picture itself is needed; else nothing will be drawn for it, as for a 9-channel
+            UNet that starts from pure noise.
+        masked: what a mask leaves of it is needed: a 9-channel UNet sees that.
     """
     device = vae.model.device
     pixels = _pixels(source.pixels, device)
     height, width = (side // LATENT_SCALE for side in source.pixels.shape[:2])
     shape = (vae.latent_channels, height, width)
-    image = None if only_masked else vae.posterior(pixels)
+    image = vae.posterior(pixels) if whole else None
     if source.mask is None:
         return EncodedSource(vae, dtype, shape, image, None, None)
     mask = to_device(torch.from_numpy(source.mask.copy()), device)[None, None].ge(HALF).float()
-    masked = vae.posterior(pixels * (mask < 0.5))
+    left = vae.posterior(pixels * (mask < 0.5)) if masked else None
     small = F.interpolate(mask, size=(height, width))[0].to(dtype)
-    return EncodedSource(vae, dtype, shape, image, small, masked)
+    return EncodedSource(vae, dtype, shape, image, small, left)
 
 
 def _pixels(pixels: Pixels, device: torch.device) -> Tensor:

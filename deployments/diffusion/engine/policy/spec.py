@@ -151,12 +151,9 @@ class RowSpec:
 
     @property
     def encode_pixels(self) -> int:
-        """Latent pixels of what the VAE encodes once for all images of its job: the start picture,
-        and what a mask leaves of it. (A 9-channel UNet needs only the latter at strength 1.)"""
-        if self.source is None:
-            return 0
-        pictures = 1 if self.source.mask is None else 2
-        return pictures * self.key.pixels
+        """Latent pixels of the start picture, which the VAE encodes once for all images of its job.
+        (A 9-channel UNet has it encode what the mask leaves, and below strength 1 both.)"""
+        return 0 if self.source is None else self.key.pixels
 
     @property
     def guided(self) -> bool:

@@ -152,9 +152,14 @@ class Preparation:
         source = encoding = None
         if spec.source is not None:
             clock = clock_of(parts.device)
-            only_masked = spec.strength == 1 and parts.takes_mask
-            source = encode_source(parts.vae, spec.source, parts.dtype, only_masked=only_masked)
-            encoding = spec.encode_pixels, clock.stop()
+            source = encode_source(
+                parts.vae,
+                spec.source,
+                parts.dtype,
+                whole=spec.strength < 1 or not parts.takes_mask,
+                masked=parts.takes_mask,
+            )
+            encoding = source.encoded * spec.key.pixels, clock.stop()
         prompts = [prompt for prompt in spec.image_prompts if prompt.scale > 0]
         pairs = [self._seen(prompt, spec.latent_size) for prompt in prompts]
         return _Shared(

@@ -566,7 +566,7 @@ def test_start_pictures_are_timed_once_a_job(make_engine: MakeEngine) -> None:
     hole = task("hole", image=True, mask=box_mask(), num_inference_steps=4, strength=0.5)
     make_all(engine, [plain, two, hole])
     assert eventually(lambda: len(told) == 2), told
-    assert sorted(told) == [size, 2 * size]
+    assert told == [size, size], "four channels see nothing of what the mask leaves"
     figures = engine.figures()
     assert figures.vae_encode_seconds_total > 0
     assert engine._registry.encode_s(size) > 0

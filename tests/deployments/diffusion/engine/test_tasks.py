@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from configs.app import Limits, ModelUserConfig
 from configs.families import FAMILIES, FamilyName
@@ -17,6 +18,7 @@ from deployments.contracts.errors import InvalidRequest
 from deployments.diffusion.engine.adapters.sources import LoraSources
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
+from deployments.diffusion.engine.models.vae import Posterior
 from deployments.diffusion.engine.policy.admission import Admission
 from deployments.diffusion.engine.prompts.tokens import Tokenizers
 from tests.conftest import demo_loras
@@ -286,6 +288,32 @@ def test_every_field_changes_the_image(
     for one, other in combinations(variants, 2):
         apart = distance(made[one, 0].latents, made[other, 0].latents)
         assert apart > CLEARLY_DIFFERENT, f"{one!r} and {other!r} look alike"
+
+
+@pytest.mark.parametrize(
+    ("folder", "strength", "pictures"),
+    [("sd15", 0.5, 1), ("sd15", 1.0, 1), ("sd15-inpainting", 0.5, 2), ("sd15-inpainting", 1.0, 1)],
+)
+def test_the_vae_encodes_no_more_than_a_unet_needs(
+    demo_models: Path,
+    engine_for: MakeFor,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
+    strength: float,
+    pictures: int,
+) -> None:
+    engine = engine_for(Checkpoint(demo_models, "sd15", folder, ADAPTERS["sd15"]))
+    vae, encoded = engine.components.vae, 0
+    posterior = vae.posterior
+
+    def counted(pixels: Tensor) -> Posterior:
+        nonlocal encoded
+        encoded += 1
+        return posterior(pixels)
+
+    monkeypatch.setattr(vae, "posterior", counted)
+    make_all(engine, [task("a", image=True, mask=box_mask(), strength=strength, seeds=(1, 2))])
+    assert encoded == pictures
 
 
 def test_what_an_engine_refuses(demo_models: Path, engine_for: MakeFor) -> None:
