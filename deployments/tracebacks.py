@@ -34,7 +34,7 @@ def leave_out_messages() -> None:
 def without_messages(error: BaseException) -> str:
     """A traceback as Python has it, errors behind it and those of a group included, but of each
     what kind it is in place of what it says. Ends without a line break."""
-    return "".join(_parts(error)).rstrip("\n")
+    return "".join(_parts(error, set())).rstrip("\n")
 
 
 class _WithoutMessages:
@@ -52,8 +52,9 @@ class _WithoutMessages:
         return record
 
 
-def _parts(error: BaseException) -> Iterator[str]:
-    for one, link in reversed(list(_chain(error))):
+def _parts(error: BaseException, seen: set[int]) -> Iterator[str]:
+    """`seen`: what was told of already, and grows: behind an error of a group that may stand."""
+    for one, link in reversed(list(_chain(error, seen))):
         yield link
         yield "Traceback (most recent call last):\n"
         yield from traceback.format_tb(one.__traceback__)
@@ -61,12 +62,11 @@ def _parts(error: BaseException) -> Iterator[str]:
         if isinstance(one, BaseExceptionGroup):
             for number, part in enumerate(one.exceptions, start=1):
                 yield f"Of these, number {number}:\n"
-                yield from _parts(part)
+                yield from _parts(part, seen)
 
 
-def _chain(error: BaseException) -> Iterator[tuple[BaseException, str]]:
+def _chain(error: BaseException, seen: set[int]) -> Iterator[tuple[BaseException, str]]:
     """An error and those that stood behind it, each with what leads to it from the next."""
-    seen = set[int]()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
         seen.add(id(one))

@@ -148,7 +148,11 @@ class JobQueue:
             found = jobs[record.id]
             if not self._is_free(record) or not may(record):
                 continue
-            if record.batch is not None and self._is_over(jobs, record.batch):
+            try:
+                over = record.batch is not None and self._is_over(jobs, record.batch)
+            except Unreadable:
+                continue  # its batch is of a later release: who can read that takes it
+            if over:
                 self._records.put(found, self._ending(record, status="cancelled", lease=None))
                 continue
             most = MOST_OF_BATCH if record.kind == "batch" else MOST_ATTEMPTS
@@ -319,7 +323,7 @@ class JobQueue:
         try:
             change(found)
         except Unreadable as error:
-            log.error("%s: %s", error, error.__cause__)
+            self._records.note(error)
             return False
         return True
 

@@ -27,7 +27,11 @@ log = logging.getLogger("ray.serve.tcd.jobs")
 
 
 class Unreadable(StorageUnavailable):
-    """A record is none, or of a release that knows more."""
+    """A record is none, or of a release that knows more. `name`: of its object."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the record {name!r} of a job cannot be read")
+        self.name = name
 
 
 class Found(NamedTuple):
@@ -65,7 +69,7 @@ class Records:
         self._open: dict[str, _Known] = {}
         self._archived: dict[str, _Known] = {}
         self._unclaimed: set[str] = set()  # names of open records without one in `jobs/`
-        self._unreadable: dict[str, str] = {}  # names of records, and which version cannot be read
+        self._unreadable: dict[str, str] = {}  # names of records, and versions (empty: unknown)
         self._noting = threading.Lock()
 
     def add(self, job: JobRecord) -> Found | None:
@@ -281,28 +285,31 @@ class Records:
             listed.name,
         ):
             return before
-        if self._unreadable.get(listed.name) == listed.version:
-            return None
         found = self._readable(listed.name, listed.version)
         return None if found is None else _Known(listed.version, found)
 
     def _readable(self, name: str, version: str) -> Found | None:
         """A record, if it is one: other files in its place, and what a later release has written,
-        must stop no other job. They are told of once, and counted. `version`: empty: unknown."""
+        must stop no other job. `version`: empty: unknown."""
         try:
-            found = self._read(name)
+            return self._read(name)
         except Unreadable as error:
-            log.error("%s: %s", error, error.__cause__)
-            self._unreadable[name] = version
+            self.note(error, version)
             return None
-        self._unreadable.pop(name, None)
-        return found
+
+    def note(self, error: Unreadable, version: str = "") -> None:
+        """Counts a record that cannot be read until it can, or is gone; and tells of each version
+        once."""
+        known = self._unreadable.get(error.name)
+        if known is None or "" != known != version != "":
+            log.error("%s: %s", error, error.__cause__)
+        self._unreadable[error.name] = version or known or ""
 
     def _forget_unreadable(self, kind: str, names: Set[str]) -> None:
         """Those of this kind that are not there any more."""
         for name in list(self._unreadable):
             if name.startswith(kind) and name not in names:
-                del self._unreadable[name]
+                self._unreadable.pop(name, None)
 
     def _read(self, name: str) -> Found | None:
         if ID.fullmatch(name.partition("/")[2].partition(".")[0]) is None:
@@ -311,10 +318,11 @@ class Records:
         if stored is None:
             return None
         try:
-            return Found(JobRecord.model_validate_json(stored.content), name, stored.tag)
+            found = Found(JobRecord.model_validate_json(stored.content), name, stored.tag)
         except ValidationError as error:
-            told = ValueError(_faults(error))
-            raise Unreadable(f"the record {name!r} of a job cannot be read") from told
+            raise Unreadable(name) from ValueError(_faults(error))
+        self._unreadable.pop(name, None)
+        return found
 
     def _opened(self, found: Found) -> _Known | None:
         """The open record of a job that had none; `None`: it has one by now, which was changed."""

@@ -22,7 +22,7 @@ from configs.app import ModelUserConfig
 from deployments.contracts.jobs import Asset, ImageJob
 from deployments.diffusion.deployment import Diffusion
 from deployments.diffusion.engine.pulse import Hang
-from deployments.tracebacks import PLAIN, leave_out_messages
+from deployments.tracebacks import PLAIN, leave_out_messages, without_messages
 from graphs.model import DIFFUSION
 from tests.serving import Served, beside, plain_model
 
@@ -119,6 +119,18 @@ def test_kinds_and_places_are_told_and_words_only_if_they_may_be(
     for words in told:
         assert words in text[place:], text
         place = text.index(words, place)
+
+
+def test_an_error_of_a_group_that_stands_behind_it_is_told_once() -> None:
+    try:
+        try:
+            raise ExceptionGroup("two", [ValueError("one"), KeyError("other")])
+        except ExceptionGroup as group:
+            raise group.exceptions[0]  # noqa: B904  # as people do
+    except ValueError as error:
+        told = without_messages(error)
+    assert told.count("ExceptionGroup (") == told.count("KeyError (") == 1
+    assert told.splitlines()[-1].startswith("ValueError")
 
 
 def test_what_an_error_was_raised_in_place_of_is_not_told(whole: bool) -> None:

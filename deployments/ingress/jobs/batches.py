@@ -126,7 +126,7 @@ class Batches:
             over = late or record.called_off_at is not None
             jobs |= await self._unseen(open_jobs.values(), jobs, over=over)
             if over:
-                jobs |= await self._stopped(jobs)
+                jobs = await self._stopped(jobs)
             before = len(stands.ended)
             for place, job_id in list(open_jobs.items()):
                 job = jobs.get(job_id)
@@ -143,7 +143,7 @@ class Batches:
         places = set(range(len(lines))) - stands.ended.keys()
         rest = {place: _job_id(record, place) for place in places}
         unseen = await self._unseen(rest.values(), jobs, over=True)  # also of a worker before
-        jobs |= unseen | await self._stopped(unseen)
+        jobs |= await self._stopped(unseen)
         for place, job_id in rest.items():
             stands.ended[place] = _told(record, place, lines[place], jobs.get(job_id), late)
         return Told(await self._said(record, stands, late), record.called_off_at is not None)
@@ -165,11 +165,12 @@ class Batches:
         return {job.id: job for job in found if job is not None}
 
     async def _stopped(self, jobs: Mapping[str, JobRecord]) -> dict[str, JobRecord]:
-        """Stops those lines of a batch that have not ended; returns how they ended."""
-        stopped: dict[str, JobRecord] = {}
+        """These lines of a batch; those that had not ended as they are stopped now, without what is
+        gone or cannot be read."""
+        stopped = {job.id: job for job in jobs.values() if job.ended}
         for job in jobs.values():
             if not job.ended:
-                with suppress(NotFound):
+                with suppress(NotFound, Unreadable):
                     stopped[job.id] = await self._desk.cancel(job.id)
         return stopped
 

@@ -52,7 +52,7 @@ from deployments.ingress.request.workers import Workers, together
 from deployments.jobs.objects import Objects
 from deployments.jobs.queue import JobQueue, same
 from deployments.jobs.record import JobFile, JobRecord, Kind
-from deployments.jobs.records import FILES
+from deployments.jobs.records import FILES, Unreadable
 from deployments.tracing.spans import traceparent
 
 POLL_S = (0.03, 0.5)  # between two looks at a job that is waited for: more as it lasts longer
@@ -476,9 +476,15 @@ class Desk:
         return passes
 
     async def _forget_batch(self, batch: JobRecord) -> None:
-        """Its lines first: a batch without them can be forgotten again."""
+        """Its lines first: a batch without them can be forgotten again. One that cannot be read
+        stays."""
+
+        async def forgotten(line: JobRecord) -> None:
+            with suppress(Unreadable):
+                await self.forget(line)
+
         _, lines = await self.with_lines(batch)
-        await together(self._run(self._queue.forget, line) for line in lines.values())
+        await together(forgotten(line) for line in lines.values())
         await self.forget(batch)
 
     async def _run(self, call: Callable[..., Answer], *args: object) -> Answer:

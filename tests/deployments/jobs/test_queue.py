@@ -594,6 +594,47 @@ def test_what_cannot_be_read_is_told_of_once(
     assert queue.unreadable == 0
 
 
+def test_a_batch_that_cannot_be_read_keeps_only_its_own_lines(tmp_path: Path) -> None:
+    store = FolderObjects(tmp_path)
+    queue = JobQueue(store)
+    for one in (job("batch", kind="batch"), job("line", batch="batch"), job("other")):
+        queue.add(one)
+    broken(store, "open/batch.")
+    taken = queue.take()
+    assert taken is not None
+    assert taken.id == "other"
+    assert queue.take() is None
+    assert queue.get("line").status == "queued"
+
+
+def test_a_kept_record_that_cannot_be_read_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the job stands in `open/`, only whoever archives it reads what is in `jobs/`."""
+    now = [time.time()]
+    queue = JobQueue(store := FolderObjects(tmp_path), now=lambda: now[0])
+    queue.add(job("a"))
+    mine = queue.take()
+    assert mine is not None
+    queue.complete(mine, (), {})
+    broken(store, "jobs/a")
+    now[0] += ARCHIVED_S + 1
+    for _ in range(3):
+        queue.sweep()
+    assert sum("jobs/a" in record.getMessage() for record in caplog.records) == 1
+    assert queue.unreadable == 1
+
+
+def broken(store: FolderObjects, prefix: str) -> None:
+    """The one object whose name begins so is no record any more."""
+    (listed,) = (
+        one for one in store.listed(prefix.partition("/")[0] + "/") if one.name.startswith(prefix)
+    )
+    stored = store.read(listed.name)
+    assert stored is not None
+    store.replace(listed.name, b"{", stored.tag)
+
+
 def test_what_is_read_after_all_is_not_counted(tmp_path: Path) -> None:
     store = FolderObjects(tmp_path)
     queue = JobQueue(store)
@@ -601,12 +642,12 @@ def test_what_is_read_after_all_is_not_counted(tmp_path: Path) -> None:
     (listed,) = store.listed("open/")
     stored = store.read(listed.name)
     assert stored is not None
-    broken = store.replace(listed.name, b"{", stored.tag)
+    wrong = store.replace(listed.name, b"{", stored.tag)
     for _ in range(2):
         assert (queue.open_jobs(), queue.unreadable) == ([], 1)
         assert queue.jobs() == [], "how it stood when it was accepted is no news"
-    assert broken is not None
-    store.replace(listed.name, stored.content, broken.tag)
+    assert wrong is not None
+    store.replace(listed.name, stored.content, wrong.tag)
     assert [one.id for one in queue.open_jobs()] == ["a"]
     assert queue.unreadable == 0
 

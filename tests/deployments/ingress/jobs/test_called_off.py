@@ -22,7 +22,7 @@ from deployments.ingress.request.assembly import Outline
 from deployments.ingress.request.service import Service
 from deployments.jobs.objects import Listed
 from deployments.jobs.record import JobRecord
-from deployments.jobs.records import OPEN
+from deployments.jobs.records import OPEN, RECORDS
 from tests.deployments.ingress.jobs.test_working import ALICE, House, run
 
 LINES = 30
@@ -224,8 +224,9 @@ def test_nor_are_they_when_the_batch_is_ended_early(
     run(House(tmp_path, ARGS), live)
 
 
+@pytest.mark.parametrize("kind", [OPEN, RECORDS])
 def test_a_line_that_cannot_be_read_keeps_no_batch_that_is_called_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """A later release may have written it."""
     monkeypatch.setattr(batches, "LOOK_S", 0.05)
@@ -240,12 +241,14 @@ def test_a_line_that_cannot_be_read_keeps_no_batch_that_is_called_off(
             for line in (await house.desk.with_lines(batch))[1].values()
             if line.status == "queued"
         ]
-        name = f"{OPEN}{queued[0].id}.{queued[0].folder.split('/')[1]}"
+        name = f"{kind}{queued[0].id}"
+        if kind == OPEN:
+            name += f".{queued[0].folder.split('/')[1]}"
         stored = house.objects.read(name)
         assert stored is not None
         house.objects.replace(name, b"{}", stored.tag)
         _, lines = await house.desk.with_lines(batch)
-        assert queued[0].id not in lines
+        assert (queued[0].id in lines) is (kind == RECORDS)
         await house.desk.cancel(batch.id, "alice", "batch")
         done = await ended(house, batch)
         assert len(await answers(house, done, "error")) == LINES

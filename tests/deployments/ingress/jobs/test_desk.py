@@ -94,7 +94,12 @@ def test_a_batch_that_has_ended_is_deleted_with_its_lines(tmp_path: Path) -> Non
         failed(house, FAULTY)
         with pytest.raises(NotFound):
             await house.desk.delete_batch(batch.id, "bob")
+        odd = await house.desk.submit_line(BALL, "image_odd", batch)
+        stored = house.objects.read("jobs/image_odd")
+        assert stored is not None
+        house.objects.replace("jobs/image_odd", b"{", stored.tag)
         await house.desk.delete_batch(batch.id, "alice")
+        assert list(house.objects.listed(odd.folder)) == []
         with pytest.raises(NotFound):
             await house.desk.get(batch.id, None, "batch")
         with pytest.raises(NotFound):
