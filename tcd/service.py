@@ -42,8 +42,8 @@ class Service:
             raise Failed(f"--timeout {timeout_s}: seconds, above 0, at most {LONGEST_S}", WRONG)
         if not url.lower().startswith(("http://", "https://")):
             raise Failed(f"--url {url}: it begins with http:// or https://", WRONG)
-        if key is not None and not key.isascii():
-            raise Failed("the API key has letters that no key has", WRONG)
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise Failed("the API key has letters, or line breaks, that no key has", WRONG)
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         limits = httpx.Timeout(timeout_s, connect=CONNECT_S)
         self._url, self._timeout_s = url, timeout_s

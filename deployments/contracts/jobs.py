@@ -351,6 +351,8 @@ class ImageJob:
         caller: between callers the device is shared by weight.
         refused_elsewhere: another replica had no room for it, and expects it back if this one has
             none either.
+        asked_by: the replica of Serve that waits for it, by its full name: if that dies, the job is
+            given up; `None`: whoever calls.
     """
 
     job_id: str
@@ -377,6 +379,7 @@ class ImageJob:
     timeout_s: TimeoutS | None = None
     caller: Caller = Caller()
     refused_elsewhere: bool = False
+    asked_by: str | None = None
 
 
 def real_steps(num_inference_steps: int, strength: float) -> int:

@@ -32,6 +32,7 @@ from deployments.contracts.refusal import Refusal, refusing
 from deployments.contracts.tokens import PromptTokens
 from deployments.diffusion.call import AdmissionThreads, Call
 from deployments.diffusion.metrics import EngineMetrics
+from deployments.diffusion.orphans import Orphans
 from deployments.starting import starting
 from deployments.tracebacks import leave_out_messages
 
@@ -58,6 +59,7 @@ class Diffusion:
         self._node, self._device = get_node_ip_address(), _device_name(components.device.type)
         self._engine = Engine(components, self._config, name=replica, on_fault=self.end)
         self._threads = AdmissionThreads()
+        self._orphans = Orphans(self._engine.cancel)
         self._metrics = EngineMetrics(args.name)
         if not args.log_prompts:  # what fails before requests come is told whole
             leave_out_messages()
@@ -94,11 +96,12 @@ class Diffusion:
         failed: dict[int, FailedImage] = {}
         started = time.perf_counter()
         call = Call(self._engine, job, self._threads)
-        async for event in call.events(assets, progress=False):
-            if isinstance(event, FinishedImage):
-                images[event.image_index] = event
-            elif isinstance(event, FailedImage):
-                failed[event.image_index] = event
+        with self._orphans.watching(job):
+            async for event in call.events(assets, progress=False):
+                if isinstance(event, FinishedImage):
+                    images[event.image_index] = event
+                elif isinstance(event, FailedImage):
+                    failed[event.image_index] = event
         self._metrics.answered(time.perf_counter() - started)
         ordered = [images[index] for index in sorted(images)]
         return ImageResult(
@@ -118,8 +121,9 @@ class Diffusion:
         started = time.perf_counter()
         call = Call(self._engine, job, self._threads)
         try:
-            async for event in call.events(assets, progress=True):
-                yield event
+            with self._orphans.watching(job):
+                async for event in call.events(assets, progress=True):
+                    yield event
         except TcdError as error:
             yield Refusal(error)
             return

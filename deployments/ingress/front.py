@@ -26,6 +26,7 @@ class Front:
         maps, directory: handles of the map store and of the directory.
         route: which preprocessors a request needs (`graphs.routing`).
         safety: handle of the safety checker; `None`: not deployed.
+        name: see `Service`.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Front:
         directory: DeploymentHandle[object],
         route: Router,
         safety: DeploymentHandle[object] | None,
+        name: str | None = None,
     ) -> None:
         if not args.log_prompts:
             leave_out_messages()
@@ -47,4 +49,4 @@ class Front:
         )
         assembler = Assembler(Pictures(args), maps, route)
         moderator = Moderator(args.safety, safety)
-        self.service = Service(args, catalogue, assembler, self.quota, moderator)
+        self.service = Service(args, catalogue, assembler, self.quota, moderator, name)

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
@@ -38,7 +39,8 @@ class JobWorker:
         safety: DeploymentHandle[object] | None,
     ) -> None:
         jobs = args.jobs
-        self._front = Front(args, maps, directory, route, safety)
+        name = serve.get_replica_context().replica_id.to_full_id_str()
+        self._front = Front(args, maps, directory, route, safety, name)
         service = self._front.service
         objects = make_objects(jobs, store)
         budgets: dict[Kind, int] = {

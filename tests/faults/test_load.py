@@ -5,11 +5,15 @@ left as whole as it was.
 """
 
 import asyncio
+import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import httpx
 import pytest
 
 from tests.conftest import STYLES
@@ -119,6 +123,25 @@ def test_a_burst_that_leaves(served: Served) -> None:
 
     on_site(served, work)
     assert rests(served, within_s=10)
+
+
+def test_what_a_dead_caller_has_asked_for_is_given_up(served: Served) -> None:
+    """Nobody waits for it, and others would stand behind it."""
+    long = {"model": "sd15", "prompt": "a", "size": "512x512", "num_inference_steps": 50, "n": 8}
+
+    def asked() -> bool:
+        return served.engine_figure("pending_images", "sd15") == long["n"]
+
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(
+            httpx.post, f"{served.url}/v1/images/generations", json=long, timeout=PATIENCE_S
+        )
+        assert processes.wait_until(asked, 30)
+        (ingress,) = processes.of_kind("tcd/Ingress")
+        os.kill(ingress.pid, signal.SIGKILL)
+        assert answer.result().status_code == 503
+    assert processes.wait_until(lambda: is_ready(served.url, MODELS), 60)
+    assert rests(served)
 
 
 async def happen(served: Served, site: Site, fault: Fault, whole: Counter[str]) -> Happened:

@@ -59,7 +59,7 @@ def job_routes(desk: Desk, shown: "Shown") -> APIRouter:
         """The jobs, the newest first, without images that answers carry; those of a `batch`, if one
         is named, else those of none."""
         if batch is not None:
-            await desk.get(batch, owner_of(request), "batch")
+            await desk.get(batch, owner_of(request), "batch", "batch")
         may = partial(listed, batch=batch)
         found = await desk.page(after, limit, order == "desc", owner_of(request), kind, may)
         cards = [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pydantic import ValidationError
+from ray.exceptions import TaskCancelledError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -194,10 +195,10 @@ class _Body:
     async def receive(self) -> Message:
         """ASGI. Raises `TooLarge`, `DeadlineExceeded`, or `Cancelled` if the client goes."""
         if self._whole:
-            return await self._receive()  # a disconnect, whenever it comes
+            return await self._next()  # a disconnect, whenever it comes
         try:
             async with asyncio.timeout_at(self._until):
-                message = await self._receive()
+                message = await self._next()
         except TimeoutError:
             late = f"the request's body was not there within {self._timeout_s:g} s"
             raise self._refused(DeadlineExceeded(late)) from None
@@ -208,6 +209,13 @@ class _Body:
             raise self._refused(_too_large(self._max_bytes))
         self._whole = not message.get("more_body", False)
         return message
+
+    async def _next(self) -> Message:
+        """Of a client that has gone, Serve may end the call before it says so."""
+        try:
+            return await self._receive()
+        except TaskCancelledError:
+            return {"type": "http.disconnect"}
 
     def _refused(self, error: TcdError) -> TcdError:
         self.refusal = error

@@ -89,7 +89,11 @@ log = logging.getLogger("ray.serve.tcd.service")
 
 
 class Service:
-    """Answers image requests with the models that run."""
+    """Answers image requests with the models that run.
+
+    Args:
+        name: full name of the replica of Serve that this is in; `None`: in none.
+    """
 
     def __init__(
         self,
@@ -98,8 +102,10 @@ class Service:
         assembler: Assembler,
         quota: Quota | None = None,
         moderator: Moderator | None = None,
+        name: str | None = None,
     ) -> None:
         self._args = args
+        self._name = name
         self.catalogue = catalogue
         self.assembler = assembler
         self.moderator = moderator or Moderator()
@@ -429,7 +435,8 @@ class Service:
         left = min(max(left, LEAST_S), TIMEOUT_S)  # sums of floats may be a little more
         background = request.priority == BACKGROUND
         caller = lease.caller.in_background if background else lease.caller
-        return model, replace(ready, job=replace(ready.job, timeout_s=left, caller=caller))
+        job = replace(ready.job, timeout_s=left, caller=caller, asked_by=self._name)
+        return model, replace(ready, job=job)
 
     def time_of(self, request: ImageRequest | VideoRequest) -> float:
         """Seconds that a request has for which a connection waits; raises `InvalidRequest` if it

@@ -166,9 +166,9 @@ def test_its_jobs_and_that_it_is_deleted_with_them(served: Served) -> None:
     assert answer.json() == {"id": batch.id, "object": "batch", "deleted": True}
     assert httpx.get(image["url"]).status_code == 404
     assert answers(client, done.output_file_id)["a"]["response"]["status_code"] == 200
-    for gone in (url, f"{jobs}?batch={batch.id}"):
+    for gone, param in ((url, "batch_id"), (f"{jobs}?batch={batch.id}", "batch")):
         answer = httpx.get(gone)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "batch_id")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, param)
 
 
 def test_edits(served: Served) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +13,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from openapi_spec_validator import validate
+from ray.exceptions import TaskCancelledError
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from configs.app import FolderStorage, ServiceArgs
-from deployments.contracts.jobs import Caller, ImageRequest, ImageResult
+from deployments.contracts.jobs import Caller, ImageRequest, ImageResult, Progress, StreamEvent
 from deployments.ingress.http.app import make_app
 from deployments.ingress.http.events import CompletedEvent, ErrorEvent, PartialImageEvent
 from deployments.ingress.http.keys import STATE
@@ -113,10 +114,12 @@ async def asked(
     return sent
 
 
-async def half_a_body(then: Message | None) -> AsyncIterator[Message]:
+async def half_a_body(then: Message | Exception | None) -> AsyncIterator[Message]:
     yield {"type": "http.request", "body": b"--x", "more_body": True}
     if then is None:
         await asyncio.Event().wait()
+    elif isinstance(then, Exception):
+        raise then
     else:
         yield then
 
@@ -142,16 +145,34 @@ def test_time_for_the_body_is_not_time_for_the_answer() -> None:
     assert TestClient(app).post(GENERATIONS, json=BODY).status_code == 200
 
 
+@pytest.mark.parametrize("gone", [{"type": "http.disconnect"}, TaskCancelledError()])
 @pytest.mark.parametrize(("path", "kind"), [(GENERATIONS, JSON), ("/v1/images/edits", FORM)])
 def test_a_client_that_goes_is_no_error(
-    path: str, kind: dict[str, str], lines: list[logging.LogRecord]
+    path: str, kind: dict[str, str], gone: Message | Exception, lines: list[logging.LogRecord]
 ) -> None:
-    gone: Message = {"type": "http.disconnect"}
+    """Serve says so, or ends the call."""
     asyncio.run(asked(application(ServiceArgs()), path, kind, half_a_body(gone)))
     (line,) = lines
     assert line.levelno == logging.INFO
     said = json.loads(line.getMessage())
     assert (said["status"], said["outcome"]) == (499, "cancelled")
+
+
+def test_nor_is_one_that_goes_from_a_stream(lines: list[logging.LogRecord]) -> None:
+    class Long(NoModels):
+        async def stream(self, *_: object, **more: object) -> AsyncGenerator[StreamEvent]:
+            yield Progress(0, 1, 4)
+            await asyncio.Event().wait()
+
+    async def parts() -> AsyncIterator[Message]:
+        body = json.dumps(BODY | {"stream": True}).encode()
+        yield {"type": "http.request", "body": body, "more_body": False}
+        await asyncio.sleep(0.05)
+        raise TaskCancelledError
+
+    desk: Any = None
+    asyncio.run(asked(make_app(Long(), desk, ServiceArgs()), GENERATIONS, JSON, parts()))
+    assert lines == []
 
 
 def test_what_nobody_expected(lines: list[logging.LogRecord]) -> None:
