@@ -331,15 +331,18 @@ def test_no_picture_is_shown_unchecked(
     error: type[Exception],
 ) -> None:
     shown: list[object] = []
+    timeout_s = 1 if error is DeadlineExceeded else 20
 
     async def asked(service: Service) -> None:
         if way == "generate":
-            shown.append(await service.generate(ImageRequest("green", timeout_s=1)))
+            shown.append(await service.generate(ImageRequest("green", timeout_s=timeout_s)))
         elif way == "animate":
-            request = VideoRequest("green", num_frames=2, timeout_s=1)
+            request = VideoRequest("green", num_frames=2, timeout_s=timeout_s)
             shown.append(await service.animate(request, lambda _: None))
         else:
-            async for event in service.stream(ImageRequest("green", partial_images=1, timeout_s=1)):
+            async for event in service.stream(
+                ImageRequest("green", partial_images=1, timeout_s=timeout_s)
+            ):
                 if isinstance(event, PartialImage | FinishedImage):
                     shown.append(event)
 

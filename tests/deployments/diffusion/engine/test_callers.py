@@ -110,7 +110,7 @@ def test_the_background_rests_for_what_is_shown_of_its_pictures_too(
 def test_the_background_rests_for_its_start_pictures_too(
     masked: bool, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is encoded once for all images of its job; with a mask so is what that leaves of it."""
+    """Each is encoded once for all images of its job; what a mask leaves of it is not."""
     engine = make_engine(limits=Limits(background_share=1.0))
     engine.generate(image_job("other", num_inference_steps=1, caller=OTHER))
     charged: list[float] = []
@@ -127,5 +127,5 @@ def test_the_background_rests_for_its_start_pictures_too(
         caller=FLOOD.in_background,
     )
     make_all(engine, [behind, task("before", image=True, num_inference_steps=2, caller=OTHER)])
-    pixels = (WIDTH // 8) * (HEIGHT // 8) * (2 if masked else 1)
+    pixels = (WIDTH // 8) * (HEIGHT // 8)
     assert charged.count(pixels / 4) == 4
