@@ -54,8 +54,7 @@ class Ingress:
         self._args = args
         self._worker = worker
         self._nudging: asyncio.Task[None] | None = None
-        name = serve.get_replica_context().replica_id.to_full_id_str()
-        self._front = Front(args, maps, directory, route, safety, name)
+        self._front = Front(args, maps, directory, route, safety)
         self._service, self._quota = self._front.service, self._front.quota
         objects = make_objects(args.jobs, store)
         self._desk = Desk(args, self._service, self._quota.keys, objects, self._nudge)

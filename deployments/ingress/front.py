@@ -14,6 +14,7 @@ from deployments.ingress.request.catalogue import Catalogue
 from deployments.ingress.request.moderation import Moderator
 from deployments.ingress.request.pictures import Pictures
 from deployments.ingress.request.service import Service
+from deployments.replica import own_name
 from deployments.tracebacks import leave_out_messages
 
 
@@ -26,7 +27,6 @@ class Front:
         maps, directory: handles of the map store and of the directory.
         route: which preprocessors a request needs (`graphs.routing`).
         safety: handle of the safety checker; `None`: not deployed.
-        name: see `Service`.
     """
 
     def __init__(
@@ -36,7 +36,6 @@ class Front:
         directory: DeploymentHandle[object],
         route: Router,
         safety: DeploymentHandle[object] | None,
-        name: str | None = None,
     ) -> None:
         if not args.log_prompts:
             leave_out_messages()
@@ -49,4 +48,4 @@ class Front:
         )
         assembler = Assembler(Pictures(args), maps, route)
         moderator = Moderator(args.safety, safety)
-        self.service = Service(args, catalogue, assembler, self.quota, moderator, name)
+        self.service = Service(args, catalogue, assembler, self.quota, moderator, own_name())

@@ -2,7 +2,6 @@
 
 import asyncio
 
-from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from configs.app import ServiceArgs
@@ -39,8 +38,7 @@ class JobWorker:
         safety: DeploymentHandle[object] | None,
     ) -> None:
         jobs = args.jobs
-        name = serve.get_replica_context().replica_id.to_full_id_str()
-        self._front = Front(args, maps, directory, route, safety, name)
+        self._front = Front(args, maps, directory, route, safety)
         service = self._front.service
         objects = make_objects(jobs, store)
         budgets: dict[Kind, int] = {

@@ -301,7 +301,8 @@ class Records:
         """Counts a record that cannot be read until it can, or is gone; and tells of each version
         once."""
         known = self._unreadable.get(error.name)
-        if known is None or "" != known != version != "":
+        is_another = bool(known and version) and known != version
+        if known is None or is_another:
             log.error("%s: %s", error, error.__cause__)
         self._unreadable[error.name] = version or known or ""
 

@@ -12,8 +12,6 @@ import re
 
 import h11
 import uvicorn.config
-from ray import serve
-from ray.serve.exceptions import RayServeException
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
@@ -22,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deployments.ingress.answer.failures import Failure, http_failure
 from deployments.ingress.http.failures import answer_to
+from deployments.replica import own_name
 from deployments.tracebacks import leave_out_messages
 
 HEAD_S = 20.0  # for the request line and all headers of a request; their size h11 bounds by 64 KiB
@@ -45,19 +44,11 @@ def guards() -> list[Middleware]:
     """Called by the proxy before it listens. Serve lets nobody choose uvicorn's protocol, so the
     one that uvicorn chooses by itself is changed, in this process."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedHead.__name__}"
-    if not _in_a_replica() and os.environ.get(LOG_PROMPTS) != "1":
+    # Behind Serve's own HAProxy replicas call for guards, too; their `args` say what is logged.
+    if own_name() is None and os.environ.get(LOG_PROMPTS) != "1":
         leave_out_messages()
     # The last one is the outermost.
     return [Middleware(OneShape), Middleware(ControlHeaders), Middleware(OneLength)]
-
-
-def _in_a_replica() -> bool:
-    """Behind Serve's own HAProxy replicas call for guards, too; their `args` say what is logged."""
-    try:
-        serve.get_replica_context()
-    except RayServeException:
-        return False
-    return True
 
 
 class OneLength:

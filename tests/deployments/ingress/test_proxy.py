@@ -219,7 +219,7 @@ def test_what_fails_in_the_proxy_is_logged_without_words_unless_they_may_be(
 
 def test_guards_of_a_replica_leave_its_log_to_its_args(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind Serve's own HAProxy."""
-    monkeypatch.setattr("ray.serve.get_replica_context", lambda: None)
+    monkeypatch.setattr(proxy, "own_name", lambda: "SERVE_REPLICA::tcd#Ingress#one")
     logging.setLogRecordFactory(logging.LogRecord)
     proxy.guards()
     assert logging.getLogRecordFactory() is logging.LogRecord
