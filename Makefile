@@ -36,7 +36,7 @@ key: $(READY) ## make a key for the service: NAME=alice
 	$(BIN)/python -m configs.keys $(if $(NAME),"$(NAME)")
 
 check-config: $(READY) ## say what is wrong with CONFIG before it is deployed; NODES=1: on the cluster, OFFLINE=1: no hub
-	@! grep -qs demo/models $(CONFIG) || $(BIN)/python -m demo.standins  # which are not in the repository
+	@! grep -qs demo/models $(CONFIG) || $(BIN)/python -m demo.standins >&2  # which are not in the repository
 	$(BIN)/python -m graphs.check $(if $(NODES),--nodes) $(if $(OFFLINE),--offline) $(CONFIG)
 
 test: $(READY) ## all tests but the deep ones
