@@ -7,8 +7,15 @@ from typing import TypeVar, cast
 
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
-from configs.app import Limits, ModelArgs, ModelUserConfig, ServiceArgs, TemporaryStorage
-from configs.jobs import TemporaryJobs
+from configs.app import (
+    FolderStorage,
+    Limits,
+    ModelArgs,
+    ModelUserConfig,
+    ServiceArgs,
+    TemporaryStorage,
+)
+from configs.jobs import FolderJobs, TemporaryJobs
 from configs.names import Names, NamesConfig
 from configs.needs import ip_adapter_key
 from configs.sources import PROJECT_ROOT
@@ -106,6 +113,7 @@ def _service(
         if deployment.name == DIRECTORY:
             config = read(NamesConfig, _option(deployment, "user_config", {})) or config
     yield from _names(place, args.names, config, names)
+    yield from _folders(place, args)
     known = deployments_of(args)
     for deployment in application.deployments:
         where = f"{place}.{deployment.name}"
@@ -115,6 +123,17 @@ def _service(
         scales = _option(deployment, "autoscaling_config", None) is not None
         if deployment.name in SINGLETONS and (several or scales):
             yield f"{where}: one replica remembers for all others; it has no more"
+
+
+def _folders(place: str, args: ServiceArgs) -> Iterator[str]:
+    files, jobs = args.storage, args.jobs.storage
+    if not isinstance(files, FolderStorage) or not isinstance(jobs, FolderJobs):
+        return
+    if PROJECT_ROOT / files.path == PROJECT_ROOT / jobs.path:
+        yield (
+            f"{place}.args.jobs.storage.path: files by URL are kept in {jobs.path!r}, too "
+            "(storage.path); jobs have a folder of their own"
+        )
 
 
 def _names(place: str, said: Names, config: NamesConfig, applications: set[str]) -> Iterator[str]:

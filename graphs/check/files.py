@@ -8,8 +8,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from configs.app import ModelArgs
+from configs.app import FolderStorage, KeysArgs, ModelArgs, ServiceArgs
 from configs.families import FAMILIES
+from configs.jobs import FolderJobs
+from configs.keys import KeysError
 from configs.provenance import ProvenanceArgs
 from configs.sources import PICKLES, PROJECT_ROOT, SourceError, parse
 from deployments.diffusion.engine.models.checkpoints.fitness import (
@@ -28,6 +30,7 @@ from deployments.diffusion.engine.models.checkpoints.identity import (
     identify,
 )
 from deployments.ingress.answer.provenance import Provenance, ProvenanceError
+from deployments.ingress.keys.keyring import Keyring
 from graphs.check.accepted import Accepted
 from graphs.check.collections import not_a_folder
 
@@ -59,10 +62,9 @@ def wrong_files(application: Accepted) -> Iterator[str]:
     yield from not_a_folder(application)
     if application.model is not None:
         yield from (f"{application.name}.args.{said}" for said in _wrong_model(application.model))
-    if application.service is not None and application.service.provenance is not None:
-        said = _wrong_signing(application.service.provenance)
-        if said is not None:
-            yield f"{application.name}.args.provenance: {said}"
+    if application.service is not None:
+        of_service = _wrong_service(application.service)
+        yield from (f"{application.name}.args.{said}" for said in of_service)
 
 
 def here(source: str) -> Path | None:
@@ -72,6 +74,27 @@ def here(source: str) -> Path | None:
     except SourceError:
         return None
     return Path(found.location) if found.kind == "local" else None
+
+
+def _wrong_service(args: ServiceArgs) -> Iterator[str]:
+    """What is wrong with what a service reads and keeps on its nodes, with its keys."""
+    if args.provenance is not None:
+        said = _wrong_signing(args.provenance)
+        if said is not None:
+            yield f"provenance: {said}"
+    if args.keys is not None and args.keys.file is not None:
+        file = PROJECT_ROOT / args.keys.file
+        if file.is_file():
+            try:
+                Keyring(KeysArgs(file=str(file)), needs_admin=bool(args.protect))
+            except KeysError as error:
+                yield f"keys.file: {error}"
+    for key, kept in (("storage", args.storage), ("jobs.storage", args.jobs.storage)):
+        if isinstance(kept, FolderStorage | FolderJobs):
+            folder = PROJECT_ROOT / kept.path
+            first = next(place for place in (folder, *folder.parents) if place.exists())
+            if not first.is_dir():
+                yield f"{key}.path: {first} is no folder"
 
 
 def _wrong_model(args: ModelArgs) -> Iterator[str]:

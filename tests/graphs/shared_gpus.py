@@ -17,17 +17,16 @@ from tests.graphs.four_nodes import Asking, until, up
 from tests.graphs.guide import guide
 from tests.graphs.nodes import Node, Nodes, deploy, replicas, running, wanted
 
-NODES = (Node("head", "cpu", cpus=16), Node("other", "gpu", cpus=16, gpus=3))
+NODES = (Node("head", "cpu", cpus=32), Node("other", "gpu", cpus=16, gpus=3))
 GPUS, FIRST, SECOND = 3, "sd21", "sd15"
 FLOORS = {FIRST: 1, SECOND: 0}
 CALLERS, STEPS, ANSWERS = 6, 50, 12
 
 
-def config(folder: str) -> dict[str, Any]:
+def config() -> dict[str, Any]:
     """The guide's with these two, and times that suit a test."""
     whole = guide(FLOORS)
-    service, *models = whole["applications"]
-    service["args"]["jobs"] = {"storage": {"kind": "folder", "path": f"{folder}/jobs"}}
+    _, *models = whole["applications"]
     for model in models:
         (diffusion,) = model["deployments"]
         diffusion["autoscaling_config"] = {
@@ -104,7 +103,7 @@ async def look(samples: list[Any]) -> None:
 
 def main(folder: str) -> None:
     with running(folder, NODES) as nodes:
-        deploy(config(folder))
+        deploy(config())
         print(json.dumps(asyncio.run(observe(nodes))))
 
 

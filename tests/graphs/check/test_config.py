@@ -365,6 +365,26 @@ def scale(config: dict[str, Any], policy: str, floor: int = 1, **kwargs: object)
             ),
             "tcd.args.provenance: certificate 'LICENSE' and its key cannot sign",
         ),
+        (
+            lambda c: service(c)["args"].update(keys={"file": "LICENSE"}),
+            f"tcd.args.keys.file: keys file {ROOT / 'LICENSE'}: ",
+        ),
+        (
+            lambda c: service(c)["args"].update(storage={"kind": "folder", "path": "LICENSE/a"}),
+            f"tcd.args.storage.path: {ROOT / 'LICENSE'} is no folder",
+        ),
+        (
+            lambda c: service(c)["args"].update(
+                jobs={"storage": {"kind": "folder", "path": "LICENSE"}}
+            ),
+            f"tcd.args.jobs.storage.path: {ROOT / 'LICENSE'} is no folder",
+        ),
+        (
+            lambda c: service(c)["args"].update(
+                jobs={"storage": {"kind": "folder", "path": "out/files"}}
+            ),
+            "tcd.args.jobs.storage.path: files by URL are kept in 'out/files', too (storage.path)",
+        ),
         # Of what Ray refuses.
         (
             lambda c: c["applications"].append(model(c)),
