@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
+from ray.serve._private.constants import DEFAULT_HEALTH_CHECK_PERIOD_S
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
 from configs.app import (
@@ -31,6 +32,8 @@ SINGLETONS = (DIRECTORY, "MapStore", "JobStore")
 ALWAYS = ("Ingress", DIRECTORY, "MapStore", "JobWorker", "Canny")
 HIGHEST_PORT = 65535
 PASSED_BY = (DIRECTORY, "JobStore")  # no request passes through them
+COUNTED = (DIFFUSION.name, DIRECTORY, "MapStore")  # their figures are told with each health check
+KEPT_S = 20.0  # by Ray's metrics, of a gauge that is not told again
 Value = TypeVar("Value")
 
 
@@ -291,6 +294,13 @@ def _times(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
                 yield (
                     f"{place}.{key}: {silent_s:g} is not from {least_s:g} to {most_s:g}; "
                     "a replica that is silent three times as long is replaced"
+                )
+            key = "health_check_period_s"
+            period_s = _option(deployment, key, DEFAULT_HEALTH_CHECK_PERIOD_S)
+            if period_s >= KEPT_S and name in COUNTED:
+                yield (
+                    f"{place}.{key}: {period_s:g}: its figures are told as often, and Ray forgets "
+                    f"a gauge after {KEPT_S:g} s, so that they come and go"
                 )
 
 

@@ -6,6 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from ray import serve
+from ray.runtime_env import RuntimeEnv
+from ray.serve._private.utils import validate_route_prefix
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import (
     DeploymentSchema,
@@ -80,8 +82,13 @@ def as_ray_reads(config: Mapping[str, Any]) -> tuple[ServeDeploySchema | None, l
         return None, list(_broken(config)) or [f"Ray refuses it: {one_line(error)}"]
     lines: list[str] = []
     for application in taken.applications:
+        lines += _environment(application.runtime_env, application.name)
+        lines += _route(application)
         for deployment in application.deployments:
-            lines += _options(deployment, f"{application.name}.{deployment.name}")
+            place = f"{application.name}.{deployment.name}"
+            lines += _options(deployment, place)
+            if isinstance(deployment.ray_actor_options, RayActorOptionsSchema):
+                lines += _actor(deployment.ray_actor_options, f"{place}.ray_actor_options")
     return taken, lines
 
 
@@ -161,6 +168,30 @@ def _options(deployment: DeploymentSchema, place: str) -> Iterator[str]:
             yield f"{'.'.join((place, *map(str, fault['loc'])))}: {fault['msg']}"
     except Exception as error:  # as above
         yield f"{place}: {one_line(error)}"
+
+
+def _environment(given: Mapping[str, Any] | None, place: str) -> Iterator[str]:
+    """What of a `runtime_env` Ray's schemas pass and Ray refuses."""
+    try:
+        RuntimeEnv(**(given or {}))
+    except Exception as error:  # as above
+        yield f"{place}.runtime_env: {one_line(error)}"
+
+
+def _actor(options: RayActorOptionsSchema, place: str) -> Iterator[str]:
+    """The same of what a replica asks for."""
+    yield from _environment(options.runtime_env, place)
+    gpus = options.num_gpus or 0
+    if gpus > 1 and gpus != int(gpus):
+        yield f"{place}.num_gpus: it is {gpus:g}; above 1 it must be whole"
+
+
+def _route(application: ServeApplicationSchema) -> Iterator[str]:
+    """The same of where an application answers."""
+    try:
+        validate_route_prefix(application.route_prefix)
+    except ValueError as error:
+        yield f"{application.name}.route_prefix: {one_line(error)}"
 
 
 class _Nothing:

@@ -93,7 +93,8 @@ class Policy:
 
     def choose(self, asked: Asked, now: float) -> list[str]:
         """Replicas for a call, the best first, which is taken to get it until `sent` says
-        otherwise. Those that had the job before come last. Empty if there is no replica."""
+        otherwise. Those that were the best for the job before come last: they had it, or could not
+        take it. Empty if there is no replica."""
         self._expire(now)
         if (before := self._unsent.pop(asked.key, None)) is not None:
             self._end(before)

@@ -387,6 +387,24 @@ def scale(config: dict[str, Any], policy: str, floor: int = 1, **kwargs: object)
         ),
         # Of what Ray refuses.
         (
+            lambda c: model(c).update(runtime_env={"env_vars": {"HF_HUB_OFFLINE": 1}}),
+            "model-sd15.runtime_env: runtime_env['env_vars'] must be of type Dict[str, str]",
+        ),
+        (
+            lambda c: diffusion(c)["ray_actor_options"].update(
+                runtime_env={"env_vars": {"HF_HUB_OFFLINE": 1}}
+            ),
+            "model-sd15.Diffusion.ray_actor_options.runtime_env: runtime_env['env_vars'] must be",
+        ),
+        (
+            lambda c: diffusion(c)["ray_actor_options"].update(num_gpus=1.5),
+            "model-sd15.Diffusion.ray_actor_options.num_gpus: it is 1.5; above 1 it must be whole",
+        ),
+        (
+            lambda c: service(c).update(route_prefix="tcd"),
+            "tcd.route_prefix: Invalid route_prefix 'tcd', must start with a forward slash",
+        ),
+        (
             lambda c: c["applications"].append(model(c)),
             'applications: Value error, Found multiple configs for application "model-sd15"',
         ),
@@ -579,6 +597,10 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
         (
             lambda c: diffusion(c).update(health_check_timeout_s=30),
             "model-sd15.Diffusion.health_check_timeout_s: 30 is not from 5 to 20",
+        ),
+        (
+            lambda c: diffusion(c).update(health_check_period_s=30),
+            "model-sd15.Diffusion.health_check_period_s: 30: its figures are told as often",
         ),
         (
             lambda c: service(c)["args"].update(keys={"file": "/nowhere/keys.yaml"}),
