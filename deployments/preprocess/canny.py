@@ -4,7 +4,7 @@ import asyncio
 
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapSpec
-from deployments.preprocess.work import Work
+from deployments.preprocess.work import Work, made
 
 
 class Canny:
@@ -23,4 +23,5 @@ class Canny:
             return canny(sized, spec.low_threshold, spec.high_threshold)
 
         with self._work.of(1):
-            return await asyncio.to_thread(work)
+            (edges,) = self._work.counted([await asyncio.to_thread(work)])
+        return made(edges)

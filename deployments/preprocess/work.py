@@ -20,39 +20,45 @@ BATCH_SECONDS = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
 
 
 class Work:
-    """Counts a preprocessor's work as Ray metrics, which every node exports to Prometheus."""
+    """Counts a preprocessor's work as Ray metrics, which every node exports to Prometheus.
+
+    Attributes:
+        made, failed: pictures so far.
+    """
 
     def __init__(self) -> None:
-        self._pictures = metrics.Counter("tcd_preprocessor_pictures", "pictures preprocessed")
+        self._pictures = Total("tcd_preprocessor_pictures", "pictures preprocessed")
         self._failures = Total(
             "tcd_preprocessor_failures", "pictures that could not be preprocessed"
         )
-        self._failed = 0
-        self._failures.show(0)
+        self.made = self.failed = 0
+        self._count(made=0, failed=0)
         self._seconds = metrics.Histogram(
             "tcd_preprocessor_batch_seconds", "time of one batch of pictures", BATCH_SECONDS
         )
 
     @contextmanager
     def of(self, pictures: int) -> Iterator[None]:
-        """A batch of so many; of one that fails none has been preprocessed."""
+        """A batch of so many, of which `counted` is told; all of one that raises have failed."""
         started = perf_counter()
         try:
             yield
         except Exception:
-            self._count_failed(pictures)
+            self._count(made=0, failed=pictures)
             raise
-        self._pictures.inc(pictures)
         self._seconds.observe(perf_counter() - started)
 
     def counted(self, results: list[Made | GenerationFailed]) -> list[Made | GenerationFailed]:
-        """The same, once those that failed alone are counted."""
-        self._count_failed(sum(isinstance(one, GenerationFailed) for one in results))
+        """The same, once it is counted what was made and what failed."""
+        failed = sum(isinstance(one, GenerationFailed) for one in results)
+        self._count(made=len(results) - failed, failed=failed)
         return results
 
-    def _count_failed(self, pictures: int) -> None:
-        self._failed += pictures
-        self._failures.show(self._failed)
+    def _count(self, made: int, failed: int) -> None:
+        self.made += made
+        self.failed += failed
+        self._pictures.show(self.made)
+        self._failures.show(self.failed)
 
 
 def one_fails_alone(

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from ray.serve._private.constants import DEFAULT_HEALTH_CHECK_PERIOD_S
-from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
+from ray.serve.schema import (
+    DeploymentSchema,
+    RayActorOptionsSchema,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+)
 
 from configs.app import (
     FolderStorage,
@@ -58,9 +63,11 @@ def disagreements(config: ServeDeploySchema) -> Iterator[str]:
     Parts that our own schemas refuse are passed over.
     """
     names = {application.name for application in config.applications}
+    met: dict[object, str] = {}  # the first application of each model
     for application in config.applications:
         if application.import_path == MODEL:
-            yield from _model_application(application)
+            first = met.setdefault(application.args.get("name"), application.name)
+            yield from _model_application(application, first)
         for deployment in application.deployments:
             yield from misscaled(deployment, f"{application.name}.{deployment.name}")
     yield from untraceable(config)
@@ -81,7 +88,13 @@ def advice(config: ServeDeploySchema, *, machine: bool = True) -> Iterator[str]:
     also what nodes must have and this machine has not."""
     for model in _models(config):
         yield from _queues(model)
+        yield from _gpus(model)
         yield from routing_advice(model.diffusion, f"{model.place}.{DIFFUSION.name}")
+    if not any(_services(config)):
+        yield (
+            f"applications: none is of {SERVICE}: deployed as it is, requests get 404 (as when the "
+            "service is taken down)"
+        )
     if machine:
         yield from tracing_advice(config)
     for application, service in _services(config):
@@ -173,9 +186,11 @@ def deployments_of(args: ServiceArgs) -> tuple[str, ...]:
     return (*ALWAYS, *store, *depth, *safety, *encoders)
 
 
-def _model_application(application: ServeApplicationSchema) -> Iterator[str]:
+def _model_application(application: ServeApplicationSchema, first: str) -> Iterator[str]:
     place, named = application.name, application.args.get("name")
-    if place != f"model-{named}":
+    if place != first:
+        yield f"{place}.args.name: {named!r} is the model of {first}, too; each has its own name"
+    elif place != f"model-{named}":
         yield f"{place}.name: the application of this model is named model-{named}"
     if application.route_prefix is not None:
         yield f"{place}.route_prefix: null; requests reach a model by the service alone"
@@ -268,6 +283,18 @@ def _proxy(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:
             f"http_options.request_timeout_s: {proxy_s:g} is not above max_timeout_s "
             f"{service.max_timeout_s:g}: Serve would end requests before the service does"
         )
+
+
+def _gpus(model: _Model) -> Iterator[str]:
+    """A replica computes on what Ray has given it."""
+    place = f"{model.place}.{DIFFUSION.name}.ray_actor_options"
+    options = _option(model.diffusion, "ray_actor_options", None)
+    gpus = (options.num_gpus or 0) if isinstance(options, RayActorOptionsSchema) else 0
+    device = model.args.device
+    if device.startswith("cuda") and not gpus:
+        yield f"{place}: device is {device}, and no num_gpus is asked for: Ray gives it no GPU"
+    if device == "cpu" and gpus:
+        yield f"{place}.num_gpus: {gpus:g}, and device is cpu: the GPU is not used"
 
 
 def _times(config: ServeDeploySchema, service: ServiceArgs) -> Iterator[str]:

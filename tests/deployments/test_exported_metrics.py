@@ -49,4 +49,8 @@ def test_nodes_export_what_happened(served: Served) -> None:
             break
         time.sleep(1)
     assert not missing
+    for deployment in ("Canny", "Depth"):  # also such as never had a picture, or failed with one
+        for name in ("pictures", "failures"):
+            series = rf'ray_tcd_preprocessor_{name}_total\{{[^}}]*deployment="{deployment}"'
+            assert re.search(series, text), (name, deployment)
     assert total(text, "tcd_engine_rows_total", 'model="sd15"') >= 3

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from pathlib import Path
 
 from configs.app import KeysArgs, ServiceArgs
@@ -84,7 +85,8 @@ class Keyring:
             return
         if self._looking is None or self._looking.done():
             self._looked = self._clock()
-            self._looking = asyncio.create_task(self._look())
+            # Of no request: what it logs is not the news of the one that was there first.
+            self._looking = asyncio.create_task(self._look(), context=Context())
             await asyncio.wait({self._looking}, timeout=PATIENCE_S)
 
     async def _look(self) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,30 @@ def test_a_disk_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.M
         assert names(keys) == ["alice"]
 
     asyncio.run(run())
+
+
+def test_what_is_wrong_with_a_file_is_no_news_of_a_request(tmp_path: Path) -> None:
+    """A request is there when the file is looked at; the log has its id beside what is its own."""
+    request: ContextVar[str] = ContextVar("request", default="none")
+    met: list[str] = []
+
+    class Ears(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            met.append(request.get())
+
+    path, clock = tmp_path / "keys", Clock()
+    path.write_text(text_of("alice"))
+    keys = of_file(path, clock)
+    written(path, "- {")
+
+    async def asked() -> None:
+        request.set("its id")
+        await looked(keys, clock)
+
+    keyring_module.log.addHandler(ears := Ears())
+    try:
+        asyncio.run(asked())
+    finally:
+        keyring_module.log.removeHandler(ears)
+    assert keys.faulty
+    assert met == ["none"]

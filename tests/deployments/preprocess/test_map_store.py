@@ -177,6 +177,19 @@ def test_a_picture_that_cannot_be_preprocessed_fails_alone(fault: type[Exception
         made(bad)
 
 
+def test_a_picture_counts_as_made_or_as_failed() -> None:
+    def work(items: Sequence[int]) -> Sequence[float]:
+        return [1 / item for item in items]
+
+    counted = Work()
+    with counted.of(3):
+        counted.counted(one_fails_alone(work, [1, 0, 2]))
+    assert (counted.made, counted.failed) == (2, 1)
+    with pytest.raises(ZeroDivisionError), counted.of(2):
+        work([1, 0])
+    assert (counted.made, counted.failed) == (2, 3)
+
+
 def test_a_picture_that_cannot_be_encoded_fails_alone() -> None:
     class Model:
         def encode(self, images: Sequence[Pixels], *, hidden: bool) -> list[bool]:

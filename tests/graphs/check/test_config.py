@@ -275,6 +275,10 @@ def scale(config: dict[str, Any], policy: str, floor: int = 1, **kwargs: object)
         ),
         (lambda c: model(c).update(name="sd15"), "sd15.name: the application of this model is"),
         (
+            lambda c: c["applications"].append({**model(c), "name": "model-other"}),
+            "model-other.args.name: 'sd15' is the model of model-sd15, too; each has its own name",
+        ),
+        (
             lambda c: service(c)["args"].update(max_imagse=3),
             "tcd.args.max_imagse: there is no such key; max_images?",
         ),
@@ -601,6 +605,18 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
         (
             lambda c: diffusion(c).update(health_check_period_s=30),
             "model-sd15.Diffusion.health_check_period_s: 30: its figures are told as often",
+        ),
+        (
+            lambda c: model(c)["args"].update(device="cuda"),
+            "model-sd15.Diffusion.ray_actor_options: device is cuda, and no num_gpus is asked for",
+        ),
+        (
+            lambda c: diffusion(c)["ray_actor_options"].update(num_gpus=1),
+            "model-sd15.Diffusion.ray_actor_options.num_gpus: 1, and device is cpu: the GPU is",
+        ),
+        (
+            lambda c: c["applications"].remove(service(c)),
+            "applications: none is of graphs.service:build: deployed as it is, requests get 404",
         ),
         (
             lambda c: service(c)["args"].update(keys={"file": "/nowhere/keys.yaml"}),
