@@ -1,6 +1,7 @@
 """The fleet in virtual time against arithmetic that knows nothing of it."""
 
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from statistics import mean
 
@@ -8,7 +9,7 @@ import pytest
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingConfig
 
-from benchmarks.fleet import traces
+from benchmarks.fleet import scenarios, traces
 from benchmarks.fleet.clock import Clock
 from benchmarks.fleet.device import H100, PIXELS, UNET_MS, VAE_MS, Device
 from benchmarks.fleet.replica import Replica
@@ -16,10 +17,13 @@ from benchmarks.fleet.routers import OfTwo
 from benchmarks.fleet.scaling import Autoscaler
 from benchmarks.fleet.simulation import Outcome, Simulation
 from benchmarks.fleet.traces import Arrival
+from benchmarks.report import percentile
 from configs.app import Limits
 from deployments.contracts.jobs import ImageJob, LoraWeight
 from deployments.diffusion.autoscaling import ByPendingWork
 from deployments.diffusion.routing.standing import Asked
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "scale.md"
 
 
 def job(number: int, steps: int = 4, guidance: float = 0.0, adapter: str = "") -> ImageJob:
@@ -171,3 +175,14 @@ def test_traces_have_the_rate_that_is_asked_for(rate: traces.Rate, most: float) 
     assert max(rate(float(second)) for second in range(1200)) <= most
     adapted = sum(bool(arrival.job.loras) for arrival in trace)
     assert adapted / len(trace) == pytest.approx(traces.ADAPTED, rel=0.05)
+
+
+def test_the_page_has_what_it_gives() -> None:
+    """One row of docs/scale.md: where it differs, the page is to be made anew."""
+    ours, theirs = (row.outcome for row in scenarios.routing({4: 2000}))
+    took = [
+        ", ".join(f"{percentile(one.took, share):.2f}" for share in (0.5, 0.95, 0.99))
+        for one in (ours, theirs)
+    ]
+    row = f"| 4 replicas | {ours.asked} | {' | '.join(took)} | {ours.loads}, {theirs.loads} |"
+    assert row in PAGE.read_text()
