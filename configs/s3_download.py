@@ -1,9 +1,8 @@
 """One object of S3 to a file. Imports boto3: to be imported where something is fetched."""
 
 import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from s3transfer.futures import TransferFuture
@@ -40,14 +39,15 @@ def download(asked: Any, bucket: str, item: "StoredObject", what: str) -> None:
     Raises `SourceUnavailable`, and of s3transfer's errors `S3DownloadFailedError` if another
     object has taken its place.
     """
-    with tempfile.NamedTemporaryFile(dir=item.path.parent, delete=False) as partly:
+    path = item.path.with_name(f"{uuid4().hex}.partly")
+    with path.open("xb") as partly:  # others may read it, as the umask says
         try:
             with create_transfer_manager(asked, _BY_TAG) as manager:
                 manager.download(bucket, item.key, partly, subscribers=[_AsListed(item)]).result()
             partly.flush()
             if os.fstat(partly.fileno()).st_size != item.size:
                 raise SourceUnavailable(f"{what} did not come whole")
-            os.replace(partly.name, item.path)
+            os.replace(path, item.path)
         except BaseException:
-            Path(partly.name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise

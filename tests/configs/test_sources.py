@@ -1,5 +1,6 @@
 """Local paths, and what of a bucket is brought: pages of keys, single files, only what changed."""
 
+import os
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -126,6 +127,19 @@ def test_what_has_not_changed_is_not_brought_again(store: ObjectStore) -> None:
     after = {path.name: path.stat().st_ino for path in folder.glob("*.json")}
     assert after["a.json"] == before["a.json"]
     assert brought(folder) == {"a.json": b"a", "b.safetensors": b"new"}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_who_may_read_what_is_brought_says_the_umask(
+    store: ObjectStore, umask: int, mode: int
+) -> None:
+    put(store, {"model/a.safetensors": b"a"})
+    before = os.umask(umask)
+    try:
+        folder = fetch(f"s3://{BUCKET}/model")
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {oct(mode)}
 
 
 PIPELINE = {
