@@ -108,7 +108,7 @@ def _bring(listing: Listing) -> Path:
     from configs.s3_download import download
 
     uri = listing.uri
-    with errors(uri):
+    with errors(uri), keeping(uri, _folder(uri)):
         asked = client()
         for item in listing.objects:
             stamp = _stamp(item)
@@ -146,7 +146,7 @@ def check(source: Source, variant: str | None = None, layout: Layout = "any") ->
     their MD5, as it is for files that were not uploaded in parts. Raises `SourceError`."""
     listing = list_objects(source, variant, layout)
     uri = listing.uri
-    with errors(uri):
+    with errors(uri), keeping(uri, _folder(uri)):
         asked = client()
         for item in listing.objects:
             md5 = item.tag.strip('"')
@@ -207,6 +207,17 @@ def client(
         max_pool_connections=connections,
     )
     return boto3.session.Session().client("s3", config=patience)
+
+
+@contextmanager
+def keeping(uri: str, folder: Path) -> Iterator[None]:
+    """What the disk refuses, as a `SourceUnavailable` that names the URI and the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceUnavailable(
+            f"{uri} could not be kept in {folder} (TCD_CACHE says where): {error}"
+        ) from error
 
 
 @contextmanager

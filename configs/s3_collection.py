@@ -41,7 +41,8 @@ class S3Collection:
         self._bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
         self._uri = f"s3://{self._bucket}/{self._prefix}"
-        self._copies = Copies(s3.cache_root() / "loras", disk_bytes)
+        self._folder = s3.cache_root() / "loras"
+        self._copies = Copies(self._folder, disk_bytes)
         self._making = Lock()
         self._clients: tuple[Any, Any] | None = None
 
@@ -89,12 +90,13 @@ class S3Collection:
         """Copies what is not here yet; a file is here whole or not at all, and as it was listed."""
         from configs.s3_download import download
 
-        place = self._copies.place(hashlib.sha256(state.encode()).hexdigest()[:32])
-        copies = [replace(one, path=place / one.path) for one in objects]
-        lacking = [one for one in copies if not _is_here(one)]
-        if lacking:
-            self._copies.make_room(sum(one.size for one in lacking))
-        with s3.errors(where):
+        name = hashlib.sha256(state.encode()).hexdigest()[:32]
+        with s3.errors(where), s3.keeping(where, self._folder):
+            place = self._copies.place(name)
+            copies = [replace(one, path=place / one.path) for one in objects]
+            lacking = [one for one in copies if not _is_here(one)]
+            if lacking:
+                self._copies.make_room(sum(one.size for one in lacking))
             _, asked = self._asked()
             for one in lacking:
                 download(asked, self._bucket, one, f"{where}: {one.path.name}")

@@ -1,14 +1,26 @@
 """Local paths, and what of a bucket is brought: pages of keys, single files, only what changed."""
 
 import os
-from collections.abc import Mapping
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import httpx
 import pytest
 
-from configs.sources import PROJECT_ROOT, Layout, Source, SourceError, fetch, parse
+from configs.collection import collection_at
+from configs.s3 import cache_root
+from configs.sources import (
+    PROJECT_ROOT,
+    Layout,
+    Source,
+    SourceError,
+    SourceUnavailable,
+    fetch,
+    parse,
+)
 from tests.http_server import serving
 from tests.object_store import BUCKET, ObjectStore
 
@@ -140,6 +152,42 @@ def test_who_may_read_what_is_brought_says_the_umask(
     finally:
         os.umask(before)
     assert {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {oct(mode)}
+
+
+@contextmanager
+def files_of_at_most(nbytes: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_takes_nothing_more_is_named(store: ObjectStore) -> None:
+    put(store, {"loras/ink.safetensors": bytes(3_000_000)})
+    held = collection_at(f"s3://{BUCKET}/loras/", 10_000_000).find("ink")
+    assert held is not None
+    said = rf"s3://{BUCKET}/loras/ink.* could not be kept in {cache_root()}/.*TCD_CACHE.* too large"
+    with files_of_at_most(1_000_000):
+        with pytest.raises(SourceUnavailable, match=said):
+            fetch(f"s3://{BUCKET}/loras/ink.safetensors")
+        with pytest.raises(SourceUnavailable, match=said):
+            held.bring()
+    assert not [path for path in cache_root().rglob("*") if path.is_file()]
+    assert held.bring().stat().st_size == 3_000_000
+
+
+def test_a_cache_that_cannot_be_made_is_named(store: ObjectStore) -> None:
+    put(store, {"loras/ink.safetensors": b"ink"})
+    held = collection_at(f"s3://{BUCKET}/loras/", 10_000_000).find("ink")
+    assert held is not None
+    cache_root().touch()
+    said = rf"s3://{BUCKET}/loras/ink.* could not be kept in {cache_root()}/.*Not a directory"
+    with pytest.raises(SourceUnavailable, match=said):
+        fetch(f"s3://{BUCKET}/loras/ink.safetensors")
+    with pytest.raises(SourceUnavailable, match=said):
+        held.bring()
 
 
 PIPELINE = {
