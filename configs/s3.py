@@ -51,12 +51,19 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a URI names now. `target`: the local file or folder for it."""
+    """What a URI names now.
+
+    Attributes:
+        target: the local file or folder for it.
+        objects: what is brought of it.
+        paths: where that belongs, and all else that is stored there.
+    """
 
     uri: str
     bucket: str
     target: Path
     objects: tuple[StoredObject, ...]
+    paths: frozenset[Path]
 
 
 def cache_root() -> Path:
@@ -76,7 +83,7 @@ def list_objects(source: Source, variant: str | None, layout: Layout) -> Listing
     # A console marks a folder with an empty object whose key ends in "/".
     if not key.endswith("/") and key in found:
         target = folder / Path(key).name
-        keys = {target.name: key}
+        below = keys = {target.name: key}
     else:
         target = folder
         prefix = key.rstrip("/") + "/"
@@ -91,27 +98,36 @@ def list_objects(source: Source, variant: str | None, layout: Layout) -> Listing
         if not path.resolve().is_relative_to(folder.resolve()):
             raise SourceError(f"{uri}: the key {item_key!r} leads out of its folder")
         objects.append(StoredObject(item_key, path, item["Size"], item.get("ETag", "")))
-    return Listing(uri, bucket, target, tuple(objects))
+    return Listing(uri, bucket, target, tuple(objects), frozenset(folder / name for name in below))
 
 
 def bring(source: Source, variant: str | None = None, layout: Layout = "any") -> Path:
-    """Downloads what is not here yet, or has changed. Raises `SourceError`; a file is here whole
-    or not at all, so that a broken download goes on with the file at which it broke off. What is
-    replaced meanwhile is listed again, once."""
+    """Downloads what is not here yet, or has changed, and deletes what is not there any more.
+    Raises `SourceError`; a file is here whole or not at all, so that a broken download goes on
+    with the file at which it broke off. What is replaced meanwhile is listed again, once."""
     try:
-        return _bring(list_objects(source, variant, layout))
+        return _bring(source, variant, layout)
     except SourceChanged:
-        return _bring(list_objects(source, variant, layout))
+        return _bring(source, variant, layout)
 
 
-def _bring(listing: Listing) -> Path:
+def _bring(source: Source, variant: str | None, layout: Layout) -> Path:
     from configs.s3_download import download
 
-    uri = listing.uri
-    with errors(uri), keeping(uri, _folder(uri)):
+    uri = source.location
+    folder = _folder(uri)
+    with keeping(uri, folder):
+        here = {path: _state(path) for path in _stamped(folder)}
+    listing = list_objects(source, variant, layout)
+    with errors(uri), keeping(uri, folder):
+        for path in here.keys() - listing.paths:
+            # What came since S3 was asked, another process may have found there.
+            if _state(path) == here[path]:
+                path.unlink(missing_ok=True)
+                _stamp(path).unlink(missing_ok=True)
         asked = client()
         for item in listing.objects:
-            stamp = _stamp(item)
+            stamp = _stamp(item.path)
             if item.path.exists() and stamp.exists() and stamp.read_text() == item.tag != "":
                 continue
             item.path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,9 +150,9 @@ def brought(source: Source) -> Path:
     was."""
     folder = _folder(source.location)
     file = folder / Path(source.location).name
-    if file.with_name(f"{file.name}{_STAMP}").exists():
+    if _stamp(file).exists():
         return file
-    if not any(folder.rglob(f"*{_STAMP}")):
+    if not any(_stamped(folder)):
         raise SourceError(f"{source.location} is not here")
     return folder
 
@@ -155,7 +171,7 @@ def check(source: Source, variant: str | None = None, layout: Layout = "any") ->
             right = item.path.is_file() and item.path.stat().st_size == item.size
             if not right or (by_content and _md5(item.path) != md5):
                 item.path.unlink(missing_ok=True)
-                _stamp(item).unlink(missing_ok=True)
+                _stamp(item.path).unlink(missing_ok=True)
                 raise SourceError(
                     f"{uri}: {item.path} is not what S3 holds; it was deleted, run this again"
                 )
@@ -166,8 +182,23 @@ def _folder(uri: str) -> Path:
     return cache_root() / "s3" / hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
-def _stamp(item: StoredObject) -> Path:
-    return item.path.with_name(item.path.name + _STAMP)
+def _stamp(path: Path) -> Path:
+    return path.with_name(path.name + _STAMP)
+
+
+def _stamped(folder: Path) -> Iterator[Path]:
+    """The files that were brought to a folder."""
+    for stamp in folder.rglob(f"*{_STAMP}"):
+        yield stamp.with_name(stamp.name.removesuffix(_STAMP))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another that takes its place; `None`: there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _md5(path: Path) -> str:

@@ -15,6 +15,7 @@ from configs.s3 import Listing, cache_root
 from configs.sources import Layout, Source, SourceChanged, SourceError, SourceUnavailable, fetch
 from deployments.contracts.errors import NotReady
 from deployments.contracts.jobs import ImageJob, LoraWeight, Pixels
+from deployments.diffusion.engine.adapters.files import lora_file
 from tests.conftest import model_args
 from tests.http_server import serving
 from tests.object_store import BUCKET, ObjectStore
@@ -72,8 +73,6 @@ def test_the_image_is_that_of_local_folders(weights: ObjectStore, demo_models: P
     ink = str(demo_models / "loras" / "sd15" / "ink.safetensors")
     local = image(model_args(demo_models, "sd15"), ink)
     assert np.array_equal(image(IN_S3, INK), local)
-    weights.client.delete_object(Bucket=BUCKET, Key="weights/sd15/unet/config.json")
-    assert fetch(IN_S3.checkpoint).is_dir()  # what was brought stays
 
 
 def test_an_outage_names_what_could_not_be_had(weights: ObjectStore) -> None:
@@ -184,3 +183,81 @@ def test_a_file_that_is_replaced_while_it_is_fetched_is_listed_again(
     contents.append(b"fourth")
     client.put_object(Bucket=BUCKET, Key="a.safetensors", Body=b"passes")
     assert fetch(uri).read_bytes() == b"fourth"
+
+
+@pytest.fixture
+def style(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ObjectStore:
+    """A store with a style of diffusers, which is here, too."""
+    monkeypatch.setenv("TCD_CACHE", str(tmp_path))
+    put(object_store, "style/pytorch_lora_weights.safetensors", b"before")
+    put(object_store, "style/adapter_config.json", b"{}")
+    fetch(STYLE)
+    return object_store
+
+
+STYLE = f"s3://{BUCKET}/style"
+
+
+def put(store: ObjectStore, key: str, body: bytes) -> None:
+    store.client.put_object(Bucket=BUCKET, Key=key, Body=body)
+
+
+def delete(store: ObjectStore, key: str) -> None:
+    store.client.delete_object(Bucket=BUCKET, Key=key)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_deleted_there_is_not_read_here(style: ObjectStore) -> None:
+    delete(style, "style/pytorch_lora_weights.safetensors")
+    delete(style, "style/adapter_config.json")
+    put(style, "style/adapter_model.safetensors", b"after")
+    folder = fetch(STYLE)
+    assert names(folder) == {"adapter_model.safetensors", "adapter_model.safetensors.etag"}
+    assert lora_file(folder).read_bytes() == b"after"
+
+
+def test_what_another_reader_of_the_prefix_brought_stays(style: ObjectStore) -> None:
+    put(style, "style/model_index.json", b"{}")
+    put(style, "style/unet/model.fp16.safetensors", b"half")
+    folder = fetch(STYLE, variant="fp16", layout="pipeline")
+    half = "unet/model.fp16.safetensors"
+    assert {half, "pytorch_lora_weights.safetensors"} < names(folder)
+    assert {half, "model_index.json"} < names(fetch(STYLE))
+    assert half in names(fetch(STYLE, layout="pipeline_configs"))
+
+
+def test_what_another_process_brings_meanwhile_stays(
+    style: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have found there what was put there since this one asked."""
+    delete(style, "style/pytorch_lora_weights.safetensors")
+    put(style, "style/adapter_model.safetensors", b"after")
+    listed = s3.list_objects
+
+    def meanwhile(source: Source, variant: str | None, layout: Layout) -> Listing:
+        listing = listed(source, variant, layout)
+        monkeypatch.setattr(s3, "list_objects", listed)
+        put(style, "style/pytorch_lora_weights.safetensors", b"again!")
+        put(style, "style/new.safetensors", b"new")
+        assert len(names(fetch(STYLE))) == 8  # the other process
+        return listing
+
+    monkeypatch.setattr(s3, "list_objects", meanwhile)
+    folder = fetch(STYLE)
+    assert (folder / "pytorch_lora_weights.safetensors").read_bytes() == b"again!"
+    assert (folder / "new.safetensors").read_bytes() == b"new"
+    assert len(names(folder)) == 8
+
+
+def test_a_file_that_became_a_prefix(style: ObjectStore) -> None:
+    put(style, "other", b"file")
+    uri = f"s3://{BUCKET}/other"
+    assert fetch(uri).read_bytes() == b"file"
+    delete(style, "other")
+    put(style, "other/other/a.safetensors", b"below")
+    assert (fetch(uri) / "other" / "a.safetensors").read_bytes() == b"below"
