@@ -115,8 +115,10 @@ def bring(need: Need) -> Brought:
 def _local(need: Need, source: Source) -> Brought:
     """A file or folder of this machine, with what of it is read."""
     path = Path(os.path.normpath(source.location))
-    root = PROJECT_ROOT if path.is_relative_to(PROJECT_ROOT) else Path(path.anchor)
-    home = "local/" + path.relative_to(root).as_posix()
+    if path.is_relative_to(PROJECT_ROOT):
+        home = f"local/{path.relative_to(PROJECT_ROOT).as_posix()}"
+    else:
+        home = f"absolute{path.as_posix()}"
     if path.is_file():
         if (path.parent / PEFT_CONFIG).is_file():
             raise SourceError(

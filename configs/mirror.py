@@ -1,7 +1,8 @@
 """Weights put into a bucket, so that nodes need no hub.
 
     TO/owner/name/COMMIT/...   files of a hub repository, as they are there
-    TO/local/...               files of this machine, by their path
+    TO/local/...               files of the project's folder, by their path in it
+    TO/absolute/...            other files of this machine, by their path
 
 What a commit has never changes, so that a config which names one goes on meaning the same weights.
 """

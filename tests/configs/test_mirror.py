@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from configs import fetch as fetching
 from configs import mirror, s3
 from configs.mirror import Mirror, mirror_at
 from configs.sources import SourceError, SourceUnavailable, fetch
@@ -91,7 +92,7 @@ def test_a_config_can_be_served_from_where_it_was_put(
     lora.write_bytes(b"mine" * 100)
     done = run(config(tmp_path, str(lora)), tmp_path, hub.url)
     assert done.returncode == 0, done.stderr
-    local = f"weights/local{lora}"
+    local = f"weights/absolute{lora}"
     base = {path: data for path, data in REPOS["owner/base"].items() if data != b"not asked for"}
     assert stored(object_store) == {
         **{f"weights/owner/base/{COMMIT}/{path}": data for path, data in base.items()},
@@ -133,10 +134,33 @@ def test_of_a_folder_of_this_machine_what_is_read_is_put_there(
         (folder / name).write_bytes(name.encode())
     done = run(config(tmp_path, encoder=str(folder)), tmp_path, hub.url)
     assert done.returncode == 0, done.stderr
-    assert f"vit.checkpoint: {TO}/local{folder}\n" in done.stdout
-    local = f"weights/local{folder}/"
-    keys = filter(lambda key: key.startswith("weights/local/"), object_store.keys())
+    assert f"vit.checkpoint: {TO}/absolute{folder}\n" in done.stdout
+    local = f"weights/absolute{folder}/"
+    keys = filter(lambda key: key.startswith("weights/absolute/"), object_store.keys())
     assert sorted(keys) == [f"{local}config.json", f"{local}model.safetensors"]
+
+
+def test_a_path_in_the_project_is_another_than_the_same_from_the_root(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    outside, inside = tmp_path / "mine", project / tmp_path.relative_to("/") / "mine"
+    for folder in (outside, inside):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(str(folder).encode())
+    monkeypatch.setattr(fetching, "PROJECT_ROOT", project)
+    path = config(tmp_path, str(outside), encoder=str(inside))
+    settings = yaml.safe_load(path.read_text())
+    model = settings["applications"][1]
+    model["args"]["checkpoint"] = str(inside / "model.safetensors")
+    model["args"]["config"] = str(outside)
+    del model["deployments"]
+    path.write_text(yaml.safe_dump(settings))
+    fetching.fetch_all(path, [], TO)
+    assert stored(object_store) == {
+        f"weights/local{outside}/model.safetensors": str(inside).encode(),
+        f"weights/absolute{outside}/model.safetensors": str(outside).encode(),
+    }
 
 
 def test_errors_are_sentences(hub: FakeHub, object_store: ObjectStore, tmp_path: Path) -> None:
