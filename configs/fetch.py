@@ -21,6 +21,7 @@ import yaml
 
 from configs.app import ModelArgs, ModelUserConfig, ServiceArgs
 from configs.needs import Need, of_model, of_service, of_user_config
+from configs.shape import misshapen
 from configs.sources import PEFT_CONFIG, PROJECT_ROOT, Source, SourceError, fetch, parse, select
 
 
@@ -55,15 +56,16 @@ def named(config: dict[str, Any], models: Sequence[str] = ()) -> list[tuple[str,
     """The same, as often as it is named, each with its place there. Raises `ConfigError`."""
     service: tuple[str, ServiceArgs] = ("tcd", ServiceArgs())
     found: dict[str, tuple[str, ModelArgs, ModelUserConfig]] = {}
-    for application in config.get("applications", []):
+    for line in misshapen(config):
+        raise ConfigError(line)
+    for application in config["applications"]:
         path, args = application.get("import_path"), application.get("args", {})
         place = application.get("name", "")
         if path == "graphs.service:build":
             service = (place, ServiceArgs.model_validate(args))
         elif path == "graphs.model:build":
             model = ModelArgs.model_validate(args)
-            (deployment,) = application.get("deployments") or [{}]
-            user_config = ModelUserConfig.model_validate(deployment.get("user_config", {}))
+            user_config = ModelUserConfig.model_validate(_user_config(place, application))
             found[model.name] = (place, model, user_config)
     if not found:
         raise ConfigError("it holds no model application")
@@ -84,6 +86,18 @@ def named(config: dict[str, Any], models: Sequence[str] = ()) -> list[tuple[str,
         if used is None or key in used
     ]
     return wanted
+
+
+def _user_config(place: str, model: dict[str, Any]) -> object:
+    """What stands there of a model's one deployment; null is nothing, as for Ray."""
+    deployments = model.get("deployments", [])
+    for deployment in deployments:
+        if (name := deployment.get("name")) != "Diffusion":
+            raise ConfigError(f"{place}.{name}: the deployment of a model is named Diffusion")
+    if len(deployments) > 1:
+        raise ConfigError(f"{place}.Diffusion stands twice")
+    given = deployments[0].get("user_config") if deployments else None
+    return {} if given is None else given
 
 
 def _used(models: Sequence[ModelArgs]) -> set[str]:

@@ -7,11 +7,12 @@ from typing import Any
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from configs.shape import misshapen
 from graphs.check.accepted import Accepted, accepted
 from graphs.check.agreement import advice, disagreements
 from graphs.check.files import wrong_files
 from graphs.check.fits import unfit_files
-from graphs.check.schemas import as_ray_reads, misshapen, one_line, refused
+from graphs.check.schemas import as_ray_reads, one_line, refused
 
 
 class Unreadable(Exception):

@@ -235,4 +235,36 @@ def test_what_a_model_of_the_guide_needs() -> None:
         both = [safe, {"import_path": "graphs.model:build", "args": MODEL}]
         assert Need("owner/safe") in needs({"applications": both}, models)
     with pytest.raises(ConfigError, match="no model application"):
-        needs({})
+        needs({"applications": []})
+
+
+ONE = {"name": "Diffusion"}
+
+
+def model(deployments: object) -> list[dict[str, object]]:
+    application = {"name": "model-one", "import_path": "graphs.model:build", "args": MODEL}
+    return [{**application, "deployments": deployments}]
+
+
+def test_a_deployment_that_says_nothing() -> None:
+    for deployments in ([], [ONE], [{**ONE, "user_config": None}]):
+        assert needs({"applications": model(deployments)}) == [
+            Need("owner/base", None, "pipeline"),
+            Need("owner/tcd"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("applications", "said"),
+    [
+        (None, "applications: it is a list"),
+        ([None], r"applications\.0: an application is a mapping"),
+        (model(None), r"model-one\.deployments: it is a list"),
+        (model([None]), r"model-one\.deployments\.0: a deployment is a mapping"),
+        (model([ONE, {"name": "Other"}]), r"model-one\.Other: the deployment of a model is named"),
+        (model([ONE, ONE]), r"model-one\.Diffusion stands twice"),
+    ],
+)
+def test_what_is_no_config_is_named(applications: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        needs({"applications": applications})
