@@ -1,6 +1,6 @@
 """A small server in place of Serve's proxy: says what reached it.
 
-    python -m tests.deploy.inside PORT
+    python -m tests.deploy.inside PORT [ADDRESS]
 
 `/seen`: how many requests began and how many were left by their client; `/slow`: an answer after
 `?s=` seconds; `/events`: one event now and one after a second; anything else: the headers and how
@@ -63,4 +63,5 @@ async def _answer(send: Send, body: bytes) -> None:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(sys.argv[1]), log_level="error", lifespan="off")
+    address = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1"
+    uvicorn.run(app, host=address, port=int(sys.argv[1]), log_level="error", lifespan="off")

@@ -291,16 +291,19 @@ def test_ports_agree(cluster: str) -> None:
         assert ports(pod)["serve"] == config.http_options.port
         assert str(ports(pod)[endpoint["port"]]) == group["rayStartParams"]["metrics-export-port"]
     assert config.http_options.host == "0.0.0.0"
-    env = {each["name"]: each["value"] for each in containers(front(cluster))[0]["env"]}
+    env = {each["name"]: each.get("value") for each in containers(front(cluster))[0]["env"]}
     assert env["TCD_BIND"] == f":{ports(front(cluster))['http']}"
     (of_service,) = one(cluster, "Service", "tcd-front")["spec"]["ports"]
     assert of_service["targetPort"] == "http"
     strategy = one(cluster, "RayService")["spec"]["upgradeStrategy"]
     if "clusterUpgradeOptions" in strategy:  # the names that KubeRay and Istio give
         gateway = strategy["clusterUpgradeOptions"]["gatewayClassName"]
-        assert env["TCD_UPSTREAM"] == f"tcd-gateway-{gateway}:80"
+        service, port = f"tcd-gateway-{gateway}", 80
     else:
-        assert env["TCD_UPSTREAM"] == f"tcd-serve-svc:{config.http_options.port}"
+        service, port = "tcd-serve-svc", config.http_options.port
+    assert env["TCD_UPSTREAM"] == f"{service}.$(NAMESPACE).svc.cluster.local:{port}"
+    assert list(env).index("NAMESPACE") < list(env).index("TCD_UPSTREAM")  # else it stays as it is
+    assert env["TCD_FOLLOW_DNS"] == "yes"
 
 
 @each_cluster
