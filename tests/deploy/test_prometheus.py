@@ -75,7 +75,7 @@ CAUSED: dict[str, dict[str, str]] = {
     "TcdReplicasMissing": {"application": "model-nowhere", "deployment": "Diffusion"},
     "TcdSlow": {"route": "/v1/images/generations"},
 }
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0  # a replica that broke is one after a minute without health
 
 
 @dataclass
