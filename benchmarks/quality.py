@@ -13,6 +13,7 @@ import argparse
 import copy
 import os
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,9 @@ from demo.world.camera import CAMERA_MOTIONS
 from demo.world.scene import Scene, draw_scene
 from demo.world.style import STYLES, Style
 
-MODELS = ("sd15", "sd15-inpainting", "sdxl")
+MODELS = ("sd15", "sd15-inpainting", "sd21", "sdxl", "sdxl-inpainting")
+FAMILIES = ("sd15", "sd21", "sdxl")
+CONTROLLED = ("sd15", "sdxl")  # that have ControlNets, an IP-Adapter and an inpainting UNet
 WEIGHTS_OF_STYLES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SCALES = (0.0, 0.5, 1.0)
 
@@ -46,10 +49,10 @@ class Quality:
         self.client, self.pictures, self.plot = client, pictures, plot
 
     def adherence(self) -> None:
-        """Held-out captions at four steps, by both families; one solid and two."""
+        """Held-out captions at four steps, by all families; one solid and two."""
         print("### Held-out captions, TCD, 4 steps\n")
         rows = []
-        for family in ("sd15", "sdxl"):
+        for family in FAMILIES:
             for pairs, what in ((0.0, "one solid"), (1.0, "two solids")):
                 scenes = held_out_scenes(self.pictures, pairs=pairs)
                 drawn = draw(self.client, bodies(scenes, model=family))
@@ -69,7 +72,7 @@ class Quality:
         print_table(
             ("guidance", "right", "Fréchet distance"),
             [
-                (f"{p.setting.guidance:g}", percent(p.right), f"{p.distance:.2f}")
+                (f"{p.setting.guidance:g}", percent(p.right), distance(p))
                 for p in sorted(guided, key=lambda point: point.setting.guidance)
             ],
         )
@@ -101,15 +104,15 @@ class Quality:
         given = references.references(held_out_scenes(self.pictures, pairs=0.35))
         print("### ControlNets: agreement with the reference, by conditioning scale\n")
         rows = []
-        for kind in ("canny", "depth"):
+        for model, kind in product(CONTROLLED, ("canny", "depth")):
             cells = []
             for scale in SCALES:
-                drawn = references.controlled(self.client, given, kind, scale)
+                drawn = references.controlled(self.client, model, given, kind, scale)
                 if kind == "canny":
                     cells.append(references.edge_agreement(given, drawn))
                 else:
                     cells.append(references.depth_agreement(self.client, given, drawn))
-            rows.append((kind, *(f"{cell:.2f}" for cell in cells)))
+            rows.append((f"{model}, {kind}", *(f"{cell:.2f}" for cell in cells)))
         print_table(("control", *(f"scale {scale:g}" for scale in SCALES)), rows)
 
     def ip_adapter(self) -> None:
@@ -117,11 +120,12 @@ class Quality:
         given = references.references(held_out_scenes(self.pictures, pairs=0.0))
         print("### IP-Adapter without a prompt: share that has what the reference has\n")
         rows = []
-        for scale in SCALES:
-            found = references.carried(given, references.varied(self.client, given, scale))
+        for model, scale in product(CONTROLLED, SCALES):
+            drawn = references.varied(self.client, model, given, scale)
+            found = references.carried(given, drawn)
             shares = (found.colour, found.shape, found.place, found.background)
-            rows.append((f"{scale:g}", *map(percent, shares)))
-        print_table(("scale", "colour", "shape", "place", "background"), rows)
+            rows.append((model, f"{scale:g}", *map(percent, shares)))
+        print_table(("model", "scale", "colour", "shape", "place", "background"), rows)
 
     def styles(self) -> None:
         """Style LoRAs, alone and mixed."""
@@ -129,11 +133,12 @@ class Quality:
         score = styles.StyleScores(scenes)
         print("### Style LoRAs: style score (plain scenes 0, styled ones 1) by weight\n")
         rows = []
-        for style in STYLES:
+        for model, style in product(FAMILIES, STYLES):
             drawn = [
-                styles.styled(self.client, scenes, {style: weight}) for weight in WEIGHTS_OF_STYLES
+                styles.styled(self.client, model, scenes, {style: weight})
+                for weight in WEIGHTS_OF_STYLES
             ]
-            rows.append((style, *(f"{score(pixels, style):.2f}" for pixels in drawn)))
+            rows.append((f"{model}, {style}", *(f"{score(pixels, style):.2f}" for pixels in drawn)))
         print_table(("style", *(f"{weight:g}" for weight in WEIGHTS_OF_STYLES)), rows)
         mixes: tuple[dict[Style, float], ...] = (
             {"ink": 0.5},
@@ -141,9 +146,9 @@ class Quality:
             {"ink": 0.5, "papercut": 0.5},
         )
         rows = []
-        for mix in mixes:
-            drawn_mix = styles.styled(self.client, scenes, mix)
-            name = " + ".join(f"{style} {weight:g}" for style, weight in mix.items())
+        for model, mix in product(FAMILIES, mixes):
+            drawn_mix = styles.styled(self.client, model, scenes, mix)
+            name = f"{model}, " + " + ".join(f"{style} {weight:g}" for style, weight in mix.items())
             rows.append((name, *(f"{score(drawn_mix, s):.2f}" for s in STYLES)))
         print_table(("mix", *(f"{style} score" for style in STYLES)), rows)
 
@@ -152,8 +157,8 @@ class Quality:
         scenes = held_out_scenes(self.pictures, pairs=1.0)
         print("### Inpainting: the right solid made anew\n")
         rows = []
-        for model in ("sd15-inpainting", "sd15"):
-            for preserve in (True, False):
+        for family in CONTROLLED:
+            for model, preserve in product((f"{family}-inpainting", family), (True, False)):
                 found = holes.filled(self.client, model, scenes, preserve=preserve)
                 rows.append(
                     (
@@ -259,8 +264,8 @@ def right(point: samplers.Point) -> str:
 
 
 def distance(point: samplers.Point) -> str:
-    """For tables."""
-    return f"{point.distance:.2f}"
+    """For tables: with two standard errors."""
+    return f"{point.distance:.2f} ± {2 * point.error:.2f}"
 
 
 def camera_row(

@@ -11,7 +11,7 @@ from demo.tasks import Drawn
 COLUMNS = 5
 CELL, MARGIN, LABEL = 192, 8, 62
 INSET = 64
-STRIP = 4  # frames of a video that are shown
+SHOWN = 4  # of several pictures
 TITLE_SIZE, TEXT_SIZE = 13, 11
 LINE = 31  # characters of a prompt in a line
 
@@ -32,7 +32,7 @@ def _cell(drawn: Drawn) -> Picture:
     if len(drawn.pictures) == 1:
         cell.paste(_scaled(drawn.pictures[0], CELL), (0, 0))
     else:
-        _paste_frames(cell, drawn.pictures)
+        _paste_some(cell, drawn.pictures)
     if drawn.given is not None:
         inset = Image.new("RGB", (INSET + 4, INSET + 4), "white")
         given = _scaled(drawn.given.convert("RGBA"), INSET)
@@ -45,13 +45,13 @@ def _cell(drawn: Drawn) -> Picture:
     return cell
 
 
-def _paste_frames(cell: Picture, frames: Sequence[Picture]) -> None:
-    """Four frames, from first to last, in two rows."""
+def _paste_some(cell: Picture, pictures: Sequence[Picture]) -> None:
+    """Four of them, from first to last, in two rows."""
     side = CELL // 2
-    for number in range(STRIP):
-        frame = frames[number * (len(frames) - 1) // (STRIP - 1)]
+    for number in range(SHOWN):
+        one = pictures[number * (len(pictures) - 1) // (SHOWN - 1)]
         row, column = divmod(number, 2)
-        cell.paste(_scaled(frame, side - 1), (column * (side + 1), row * (side + 1)))
+        cell.paste(_scaled(one, side - 1), (column * (side + 1), row * (side + 1)))
 
 
 def _scaled(picture: Picture, side: int) -> Picture:

@@ -15,7 +15,7 @@ from demo import (
     motion,
     single_file,
 )
-from demo.standins import MERGED, MERGED_BASE, MERGED_STYLE
+from demo.standins import MERGED
 
 INPAINTING_FAMILIES = ("sd15", "sdxl")
 SINGLE_FILE_FAMILIES = ("sd15", "sdxl")
@@ -45,9 +45,10 @@ def write_everything(out: Path) -> Iterator[Path]:
 
 
 def write_merged(out: Path) -> Iterator[Path]:
-    """The fine-tune that is made of trained models."""
-    merged.write_merged(MERGED_BASE, MERGED_STYLE, out / MERGED)
-    yield out / MERGED
+    """The fine-tunes that are made of trained models."""
+    for one in MERGED:
+        merged.write_merged(one.base, one.style, out / one.file)
+        yield out / one.file
 
 
 def write_family(family: str, out: Path, *, scale: int = 1) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Writes a community fine-tune of the demo's sd15: a style merged into its weights, as one file.
+"""Writes a community fine-tune of a demo base: a style merged into its weights, as one file.
 
 Many community checkpoints are made in just this way.
 """
@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
@@ -27,7 +27,7 @@ def write_merged(base_folder: Path, lora: Path, file: Path) -> None:
 
 
 def _write(base_folder: Path, lora: Path, file: Path) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(
+    pipe = DiffusionPipeline.from_pretrained(
         base_folder, local_files_only=True, dtype=torch.float16
     )
     pipe.load_lora_weights(lora)

@@ -12,7 +12,7 @@ from functools import partial
 from demo.client import Client, Refused
 from demo.gallery import grid
 from demo.service import OUT, START_TIMEOUT_S, demo_config, have_written, shown, starting
-from demo.tasks import FIRST, MODELS, Drawn, first_task, tasks_of_first, tasks_of_others
+from demo.tasks import FIRST, MODELS, Drawn, first_task, tasks_of, tasks_of_others
 
 FRAME_MS = 125
 tell = partial(print, flush=True)
@@ -37,14 +37,14 @@ def main() -> None:
             ball.save(OUT / "first.png")
             took = time.perf_counter() - started
             tell(f"{shown(OUT / 'first.png')}: the first picture, after {took:.1f} s")
-            drawn += map(told, tasks_of_first(client, ball))
+            drawn += map(told, tasks_of(FIRST, client, ball))
             service.wait_until_ready(patience_s=START_TIMEOUT_S)
             drawn += map(told, tasks_of_others(client))
         except Refused as error:
             raise SystemExit(f"the service refused a request: {error}") from error
         picture, video = OUT / "demo.png", OUT / "demo.webp"
         grid(drawn).save(picture)
-        (film,) = (task.pictures for task in drawn if len(task.pictures) > 1)
+        (film,) = (task.pictures for task in drawn if task.film)
         film[0].save(video, save_all=True, append_images=film[1:], duration=FRAME_MS, loop=0)
         tell(f"{shown(picture)}: a picture of each task; {shown(video)}: the video")
         tell("stopping")

@@ -1,7 +1,7 @@
 """Writes the demo's stand-in models: small random checkpoints in the real formats.
 
 They are for what the trained models in `demo/weights` are not: all families and formats, in
-seconds. One file is made of trained models: a fine-tune, merged of a base and a style.
+seconds. Two files are made of trained models: fine-tunes, merged of a base and a style.
 
     python -m demo.standins [--out demo/models] [--force] [--merged]
 
@@ -9,7 +9,7 @@ seconds. One file is made of trained models: a fine-tune, merged of a base and a
     sd15-inpainting/  sdxl-inpainting/                   the same, UNets of nine channels
     sdxl-animagine/                                      a community fine-tune
     {sd15,sdxl}-community.safetensors                    two more, as single files
-    sd15-papercut.safetensors                            of demo/weights: see `demo.merged`
+    sd15-papercut.safetensors  sdxl-ink.safetensors      of demo/weights: see `demo.merged`
     tcd-lora/<family>/pytorch_lora_weights.safetensors   TCD-LoRAs
     loras/<family>/{papercut,ink,neon}.safetensors       style LoRAs
     controlnet/<family>/{depth,canny}/                   ControlNets
@@ -31,12 +31,28 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 MODELS = Path(__file__).with_name("models")
 WEIGHTS = Path(__file__).with_name("weights")
-MERGED = "sd15-papercut.safetensors"
-MERGED_BASE = WEIGHTS / "sd15"
-MERGED_STYLE = WEIGHTS / "loras" / "sd15" / "papercut.safetensors"
+
+
+class Merged(NamedTuple):
+    """A fine-tune, and what it is made of."""
+
+    file: str
+    base: Path
+    style: Path
+
+
+MERGED = tuple(
+    Merged(
+        f"{family}-{style}.safetensors",
+        WEIGHTS / family,
+        WEIGHTS / "loras" / family / f"{style}.safetensors",
+    )
+    for family, style in (("sd15", "papercut"), ("sdxl", "ink"))
+)
 STAMP = "standins.json"
 MERGED_STAMP = "merged.json"
 # Of this package, but they write no stand-in.
@@ -64,10 +80,11 @@ def write_all(out: Path, *, force: bool = False) -> None:
 
 
 def write_merged(out: Path, *, force: bool = False) -> None:
-    """The same for the merged file alone, which is all that the trained models lack."""
+    """The same for the merged files alone, which are all that the trained models lack."""
     recipe = recipe_hash()
     if not force and merged_is_current(out, recipe):
-        print(f"{os.path.relpath(out / MERGED)} is up to date")
+        files = " and ".join(os.path.relpath(out / one.file) for one in MERGED)
+        print(f"{files} are up to date")
         return
     from demo import layout
 
@@ -75,7 +92,7 @@ def write_merged(out: Path, *, force: bool = False) -> None:
 
 
 def merged_is_current(out: Path, recipe: str) -> bool:
-    """Whether this recipe wrote the merged file, alone or with all others."""
+    """Whether this recipe wrote the merged files, alone or with all others."""
     return is_current(out / STAMP, recipe) or is_current(out / MERGED_STAMP, recipe)
 
 
@@ -146,8 +163,9 @@ def recipe_hash() -> str:
         if source.name in OTHER_SOURCES:
             continue
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    for trained in (*files_in(MERGED_BASE), MERGED_STYLE):
-        digest.update(trained.read_bytes())
+    for merged in MERGED:
+        for trained in (*files_in(merged.base), merged.style):
+            digest.update(trained.read_bytes())
     for library in LIBRARIES:
         digest.update(f"{library}=={version(library)}\0".encode())
     return digest.hexdigest()
@@ -171,7 +189,7 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, default=MODELS)
     parser.add_argument("--force", action="store_true", help="write even if up to date")
-    parser.add_argument("--merged", action="store_true", help=f"write {MERGED} alone")
+    parser.add_argument("--merged", action="store_true", help="write the merged files alone")
     arguments = parser.parse_args()
     write = write_merged if arguments.merged else write_all
     write(arguments.out, force=arguments.force)

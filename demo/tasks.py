@@ -13,9 +13,10 @@ from demo.client import Client, Picture, data_url
 from demo.world.renderer import SIDE, render
 from demo.world.scene import Background, Scene, Solid
 
-FIRST = "sd15"
-MODELS = (FIRST, "sd15-inpainting", "sd15-papercut", "sdxl")  # that the tasks ask for
+FIRST = "sdxl"
+MODELS = (FIRST, "sdxl-inpainting", "sdxl-ink", "sd15")  # that the tasks ask for, as the guide does
 SEED = 7
+SNOW = "a big red ball on the left, in the snow"
 FRAMES = 8
 
 
@@ -25,8 +26,9 @@ class Drawn:
 
     Attributes:
         asked: the prompt; empty where there is none.
-        pictures: one, or the frames of a video.
+        pictures: one, the frames of a video, or those of several requests.
         given: the picture that came with the request.
+        film: whether the pictures are frames.
         seconds: that it took, while others were drawn too.
     """
 
@@ -34,25 +36,25 @@ class Drawn:
     asked: str
     pictures: tuple[Picture, ...]
     given: Picture | None = None
+    film: bool = False
     seconds: float = 0.0
 
 
 def first_task(client: Client) -> Drawn:
     """A picture of `FIRST`, from which another task starts."""
-    snow = "a big red ball on the left, in the snow"
-    return timed(partial(text_to_image, client, FIRST, snow))
+    return timed(partial(text_to_image, client, FIRST, SNOW))
 
 
-def tasks_of_first(client: Client, ball: Picture) -> Iterator[Drawn]:
-    """Each further task of `FIRST` once it is done. `ball`: what `first_task` drew."""
-    grass = "a small blue ball on the left rolling right, on the grass"
+def tasks_of(model: str, client: Client, ball: Picture) -> Iterator[Drawn]:
+    """Each further task of a model with all adapters once it is done. `ball`: a red one on the
+    left."""
     tasks: list[Callable[[], Drawn]] = [
-        partial(image_to_image, client, ball, "a big purple ball on the left, at night"),
-        partial(style_mix, client, "a big cyan cylinder in the center, on the grass"),
-        partial(video, client, grass),
-        partial(control, client, "canny", "a red cylinder, on the sand"),
-        partial(control, client, "depth", "a blue cylinder, at night"),
-        partial(ip_adapter, client),
+        partial(image_to_image, client, model, ball, "a big purple ball on the left, at night"),
+        partial(style_mix, client, model, "a big cyan cylinder in the center, on the grass"),
+        partial(control, client, model, "canny", "a red cylinder, on the sand"),
+        partial(control, client, model, "depth", "a blue cylinder, at night"),
+        partial(ip_adapter, client, model),
+        partial(one_batch, client, model),
     ]
     yield from at_once(tasks)
 
@@ -63,7 +65,8 @@ def tasks_of_others(client: Client) -> Iterator[Drawn]:
     tasks: list[Callable[[], Drawn]] = [
         partial(inpainting, client),
         partial(fine_tune, client, "a big green cone in the center, on the sand"),
-        partial(text_to_image, client, "sdxl", grass),
+        partial(video, client, "a small blue ball on the left rolling right, on the grass"),
+        partial(text_to_image, client, "sd15", grass),
     ]
     yield from at_once(tasks)
 
@@ -92,9 +95,9 @@ def text_to_image(client: Client, model: str, prompt: str) -> Drawn:
     return Drawn(f"{model}: text to image", prompt, (picture,))
 
 
-def image_to_image(client: Client, given: Picture, prompt: str) -> Drawn:
+def image_to_image(client: Client, model: str, given: Picture, prompt: str) -> Drawn:
     """A picture noised and drawn anew."""
-    fields = {"model": "sd15", "prompt": prompt, "strength": "0.9", "num_inference_steps": "8"}
+    fields = {"model": model, "prompt": prompt, "strength": "0.9", "num_inference_steps": "8"}
     picture = client.edit({**fields, "seed": str(SEED)}, given)
     return Drawn("image to image", prompt, (picture,), given)
 
@@ -106,36 +109,52 @@ def inpainting(client: Client) -> Drawn:
     holed[:, SIDE // 2 :, 3] = 0
     mask = Image.fromarray(holed)
     prompt = "a big yellow cone on the left and a big blue ball on the right, on the sand"
-    fields = {"model": "sd15-inpainting", "prompt": prompt, "seed": str(SEED)}
+    fields = {"model": "sdxl-inpainting", "prompt": prompt, "seed": str(SEED)}
     return Drawn("inpainting", prompt, (client.edit(fields, given, mask),), mask)
 
 
 def fine_tune(client: Client, prompt: str) -> Drawn:
     """A community fine-tune, with the TCD-LoRA of its base."""
-    picture = client.generate({"model": "sd15-papercut", "prompt": prompt, "seed": SEED})
+    picture = client.generate({"model": "sdxl-ink", "prompt": prompt, "seed": SEED})
     return Drawn("community fine-tune", prompt, (picture,))
 
 
-def style_mix(client: Client, prompt: str) -> Drawn:
+def style_mix(client: Client, model: str, prompt: str) -> Drawn:
     """Two style LoRAs at once."""
     loras = [{"name": "papercut", "weight": 0.4}, {"name": "neon", "weight": 0.7}]
-    picture = client.generate({"model": "sd15", "prompt": prompt, "seed": SEED, "loras": loras})
+    picture = client.generate({"model": model, "prompt": prompt, "seed": SEED, "loras": loras})
     return Drawn("styles: papercut 0.4, neon 0.7", prompt, (picture,))
 
 
-def control(client: Client, kind: str, prompt: str) -> Drawn:
+def control(client: Client, model: str, kind: str, prompt: str) -> Drawn:
     """A ControlNet, on what the service's own preprocessor makes of a scene."""
     given = client.preprocess(kind, _scene("grass", Solid("cylinder", "purple", "big", "right")))
     one = {"type": kind, "image": data_url(given), "preprocessed": True, "conditioning_scale": 1.0}
-    body = {"model": "sd15", "prompt": prompt, "seed": SEED, "controls": [one]}
+    body = {"model": model, "prompt": prompt, "seed": SEED, "controls": [one]}
     return Drawn(f"{kind} ControlNet", prompt, (client.generate(body),), given)
 
 
-def ip_adapter(client: Client) -> Drawn:
+def ip_adapter(client: Client, model: str) -> Drawn:
     """A picture instead of a prompt."""
     given = _scene("night", Solid("cone", "purple", "big", "center"))
-    picture = client.vary({"model": "sd15", "seed": str(SEED)}, given)
+    picture = client.vary({"model": model, "seed": str(SEED)}, given)
     return Drawn("IP-Adapter", "", (picture,), given)
+
+
+def one_batch(client: Client, model: str) -> Drawn:
+    """Four requests at once that have nothing in common but their size: the model's UNet computes
+    their rows together."""
+    scene = data_url(_scene("sand", Solid("cube", "green", "big", "right")))
+    own: list[dict[str, object]] = [
+        {"loras": [{"name": "ink", "weight": 0.9}]},
+        {"loras": [{"name": "neon", "weight": 0.9}], "num_inference_steps": 6},
+        {"controls": [{"type": "canny", "image": scene}], "num_inference_steps": 8},
+        {"guidance_scale": 2.0, "negative_prompt": "a ball", "eta": 0.8},
+    ]
+    asked = [{"model": model, "prompt": SNOW, "seed": SEED, **fields} for fields in own]
+    with ThreadPoolExecutor(len(asked)) as clients:
+        pictures = tuple(clients.map(client.generate, asked))
+    return Drawn("four requests in one batch", SNOW, pictures)
 
 
 def video(client: Client, prompt: str) -> Drawn:
@@ -150,7 +169,7 @@ def video(client: Client, prompt: str) -> Drawn:
             "output_format": "webp",
         }
     )
-    return Drawn("AnimateDiff", prompt, tuple(frames))
+    return Drawn("AnimateDiff", prompt, tuple(frames), film=True)
 
 
 def _scene(background: Background, solid: Solid) -> Picture:

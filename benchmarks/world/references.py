@@ -40,9 +40,11 @@ def references(scenes: Sequence[Scene]) -> list[Reference]:
     ]
 
 
-def controlled(client: Client, given: Sequence[Reference], kind: str, scale: float) -> Pixels:
+def controlled(
+    client: Client, model: str, given: Sequence[Reference], kind: str, scale: float
+) -> Pixels:
     """Pictures by captions that name no place, with a control; without it where scale is 0."""
-    asked = bodies([reference.scene for reference in given], UNPLACED)
+    asked = bodies([reference.scene for reference in given], UNPLACED, model=model)
     if scale:
         for body, reference in zip(asked, given, strict=True):
             image = data_url(picture_of(reference.pixels))
@@ -86,9 +88,9 @@ class Carried:
     background: float
 
 
-def varied(client: Client, given: Sequence[Reference], scale: float) -> Pixels:
+def varied(client: Client, model: str, given: Sequence[Reference], scale: float) -> Pixels:
     """Pictures without a prompt that are to resemble the references, by the IP-Adapter."""
-    fields = {"model": "sd15", "scale": str(scale)}
+    fields = {"model": model, "scale": str(scale)}
     asked = list(enumerate(given))
     return stacked(
         at_once(

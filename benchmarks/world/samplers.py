@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 
 from benchmarks.world.drawing import Pixels, bodies, draw
-from benchmarks.world.frechet import Features, frechet_distance
+from benchmarks.world.frechet import Features, frechet_distance, standard_error
 from demo.client import Client
 from demo.train.measure import Sampler, Setting, adherence, draw_all
 from demo.world.caption import caption
@@ -33,11 +33,13 @@ class Point:
     Attributes:
         right: share that the checker finds right.
         distance: Fréchet distance to true pictures of such scenes.
+        error: standard error of the distance.
     """
 
     setting: Setting
     right: float
     distance: float
+    error: float
 
 
 class Judge:
@@ -57,7 +59,9 @@ class Judge:
     def __call__(self, setting: Setting, drawn: Pixels) -> Point:
         """Right and distance."""
         right = np.mean([found.right for found in adherence(self.scenes, drawn)])
-        return Point(setting, float(right), frechet_distance(self._true, self._features(drawn)))
+        features = self._features(drawn)
+        distance, error = (of(self._true, features) for of in (frechet_distance, standard_error))
+        return Point(setting, float(right), distance, error)
 
 
 class Samplers:
@@ -132,7 +136,8 @@ def plot(points: Sequence[Point], truth: float, file: Path) -> None:
     for sampler in dict.fromkeys(point.setting.sampler for point in points):
         own = [point for point in points if point.setting.sampler == sampler]
         steps = [point.setting.steps for point in own]
-        left.plot(steps, [point.distance for point in own], "o-", label=sampler)
+        bars = [2 * point.error for point in own]
+        left.errorbar(steps, [point.distance for point in own], bars, fmt="o-", label=sampler)
         right.plot(steps, [100 * point.right for point in own], "o-", label=sampler)
     for axes, title in ((left, "Fréchet distance (lower is better)"), (right, "% right")):
         axes.set(xscale="log", xlabel="steps", title=title)

@@ -42,10 +42,12 @@ class StyleScores:
         return float((self._scores_of @ away)[STYLES.index(style)])
 
 
-def styled(client: Client, scenes: Sequence[Scene], weights: Mapping[Style, float]) -> Pixels:
+def styled(
+    client: Client, model: str, scenes: Sequence[Scene], weights: Mapping[Style, float]
+) -> Pixels:
     """Pictures of the scenes with style LoRAs."""
     loras = [{"name": name, "weight": weight} for name, weight in weights.items()]
-    return draw(client, bodies(scenes, loras=loras))
+    return draw(client, bodies(scenes, model=model, loras=loras))
 
 
 def _described(pixels: Pixels) -> Array:

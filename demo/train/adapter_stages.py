@@ -1,4 +1,4 @@
-"""Stages of what is made for the sd15 base: IP-Adapter, inpainting, depth, motion."""
+"""Stages of what is made for finished bases: IP-Adapters, inpainting, depth, motion."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +9,10 @@ from diffusers import MotionAdapter
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
 
 from demo.depth import PREPROCESSOR as DEPTH_PREPROCESSOR
-from demo.image_encoder import PREPROCESSOR
+from demo.image_encoder import ENCODERS, PREPROCESSOR
 from demo.tokenizer import write_json
 from demo.train.card import Card
 from demo.train.depth import DepthTask
@@ -35,62 +36,80 @@ from demo.train.text import Tokenizers
 from demo.train.workshop import Workshop
 from demo.world.camera import CameraMotion
 
-FAMILY = "sd15"
+MOVING = "sd15"  # the family whose base moves
 VIDEOS = 3000
 CAMERA_VIDEOS = 800
 
 
-def train_encoder(stage: Stage, shop: Workshop) -> Card:
-    """The CLIP vision encoder."""
-    torch.manual_seed(shop.seed)
-    task = EncoderTask(shop.plain_pictures().pixels, stage.plan.batch_size, shop.device)
-    history = shop.train(stage.name, task, stage.plan)
-    folder = shop.models / stage.output
-    folder.mkdir(parents=True, exist_ok=True)
-    encoder = task.encoder
-    encoder.config.architectures = [type(encoder).__name__]
-    encoder.config.save_pretrained(str(folder))
-    tensors = {k: t.half().contiguous().cpu() for k, t in encoder.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
-    what = "A CLIP vision encoder whose embedding tells the solids and the background of a scene."
-    return Card(folder / "README.md", "Image encoder", what, history)
+def encoder_stage(name: str) -> Callable[[Stage, Workshop], Card]:
+    """A CLIP vision encoder, one of `ENCODERS`."""
+
+    def run(stage: Stage, shop: Workshop) -> Card:
+        torch.manual_seed(shop.seed)
+        pixels = shop.plain_pictures().pixels
+        task = EncoderTask(ENCODERS[name], pixels, stage.plan.batch_size, shop.device)
+        history = shop.train(stage.name, task, stage.plan)
+        folder = shop.models / stage.output
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder = task.encoder
+        encoder.config.architectures = [type(encoder).__name__]
+        encoder.config.save_pretrained(str(folder))
+        tensors = {k: t.half().contiguous().cpu() for k, t in encoder.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+        what = (
+            "A CLIP vision encoder whose embedding tells the solids and the background of a scene."
+        )
+        return Card(folder / "README.md", "Image encoder", what, history)
+
+    return run
+
+
+def ip_adapter_stage(family: str, encoder: str) -> Callable[[Stage, Workshop], Card]:
+    """The IP-Adapter of a base; its encoder, one of `ENCODERS`, lies beside it."""
+
+    def run(stage: Stage, shop: Workshop) -> Card:
+        file = shop.models / stage.output
+        vision = make_encoder(ENCODERS[encoder]).to(shop.device).eval()
+        vision.load_state_dict(load_file(file.parent / "image_encoder" / "model.safetensors"))
+        embeds = _embeds(vision, shop.plain_pictures().pixels, shop.device)
+        base = shop.base(family)
+        torch.manual_seed(shop.seed)
+        task = IpAdapterTask(base, shop.plain_latents(family), embeds, stage.plan.batch_size)
+        history = shop.train(stage.name, task, stage.plan)
+        save_ip_adapter(task, file)
+        what = f"An IP-Adapter of four tokens for the demo base {family}."
+        return Card(file.with_suffix(".md"), "IP-Adapter", what, history)
+
+    return run
 
 
 @torch.no_grad()
-def train_ip_adapter(stage: Stage, shop: Workshop) -> Card:
-    """The IP-Adapter of the sd15 base."""
-    encoder = make_encoder().to(shop.device).eval()
-    place = shop.models / "ip-adapter" / "models" / "image_encoder" / "model.safetensors"
-    encoder.load_state_dict(load_file(place))
-    pixels = shop.plain_pictures().pixels
+def _embeds(
+    vision: CLIPVisionModelWithProjection, pixels: NDArray[np.uint8], device: torch.device
+) -> Tensor:
     parts = [pixels[start : start + 64] for start in range(0, len(pixels), 64)]
-    embeds = torch.cat([encoder(preprocessed(p, shop.device)).image_embeds for p in parts]).cpu()
-    base = shop.base(FAMILY)
-    torch.manual_seed(shop.seed)
-    task = IpAdapterTask(base, shop.plain_latents(FAMILY), embeds, stage.plan.batch_size)
-    with torch.enable_grad():
+    return torch.cat([vision(preprocessed(part, device)).image_embeds for part in parts]).cpu()
+
+
+def inpainting_stage(family: str) -> Callable[[Stage, Workshop], Card]:
+    """The inpainting UNet of a base, with its text encoders and its autoencoder."""
+
+    def run(stage: Stage, shop: Workshop) -> Card:
+        pixels = shop.plain_pictures().pixels
+        cut = np.stack([masked_picture(picture, mask_of(i)) for i, picture in enumerate(pixels)])
+        masked = shop.cached_latents("masked", cut)
+        base = shop.base(family)
+        torch.manual_seed(shop.seed)
+        task = InpaintingTask(base, shop.plain_latents(family), masked, stage.plan.batch_size)
         history = shop.train(stage.name, task, stage.plan)
-    file = shop.models / stage.output
-    save_ip_adapter(task, file)
-    what = "An IP-Adapter of four tokens for the demo base sd15."
-    return Card(file.with_suffix(".md"), "IP-Adapter", what, history)
+        folder = (shop.models / stage.output).parent
+        shop.copy_vae(folder)
+        save_base(base, folder, inpainting=True)
+        what = f"An inpainting UNet of nine channels, trained on from the demo base {family}."
+        return Card(folder / "README.md", f"Inpainting {family}", what, history)
 
-
-def train_inpainting(stage: Stage, shop: Workshop) -> Card:
-    """The inpainting UNet, with the text encoder and autoencoder of the sd15 base."""
-    pixels = shop.plain_pictures().pixels
-    cut = np.stack([masked_picture(picture, mask_of(i)) for i, picture in enumerate(pixels)])
-    masked = shop.cached_latents("masked", cut)
-    base = shop.base(FAMILY)
-    torch.manual_seed(shop.seed)
-    task = InpaintingTask(base, shop.plain_latents(FAMILY), masked, stage.plan.batch_size)
-    history = shop.train(stage.name, task, stage.plan)
-    folder = shop.models / "sd15-inpainting"
-    shop.copy_vae(folder)
-    save_base(base, folder, inpainting=True)
-    what = "An inpainting UNet of nine channels, trained on from the demo base sd15."
-    return Card(folder / "README.md", "Inpainting sd15", what, history)
+    return run
 
 
 def train_depth(stage: Stage, shop: Workshop) -> Card:
@@ -108,7 +127,7 @@ def train_depth(stage: Stage, shop: Workshop) -> Card:
 def train_motion(stage: Stage, shop: Workshop) -> Card:
     """The motion adapter of the sd15 base."""
     data = _videos(shop, "motion", moving_video, min(VIDEOS, shop.plain))
-    base = shop.base(FAMILY)
+    base = shop.base(MOVING)
     torch.manual_seed(shop.seed)
     unet = motion_unet(base).to(shop.device)
     task = MotionTask(base, unet, data, stage.plan.batch_size)
@@ -127,10 +146,10 @@ def camera_stage(camera: CameraMotion) -> Callable[[Stage, Workshop], Card]:
 
     def run(stage: Stage, shop: Workshop) -> Card:
         data = _videos(shop, camera, draw, min(CAMERA_VIDEOS, shop.plain))
-        base = shop.base(FAMILY)
+        base = shop.base(MOVING)
         torch.manual_seed(shop.seed)
         adapter = MotionAdapter.from_pretrained(
-            shop.models / "motion-adapter" / FAMILY,
+            shop.models / "motion-adapter" / MOVING,
             local_files_only=True,
             torch_dtype=torch.float32,
         )
@@ -154,4 +173,4 @@ def _videos(
     videos = [drawn(index) for index in range(count)]
     pixels = np.concatenate([frames for frames, _ in videos])
     latents: Tensor = shop.cached_latents(f"{name}-videos", pixels).unflatten(0, (-1, FRAMES))
-    return VideoLatents(latents, Tokenizers(FAMILY)([text for _, text in videos]))
+    return VideoLatents(latents, Tokenizers(MOVING)([text for _, text in videos]))

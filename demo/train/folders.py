@@ -11,14 +11,14 @@ from transformers import CLIPTextModel, PreTrainedModel
 from demo.base import (
     EULER,
     NOISE_SCHEDULE,
-    OPENCLIP_PAD,
     write_scheduler,
     write_sd_index,
     write_sdxl_index,
 )
 from demo.text_encoder import PREFIX
-from demo.tokenizer import EOS, write_tokenizer
+from demo.tokenizer import write_tokenizer
 from demo.train.model import Base
+from demo.train.text import PADS
 
 
 def save_base(base: Base, folder: Path, *, inpainting: bool = False) -> None:
@@ -35,10 +35,11 @@ def save_base(base: Base, folder: Path, *, inpainting: bool = False) -> None:
 
 def save_text_encoders(base: Base, folder: Path) -> None:
     """Write the text encoders of a pipeline folder, with their tokenizers."""
-    write_tokenizer(folder / "tokenizer", pad_token=EOS)
+    pad, *others = PADS[base.family]
+    write_tokenizer(folder / "tokenizer", pad_token=pad)
     save_text_encoder(base.text_encoder, folder / "text_encoder")
-    if base.family == "sdxl":
-        write_tokenizer(folder / "tokenizer_2", pad_token=OPENCLIP_PAD)
+    for pad in others:
+        write_tokenizer(folder / "tokenizer_2", pad_token=pad)
         save_text_encoder(base.text_encoder_2, folder / "text_encoder_2")
 
 

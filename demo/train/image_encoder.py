@@ -10,24 +10,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from demo.image_encoder import ENCODERS, IMAGE_SIZE, PATCH_SIZE, PREPROCESSOR
+from demo.image_encoder import IMAGE_SIZE, PATCH_SIZE, PREPROCESSOR, EncoderShape
 from demo.train.data import scene_and_look
 from demo.train.loop import Task
 from demo.train.vae import to_tensor
 from demo.world.scene import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES
 
-SHAPE = ENCODERS["vit-h"]
 ABSENT = 0  # the class of a place where nothing stands
 SIZES_OF_HEADS = {"shape": 1 + len(SHAPES), "colour": 1 + len(COLOURS), "size": 1 + len(SIZES)}
 
 
-def make_encoder() -> CLIPVisionModelWithProjection:
+def make_encoder(shape: EncoderShape) -> CLIPVisionModelWithProjection:
     """An untrained encoder of the architecture of IP-Adapter's."""
     config = CLIPVisionConfig(
-        hidden_size=SHAPE.hidden_size,
-        intermediate_size=2 * SHAPE.hidden_size,
-        projection_dim=SHAPE.projection_dim,
-        num_hidden_layers=SHAPE.layers,
+        hidden_size=shape.hidden_size,
+        intermediate_size=2 * shape.hidden_size,
+        projection_dim=shape.projection_dim,
+        num_hidden_layers=shape.layers,
         num_attention_heads=4,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
@@ -71,11 +70,17 @@ def labels_of(index: int) -> list[int]:
 class EncoderTask(Task):
     """Cross-entropy of the heads."""
 
-    def __init__(self, pixels: NDArray[np.uint8], batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: EncoderShape,
+        pixels: NDArray[np.uint8],
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
         self.pixels, self.batch_size, self.device = pixels, batch_size, device
-        self.encoder = make_encoder().to(device)
+        self.encoder = make_encoder(shape).to(device)
         widths = [*SIZES_OF_HEADS.values()] * len(PLACES) + [len(BACKGROUNDS)]
-        self.heads = nn.ModuleList(nn.Linear(SHAPE.projection_dim, width) for width in widths).to(
+        self.heads = nn.ModuleList(nn.Linear(shape.projection_dim, width) for width in widths).to(
             device
         )
         self.trained = nn.ModuleDict({"encoder": self.encoder, "heads": self.heads})

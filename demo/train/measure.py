@@ -116,7 +116,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m demo.train.measure", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--family", choices=["sd15", "sdxl"], default="sd15")
+    parser.add_argument("--family", choices=["sd15", "sd21", "sdxl"], default="sd15")
     parser.add_argument("--models", type=Path, default=WEIGHTS)
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--pairs", type=float, default=0.0, help="share with two solids")

@@ -1,6 +1,6 @@
 """A base model in training: its UNet and text encoders, from token ids to the predicted noise."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -11,14 +11,27 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedM
 from demo.text_encoder import text_config
 from demo.tokenizer import train as vocabulary
 from demo.train.text import Tokenizers
-from demo.unet import LATENT_CHANNELS, sd15_unet, sdxl_unet
+from demo.unet import LATENT_CHANNELS, sd15_unet, sd21_unet, sdxl_unet
 from demo.world.renderer import SIDE
 
 LATENT_SIDE = SIDE // 8
 SCALE = 2  # of the stand-ins' widths
-TEXT_WIDTHS = {"sd15": (64,), "sdxl": (32, 64)}
-TEXT_LAYERS = {"sd15": (2,), "sdxl": (2, 3)}  # sdxl leaves out the last
 TIME_IDS = (float(SIDE), float(SIDE), 0.0, 0.0, float(SIDE), float(SIDE))
+
+
+class TextShape(NamedTuple):
+    """A text encoder: OpenAI's CLIP, or OpenCLIP's, which pads with its token 0."""
+
+    kind: Literal["clip", "openclip"]
+    width: int
+    layers: int
+
+
+TEXT_SHAPES = {
+    "sd15": (TextShape("clip", 64, 2),),
+    "sd21": (TextShape("openclip", 64, 2),),
+    "sdxl": (TextShape("clip", 32, 2), TextShape("openclip", 64, 3)),  # the last is left out
+}
 
 
 class Conditioning(NamedTuple):
@@ -34,7 +47,7 @@ class Conditioning(NamedTuple):
 
 
 class Base(nn.Module):
-    """UNet and text encoders of `family`, sd15 or sdxl, under the names of their folders."""
+    """UNet and text encoders of `family`, sd15, sd21 or sdxl, under the names of their folders."""
 
     def __init__(
         self, family: str, *, scale: int = SCALE, in_channels: int = LATENT_CHANNELS
@@ -43,27 +56,26 @@ class Base(nn.Module):
         self.empty: Tensor
         self.text_encoder_2: CLIPTextModelWithProjection
         self.family = family
-        widths = TEXT_WIDTHS[family]
-        pads = (vocabulary().eos_token_id, 0)
+        shapes = TEXT_SHAPES[family]
         configs = [
             text_config(
-                width=width,
-                layers=layers,
-                hidden_act=activation,
-                pad_token_id=pad,
-                projection_dim=width,
+                width=shape.width,
+                layers=shape.layers,
+                hidden_act="quick_gelu" if shape.kind == "clip" else "gelu",
+                pad_token_id=vocabulary().eos_token_id if shape.kind == "clip" else 0,
+                projection_dim=shape.width,
             )
-            for width, layers, activation, pad in zip(
-                widths, TEXT_LAYERS[family], ("quick_gelu", "gelu"), pads, strict=False
-            )
+            for shape in shapes
         ]
         self.text_encoder = CLIPTextModel(configs[0])
         self.unet: UNet2DConditionModel
         if family == "sdxl":
             self.text_encoder_2 = CLIPTextModelWithProjection(configs[1])
-            self.unet = sdxl_unet(sum(widths), widths[1], scale, in_channels)
+            width, pooled = sum(shape.width for shape in shapes), shapes[1].width
+            self.unet = sdxl_unet(width, pooled, scale, in_channels)
         else:
-            self.unet = sd15_unet(widths[0], scale, in_channels)
+            unet = sd15_unet if family == "sd15" else sd21_unet
+            self.unet = unet(shapes[0].width, scale, in_channels)
         self.unet.register_to_config(sample_size=LATENT_SIDE)
         # On a CPU torch's fused attention is slow in bfloat16.
         self.unet.set_attn_processor(AttnProcessor())
@@ -81,9 +93,9 @@ class Base(nn.Module):
     def encode(self, ids: Tensor, dropped: Tensor | None = None) -> Conditioning:
         """Of token ids (B, encoders, 77); rows that are `dropped` (B,) become unconditional.
 
-        Unconditional is the empty caption for sd15, zeros for sdxl, as the pipelines have it.
+        Unconditional is zeros for sdxl and the empty caption for others, as the pipelines have it.
         """
-        if self.family == "sd15":
+        if self.family != "sdxl":
             if dropped is not None:
                 ids = torch.where(dropped[:, None, None], self.empty.to(ids), ids)
             return Conditioning(self.text_encoder(ids[:, 0]).last_hidden_state, None)
@@ -134,7 +146,7 @@ class Base(nn.Module):
 
 
 def added(conditioning: Conditioning) -> dict[str, Tensor] | None:
-    """`added_cond_kwargs` of an sdxl UNet, None for sd15."""
+    """`added_cond_kwargs` of an sdxl UNet, None for others."""
     if conditioning.pooled is None:
         return None
     pooled = conditioning.pooled

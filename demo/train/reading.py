@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from demo.train.loop import Task
-from demo.train.model import TEXT_WIDTHS, Base
+from demo.train.model import TEXT_SHAPES, Base
 from demo.world.caption import parse
 from demo.world.scene import BACKGROUNDS, COLOURS, MOTIONS, PLACES, SHAPES, SIZES
 
@@ -48,7 +48,7 @@ class ReadingTask(Task):
         self.base, self.ids, self.batch_size = base, ids, batch_size
         self.device = base.unet.device
         self.labels = torch.tensor([labels_of(text) for text in captions])
-        widths = TEXT_WIDTHS[base.family]
+        widths = [shape.width for shape in TEXT_SHAPES[base.family]]
         self.heads = _heads(sum(widths)).to(self.device)
         self.pooled_heads = _heads(widths[-1]).to(self.device)
         heads = {"heads": self.heads, "pooled_heads": self.pooled_heads}

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from demo.train.adapter_stages import (
     camera_stage,
+    encoder_stage,
+    inpainting_stage,
+    ip_adapter_stage,
     train_depth,
-    train_encoder,
-    train_inpainting,
-    train_ip_adapter,
     train_motion,
 )
 from demo.train.base_stages import (
@@ -29,6 +29,9 @@ BASE_PLAN = Plan(3800, 64, 1e-3, 25, bfloat16=True)
 TCD_PLAN = Plan(600, 64, 1e-3, 10, ema_decay=0.98)
 STYLE_PLAN = Plan(600, 32, 1e-3, 3, ema_decay=0.98, bfloat16=True)
 CONTROL_PLAN = Plan(800, 64, 1e-3, 9, ema_decay=0.995, bfloat16=True)
+ENCODER_PLAN = Plan(5000, 32, 1e-3, 16)
+IP_ADAPTER_PLAN = Plan(2400, 64, 1e-3, 17, ema_decay=0.995)
+INPAINTING_PLAN = Plan(800, 64, 5e-4, 6, ema_decay=0.995, bfloat16=True)
 
 
 def family_stages(family: str, controls: Sequence[Control] = ()) -> list[Stage]:
@@ -48,24 +51,36 @@ def family_stages(family: str, controls: Sequence[Control] = ()) -> list[Stage]:
     return stages
 
 
+def picture_stages(family: str, encoder: str, folder: str) -> list[Stage]:
+    """What a base takes pictures with: an image encoder with its IP-Adapter, laid out as
+    h94/IP-Adapter, and the inpainting UNet."""
+    place = f"ip-adapter/{folder}"
+    return [
+        Stage(
+            f"image-encoder-{family}",
+            f"{place}/image_encoder",
+            ENCODER_PLAN,
+            encoder_stage(encoder),
+        ),
+        Stage(
+            f"ip-adapter-{family}",
+            f"{place}/ip-adapter_{family}.safetensors",
+            IP_ADAPTER_PLAN,
+            ip_adapter_stage(family, encoder),
+        ),
+        Stage(
+            f"inpainting-{family}",
+            f"{family}-inpainting/unet",
+            INPAINTING_PLAN,
+            inpainting_stage(family),
+        ),
+    ]
+
+
 STAGES: list[Stage] = [
     Stage("vae", "sd15/vae", Plan(6600, 16, 2e-3, 27, bfloat16=True), train_vae),
     *family_stages("sd15", CONTROLS),
-    Stage(
-        "image-encoder", "ip-adapter/models/image_encoder", Plan(5000, 32, 1e-3, 16), train_encoder
-    ),
-    Stage(
-        "ip-adapter-sd15",
-        "ip-adapter/models/ip-adapter_sd15.safetensors",
-        Plan(2400, 64, 1e-3, 17, ema_decay=0.995),
-        train_ip_adapter,
-    ),
-    Stage(
-        "inpainting-sd15",
-        "sd15-inpainting/unet",
-        Plan(800, 64, 5e-4, 6, ema_decay=0.995, bfloat16=True),
-        train_inpainting,
-    ),
+    *picture_stages("sd15", "vit-h", "models"),
     Stage("depth", "dpt-hybrid", Plan(1500, 8, 1e-3, 15, ema_decay=0.995), train_depth),
     Stage(
         "motion",
@@ -82,5 +97,7 @@ STAGES: list[Stage] = [
         )
         for name in CAMERA_MOTIONS
     ),
-    *family_stages("sdxl"),
+    *family_stages("sdxl", CONTROLS),
+    *picture_stages("sdxl", "vit-bigg", "sdxl_models"),
+    *family_stages("sd21"),
 ]

@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 from demo.base import OPENCLIP_PAD
 from demo.tokenizer import EOS, MAX_LENGTH, train
 
-PADS = {"sd15": (EOS,), "sdxl": (EOS, OPENCLIP_PAD)}
+PADS = {"sd15": (EOS,), "sd21": (OPENCLIP_PAD,), "sdxl": (EOS, OPENCLIP_PAD)}
 
 
 class Tokenizers:

@@ -39,7 +39,9 @@ def test_held_out_captions_are_followed(client: Client) -> None:
 def test_canny_steers(client: Client) -> None:
     given = references.references(held_out_scenes(SOME, pairs=0.35))
     free, steered = (
-        references.edge_agreement(given, references.controlled(client, given, "canny", scale))
+        references.edge_agreement(
+            given, references.controlled(client, "sd15", given, "canny", scale)
+        )
         for scale in (0.0, 1.0)
     )
     assert steered > free + 0.2
@@ -49,7 +51,7 @@ def test_depth_steers(client: Client) -> None:
     given = references.references(held_out_scenes(SOME, pairs=0.35))
     free, steered = (
         references.depth_agreement(
-            client, given, references.controlled(client, given, "depth", scale)
+            client, given, references.controlled(client, "sd15", given, "depth", scale)
         )
         for scale in (0.0, 1.0)
     )
@@ -59,7 +61,8 @@ def test_depth_steers(client: Client) -> None:
 def test_ip_adapter_carries_colour_and_shape(client: Client) -> None:
     given = references.references(held_out_scenes(SOME, pairs=0.0))
     without, with_it = (
-        references.carried(given, references.varied(client, given, scale)) for scale in (0.0, 1.0)
+        references.carried(given, references.varied(client, "sd15", given, scale))
+        for scale in (0.0, 1.0)
     )
     assert with_it.colour > without.colour + 0.3
     assert with_it.shape > without.shape + 0.2
@@ -70,7 +73,8 @@ def test_a_style_grows_with_its_weight(client: Client, style: Style) -> None:
     scenes = held_out_scenes(SOME, pairs=0.35)
     score = styles.StyleScores(scenes)
     scores = [
-        score(styles.styled(client, scenes, {style: weight}), style) for weight in (0.0, 0.5, 1.0)
+        score(styles.styled(client, "sd15", scenes, {style: weight}), style)
+        for weight in (0.0, 0.5, 1.0)
     ]
     assert scores == sorted(scores)
     assert scores[-1] > scores[0] + 0.5

@@ -25,6 +25,7 @@ TASKS = (
     "canny ControlNet",
     "IP-Adapter",
     "AnimateDiff",
+    "four requests in one batch",
 )
 
 
@@ -45,8 +46,8 @@ def test_demo_draws_every_task_and_stops(demo_models: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "out/demo.png" in ran.stdout
     before_others, others = ran.stdout.split("out/first.png: the first picture, after ")
-    assert "sd15 is ready" in before_others
-    assert "sdxl is ready" in others, "nobody waits for the other models to see something"
+    assert "sdxl is ready" in before_others
+    assert "sd15 is ready" in others, "nobody waits for the other models to see something"
     with Image.open(first) as shown:
         assert shown.size == (64, 64)
     for task in TASKS:

@@ -31,7 +31,7 @@ from ray.serve.schema import ReplicaState
 from configs.keys import digest
 from demo.client import Client
 from demo.service import ENVIRONMENT, ROOT, START_TIMEOUT_S, demo_config, free_port
-from demo.tasks import first_task, tasks_of_first
+from demo.tasks import SNOW, tasks_of, text_to_image, video
 from tests.deploy.prometheus import (
     CONFIG,
     RULES,
@@ -191,8 +191,9 @@ def monitored(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def drawn(monitored: Monitored) -> Monitored:
     """After the traffic of `make demo`, what it does not ask for, and one request that is wrong."""
     with Client(monitored.url, KEY) as client:
-        (ball,) = first_task(client).pictures
-        list(tasks_of_first(client, ball))
+        (ball,) = text_to_image(client, "sd15", SNOW).pictures
+        list(tasks_of("sd15", client, ball))
+        video(client, "a small blue ball on the left rolling right, on the grass")
         for side in (72, 80):  # of a histogram that has just come nothing is a rate yet
             time.sleep(2 * SCRAPE_S)
             client.preprocess("canny", ball.resize((side, side)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.world.frechet import frechet_distance
+from benchmarks.world.frechet import frechet_distance, standard_error
 from benchmarks.world.motion import centred, drift, growth, seen_motion, truly_filmed
 from benchmarks.world.references import Reference, carried, edge_agreement, references
 from benchmarks.world.samplers import detail
@@ -87,6 +87,15 @@ def test_frechet_distance_of_gaussians() -> None:
     units = np.array([1.0, 10.0, 0.1])
     assert frechet_distance(units * first, units * second) == pytest.approx(4, rel=0.05)
     assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_error_of_a_distance_is_how_it_varies() -> None:
+    rng = np.random.default_rng(3)
+    first = rng.normal(size=(2000, 8))
+    others = [rng.normal(0.3, 1.2, size=(200, 8)) for _ in range(100)]
+    varies = np.std([frechet_distance(first, other) for other in others])
+    told = [standard_error(first, other) for other in others]
+    assert np.mean(told) == pytest.approx(varies, rel=0.2)
 
 
 def test_detail_is_of_high_frequencies() -> None:

@@ -51,7 +51,13 @@ def of_both(unet: UNet2DConditionModel, told: Conditioning) -> Tensor:
 
 @pytest.mark.parametrize(
     ("family", "file_format"),
-    [("sd15", "kohya"), ("sd15", "peft"), ("sd15", "diffusers"), ("sdxl", "peft")],
+    [
+        ("sd15", "kohya"),
+        ("sd15", "peft"),
+        ("sd15", "diffusers"),
+        ("sd21", "kohya"),
+        ("sdxl", "peft"),
+    ],
 )
 def test_a_lora_file_is_the_lora(tmp_path: Path, family: str, file_format: Format) -> None:
     model = base(family)

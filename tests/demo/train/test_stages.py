@@ -8,10 +8,13 @@ import torch
 from diffusers import (
     AnimateDiffPipeline,
     ControlNetModel,
+    DiffusionPipeline,
     MotionAdapter,
     StableDiffusionControlNetPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     TCDScheduler,
 )
@@ -40,6 +43,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return shop
 
 
+def loaded(pipeline: type[DiffusionPipeline], folder: Path, **parts: object) -> DiffusionPipeline:
+    """A pipeline with the sampler that is served."""
+    pipe = pipeline.from_pretrained(folder, local_files_only=True, **parts)
+    pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
@@ -57,13 +68,11 @@ def test_every_stage_wrote_its_output_and_a_card(trained: Workshop) -> None:
     assert suffixes <= {".json", ".safetensors", ".txt", ".md"}
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
 def test_base_tcd_and_styles_load(trained: Workshop, family: str) -> None:
     pipeline = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
-    pipe = pipeline.from_pretrained(trained.models / family, local_files_only=True)
+    pipe = loaded(pipeline, trained.models / family)
     assert {p.dtype for p in (*pipe.unet.parameters(), *pipe.vae.parameters())} == {torch.float32}
-    pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(trained.models / "tcd-lora" / family, adapter_name="tcd")
     for style in STYLES:
         file = trained.models / "loras" / family / f"{style}.safetensors"
@@ -86,47 +95,64 @@ def test_a_run_of_a_finished_stage_changes_nothing(trained: Workshop, tmp_path: 
 
 
 @pytest.mark.parametrize("control", ["canny", "depth"])
-def test_controlnets_load(trained: Workshop, control: str) -> None:
-    folder = trained.models / "controlnet" / "sd15" / control
+@pytest.mark.parametrize(
+    ("family", "pipeline"),
+    [("sd15", StableDiffusionControlNetPipeline), ("sdxl", StableDiffusionXLControlNetPipeline)],
+)
+def test_controlnets_load(
+    trained: Workshop, family: str, pipeline: type[DiffusionPipeline], control: str
+) -> None:
+    folder = trained.models / "controlnet" / family / control
     net = ControlNetModel.from_pretrained(folder, local_files_only=True)
-    pipe = StableDiffusionControlNetPipeline.from_pretrained(
-        trained.models / "sd15", controlnet=net, local_files_only=True
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = loaded(pipeline, trained.models / family, controlnet=net)
     picture = pipe(
-        PROMPT, Image.new("RGB", (64, 64)), num_inference_steps=2, generator=generator()
+        PROMPT, image=Image.new("RGB", (64, 64)), num_inference_steps=2, generator=generator()
     ).images[0]
     assert picture.size == (64, 64)
 
 
-def test_ip_adapter_loads(trained: Workshop) -> None:
+@pytest.mark.parametrize(
+    ("family", "subfolder", "pipeline"),
+    [
+        ("sd15", "models", StableDiffusionPipeline),
+        ("sdxl", "sdxl_models", StableDiffusionXLPipeline),
+    ],
+)
+def test_ip_adapter_loads(
+    trained: Workshop, family: str, subfolder: str, pipeline: type[DiffusionPipeline]
+) -> None:
     folder = trained.models / "ip-adapter"
     encoder = CLIPVisionModelWithProjection.from_pretrained(
-        folder / "models" / "image_encoder", local_files_only=True
+        folder / subfolder / "image_encoder", local_files_only=True
     )
-    pipe = StableDiffusionPipeline.from_pretrained(
-        trained.models / "sd15", image_encoder=encoder, local_files_only=True
-    )
+    pipe = loaded(pipeline, trained.models / family, image_encoder=encoder)
     pipe.load_ip_adapter(
         folder,
-        subfolder="models",
-        weight_name="ip-adapter_sd15.safetensors",
+        subfolder=subfolder,
+        weight_name=f"ip-adapter_{family}.safetensors",
         image_encoder_folder=None,
         local_files_only=True,
     )
     embeds = torch.zeros(2, 1, 1, encoder.config.projection_dim)
-    pipe.set_progress_bar_config(disable=True)
     picture = pipe(
-        PROMPT, ip_adapter_image_embeds=[embeds[:, 0]], num_inference_steps=2, generator=generator()
+        PROMPT,
+        height=64,
+        width=64,
+        ip_adapter_image_embeds=[embeds[:, 0]],
+        num_inference_steps=2,
+        generator=generator(),
     ).images[0]
     assert picture.size == (64, 64)
 
 
-def test_inpainting_loads(trained: Workshop) -> None:
-    pipe = StableDiffusionInpaintPipeline.from_pretrained(
-        trained.models / "sd15-inpainting", local_files_only=True
-    )
-    pipe.set_progress_bar_config(disable=True)
+@pytest.mark.parametrize(
+    ("family", "pipeline"),
+    [("sd15", StableDiffusionInpaintPipeline), ("sdxl", StableDiffusionXLInpaintPipeline)],
+)
+def test_inpainting_loads(
+    trained: Workshop, family: str, pipeline: type[DiffusionPipeline]
+) -> None:
+    pipe = loaded(pipeline, trained.models / f"{family}-inpainting")
     picture = pipe(
         PROMPT,
         image=Image.new("RGB", (64, 64)),
