@@ -61,12 +61,10 @@ def tasks_of(model: str, client: Client, ball: Picture) -> Iterator[Drawn]:
 
 def tasks_of_others(client: Client) -> Iterator[Drawn]:
     """Each task of the other models once it is done."""
-    grass = "a small blue cube on the left and a big yellow cone on the right, on the grass"
     tasks: list[Callable[[], Drawn]] = [
         partial(inpainting, client),
         partial(fine_tune, client, "a big green cone in the center, on the sand"),
         partial(video, client, "a small blue ball on the left rolling right, on the grass"),
-        partial(text_to_image, client, "sd15", grass),
     ]
     yield from at_once(tasks)
 
@@ -145,16 +143,21 @@ def one_batch(client: Client, model: str) -> Drawn:
     """Four requests at once that have nothing in common but their size: the model's UNet computes
     their rows together."""
     scene = data_url(_scene("sand", Solid("cube", "green", "big", "right")))
+    edges = {"type": "canny", "image": scene, "conditioning_scale": 1.0}
     own: list[dict[str, object]] = [
-        {"loras": [{"name": "ink", "weight": 0.9}]},
-        {"loras": [{"name": "neon", "weight": 0.9}], "num_inference_steps": 6},
-        {"controls": [{"type": "canny", "image": scene}], "num_inference_steps": 8},
-        {"guidance_scale": 2.0, "negative_prompt": "a ball", "eta": 0.8},
+        {"prompt": SNOW, "loras": [{"name": "ink", "weight": 0.9}]},
+        {"prompt": "a cyan cone, at night", "loras": [{"name": "neon", "weight": 0.9}]},
+        {"prompt": "a yellow cube, in the snow", "controls": [edges], "num_inference_steps": 8},
+        {
+            "prompt": "a purple ball on the left and a green cone on the right, on the grass",
+            "guidance_scale": 2.0,
+            "num_inference_steps": 6,
+        },
     ]
-    asked = [{"model": model, "prompt": SNOW, "seed": SEED, **fields} for fields in own]
+    asked = [{"model": model, "seed": SEED, **fields} for fields in own]
     with ThreadPoolExecutor(len(asked)) as clients:
         pictures = tuple(clients.map(client.generate, asked))
-    return Drawn("four requests in one batch", SNOW, pictures)
+    return Drawn("four requests in one batch", "ink, neon, canny, guidance", pictures)
 
 
 def video(client: Client, prompt: str) -> Drawn:

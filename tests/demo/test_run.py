@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 TASKS = (
-    "sd15: text to image",
     "sdxl: text to image",
     "image to image",
     "inpainting",

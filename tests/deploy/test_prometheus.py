@@ -26,7 +26,7 @@ from ray import serve
 from ray.dashboard.modules.metrics.dashboards.default_dashboard_panels import (
     DEFAULT_GRAFANA_ROWS,
 )
-from ray.serve.schema import ReplicaState
+from ray.serve._private.common import ReplicaState
 
 from configs.keys import digest
 from demo.client import Client
