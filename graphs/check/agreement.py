@@ -90,11 +90,6 @@ def advice(config: ServeDeploySchema, *, machine: bool = True) -> Iterator[str]:
         yield from _queues(model)
         yield from _gpus(model)
         yield from routing_advice(model.diffusion, f"{model.place}.{DIFFUSION.name}")
-    if not any(_services(config)):
-        yield (
-            f"applications: none is of {SERVICE}: deployed as it is, requests get 404 (as when the "
-            "service is taken down)"
-        )
     if machine:
         yield from tracing_advice(config)
     for application, service in _services(config):

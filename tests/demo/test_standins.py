@@ -57,7 +57,9 @@ def digests(out: Path) -> dict[str, str]:
 def test_another_process_writes_the_same_bytes(models: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "demo.standins", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert digests(tmp_path) == digests(models)
+    here = digests(models)
+    here.pop(standins.MERGED_STAMP, None)  # `make demo` may have been here before
+    assert digests(tmp_path) == here
     *folders, total = done.stdout.splitlines()
     named = {(ROOT / line.split("  ")[0]).resolve() for line in folders}
     files = [file for file in standins.files_in(tmp_path) if file.name != standins.STAMP]

@@ -104,7 +104,8 @@ def test_a_style_for_a_checkpoint_that_is_elsewhere(
 ) -> None:
     """It is judged by the published base of the family, where the checkpoint has its shapes."""
     (model,) = sdxl["applications"]
-    model["args"] |= {"checkpoint": checkpoint, "tcd_lora": "a/b"}
+    model["args"] |= {"checkpoint": checkpoint, "tcd_lora": "a/b", "controls": {}}
+    del model["args"]["ip_adapter"]
     whole, foreign = tmp_path / "whole.safetensors", tmp_path / "foreign.safetensors"
     for file, width in ((whole, 2048), (foreign, 768)):
         name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
