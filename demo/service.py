@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError
@@ -217,7 +218,7 @@ def up(url: str, *models: str) -> Up:
             status, body = answer.status, answer.read()
     except HTTPError as error:
         status, body = error.code, error.read()
-    except OSError:  # refused, or timed out
+    except (OSError, HTTPException):  # refused, timed out, or somebody else's port
         return Up()
     try:
         known = json.loads(body)["availability"]
