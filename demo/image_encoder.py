@@ -48,15 +48,9 @@ class EncoderShape(NamedTuple):
 ENCODERS = {"vit-h": EncoderShape(48, 32, 3), "vit-bigg": EncoderShape(64, 40, 3)}
 
 
-def write_image_encoder(name: str, folder: Path) -> None:
-    """Write the encoder `name` (one of `ENCODERS`): weights, configuration, preprocessor's too.
-
-    Raises ValueError for an unknown name.
-    """
-    if name not in ENCODERS:
-        raise ValueError(f"name must be one of {', '.join(ENCODERS)}, not {name!r}")
-    shape = ENCODERS[name]
-    config = CLIPVisionConfig(
+def vision_config(shape: EncoderShape) -> CLIPVisionConfig:
+    """The architecture of IP-Adapter's encoders."""
+    return CLIPVisionConfig(
         hidden_size=shape.hidden_size,
         intermediate_size=2 * shape.hidden_size,
         projection_dim=shape.projection_dim,
@@ -67,6 +61,16 @@ def write_image_encoder(name: str, folder: Path) -> None:
         hidden_act="gelu",
         dtype="float32",
     )
+
+
+def write_image_encoder(name: str, folder: Path) -> None:
+    """Write the encoder `name` (one of `ENCODERS`): weights, configuration, preprocessor's too.
+
+    Raises ValueError for an unknown name.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"name must be one of {', '.join(ENCODERS)}, not {name!r}")
+    config = vision_config(ENCODERS[name])
     config.architectures = [CLIPVisionModelWithProjection.__name__]
     # The constructor draws weights, which are then overwritten: leave the caller's state alone.
     with torch.random.fork_rng(devices=[]):

@@ -60,7 +60,8 @@ class Judge:
         """Right and distance."""
         right = np.mean([found.right for found in adherence(self.scenes, drawn)])
         features = self._features(drawn)
-        distance, error = (of(self._true, features) for of in (frechet_distance, standard_error))
+        distance = frechet_distance(self._true, features)
+        error = standard_error(self._true, features)
         return Point(setting, float(right), distance, error)
 
 

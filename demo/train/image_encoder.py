@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
-from demo.image_encoder import IMAGE_SIZE, PATCH_SIZE, PREPROCESSOR, EncoderShape
+from demo.image_encoder import IMAGE_SIZE, PREPROCESSOR, EncoderShape, vision_config
 from demo.train.data import scene_and_look
 from demo.train.loop import Task
 from demo.train.vae import to_tensor
@@ -22,18 +22,7 @@ SIZES_OF_HEADS = {"shape": 1 + len(SHAPES), "colour": 1 + len(COLOURS), "size": 
 
 def make_encoder(shape: EncoderShape) -> CLIPVisionModelWithProjection:
     """An untrained encoder of the architecture of IP-Adapter's."""
-    config = CLIPVisionConfig(
-        hidden_size=shape.hidden_size,
-        intermediate_size=2 * shape.hidden_size,
-        projection_dim=shape.projection_dim,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        hidden_act="gelu",
-        dtype="float32",
-    )
-    return CLIPVisionModelWithProjection(config)
+    return CLIPVisionModelWithProjection(vision_config(shape))
 
 
 def preprocessed(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -4,7 +4,7 @@ import asyncio
 
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapSpec
-from deployments.preprocess.work import Work, made
+from deployments.preprocess.work import Work
 
 
 class Canny:
@@ -23,5 +23,6 @@ class Canny:
             return canny(sized, spec.low_threshold, spec.high_threshold)
 
         with self._work.of(1):
-            (edges,) = self._work.counted([await asyncio.to_thread(work)])
-        return made(edges)
+            edges = await asyncio.to_thread(work)
+            self._work.counted([edges])
+        return edges

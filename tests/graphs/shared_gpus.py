@@ -78,16 +78,13 @@ def of(asking: Asking, model: str) -> int:
 
 def counted() -> dict[str, int]:
     """How many replicas of each model run, if any."""
-    return dict(Counter(each["application"].removeprefix("model-") for each in on_gpus()))
-
-
-def on_gpus() -> list[dict[str, Any]]:
-    """The replicas of models that serve."""
-    return [
-        replica
-        for replica in replicas()
-        if replica["deployment"] == "Diffusion" and replica["state"] == "RUNNING"
-    ]
+    return dict(
+        Counter(
+            replica["application"].removeprefix("model-")
+            for replica in replicas()
+            if replica["deployment"] == "Diffusion" and replica["state"] == "RUNNING"
+        )
+    )
 
 
 async def look(samples: list[Any]) -> None:
