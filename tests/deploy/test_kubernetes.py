@@ -3,6 +3,7 @@
 import copy
 import re
 import signal
+import socket
 import subprocess
 import time
 import tomllib
@@ -423,13 +424,18 @@ def test_the_front_runs_the_projects_file_and_lasts_as_long_as_an_answer() -> No
 
 
 def test_the_front_ends_once_it_is_told_to_and_idle(tmp_path: Path) -> None:
-    """What its preStop does: SIGUSR1 to the process that the container starts."""
+    """What its preStop does: SIGUSR1 to the process that the container starts. Who is connected and
+    says nothing holds it up for TCD_HEAD_TIMEOUT; here, too, that may be a stranger."""
     port = free_port()
     log = tmp_path / "log"
     with log.open("wb") as output:
         proxy = subprocess.Popen(
             [get_haproxy_binary(), "-W", "-f", str(ROOT / "deploy" / "haproxy.cfg")],
-            env={"TCD_BIND": f"127.0.0.1:{port}", "TCD_UPSTREAM": f"127.0.0.1:{free_port()}"},
+            env={
+                "TCD_BIND": f"127.0.0.1:{port}",
+                "TCD_UPSTREAM": f"127.0.0.1:{free_port()}",
+                "TCD_HEAD_TIMEOUT": "2s",
+            },
             stdout=output,
             stderr=output,
         )
@@ -442,8 +448,9 @@ def test_the_front_ends_once_it_is_told_to_and_idle(tmp_path: Path) -> None:
             except httpx.TransportError:
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
-        proxy.send_signal(signal.SIGUSR1)
-        assert proxy.wait(10) == 0
+        with socket.create_connection(("127.0.0.1", port)):
+            proxy.send_signal(signal.SIGUSR1)
+            assert proxy.wait(20) == 0
     finally:
         if proxy.poll() is None:
             proxy.kill()

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import combinations, count
+from itertools import accumulate, combinations, count
 from pathlib import Path
 from random import Random
 from threading import Semaphore
@@ -106,6 +106,12 @@ def memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def most_that_fit(sources: dict[str, str], budget_bytes: int) -> int:
+    """How many of the smallest styles fit a budget together."""
+    sizes = [sum(t.nbytes for t in load_file(file).values()) for file in sources.values()]
+    return sum(together <= budget_bytes for together in accumulate(sorted(sizes)))
+
+
 def adapter_layers() -> int:
     """How many layers of adapters are alive anywhere."""
     gc.collect()
@@ -135,7 +141,7 @@ def test_300_swaps_leave_memory_flat_and_every_image_right(
     figures = engine.figures()
     assert figures.lora_evictions_total >= SWAPS - STYLE_COUNT
     assert figures.lora_bytes <= 2**20
-    assert 2 <= figures.loras_resident <= 5
+    assert 2 <= figures.loras_resident <= most_that_fit(sources, 2**20)
     assert figures.rows_total > figures.steps_total, "no two styles ever shared a batch"
     assert len(held) >= MEASURES / 2
     assert max(held) <= 1.05 * held[0], f"MiB held: {[h // 2**20 for h in held]}"
