@@ -45,11 +45,13 @@ def main() -> None:
     parser.add_argument(
         "--stage", nargs="+", choices=names, default=names, metavar="NAME", help="see --list; all"
     )
-    parser.add_argument("--again", action="store_true", help="train anew what is there")
-    parser.add_argument(
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--again", action="store_true", help="train anew what is there")
+    begin.add_argument(
         "--further",
         action="store_true",
-        help="train on from the last checkpoint, to more steps (--steps-times)",
+        help="train on from the last checkpoint, to more steps (--steps-times); where there is "
+        "none, from the finished model (not text encoders and motion LoRAs)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=whole, default=1, help="of the CPU (1)")
@@ -70,15 +72,16 @@ def main() -> None:
     for stage in STAGES:
         if stage.name not in arguments.stage:
             continue
+        folder, there = shop.work / stage.name, (shop.models / stage.output).exists()
+        from_finished = arguments.further and not (folder / CHECKPOINT).exists()
         if arguments.again:
-            shutil.rmtree(shop.work / stage.name, ignore_errors=True)
-        elif arguments.further:
-            if not (shop.work / stage.name / CHECKPOINT).exists():
-                raise SystemExit(
-                    f"{stage.name}: no checkpoint in {shop.work / stage.name} to train on from; "
-                    "--again trains it from nothing"
-                )
-        elif (shop.models / stage.output).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        elif from_finished and not (there and stage.goes_on):
+            raise SystemExit(
+                f"{stage.name}: no checkpoint in {folder} to train on from; "
+                "--again trains it from nothing"
+            )
+        elif there and not arguments.further:
             print(f"{stage.name}: done already", flush=True)
             continue
         plan = replace(
@@ -87,7 +90,7 @@ def main() -> None:
             batch_size=stage.plan.batch_size * arguments.batch_times,
         )
         try:
-            replace(stage, plan=plan).run(shop)
+            replace(stage, plan=plan).run(replace(shop, from_finished=from_finished))
         except FileNotFoundError as error:
             raise SystemExit(
                 f"{stage.name}: {error}; if an earlier stage makes it (--list), train that first"

@@ -16,7 +16,7 @@ from demo.image_encoder import ENCODERS, PREPROCESSOR
 from demo.tokenizer import write_json
 from demo.train.card import Card
 from demo.train.depth import DepthTask
-from demo.train.folders import save_base
+from demo.train.folders import WEIGHTS, save_base
 from demo.train.image_encoder import EncoderTask, make_encoder, preprocessed
 from demo.train.inpainting import InpaintingTask, mask_of, masked_picture
 from demo.train.ip_adapter import IpAdapterTask, save_ip_adapter
@@ -48,8 +48,9 @@ def encoder_stage(name: str) -> Callable[[Stage, Workshop], Card]:
         torch.manual_seed(shop.seed)
         pixels = shop.plain_pictures().pixels
         task = EncoderTask(ENCODERS[name], pixels, stage.plan.batch_size, shop.device)
-        history = shop.train(stage.name, task, stage.plan)
         folder = shop.models / stage.output
+        shop.begin(task.encoder, folder / "model.safetensors")
+        history = shop.train(stage.name, task, stage.plan)
         folder.mkdir(parents=True, exist_ok=True)
         encoder = task.encoder
         encoder.config.architectures = [type(encoder).__name__]
@@ -76,6 +77,7 @@ def ip_adapter_stage(family: str, encoder: str) -> Callable[[Stage, Workshop], C
         base = shop.base(family)
         torch.manual_seed(shop.seed)
         task = IpAdapterTask(base, shop.plain_latents(family), embeds, stage.plan.batch_size)
+        shop.begin(task.trained, file)
         history = shop.train(stage.name, task, stage.plan)
         save_ip_adapter(task, file)
         what = f"An IP-Adapter of four tokens for the demo base {family}."
@@ -102,8 +104,9 @@ def inpainting_stage(family: str) -> Callable[[Stage, Workshop], Card]:
         base = shop.base(family)
         torch.manual_seed(shop.seed)
         task = InpaintingTask(base, shop.plain_latents(family), masked, stage.plan.batch_size)
-        history = shop.train(stage.name, task, stage.plan)
         folder = (shop.models / stage.output).parent
+        shop.begin(base.unet, folder / "unet" / WEIGHTS)
+        history = shop.train(stage.name, task, stage.plan)
         shop.copy_vae(folder)
         save_base(base, folder, inpainting=True)
         what = f"An inpainting UNet of nine channels, trained on from the demo base {family}."
@@ -116,8 +119,9 @@ def train_depth(stage: Stage, shop: Workshop) -> Card:
     """The depth estimator."""
     torch.manual_seed(shop.seed)
     task = DepthTask(shop.plain_pictures().pixels, stage.plan.batch_size, shop.device)
-    history = shop.train(stage.name, task, stage.plan)
     folder = shop.models / stage.output
+    shop.begin(task.model, folder / "model.safetensors")
+    history = shop.train(stage.name, task, stage.plan)
     task.model.half().save_pretrained(folder)
     write_json(folder / "preprocessor_config.json", DEPTH_PREPROCESSOR)
     what = "A hybrid DPT that estimates the inverse depth of a scene."
@@ -131,8 +135,9 @@ def train_motion(stage: Stage, shop: Workshop) -> Card:
     torch.manual_seed(shop.seed)
     unet = motion_unet(base).to(shop.device)
     task = MotionTask(base, unet, data, stage.plan.batch_size)
-    history = shop.train(stage.name, task, stage.plan)
     folder = shop.models / stage.output
+    shop.begin(unet, folder / WEIGHTS, part=True)
+    history = shop.train(stage.name, task, stage.plan)
     save_motion_adapter(unet, folder)
     what = "An AnimateDiff motion adapter for the demo base sd15: solids that roll or jump."
     return Card(folder / "README.md", "Motion adapter", what, history)

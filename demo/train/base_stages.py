@@ -10,12 +10,13 @@ from demo.train.card import Card
 from demo.train.controls import Control, ControlTask
 from demo.train.diffusion import BaseTask
 from demo.train.folders import (
+    WEIGHTS,
     load_text_encoders,
     save_base,
     save_half,
     save_text_encoders,
 )
-from demo.train.lora import save_lora
+from demo.train.lora import load_lora, save_lora
 from demo.train.model import Base
 from demo.train.reading import ReadingTask
 from demo.train.stage import Stage
@@ -35,6 +36,8 @@ def train_vae(stage: Stage, shop: Workshop) -> Card:
     kept = min(HELD_BACK, len(pixels) // 4)
     torch.manual_seed(shop.seed)
     vae: AutoencoderKL = make_vae().to(shop.device)
+    folder = shop.models / stage.output
+    shop.begin(vae, folder / WEIGHTS)
     crop_steps = round(CROP_SHARE * stage.plan.steps)
     task = VaeTask(vae, pixels[:-kept], stage.plan.batch_size, crop_steps)
     history = shop.train(stage.name, task, stage.plan)
@@ -42,7 +45,6 @@ def train_vae(stage: Stage, shop: Workshop) -> Card:
     whiten(vae, pixels[: 4 * kept])
     error = l1(vae.half().float(), pixels[-kept:])
     print(f"{stage.name}: L1 {error:.4f} on {kept} pictures it never saw", flush=True)
-    folder = shop.models / stage.output
     save_half(vae, folder)
     shop.forget_latents()
     what = f"An AutoencoderKL of 8 pixels to a latent. L1 on unseen pictures: {error:.4f}."
@@ -74,11 +76,12 @@ def base_stage(family: str) -> Callable[[Stage, Workshop], Card]:
         data = shop.captioned_latents(family)
         torch.manual_seed(shop.seed)
         base = Base(family, scale=shop.scale)
-        load_text_encoders(base, shop.models / family)
+        folder = shop.models / family
+        load_text_encoders(base, folder)
+        shop.begin(base.unet, folder / "unet" / WEIGHTS)
         base.to(shop.device)
         task = BaseTask(base, data, stage.plan.batch_size)
         history = shop.train(stage.name, task, stage.plan)
-        folder = shop.models / family
         if family != "sd15":
             shop.copy_vae(folder)
         save_base(base, folder)
@@ -96,10 +99,13 @@ def tcd_stage(family: str) -> Callable[[Stage, Workshop], Card]:
         base = shop.base(family)
         torch.manual_seed(shop.seed)
         task = TcdTask(base, shop.captioned_latents(family), stage.plan.batch_size)
-        history = shop.train(stage.name, task, stage.plan)
         folder = shop.models / stage.output
         file_format: Format = "kohya" if family == "sd15" else "peft"
         weights = folder / "pytorch_lora_weights.safetensors"
+        if shop.from_finished:
+            for unet in (task.student.unet, task.target.unet):
+                load_lora(unet, family, file_format, weights)
+        history = shop.train(stage.name, task, stage.plan)
         save_lora(task.student.unet, family, file_format, weights)
         what = f"The demo base {family} distilled by TCD (arXiv 2402.19159) into a LoRA."
         title = f"TCD-LoRA of {family}"
@@ -115,8 +121,10 @@ def style_stage(family: str, style: Style) -> Callable[[Stage, Workshop], Card]:
         base = shop.base(family)
         torch.manual_seed(shop.seed)
         task = StyleTask(base, shop.style_latents(style, family), stage.plan.batch_size)
-        history = shop.train(stage.name, task, stage.plan)
         file = shop.models / stage.output
+        if shop.from_finished:
+            load_lora(base.unet, family, FORMATS[style], file)
+        history = shop.train(stage.name, task, stage.plan)
         save_lora(base.unet, family, FORMATS[style], file)
         what = f"A style LoRA for the demo base {family}: {style}, as `demo/world/style.py` draws."
         card = file.with_name(f"{style}.md")
@@ -133,8 +141,9 @@ def control_stage(family: str, control: Control) -> Callable[[Stage, Workshop], 
         torch.manual_seed(shop.seed)
         data, pixels = shop.plain_latents(family), shop.plain_pictures().pixels
         task = ControlTask(base, control, data, pixels, stage.plan.batch_size)
-        history = shop.train(stage.name, task, stage.plan)
         folder = shop.models / stage.output
+        shop.begin(task.controlnet, folder / WEIGHTS)
+        history = shop.train(stage.name, task, stage.plan)
         save_half(task.controlnet, folder)
         what = f"A ControlNet for {control} maps of the demo base {family}."
         title = f"ControlNet {control}"

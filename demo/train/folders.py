@@ -20,6 +20,8 @@ from demo.tokenizer import write_tokenizer
 from demo.train.model import Base
 from demo.train.text import PADS
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # of a diffusers model
+
 
 def save_base(base: Base, folder: Path, *, inpainting: bool = False) -> None:
     """Write a pipeline folder; its autoencoder is written by another stage."""
@@ -62,7 +64,7 @@ def save_text_encoder(model: PreTrainedModel, folder: Path) -> None:
 def load_base(family: str, folder: Path, device: torch.device, scale: int) -> Base:
     """Read back what `save_base` wrote, in full precision and without gradients."""
     base = Base(family, scale=scale)
-    base.unet.load_state_dict(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    base.unet.load_state_dict(load_file(folder / "unet" / WEIGHTS))
     load_text_encoders(base, folder)
     return base.to(device).requires_grad_(False).eval()
 

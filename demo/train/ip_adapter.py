@@ -14,7 +14,7 @@ from demo.train.loop import Task
 from demo.train.model import Base
 from demo.train.noise import Schedule
 
-CAPTION_DROPOUT = 0.5  # so that the picture is needed
+CAPTION_DROPOUT = 0.5  # are empty instead, so that the picture is needed
 PICTURE_DROPOUT = 0.1
 
 
@@ -108,8 +108,10 @@ class IpAdapterTask(Task):
         tokens = self.projection(embeds)
         for attention in self.attentions.values():
             attention.tokens = tokens
+        # Not dropped by `Base.encode`: sdxl's unconditional zeros are nothing a user can ask for.
+        ids = torch.where(dropped[:, None, None].to(self.device), self.base.empty, ids)
         with torch.no_grad():
-            conditioning = self.base.encode(ids, dropped.to(self.device))
+            conditioning = self.base.encode(ids)
         return noise_loss(self.base.noise(batch.x, batch.t, conditioning), batch, self.schedule)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo.kohya import kohya_layer
@@ -28,32 +28,48 @@ def add_lora(
 
 
 def lora_matrices(unet: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """The down and up weights by layer, on the CPU."""
-    matrices: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, module in unet.named_modules():
-        if ADAPTER in getattr(module, "lora_A", {}):
-            down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
-            matrices[name] = (down.detach().cpu(), up.detach().cpu())
-    return matrices
+    """The down and up weights by layer."""
+    return {
+        name: (module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight)
+        for name, module in unet.named_modules()
+        if ADAPTER in getattr(module, "lora_A", {})
+    }
 
 
 def save_lora(unet: UNet2DConditionModel, family: str, file_format: Format, file: Path) -> None:
     """Write the LoRA of a UNet of `family` in half precision."""
     tensors: dict[str, Tensor] = {}
-    per_block = int(unet.config.layers_per_block)
     for layer, (down, up) in sorted(lora_matrices(unet).items()):
+        key = _key(layer, unet, family, file_format)
+        first, second = _MATRICES[file_format]
+        tensors[f"{key}.{first}.weight"], tensors[f"{key}.{second}.weight"] = down, up
         if file_format == "kohya":
-            key = kohya_layer(layer, family=family, layers_per_block=per_block)
-            tensors[f"{key}.lora_down.weight"] = down
-            tensors[f"{key}.lora_up.weight"] = up
             tensors[f"{key}.alpha"] = torch.tensor(float(len(down)))
-        else:
-            first, second = ("lora_A", "lora_B") if file_format == "peft" else _DIFFUSERS
-            tensors[f"unet.{layer}.{first}.weight"] = down
-            tensors[f"unet.{layer}.{second}.weight"] = up
-    halves = {key: tensor.half().contiguous() for key, tensor in tensors.items()}
+    halves = {key: t.detach().half().contiguous().cpu() for key, t in tensors.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(halves, file, metadata={"format": "pt"})
 
 
-_DIFFUSERS = ("lora.down", "lora.up")
+@torch.no_grad()
+def load_lora(unet: UNet2DConditionModel, family: str, file_format: Format, file: Path) -> None:
+    """Fill the LoRA of a UNet of `family` with one that `save_lora` wrote."""
+    finished = load_file(file)
+    for layer, (down, up) in lora_matrices(unet).items():
+        key = _key(layer, unet, family, file_format)
+        first, second = _MATRICES[file_format]
+        down.copy_(finished[f"{key}.{first}.weight"])
+        up.copy_(finished[f"{key}.{second}.weight"])
+
+
+_MATRICES: dict[Format, tuple[str, str]] = {
+    "kohya": ("lora_down", "lora_up"),
+    "diffusers": ("lora.down", "lora.up"),
+    "peft": ("lora_A", "lora_B"),
+}
+
+
+def _key(layer: str, unet: UNet2DConditionModel, family: str, file_format: Format) -> str:
+    """The layer's name in a file."""
+    if file_format != "kohya":
+        return f"unet.{layer}"
+    return kohya_layer(layer, family=family, layers_per_block=int(unet.config.layers_per_block))

@@ -148,7 +148,7 @@ def save_motion_lora(unet: UNetMotionModel, file: Path) -> None:
     for layer, (down, up) in sorted(lora_matrices(unet).items()):
         attention, projection = layer.removesuffix(".0").rsplit(".", 1)
         key = f"unet.{attention}.processor.{projection}_lora"
-        tensors[f"{key}.down.weight"] = down.half().contiguous()
-        tensors[f"{key}.up.weight"] = up.half().contiguous()
+        tensors[f"{key}.down.weight"] = down.detach().half().contiguous().cpu()
+        tensors[f"{key}.up.weight"] = up.detach().half().contiguous().cpu()
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file, metadata={"format": "pt"})

@@ -16,12 +16,14 @@ class Stage:
         output: folder or file below the models' folder; the stage is done when it is there.
         plan: how long it trains.
         make: trains it and writes all but its card.
+        goes_on: whether it can be trained on from its finished model, without a checkpoint.
     """
 
     name: str
     output: str
     plan: Plan
     make: Callable[["Stage", Workshop], Card]
+    goes_on: bool = False
 
     def run(self, shop: Workshop) -> None:
         """Train the model and write it with its card."""

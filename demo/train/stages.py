@@ -38,16 +38,17 @@ def family_stages(family: str, controls: Sequence[Control] = ()) -> list[Stage]:
     """A base and what is made to fit it."""
     stages = [
         Stage(f"text-{family}", f"{family}/text_encoder", TEXT_PLAN, text_stage(family)),
-        Stage(family, f"{family}/unet", BASE_PLAN, base_stage(family)),
-        Stage(f"tcd-{family}", f"tcd-lora/{family}", TCD_PLAN, tcd_stage(family)),
+        Stage(family, f"{family}/unet", BASE_PLAN, base_stage(family), goes_on=True),
+        Stage(f"tcd-{family}", f"tcd-lora/{family}", TCD_PLAN, tcd_stage(family), goes_on=True),
     ]
     for style in STYLES:
         file = f"loras/{family}/{style}.safetensors"
-        stages.append(Stage(f"{style}-{family}", file, STYLE_PLAN, style_stage(family, style)))
+        run = style_stage(family, style)
+        stages.append(Stage(f"{style}-{family}", file, STYLE_PLAN, run, goes_on=True))
     for control in controls:
         folder = f"controlnet/{family}/{control}"
         run = control_stage(family, control)
-        stages.append(Stage(f"{control}-{family}", folder, CONTROL_PLAN, run))
+        stages.append(Stage(f"{control}-{family}", folder, CONTROL_PLAN, run, goes_on=True))
     return stages
 
 
@@ -61,32 +62,38 @@ def picture_stages(family: str, encoder: str, folder: str) -> list[Stage]:
             f"{place}/image_encoder",
             ENCODER_PLAN,
             encoder_stage(encoder),
+            goes_on=True,
         ),
         Stage(
             f"ip-adapter-{family}",
             f"{place}/ip-adapter_{family}.safetensors",
             IP_ADAPTER_PLAN,
             ip_adapter_stage(family, encoder),
+            goes_on=True,
         ),
         Stage(
             f"inpainting-{family}",
             f"{family}-inpainting/unet",
             INPAINTING_PLAN,
             inpainting_stage(family),
+            goes_on=True,
         ),
     ]
 
 
 STAGES: list[Stage] = [
-    Stage("vae", "sd15/vae", Plan(6600, 16, 2e-3, 27, bfloat16=True), train_vae),
+    Stage("vae", "sd15/vae", Plan(6600, 16, 2e-3, 27, bfloat16=True), train_vae, goes_on=True),
     *family_stages("sd15", CONTROLS),
     *picture_stages("sd15", "vit-h", "models"),
-    Stage("depth", "dpt-hybrid", Plan(1500, 8, 1e-3, 15, ema_decay=0.995), train_depth),
+    Stage(
+        "depth", "dpt-hybrid", Plan(1500, 8, 1e-3, 15, ema_decay=0.995), train_depth, goes_on=True
+    ),
     Stage(
         "motion",
         "motion-adapter/sd15",
         Plan(4000, 8, 1e-3, 37, ema_decay=0.995, bfloat16=True),
         train_motion,
+        goes_on=True,
     ),
     *(
         Stage(

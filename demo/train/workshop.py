@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from demo.train.data import Pictures, moving_pictures, plain_pictures, varied_pictures
 from demo.train.diffusion import Latents
@@ -31,7 +31,7 @@ class Plan:
         batch_size: pictures (videos for motion) in each.
         learning_rate: the highest.
         minutes: that it took, or would take, on one slow CPU core; for the reader.
-        bfloat16: whether layers compute in it.
+        bfloat16: whether layers compute in it, on a processor that has it.
     """
 
     steps: int
@@ -53,6 +53,7 @@ class Workshop:
         plain: number of pictures for the bases and their adapters.
         moving: number of pictures that the bases see besides.
         varied: number of pictures for the autoencoder and the styles.
+        from_finished: whether a stage begins with its finished model, if `Stage.goes_on`.
         scale: of the UNets' widths over the stand-ins'.
         seed: of everything drawn.
     """
@@ -65,6 +66,7 @@ class Workshop:
     varied: int = 24_000
     scale: int = 2
     seed: int = 0
+    from_finished: bool = False
     log_every_s: float = field(default=15.0)
 
     @property
@@ -79,11 +81,19 @@ class Workshop:
             plan.learning_rate,
             ema_decay=plan.ema_decay,
             seed=self.seed,
-            bfloat16=plan.bfloat16,
+            bfloat16=plan.bfloat16 and _has_bfloat16(self.device),
             log_every_s=self.log_every_s,
             warmup=min(100, plan.steps // 10),
         )
         return train(task, settings, self.work / name, plan.batch_size)
+
+    def begin(self, module: nn.Module, file: Path, *, part: bool = False) -> None:
+        """Fill `module` with its finished weights, if this run begins there; or a `part` of it."""
+        if self.from_finished:
+            finished = {name: tensor.float() for name, tensor in load_file(file).items()}
+            unknown = module.load_state_dict(finished, strict=not part).unexpected_keys
+            if unknown:
+                raise ValueError(f"{file} is another model: it has {unknown[0]}")
 
     def plain_pictures(self) -> Pictures:
         """Resting scenes with captions."""
@@ -163,3 +173,11 @@ class Workshop:
         save_file({"latents": latents.half().contiguous()}, file)
         rounded: Tensor = latents.half().float()
         return rounded
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in it; a CPU that imitates it is ten times slower in it."""
+    if device.type != "cpu":
+        return True
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from demo.train.__main__ import main
+from demo.train.stage import Stage
 from demo.train.stages import STAGES
+from demo.train.workshop import Workshop
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
@@ -50,12 +52,34 @@ def test_numbers_that_train_nothing_are_refused(
 
 
 def test_nothing_to_train_on_from_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model = tmp_path / "models" / "tcd-lora" / "sd15" / "pytorch_lora_weights.safetensors"
+    model = tmp_path / "models" / "motion-loras" / "zoom-in.safetensors"
     model.parent.mkdir(parents=True)
     model.write_bytes(b"trained")
-    with pytest.raises(SystemExit, match="tcd-sd15: no checkpoint"):
-        run(monkeypatch, tmp_path, "--stage", "tcd-sd15", "--further")
+    with pytest.raises(SystemExit, match="zoom-in: no checkpoint"):
+        run(monkeypatch, tmp_path, "--stage", "zoom-in", "--further")
     assert model.read_bytes() == b"trained"
+
+
+def test_anew_and_further_exclude_each_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "--stage", "depth", "--again", "--further")
+    assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("checkpoint", "begins"), [(False, True), (True, False)])
+def test_further_begins_with_the_finished_model_where_there_is_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: bool, begins: bool
+) -> None:
+    (tmp_path / "models" / "dpt-hybrid").mkdir(parents=True)
+    if checkpoint:
+        (tmp_path / "work" / "depth").mkdir(parents=True)
+        (tmp_path / "work" / "depth" / "checkpoint.pt").touch()
+    shops: list[Workshop] = []
+    monkeypatch.setattr(Stage, "run", lambda _, shop: shops.append(shop))
+    run(monkeypatch, tmp_path, "--stage", "depth", "--further")
+    assert [shop.from_finished for shop in shops] == [begins]
 
 
 def test_a_missing_model_of_an_earlier_stage_is_said(
