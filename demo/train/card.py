@@ -30,20 +30,26 @@ class Card:
     what: str
     history: list[Record]
 
-    def write(self, stage: str, plan: Plan) -> None:
-        """Write the card of the stage of this name and plan."""
-        last = self.history[-1]
+    def write(self, stage: str, plan: Plan, *, further: bool) -> None:
+        """Write the card of the stage of this name and plan; `further`: what is there goes on."""
+        last, figures_file = self.history[-1], self.file.with_suffix(".json")
+        steps, seconds = last.step, last.seconds
+        command, counted = f"`python -m demo.train --stage {stage}`", f"{steps}"
+        if further:
+            before = json.loads(figures_file.read_text())
+            command, counted = f"{command}, then `--further`", f"{before['steps']}, then {steps}"
+            steps, seconds = before["steps"] + steps, before["seconds"] + seconds
         losses = ", ".join(f"{name} {value:.4f}" for name, value in last.losses.items())
         sections = [
             "---\nlicense: apache-2.0\n---",
             f"# {self.title}\n{self.what}",
             f"## Data\n{DATA}",
             "## Training\n"
-            f"- Command: `python -m demo.train --stage {stage}`\n"
-            f"- Steps: {last.step} of {plan.batch_size}, AdamW, learning rate "
+            f"- Command: {command}\n"
+            f"- Steps: {counted} of {plan.batch_size}, AdamW, learning rate "
             f"{plan.learning_rate:g} falling along a cosine, average of the weights with decay "
             f"{plan.ema_decay}\n"
-            f"- Time: {last.seconds / 60:.0f} minutes\n"
+            f"- Time: {seconds / 60:.0f} minutes\n"
             f"- Losses at the end: {losses}",
             "## Measured\nSee `docs/quality.md`.",
             "## Limits\nIt knows its small world and nothing else.",
@@ -52,8 +58,8 @@ class Card:
         self.file.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
         figures = {
             "stage": stage,
-            "steps": last.step,
-            "seconds": last.seconds,
+            "steps": steps,
+            "seconds": round(seconds, 1),
             "losses": last.losses,
         }
-        self.file.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
+        figures_file.write_text(json.dumps(figures, indent=2) + "\n")

@@ -27,4 +27,4 @@ class Stage:
 
     def run(self, shop: Workshop) -> None:
         """Train the model and write it with its card."""
-        self.make(self, shop).write(self.name, self.plan)
+        self.make(self, shop).write(self.name, self.plan, further=shop.from_finished)

@@ -45,6 +45,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return shop
 
 
+def card_of(output: Path) -> Path:
+    """The card of a model that is a file or a folder."""
+    if output.is_file():
+        return output.with_suffix(".md")
+    own = output / "README.md"
+    return own if own.exists() else output.parent / "README.md"
+
+
 def loaded(pipeline: type[DiffusionPipeline], folder: Path, **parts: object) -> DiffusionPipeline:
     """A pipeline with the sampler that is served."""
     pipe = pipeline.from_pretrained(folder, local_files_only=True, **parts)
@@ -61,10 +69,7 @@ def test_every_stage_wrote_its_output_and_a_card(trained: Workshop) -> None:
     for stage in STAGES:
         output = trained.models / stage.output
         assert output.exists()
-        if output.is_file():
-            assert output.with_suffix(".md").exists()
-        else:
-            assert list(output.glob("README.md")) or list(output.parent.glob("README.md"))
+        assert card_of(output).exists()
         assert (trained.work / stage.name / "checkpoint.pt").exists()
     suffixes = {file.suffix for file in trained.models.rglob("*") if file.is_file()}
     assert suffixes <= {".json", ".safetensors", ".txt", ".md"}
@@ -115,6 +120,7 @@ def test_a_stage_begins_with_its_finished_model(
         else sorted(file.relative_to(models) for file in (models / output).glob("*.safetensors"))
     )
     assert files
+    assert ", then 1 of 2" in card_of(models / output).read_text()
     near = 2e-3 if name == "vae" else 2e-4  # it is made white again
     for file in files:
         before, after = load_file(trained.models / file), load_file(models / file)
