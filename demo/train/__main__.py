@@ -42,16 +42,14 @@ def main() -> None:
     names = [stage.name for stage in STAGES]
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--stage", nargs="+", choices=names, default=names, metavar="NAME", help="see --list; all"
-    )
+    parser.add_argument("--stage", nargs="+", choices=names, metavar="NAME", help="see --list; all")
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--again", action="store_true", help="train anew what is there")
     begin.add_argument(
         "--further",
         action="store_true",
         help="train on from the last checkpoint, to more steps (--steps-times); where there is "
-        "none, from the finished model (not text encoders and motion LoRAs)",
+        "none, from the finished model (text encoders, image encoders and motion LoRAs cannot)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=whole, default=1, help="of the CPU (1)")
@@ -69,19 +67,22 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     shop = Workshop(arguments.work, arguments.models, torch.device(arguments.device))
-    for stage in STAGES:
-        if stage.name not in arguments.stage:
-            continue
-        folder, there = shop.work / stage.name, (shop.models / stage.output).exists()
+    chosen = [stage for stage in STAGES if stage.name in (arguments.stage or names)]
+    if arguments.further and not arguments.stage:
+        parser.error("--further: name the stages (--stage); what fits them has to follow")
+    for stage in chosen:
+        checkpoint = shop.work / stage.name / CHECKPOINT
+        if arguments.further and not checkpoint.exists() and stage.finished(shop) is None:
+            raise SystemExit(
+                f"{stage.name}: no checkpoint in {checkpoint.parent}, and no finished model, "
+                "to train on from; --again trains it from nothing"
+            )
+    for stage in chosen:
+        folder = shop.work / stage.name
         from_finished = arguments.further and not (folder / CHECKPOINT).exists()
         if arguments.again:
             shutil.rmtree(folder, ignore_errors=True)
-        elif from_finished and not (there and stage.goes_on):
-            raise SystemExit(
-                f"{stage.name}: no checkpoint in {folder} to train on from; "
-                "--again trains it from nothing"
-            )
-        elif there and not arguments.further:
+        elif (shop.models / stage.output).exists() and not arguments.further:
             print(f"{stage.name}: done already", flush=True)
             continue
         plan = replace(

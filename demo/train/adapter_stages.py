@@ -49,7 +49,6 @@ def encoder_stage(name: str) -> Callable[[Stage, Workshop], Card]:
         pixels = shop.plain_pictures().pixels
         task = EncoderTask(ENCODERS[name], pixels, stage.plan.batch_size, shop.device)
         folder = shop.models / stage.output
-        shop.begin(task.encoder, folder / "model.safetensors")
         history = shop.train(stage.name, task, stage.plan)
         folder.mkdir(parents=True, exist_ok=True)
         encoder = task.encoder
@@ -133,10 +132,10 @@ def train_motion(stage: Stage, shop: Workshop) -> Card:
     data = _videos(shop, "motion", moving_video, min(VIDEOS, shop.plain))
     base = shop.base(MOVING)
     torch.manual_seed(shop.seed)
-    unet = motion_unet(base).to(shop.device)
+    finished = _motion_adapter(shop) if shop.from_finished else None
+    unet = motion_unet(base, finished).to(shop.device)
     task = MotionTask(base, unet, data, stage.plan.batch_size)
     folder = shop.models / stage.output
-    shop.begin(unet, folder / WEIGHTS, part=True)
     history = shop.train(stage.name, task, stage.plan)
     save_motion_adapter(unet, folder)
     what = "An AnimateDiff motion adapter for the demo base sd15: solids that roll or jump."
@@ -153,12 +152,7 @@ def camera_stage(camera: CameraMotion) -> Callable[[Stage, Workshop], Card]:
         data = _videos(shop, camera, draw, min(CAMERA_VIDEOS, shop.plain))
         base = shop.base(MOVING)
         torch.manual_seed(shop.seed)
-        adapter = MotionAdapter.from_pretrained(
-            shop.models / "motion-adapter" / MOVING,
-            local_files_only=True,
-            torch_dtype=torch.float32,
-        )
-        unet = motion_unet(base, adapter).to(shop.device)
+        unet = motion_unet(base, _motion_adapter(shop)).to(shop.device)
         task = MotionTask(base, unet, data, stage.plan.batch_size, rank=LORA_RANK)
         history = shop.train(stage.name, task, stage.plan)
         file: Path = shop.models / stage.output
@@ -168,6 +162,13 @@ def camera_stage(camera: CameraMotion) -> Callable[[Stage, Workshop], Card]:
         return Card(card, f"Motion LoRA {camera}", what, history)
 
     return run
+
+
+def _motion_adapter(shop: Workshop) -> MotionAdapter:
+    adapter: MotionAdapter = MotionAdapter.from_pretrained(
+        shop.models / "motion-adapter" / MOVING, local_files_only=True, torch_dtype=torch.float32
+    )
+    return adapter
 
 
 def _videos(

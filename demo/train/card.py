@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.train.loop import Record
-from demo.train.workshop import Plan
+from demo.train.workshop import Plan, Trained
 
 DATA = (
     "Pictures of 64 x 64 pixels, drawn by `demo/world`: shaded balls, cubes, cones and cylinders "
@@ -30,25 +30,25 @@ class Card:
     what: str
     history: list[Record]
 
-    def write(self, stage: str, plan: Plan, *, further: bool) -> None:
-        """Write the card of the stage of this name and plan; `further`: what is there goes on."""
-        last, figures_file = self.history[-1], self.file.with_suffix(".json")
-        steps, seconds = last.step, last.seconds
-        command, counted = f"`python -m demo.train --stage {stage}`", f"{steps}"
-        if further:
-            before = json.loads(figures_file.read_text())
-            command, counted = f"{command}, then `--further`", f"{before['steps']}, then {steps}"
-            steps, seconds = before["steps"] + steps, before["seconds"] + seconds
+    def write(self, stage: str, plan: Plan, earlier: Trained) -> None:
+        """Write the card of the stage of this name and plan, which went on from a model that had
+        been trained `earlier`."""
+        last = self.history[-1]
+        command, began = f"python -m demo.train --stage {stage}", ""
+        if earlier.steps:
+            command += " --further"
+            began = f"; on from a finished model of {earlier.steps} steps"
+        seconds = earlier.seconds + last.seconds
         losses = ", ".join(f"{name} {value:.4f}" for name, value in last.losses.items())
         sections = [
             "---\nlicense: apache-2.0\n---",
             f"# {self.title}\n{self.what}",
             f"## Data\n{DATA}",
             "## Training\n"
-            f"- Command: {command}\n"
-            f"- Steps: {counted} of {plan.batch_size}, AdamW, learning rate "
+            f"- Command: `{command}`\n"
+            f"- Steps: {last.step} of {plan.batch_size}, AdamW, learning rate "
             f"{plan.learning_rate:g} falling along a cosine, average of the weights with decay "
-            f"{plan.ema_decay}\n"
+            f"{plan.ema_decay}{began}\n"
             f"- Time: {seconds / 60:.0f} minutes\n"
             f"- Losses at the end: {losses}",
             "## Measured\nSee `docs/quality.md`.",
@@ -58,8 +58,8 @@ class Card:
         self.file.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
         figures = {
             "stage": stage,
-            "steps": steps,
+            "steps": earlier.steps + last.step,
             "seconds": round(seconds, 1),
             "losses": last.losses,
         }
-        figures_file.write_text(json.dumps(figures, indent=2) + "\n")
+        self.file.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -108,10 +108,11 @@ class IpAdapterTask(Task):
         tokens = self.projection(embeds)
         for attention in self.attentions.values():
             attention.tokens = tokens
-        # Not dropped by `Base.encode`: sdxl's unconditional zeros are nothing a user can ask for.
-        ids = torch.where(dropped[:, None, None].to(self.device), self.base.empty, ids)
+        # Beside a picture a caption is left out as a user leaves it; what guidance sets against the
+        # two, nothing at all, is zeros for sdxl.
+        ids = self.base.emptied(ids, dropped.to(self.device))
         with torch.no_grad():
-            conditioning = self.base.encode(ids)
+            conditioning = self.base.encode(ids, (dropped & unseen).to(self.device))
         return noise_loss(self.base.noise(batch.x, batch.t, conditioning), batch, self.schedule)
 
 

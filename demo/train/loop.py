@@ -45,7 +45,8 @@ class Settings:
         steps: of the optimiser, in all.
         learning_rate: the highest; after `warmup` steps it falls along a cosine.
         ema_decay: of the weights' moving average, at most; it is less in the beginning.
-        seed: of the batches. Step number and seed fix a batch, so a resumed run sees the same.
+        seed: of the batches. Its number and the seed fix a batch, so a resumed run sees the same.
+        first_batch: the number of the first.
         save_every_s: seconds between checkpoints.
         bfloat16: whether layers compute in it.
     """
@@ -56,6 +57,7 @@ class Settings:
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     seed: int = 0
+    first_batch: int = 0
     save_every_s: float = 60.0
     log_every_s: float = 15.0
     bfloat16: bool = False
@@ -85,7 +87,8 @@ def train(task: Task, settings: Settings, folder: Path, batch_size: int) -> list
     logged, logged_step = time.perf_counter(), run.step
     sums: dict[str, Tensor] = {}
     while run.step < settings.steps:
-        generator = torch.Generator().manual_seed(settings.seed * 10_000_019 + run.step)
+        number = settings.first_batch + run.step
+        generator = torch.Generator().manual_seed(settings.seed * 10_000_019 + number)
         with torch.autocast(device, torch.bfloat16, enabled=settings.bfloat16):
             losses = task.losses(generator)
         run.update(losses["loss"])

@@ -38,13 +38,7 @@ def lora_matrices(unet: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 def save_lora(unet: UNet2DConditionModel, family: str, file_format: Format, file: Path) -> None:
     """Write the LoRA of a UNet of `family` in half precision."""
-    tensors: dict[str, Tensor] = {}
-    for layer, (down, up) in sorted(lora_matrices(unet).items()):
-        key = _key(layer, unet, family, file_format)
-        first, second = _MATRICES[file_format]
-        tensors[f"{key}.{first}.weight"], tensors[f"{key}.{second}.weight"] = down, up
-        if file_format == "kohya":
-            tensors[f"{key}.alpha"] = torch.tensor(float(len(down)))
+    tensors = _tensors(unet, family, file_format)
     halves = {key: t.detach().half().contiguous().cpu() for key, t in tensors.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(halves, file, metadata={"format": "pt"})
@@ -52,13 +46,15 @@ def save_lora(unet: UNet2DConditionModel, family: str, file_format: Format, file
 
 @torch.no_grad()
 def load_lora(unet: UNet2DConditionModel, family: str, file_format: Format, file: Path) -> None:
-    """Fill the LoRA of a UNet of `family` with one that `save_lora` wrote."""
-    finished = load_file(file)
-    for layer, (down, up) in lora_matrices(unet).items():
-        key = _key(layer, unet, family, file_format)
-        first, second = _MATRICES[file_format]
-        down.copy_(finished[f"{key}.{first}.weight"])
-        up.copy_(finished[f"{key}.{second}.weight"])
+    """Fill the LoRA of a UNet of `family` with one that `save_lora` wrote.
+
+    Raises ValueError if that has other layers or another rank.
+    """
+    finished, tensors = load_file(file), _tensors(unet, family, file_format)
+    if {k: t.shape for k, t in finished.items()} != {k: t.shape for k, t in tensors.items()}:
+        raise ValueError(f"{file} is another LoRA")
+    for key, tensor in tensors.items():
+        tensor.copy_(finished[key])
 
 
 _MATRICES: dict[Format, tuple[str, str]] = {
@@ -68,8 +64,15 @@ _MATRICES: dict[Format, tuple[str, str]] = {
 }
 
 
-def _key(layer: str, unet: UNet2DConditionModel, family: str, file_format: Format) -> str:
-    """The layer's name in a file."""
-    if file_format != "kohya":
-        return f"unet.{layer}"
-    return kohya_layer(layer, family=family, layers_per_block=int(unet.config.layers_per_block))
+def _tensors(unet: UNet2DConditionModel, family: str, file_format: Format) -> dict[str, Tensor]:
+    """The LoRA's own tensors, by their names in a file."""
+    tensors: dict[str, Tensor] = {}
+    per_block = int(unet.config.layers_per_block)
+    first, second = _MATRICES[file_format]
+    for layer, (down, up) in sorted(lora_matrices(unet).items()):
+        key = f"unet.{layer}"
+        if file_format == "kohya":
+            key = kohya_layer(layer, family=family, layers_per_block=per_block)
+            tensors[f"{key}.alpha"] = torch.tensor(float(len(down)))
+        tensors[f"{key}.{first}.weight"], tensors[f"{key}.{second}.weight"] = down, up
+    return tensors

@@ -97,7 +97,7 @@ class Base(nn.Module):
         """
         if self.family != "sdxl":
             if dropped is not None:
-                ids = torch.where(dropped[:, None, None], self.empty.to(ids), ids)
+                ids = self.emptied(ids, dropped)
             return Conditioning(self.text_encoder(ids[:, 0]).last_hidden_state, None)
         first = self.text_encoder(ids[:, 0], output_hidden_states=True)
         second = self.text_encoder_2(ids[:, 1], output_hidden_states=True)
@@ -107,6 +107,10 @@ class Base(nn.Module):
             states = states.masked_fill(dropped[:, None, None], 0)
             pooled = pooled.masked_fill(dropped[:, None], 0)
         return Conditioning(states, pooled)
+
+    def emptied(self, ids: Tensor, dropped: Tensor) -> Tensor:
+        """Token ids (B, encoders, 77), of an empty caption in the rows that are `dropped` (B,)."""
+        return torch.where(dropped[:, None, None], self.empty.to(ids), ids)
 
     def unconditional(self, count: int) -> Conditioning:
         """Of `count` rows."""

@@ -62,7 +62,6 @@ def picture_stages(family: str, encoder: str, folder: str) -> list[Stage]:
             f"{place}/image_encoder",
             ENCODER_PLAN,
             encoder_stage(encoder),
-            goes_on=True,
         ),
         Stage(
             f"ip-adapter-{family}",

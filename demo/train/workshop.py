@@ -1,9 +1,11 @@
 """Where a training run reads and writes, and what its stages share: pictures and latents."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +22,15 @@ from demo.train.model import Base
 from demo.train.text import Tokenizers
 from demo.train.vae import encode_mean
 from demo.world.style import STYLES, Style
+
+EARLIER = "earlier.json"
+
+
+class Trained(NamedTuple):
+    """How long a model was trained."""
+
+    steps: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Workshop:
         plain: number of pictures for the bases and their adapters.
         moving: number of pictures that the bases see besides.
         varied: number of pictures for the autoencoder and the styles.
-        from_finished: whether a stage begins with its finished model, if `Stage.goes_on`.
+        from_finished: whether a stage begins with its finished model.
         scale: of the UNets' widths over the stand-ins'.
         seed: of everything drawn.
     """
@@ -81,19 +92,28 @@ class Workshop:
             plan.learning_rate,
             ema_decay=plan.ema_decay,
             seed=self.seed,
+            first_batch=self.earlier(name).steps,
             bfloat16=plan.bfloat16 and _has_bfloat16(self.device),
             log_every_s=self.log_every_s,
             warmup=min(100, plan.steps // 10),
         )
         return train(task, settings, self.work / name, plan.batch_size)
 
-    def begin(self, module: nn.Module, file: Path, *, part: bool = False) -> None:
-        """Fill `module` with its finished weights, if this run begins there; or a `part` of it."""
+    def begin(self, module: nn.Module, file: Path) -> None:
+        """Fill `module` with its finished weights, if this run begins with them."""
         if self.from_finished:
-            finished = {name: tensor.float() for name, tensor in load_file(file).items()}
-            unknown = module.load_state_dict(finished, strict=not part).unexpected_keys
-            if unknown:
-                raise ValueError(f"{file} is another model: it has {unknown[0]}")
+            module.load_state_dict({name: t.float() for name, t in load_file(file).items()})
+
+    def remember(self, name: str, finished: Trained) -> None:
+        """Keep what the stage `name` begins with, for whoever goes on after an interruption."""
+        file = self.work / name / EARLIER
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(finished._asdict()))
+
+    def earlier(self, name: str) -> Trained:
+        """How long the model was trained that the stage `name` began with."""
+        file = self.work / name / EARLIER
+        return Trained(**json.loads(file.read_text())) if file.exists() else Trained(0, 0.0)
 
     def plain_pictures(self) -> Pictures:
         """Resting scenes with captions."""
@@ -177,7 +197,8 @@ class Workshop:
 
 def _has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in it; a CPU that imitates it is ten times slower in it."""
-    if device.type != "cpu":
-        return True
-    able = torch.cpu.get_capabilities()
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # An older torch cannot tell.
+    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))

@@ -1,5 +1,6 @@
 """The command line names its stages and leaves alone what is there."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -15,6 +16,12 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
     places = ("--work", str(folder / "work"), "--models", str(folder / "models"))
     monkeypatch.setattr(sys, "argv", ["demo.train", *places, *arguments])
     main()
+
+
+def finished(figures: Path, stage: str) -> None:
+    """A model's folder with the figures of its card."""
+    figures.parent.mkdir(parents=True)
+    figures.write_text(json.dumps({"stage": stage, "steps": 5, "seconds": 60.0}))
 
 
 def test_stages_are_listed(
@@ -51,6 +58,40 @@ def test_numbers_that_train_nothing_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_goes_on_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Not all, from the autoencoder on, which then fits no base."""
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "--further")
+    assert "--stage" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["canny-sd15", "text-sd15"])
+def test_what_cannot_go_on_is_said_before_anything_trains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str
+) -> None:
+    """A ControlNet that is not there, and text encoders, whose heads are not kept."""
+    finished(tmp_path / "models" / "dpt-hybrid" / "README.json", "depth")
+    finished(tmp_path / "models" / "sd15" / "text_encoder" / "README.json", "text-sd15")
+    ran: list[str] = []
+    monkeypatch.setattr(Stage, "run", lambda self, _: ran.append(self.name))
+    with pytest.raises(SystemExit, match=f"{stage}: no checkpoint"):
+        run(monkeypatch, tmp_path, "--stage", "depth", stage, "--further")
+    assert not ran
+
+
+def test_figures_of_another_stage_are_no_finished_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Text encoders that were trained anew have their card where the base had its own."""
+    finished(tmp_path / "models" / "sd15" / "README.json", "text-sd15")
+    (tmp_path / "models" / "sd15" / "unet").mkdir()
+    with pytest.raises(SystemExit, match="sd15: no checkpoint"):
+        run(monkeypatch, tmp_path, "--stage", "sd15", "--further")
+
+
 def test_nothing_to_train_on_from_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = tmp_path / "models" / "motion-loras" / "zoom-in.safetensors"
     model.parent.mkdir(parents=True)
@@ -72,7 +113,7 @@ def test_anew_and_further_exclude_each_other(
 def test_further_begins_with_the_finished_model_where_there_is_no_checkpoint(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: bool, begins: bool
 ) -> None:
-    (tmp_path / "models" / "dpt-hybrid").mkdir(parents=True)
+    finished(tmp_path / "models" / "dpt-hybrid" / "README.json", "depth")
     if checkpoint:
         (tmp_path / "work" / "depth").mkdir(parents=True)
         (tmp_path / "work" / "depth" / "checkpoint.pt").touch()

@@ -1,5 +1,6 @@
 """Every stage trains for two steps on little, and writes what diffusers' own pipelines load."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
+from demo.train.loop import CHECKPOINT
 from demo.train.stages import STAGES
 from demo.train.workshop import Workshop
 from demo.world.style import STYLES
@@ -102,7 +104,7 @@ def test_a_run_of_a_finished_stage_changes_nothing(trained: Workshop, tmp_path: 
 
 
 OF_A_BASE = ("vae", "sdxl", "tcd-sd15", "ink-sdxl", "neon-sdxl", "papercut-sdxl", "canny-sdxl")
-BESIDE_IT = ("image-encoder-sdxl", "ip-adapter-sdxl", "inpainting-sdxl", "depth", "motion")
+BESIDE_IT = ("ip-adapter-sdxl", "inpainting-sdxl", "depth", "motion")
 
 
 @pytest.mark.parametrize("name", [*OF_A_BASE, *BESIDE_IT])
@@ -124,7 +126,10 @@ def test_a_stage_begins_with_its_finished_model(
         else sorted(file.relative_to(models) for file in (models / output).glob("*.safetensors"))
     )
     assert files
-    assert ", then 1 of 2" in card_of(models / output).read_text()
+    card = card_of(models / output)
+    assert "--further`\n- Steps: 1 of 2," in card.read_text()
+    assert "; on from a finished model of 2 steps\n" in card.read_text()
+    assert json.loads(card.with_suffix(".json").read_text())["steps"] == 3
     near = 2e-3 if name == "vae" else 2e-4  # it is made white again
     for file in files:
         before, after = load_file(trained.models / file), load_file(models / file)
@@ -132,6 +137,36 @@ def test_a_stage_begins_with_its_finished_model(
             torch.testing.assert_close(
                 after[key], tensor, rtol=1e-3, atol=near, msg=f"{file}: {key}"
             )
+
+
+def test_the_target_of_tcd_begins_where_the_student_does(trained: Workshop, tmp_path: Path) -> None:
+    shop = replace(trained, work=tmp_path, from_finished=True, seed=1)
+    shutil.copytree(trained.data, shop.data)
+    shop = replace(shop, models=tmp_path / "models")
+    shutil.copytree(trained.models, shop.models)
+    stage = next(stage for stage in STAGES if stage.name == "tcd-sdxl")
+    plan = replace(stage.plan, steps=1, batch_size=2, learning_rate=1e-9)
+    replace(stage, plan=plan).run(shop)
+    modules = torch.load(tmp_path / stage.name / CHECKPOINT, weights_only=True)["modules"]
+    students = {
+        key: t for key, t in modules.items() if key.startswith("student") and "lora_" in key
+    }
+    assert students
+    for key, tensor in students.items():
+        torch.testing.assert_close(modules[key.replace("student", "target", 1)], tensor)
+
+
+def test_an_interrupted_go_remembers_what_it_began_with(trained: Workshop, tmp_path: Path) -> None:
+    """Stopped after a step, and taken up by who knows of the checkpoint alone."""
+    shop = replace(trained, work=tmp_path, models=tmp_path / "models", from_finished=True)
+    shutil.copytree(trained.data, shop.data)
+    shutil.copytree(trained.models, shop.models)
+    stage = next(stage for stage in STAGES if stage.name == "depth")
+    replace(stage, plan=replace(stage.plan, steps=1, batch_size=2)).run(shop)
+    plan = replace(stage.plan, steps=3, batch_size=2)
+    replace(stage, plan=plan).run(replace(shop, from_finished=False))
+    figures = json.loads((shop.models / stage.output / "README.json").read_text())
+    assert figures["steps"] == 2 + 3
 
 
 @pytest.mark.parametrize("control", ["canny", "depth"])
