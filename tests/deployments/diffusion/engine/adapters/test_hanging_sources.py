@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
@@ -22,19 +23,24 @@ NORMAL_S = 10.0  # far more than it takes on busy cores; far less than eight pat
 
 
 @pytest.fixture
-def hanging(black_hole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def hanging(
+    black_hole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, str]]:
     """Eight adapters that never come: of an S3 that does not answer, and of a disk."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", black_hole)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     loras = {f"far{n}": f"s3://nowhere/style{n}.safetensors" for n in range(4)}
-    for n in range(4):
-        folder = tmp_path / f"near{n}"
-        folder.mkdir()
-        os.mkfifo(folder / "pytorch_lora_weights.safetensors")  # opening it blocks, as NFS may
-        loras[f"near{n}"] = str(folder)
-    return loras
+    pipes = [tmp_path / f"near{n}" / "pytorch_lora_weights.safetensors" for n in range(4)]
+    for pipe in pipes:
+        pipe.parent.mkdir()
+        os.mkfifo(pipe)  # opening it blocks, as NFS may
+        loras[pipe.parent.name] = str(pipe.parent)
+    yield loras
+    for pipe in pipes:
+        with suppress(OSError):  # nobody reads it
+            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
 
 
 def test_eight_sources_that_hang_keep_no_other_from_being_read(

@@ -41,8 +41,9 @@ ROOT = f"s3://{BUCKET}/loras/"
 @pytest.fixture(autouse=True)
 def errands_end() -> Iterator[None]:
     """What is still asked of a bucket that gives no answer ends before the next test begins."""
+    before = set(threading.enumerate())
     yield
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - before:
         if thread.name == "tcd-errand":
             thread.join(30)
 
