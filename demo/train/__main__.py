@@ -70,18 +70,20 @@ def main() -> None:
     chosen = [stage for stage in STAGES if stage.name in (arguments.stage or names)]
     if arguments.further and not arguments.stage:
         parser.error("--further: name the stages (--stage); what fits them has to follow")
-    for stage in chosen:
-        checkpoint = shop.work / stage.name / CHECKPOINT
-        if arguments.further and not checkpoint.exists() and stage.finished(shop) is None:
+    from_finished = [
+        stage
+        for stage in chosen
+        if arguments.further and not (shop.work / stage.name / CHECKPOINT).exists()
+    ]
+    for stage in from_finished:
+        if stage.finished(shop) is None:
             raise SystemExit(
-                f"{stage.name}: no checkpoint in {checkpoint.parent}, and no finished model, "
+                f"{stage.name}: no checkpoint in {shop.work / stage.name}, and no finished model, "
                 "to train on from; --again trains it from nothing"
             )
     for stage in chosen:
-        folder = shop.work / stage.name
-        from_finished = arguments.further and not (folder / CHECKPOINT).exists()
         if arguments.again:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(shop.work / stage.name, ignore_errors=True)
         elif (shop.models / stage.output).exists() and not arguments.further:
             print(f"{stage.name}: done already", flush=True)
             continue
@@ -91,7 +93,7 @@ def main() -> None:
             batch_size=stage.plan.batch_size * arguments.batch_times,
         )
         try:
-            replace(stage, plan=plan).run(replace(shop, from_finished=from_finished))
+            replace(stage, plan=plan).run(replace(shop, from_finished=stage in from_finished))
         except FileNotFoundError as error:
             raise SystemExit(
                 f"{stage.name}: {error}; if an earlier stage makes it (--list), train that first"

@@ -48,8 +48,8 @@ def encoder_stage(name: str) -> Callable[[Stage, Workshop], Card]:
         torch.manual_seed(shop.seed)
         pixels = shop.plain_pictures().pixels
         task = EncoderTask(ENCODERS[name], pixels, stage.plan.batch_size, shop.device)
-        folder = shop.models / stage.output
         history = shop.train(stage.name, task, stage.plan)
+        folder = shop.models / stage.output
         folder.mkdir(parents=True, exist_ok=True)
         encoder = task.encoder
         encoder.config.architectures = [type(encoder).__name__]
@@ -135,8 +135,8 @@ def train_motion(stage: Stage, shop: Workshop) -> Card:
     finished = _motion_adapter(shop) if shop.from_finished else None
     unet = motion_unet(base, finished).to(shop.device)
     task = MotionTask(base, unet, data, stage.plan.batch_size)
-    folder = shop.models / stage.output
     history = shop.train(stage.name, task, stage.plan)
+    folder = shop.models / stage.output
     save_motion_adapter(unet, folder)
     what = "An AnimateDiff motion adapter for the demo base sd15: solids that roll or jump."
     return Card(folder / "README.md", "Motion adapter", what, history)

@@ -47,6 +47,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return shop
 
 
+def begun(trained: Workshop, folder: Path) -> Workshop:
+    """Another run, with the same pictures, that begins with copies of the finished models."""
+    shop = replace(
+        trained, work=folder / "work", models=folder / "models", from_finished=True, seed=1
+    )
+    shutil.copytree(trained.data, shop.data)
+    shutil.copytree(trained.models, shop.models)
+    return shop
+
+
 def card_of(output: Path) -> Path:
     """The card of a model that is a file or a folder."""
     if output.is_file():
@@ -112,10 +122,8 @@ def test_a_stage_begins_with_its_finished_model(
     trained: Workshop, tmp_path: Path, name: str
 ) -> None:
     """A step that hardly moves anything leaves it as it was; another seed would draw others."""
-    models = tmp_path / "models"
-    shutil.copytree(trained.models, models)
-    shop = replace(trained, work=tmp_path, models=models, from_finished=True, seed=1)
-    shutil.copytree(trained.data, shop.data)
+    shop = begun(trained, tmp_path)
+    models = shop.models
     stage = next(stage for stage in STAGES if stage.name == name)
     plan = replace(stage.plan, steps=1, batch_size=2, learning_rate=1e-9, bfloat16=False)
     replace(stage, plan=plan).run(shop)
@@ -140,14 +148,11 @@ def test_a_stage_begins_with_its_finished_model(
 
 
 def test_the_target_of_tcd_begins_where_the_student_does(trained: Workshop, tmp_path: Path) -> None:
-    shop = replace(trained, work=tmp_path, from_finished=True, seed=1)
-    shutil.copytree(trained.data, shop.data)
-    shop = replace(shop, models=tmp_path / "models")
-    shutil.copytree(trained.models, shop.models)
+    shop = begun(trained, tmp_path)
     stage = next(stage for stage in STAGES if stage.name == "tcd-sdxl")
     plan = replace(stage.plan, steps=1, batch_size=2, learning_rate=1e-9)
     replace(stage, plan=plan).run(shop)
-    modules = torch.load(tmp_path / stage.name / CHECKPOINT, weights_only=True)["modules"]
+    modules = torch.load(shop.work / stage.name / CHECKPOINT, weights_only=True)["modules"]
     students = {
         key: t for key, t in modules.items() if key.startswith("student") and "lora_" in key
     }
@@ -158,9 +163,7 @@ def test_the_target_of_tcd_begins_where_the_student_does(trained: Workshop, tmp_
 
 def test_an_interrupted_go_remembers_what_it_began_with(trained: Workshop, tmp_path: Path) -> None:
     """Stopped after a step, and taken up by who knows of the checkpoint alone."""
-    shop = replace(trained, work=tmp_path, models=tmp_path / "models", from_finished=True)
-    shutil.copytree(trained.data, shop.data)
-    shutil.copytree(trained.models, shop.models)
+    shop = begun(trained, tmp_path)
     stage = next(stage for stage in STAGES if stage.name == "depth")
     replace(stage, plan=replace(stage.plan, steps=1, batch_size=2)).run(shop)
     plan = replace(stage.plan, steps=3, batch_size=2)
