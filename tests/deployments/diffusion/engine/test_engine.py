@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from threading import Event
+from threading import Event, Thread
 from time import monotonic, sleep
 
 import pytest
@@ -80,11 +80,14 @@ def test_a_waiting_job_is_cancelled_before_it_costs_a_step(make_engine: MakeEngi
 def test_cancelling_stops_the_unanswered_images_of_a_job_only(make_engine: MakeEngine) -> None:
     engine = make_engine(limits=ONE_AT_A_TIME)
     listener = Listener(engine)
-    listener.submit(image_job("job", seeds=(1, 2, 3), num_inference_steps=3))
-    listener.wait_until(lambda: listener.answered("job"))
-    engine.cancel("job")
+    with Gate(engine) as gate:
+        listener.submit(image_job("job", seeds=(1, 2, 3), num_inference_steps=3))
+        gate.let(3)
+        listener.wait_until(lambda: listener.answered("job"))
+        engine.cancel("job")
     listener.wait()
     assert listener.image("job", 0).seed == 1
+    assert isinstance(listener.error("job", 1), Cancelled)
     assert isinstance(listener.error("job", 2), Cancelled)
 
 
@@ -314,11 +317,12 @@ def test_no_row_is_begun_while_the_decoder_is_behind(make_engine: MakeEngine) ->
 
 def test_a_cancelled_image_is_not_decoded(make_engine: MakeEngine) -> None:
     engine = make_engine()
-    go_on, decoded = Event(), []
+    began, go_on, decoded = Event(), Event(), []
     vae = engine.components.vae.model
     decode = vae.decode
 
     def held(latents: Tensor, **more: object) -> object:
+        began.set()
         assert go_on.wait(60)
         decoded.append(len(latents))
         return decode(latents, **more)
@@ -326,7 +330,7 @@ def test_a_cancelled_image_is_not_decoded(make_engine: MakeEngine) -> None:
     vae.decode = held
     listener = Listener(engine)
     listener.submit(image_job("first", num_inference_steps=1))
-    assert eventually(lambda: engine.figures().decoding_images == 1)
+    assert began.wait(60)  # else both may be decoded in one call
     listener.submit(image_job("gone", num_inference_steps=1))
     assert eventually(lambda: engine.figures().decoding_images == 2)
     engine.cancel("gone")
@@ -419,9 +423,11 @@ def test_fewer_steps_give_fewer_previews(make_engine: MakeEngine) -> None:
 
 def test_leaving_the_events_early_cancels_the_job(make_engine: MakeEngine) -> None:
     engine = make_engine()
-    events = engine.events(image_job("left", num_inference_steps=50))
-    assert next(events) == Progress(0, 1, 50)
-    events.close()  # type: ignore[attr-defined]
+    with Gate(engine) as gate:
+        events = engine.events(image_job("left", num_inference_steps=50))
+        gate.let(1)
+        assert next(events) == Progress(0, 1, 50)
+        events.close()  # type: ignore[attr-defined]
     assert eventually(lambda: engine.figures().cancelled_total == 1)
     assert engine.figures().steps_total < 50
 
@@ -437,17 +443,27 @@ def test_a_job_id_in_use_is_refused(make_engine: MakeEngine) -> None:
     listener.wait()
 
 
-def test_stopping_answers_what_is_unanswered(make_engine: MakeEngine) -> None:
+def test_stopping_answers_what_is_unanswered(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = make_engine(limits=ONE_AT_A_TIME)
     listener = Listener(engine)
     assert len(engine.generate(image_job("done"))) == 1
-    listener.submit(
-        image_job("running", num_inference_steps=50),
-        image_job("waiting", seeds=(1, 2)),
-        image_job("preparing", loras=styles(neon=1.0, ink=1.0, papercut=1.0)),
-    )
-    listener.wait_for_step("running", 1)
-    engine.stop()
+    wait_for = engine._wait_for
+    with Gate(engine) as gate:
+        listener.submit(
+            image_job("running", num_inference_steps=50),
+            image_job("waiting", seeds=(1, 2)),
+            image_job("preparing", loras=styles(neon=1.0, ink=1.0, papercut=1.0)),
+        )
+        gate.let(1)
+
+        def told(thread: Thread) -> None:
+            gate.open()
+            wait_for(thread)
+
+        monkeypatch.setattr(engine, "_wait_for", told)
+        engine.stop()
     listener.wait()
     for name, index in [("running", 0), ("waiting", 0), ("waiting", 1), ("preparing", 0)]:
         assert isinstance(listener.error(name, index), NotReady)

@@ -12,7 +12,7 @@ from deployments.contracts.jobs import ImageJob, PartialImage, Progress
 from deployments.diffusion.engine.engine import Engine
 from tests.conftest import MakeEngine
 from tests.deployments.diffusion.engine.conftest import Oracles
-from tests.deployments.diffusion.engine.harness import Joins, Listener, image_job, styles
+from tests.deployments.diffusion.engine.harness import Gate, Joins, Listener, image_job, styles
 from tests.deployments.diffusion.engine.oracle import (
     PIXEL_TOLERANCE,
     assert_same,
@@ -227,14 +227,14 @@ def test_each_seed_of_a_job_gives_its_own_image(
 def test_guidance_up_to_one_is_no_guidance(make_engine: MakeEngine, oracle_of: Oracles) -> None:
     engine = make_engine()
     listener = Listener(engine)
-    calls = watch_batches(engine)
     jobs = [image_job(str(scale), guidance_scale=scale) for scale in (0.0, 0.7, 1.0)]
-    listener.submit(*jobs)
+    with Gate(engine) as gate:
+        listener.submit(*jobs)
     listener.wait()
 
     for job in jobs:
         assert_same(listener.image(job.job_id), oracle_of("sd15").image(job))
-    assert max(len(call) for call in calls) == len(jobs), "no row brings a twin"
+    assert max(len(call) for call in gate.calls) == len(jobs), "no row brings a twin"
 
 
 def test_a_tiny_step_past_guidance_one_is_guidance(
