@@ -2,14 +2,28 @@
 
 import time
 
+from torch import Tensor
+
 from deployments.contracts.errors import DeadlineExceeded
 from deployments.contracts.jobs import FailedImage, FinishedImage, JobEvent, LoraWeight
 from tests.conftest import MakeEngine
-from tests.deployments.diffusion.engine.harness import image_job
+from tests.deployments.diffusion.engine.harness import (
+    Gate,
+    Listener,
+    UnetCall,
+    image_job,
+    tap_unet,
+)
 
 
 def test_stages_add_up_to_the_time_that_it_took(make_engine: MakeEngine) -> None:
     engine = make_engine()
+
+    def slowly(call: UnetCall) -> Tensor:
+        time.sleep(0.5)  # beside which it is little, how late anybody hears of it
+        return call.run()
+
+    tap_unet(engine, slowly)
     job = image_job("styled", num_inference_steps=4, loras=(LoraWeight("ink"),))
     began, at = time.perf_counter(), time.time()
     (image,) = engine.generate(job)
@@ -51,14 +65,13 @@ def test_one_that_came_too_late_says_where_it_was(make_engine: MakeEngine) -> No
 
 def test_a_job_can_be_asked_how_far_it_is(make_engine: MakeEngine) -> None:
     engine = make_engine()
-    came: list[JobEvent] = []
-    engine.submit(image_job("long", num_inference_steps=50), came.append)
-    while not came:
-        time.sleep(0.01)
-    stages = engine.stages("long")
-    assert stages is not None
-    assert list(stages.seconds) == ["queue", "condition", "steps"]
-    engine.cancel("long")
-    while not isinstance(came[-1], FailedImage | FinishedImage):
-        time.sleep(0.01)
+    listener = Listener(engine)
+    with Gate(engine) as gate:
+        listener.submit(image_job("long", num_inference_steps=50))
+        gate.let(1)
+        stages = engine.stages("long")
+        assert stages is not None
+        assert list(stages.seconds) == ["queue", "condition", "steps"]
+        engine.cancel("long")
+    listener.wait()
     assert engine.stages("long") is None
