@@ -7,6 +7,7 @@ from time import monotonic
 
 import pytest
 from opentelemetry import trace
+from transformers import CLIPTokenizer
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import FinishedImage, ImageJob, PromptSyntax
@@ -14,7 +15,7 @@ from deployments.diffusion.call import THREADS, AdmissionThreads, Call
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.policy.spec import PromptIds
 from tests.conftest import MakeEngine
-from tests.deployments.diffusion.engine.harness import eventually, image_job, styles
+from tests.deployments.diffusion.engine.harness import Gate, eventually, image_job, styles
 from tests.recorder import recorder
 
 LONG = "word " * 19_999  # as long as a job may carry it
@@ -56,7 +57,7 @@ def test_others_are_answered_while_jobs_are_admitted(make_engine: MakeEngine) ->
         waiting = [asyncio.create_task(made(call(job))) for job in slow]
         began = monotonic()
         await asyncio.sleep(0.05)
-        assert monotonic() - began < 1
+        assert monotonic() - began < 30  # not the 60 that they are held for
         assert len(await made(call(image_job("plain", num_inference_steps=1)))) == 1
         assert not any(task.done() for task in waiting)
         go_on.set()
@@ -136,11 +137,12 @@ def test_a_job_that_is_refused_leaves_the_one_of_the_same_id_alone(
     threads = AdmissionThreads()
 
     async def scenario() -> None:
-        first = asyncio.create_task(made(Call(engine, image_job("same"), threads)))
-        while not engine.figures().pending_images:
-            await asyncio.sleep(0.001)
-        with pytest.raises(InvalidRequest, match="already in the engine"):
-            await made(Call(engine, image_job("same"), threads))
+        with Gate(engine):
+            first = asyncio.create_task(made(Call(engine, image_job("same"), threads)))
+            while not engine.figures().pending_images:
+                await asyncio.sleep(0.001)
+            with pytest.raises(InvalidRequest, match="already in the engine"):
+                await made(Call(engine, image_job("same"), threads))
         assert len(await first) == 1
 
     asyncio.run(scenario())
@@ -166,17 +168,26 @@ def test_what_is_logged_of_a_refusal_repeats_no_prompt(make_engine: MakeEngine) 
 
 @pytest.mark.parametrize("param", ["prompt", "negative_prompt"])
 def test_an_endless_text_is_refused_before_it_is_tokenised(
-    param: str, make_engine: MakeEngine
+    param: str, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
     job = image_job("long", guidance_scale=5.0, **{param: LONG})
-    began = monotonic()
+    read: list[str] = []
+    call = CLIPTokenizer.__call__
+
+    def noted(self: CLIPTokenizer, text: str, **more: object) -> object:
+        read.append(text)
+        return call(self, text, **more)
+
+    monkeypatch.setattr(CLIPTokenizer, "__call__", noted)
     with pytest.raises(
         InvalidRequest, match=f"{len(LONG)} characters long; at most 20000"
     ) as caught:
         engine.check(job)
-    assert monotonic() - began < 0.2
+    assert sum(map(len, read)) < len(LONG) / 2
     assert caught.value.param == param
+    engine.check(image_job("short"))
+    assert read, "nobody would be seen to read"
 
 
 def test_a_traced_call_has_spans_of_its_stages(make_engine: MakeEngine) -> None:
@@ -187,7 +198,7 @@ def test_a_traced_call_has_spans_of_its_stages(make_engine: MakeEngine) -> None:
         with trace.get_tracer("serve").start_as_current_span("done"):
             job = image_job("done", loras=styles(neon=1.0), num_inference_steps=2)
             await made(Call(engine, job, threads))
-        with trace.get_tracer("serve").start_as_current_span("given up"):
+        with Gate(engine), trace.get_tracer("serve").start_as_current_span("given up"):
             task = asyncio.create_task(made(Call(engine, given_up, threads)))
             while (stages := engine.stages("given up")) is None or "steps" not in stages.seconds:
                 await asyncio.sleep(0.001)
