@@ -73,13 +73,13 @@ def test_eight_sources_that_hang_keep_no_other_from_being_read(
     listener.events.clear()
     listener.submit(*(image_job(name, loras=styles(**{name: 1.0})) for name in hanging))
     listener.wait()
-    assert monotonic() - began < 1, "a source that still hangs is not waited for again"
+    assert monotonic() - began < PATIENCE_S, "a source that still hangs is not waited for again"
     assert "still does not answer" in str(listener.error("near0"))
     assert len(engine.generate(image_job("after", num_inference_steps=1))) == 1
     assert engine.fault is None
     began = monotonic()
     engine.stop()
-    assert monotonic() - began < 2
+    assert monotonic() - began < NORMAL_S
 
 
 def looks_hang(monkeypatch: pytest.MonkeyPatch, hangs: Callable[[str], bool]) -> Event:
@@ -104,10 +104,11 @@ def test_a_disk_that_hangs_when_it_is_looked_at_costs_a_refusal(
     ink = image_job("ink", loras=styles(ink=1.0))
     with pytest.raises(NotReady, match=r"lora 'ink': its source has not answered for 0\.3 s"):
         engine.submit(ink, lambda _: None)
+    monkeypatch.setattr(sources, "LOOK_PATIENCE_S", 60.0)
     began = monotonic()
     with pytest.raises(NotReady, match="lora 'ink': its source still does not answer"):
         engine.submit(ink, lambda _: None)
-    assert monotonic() - began < 0.2
+    assert monotonic() - began < 30, "it is not waited for again"
     assert len(engine.generate(image_job("neon", loras=styles(neon=1.0)))) == 1
     go_on.set()
 
@@ -130,7 +131,8 @@ def test_many_names_on_a_disk_that_hangs_are_looked_at_no_longer_than_a_few(
     for name in away:
         with pytest.raises(NotReady, match=f"lora '{name}': its source"):
             engine.check(image_job(loras=styles(**{name: 1.0})))
-    assert monotonic() - began < 20 * 0.3
+    assert monotonic() - began < 100 * 0.3
+    monkeypatch.setattr(sources, "LOOK_PATIENCE_S", 60.0)
     engine.check(image_job(loras=styles(neon=1.0)))  # another disk answers
     go_on.set()
 
@@ -154,7 +156,7 @@ def test_errands_are_bounded_and_shared() -> None:
     errands: Errands[bool] = Errands(most=2)
     first = errands.send("a", go_on.wait, 60)
     assert errands.send("a", go_on.wait, 60) is first
-    errands.send("b", go_on.wait, 0.05)
+    errands.send("b", go_on.wait, 2.0)
     with pytest.raises(Silent, match="2 others have not answered"):
         errands.send("c", go_on.wait, 60)
     with pytest.raises(Silent, match="has not answered for"):

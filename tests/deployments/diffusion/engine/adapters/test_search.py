@@ -11,7 +11,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from threading import Event, Lock
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 from weakref import ref
 
@@ -26,7 +26,7 @@ from configs.sources import SourceUnavailable
 from deployments.contracts.errors import InvalidRequest, NotFound, NotReady
 from deployments.contracts.jobs import FinishedImage, Pixels
 from deployments.diffusion.call import SEEKING_THREADS, AdmissionThreads, Call
-from deployments.diffusion.engine.adapters import search, sources
+from deployments.diffusion.engine.adapters import errands, search, sources
 from deployments.diffusion.engine.adapters.errands import Silent
 from deployments.diffusion.engine.adapters.search import LoraSearch
 from deployments.diffusion.engine.engine import Engine
@@ -257,7 +257,7 @@ def test_a_crowd_of_unknown_names_asks_little_and_keeps_nobody(
         assert all(isinstance(a, NotFound) for a in await crowd(engine, threads, names))
         return monotonic() - began
 
-    assert asyncio.run(scenario()) < 10
+    assert asyncio.run(scenario()) < 30
     assert len(listings.asked) == 80  # a file and a folder each, and none a second time
     assert listings.most_at_once <= SEEKING_THREADS
 
@@ -417,22 +417,27 @@ def test_all_names_of_a_job_have_one_time_together(
 ) -> None:
     class Late(Slow):
         def find(self, name: str) -> Held | None:
+            nonlocal now
             self.asked.append(name)
-            sleep(0.7)
+            if name in ("far0", "far1"):
+                now += 0.6 * sources.SEEK_PATIENCE_S
+            if name == "far2":
+                self.go_on.wait(3)  # less than it would have, had it all the time to itself
             return None
 
-    late = Late()
-    monkeypatch.setattr(sources, "SEEK_PATIENCE_S", 2.0)
+    now, late = 1000.0, Late()
+    monkeypatch.setattr(sources, "SEEK_PATIENCE_S", 20.0)
+    for module in (sources, errands):
+        monkeypatch.setattr(module, "monotonic", lambda: now)
     monkeypatch.setattr(sources, "collection_at", lambda *_: late)
     engine = looking_in(make_engine(), ROOT)
     job = image_job(loras=styles(**{f"far{n}": 0.1 for n in range(5)}))
-    began = monotonic()
     with pytest.raises(NotReady, match="lora 'far2': its source has not answered in time"):
         engine.check(job)
-    assert monotonic() - began < 3.0  # not 5 x 0.7
     with pytest.raises(NotFound, match="'near'"):  # nobody else takes it for silent
         engine.check(image_job(loras=styles(near=0.1)))
     assert late.asked == ["far0", "far1", "far2", "near"]
+    late.go_on.set()
     with pytest.raises(NotFound, match="'far0'"):  # what came late is remembered, too
         engine.check(job)
     assert late.asked == ["far0", "far1", "far2", "near", "far3", "far4"]
@@ -478,7 +483,11 @@ def test_who_comes_just_behind_an_answer_asks_nobody(monkeypatch: pytest.MonkeyP
     assert slow.asked == ["one"]
 
 
-def test_what_is_remembered_of_an_outage_holds_nobodys_request() -> None:
+def test_what_is_remembered_of_an_outage_holds_nobodys_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(search, "OUTAGE_S", 60.0)
+
     class Request:
         """Whatever stands on the stack of who is refused."""
 
