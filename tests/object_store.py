@@ -61,7 +61,8 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": store.url}.items():
         monkeypatch.setenv(name, value)
     store.start()
-    httpx.post(f"{store.url}/moto-api/reset")  # servers of one process share what they store
+    # Servers of one process share what they store.
+    httpx.post(f"{store.url}/moto-api/reset", timeout=60)
     store.client.create_bucket(Bucket=BUCKET)
     try:
         yield store

@@ -47,7 +47,7 @@ def test_all_weights_come_within(
         return {file.read_text() for file in tmp_path.rglob("*.safetensors")} == set(names)
 
     with starting(map(Need, sources)):
-        assert eventually(here)
+        assert eventually(here, 60)
     object_store.stop()
     try:
         assert all(fetch(source, offline=True).is_file() for source in sources)
@@ -67,7 +67,7 @@ def test_what_is_wrong_with_one_is_told_without_the_others(
         began = time.monotonic()
         with pytest.raises(SourceError, match="'nowhere'"), starting(needs):
             pass
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15  # the others are tried for half a minute
     for thread in threading.enumerate():
         if thread.name.startswith("weights"):
             thread.join(60)  # what it asks is not there any more

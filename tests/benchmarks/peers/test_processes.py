@@ -18,16 +18,21 @@ def spent_s(pid: int) -> float:
     return sum(cpu_between(before, seen(pid)).values())
 
 
+def works(pid: int) -> bool:
+    """Looks again where it had no turn: others want the processor, too."""
+    return any(spent_s(pid) > 0 for _ in range(100))
+
+
 def test_a_server_that_sleeps_takes_no_time() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT]) as parent:
         try:
             while not psutil.Process(parent.pid).children():
                 time.sleep(0.01)
-            assert spent_s(parent.pid) > 0
+            assert works(parent.pid)
             with asleep(parent.pid):
                 time.sleep(0.05)
                 assert spent_s(parent.pid) == 0
-            assert spent_s(parent.pid) > 0, "it goes on"
+            assert works(parent.pid), "it goes on"
         finally:
             for child in psutil.Process(parent.pid).children():
                 child.kill()

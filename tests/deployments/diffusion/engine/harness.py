@@ -123,7 +123,7 @@ class Listener:
             self._news.notify_all()
 
 
-def eventually(met: Callable[[], bool], within_s: float = 10.0) -> bool:
+def eventually(met: Callable[[], bool], within_s: float = 30.0) -> bool:
     """Whether something that no event tells of comes true."""
     end = monotonic() + within_s
     while not met():
