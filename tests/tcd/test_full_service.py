@@ -29,6 +29,7 @@ class Full(BaseHTTPRequestHandler):
     """Is full when a route is asked for the first time."""
 
     asked: ClassVar[set[str]] = set()
+    again_ms: ClassVar[str] = "100"
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -48,7 +49,7 @@ class Full(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
-        self.send_header("retry-after-ms", "100")
+        self.send_header("retry-after-ms", self.again_ms)
         self.end_headers()
         self.wfile.write(body)
 
@@ -90,9 +91,12 @@ def test_a_full_service_is_waited_for(
 
 
 @pytest.mark.usefixtures("full")
-def test_only_as_long_as_was_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_as_long_as_was_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Full, "again_ms", "10000")
     with pytest.raises(SystemExit) as ended:
-        main(["preprocess", "canny", "photo.png", "--timeout", "0.05"])
+        main(["preprocess", "canny", "photo.png", "--timeout", "5"])
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: 429: full\n"
 
