@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from deployments.tracing import otlp
 from deployments.tracing.otlp import exporter
 from tests.collector import collecting
+from tests.deployments.diffusion.engine.harness import eventually
 
 
 @pytest.fixture
@@ -65,14 +66,19 @@ def test_a_collector_that_never_answers_costs_no_request(
     monkeypatch.setattr(otlp, "GOODBYE_S", 0.5)
     made = provider()
     tracer = made.get_tracer("test")
+    (processor,) = made._active_span_processor._span_processors
+    assert isinstance(processor, otlp.WithoutPolls)
+    queue = processor._batch_processor._queue
+    for _ in range(50):
+        with tracer.start_as_current_span("one"):
+            pass
+    assert eventually(lambda: not queue), "a batch is on its way"
     began = time.perf_counter()
     for _ in range(5000):
         with tracer.start_as_current_span("one"):
             pass
     assert time.perf_counter() - began < 5, "whoever ends a span waits for nobody"
-    (processor,) = made._active_span_processor._span_processors
-    assert isinstance(processor, otlp.WithoutPolls)
-    assert len(processor._batch_processor._queue) == 100, "the rest is dropped"
+    assert len(queue) == 100, "the rest is dropped"
     began = time.perf_counter()
     made.shutdown()
     assert time.perf_counter() - began < 2, "the process can end"
