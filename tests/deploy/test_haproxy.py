@@ -222,7 +222,7 @@ def test_events_come_one_by_one(url: str) -> None:
         for part in answer.iter_text():
             times.append((time.monotonic(), part))
     assert [part for _, part in times] == ["data: 1\n\n", "data: 2\n\n"]
-    assert times[1][0] - times[0][0] > 0.7
+    assert times[1][0] - times[0][0] > 0.3  # of a second, less what the first was read late
 
 
 def test_a_long_answer_is_waited_for(url: str) -> None:

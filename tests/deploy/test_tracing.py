@@ -281,7 +281,8 @@ def test_a_job_has_a_trace_of_its_own_that_is_linked_to_whoever_asked(traced: Tr
 
 
 def test_a_replicas_lines_have_the_id_of_the_job(traced: Traced) -> None:
-    body = request() | {"async": True, "controls": [], "num_inference_steps": 50, "n": 4}
+    long = {"num_inference_steps": 50, "n": 4, "size": "256x256"}
+    body = request() | {"async": True, "controls": [], **long}
     job = traced.post(body).json()["id"]
     headers = {"authorization": f"Bearer {KEY}"}
     url = f"{traced.url}/v1/jobs/{job}"

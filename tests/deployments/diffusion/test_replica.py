@@ -197,7 +197,7 @@ def test_an_engine_fault_under_load_fails_no_request(replicas: Handle, served: S
     assert seen["made"] > 0
     assert set(seen) <= {"made", "broken", "died"}, seen
     assert 0 < seen["died"] <= 2 * CLIENTS
-    assert eventually(lambda: len(set(ids(replicas)) - set(before)) == 1, 60)
+    assert eventually(lambda: len(set(ids(replicas)) - set(before)) == 1, 120)
     assert served.logs is not None
     text = "".join(log.read_text() for log in served.logs.glob(f"replica_{NAME}_*.log"))
     assert "the engine broke; this replica ends" in text
