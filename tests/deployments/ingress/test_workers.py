@@ -41,8 +41,15 @@ def test_what_waits_for_a_thread_is_bounded_and_cancellable() -> None:
 def test_work_that_is_being_done_counts_though_nobody_waits() -> None:
     async def scene() -> None:
         workers, gate = Workers("tests", threads=1, waiting=0), threading.Event()
-        hung = asyncio.create_task(workers.run(gate.wait, 10))
-        await asyncio.sleep(0.05)
+        begun = threading.Event()
+
+        def hang() -> None:
+            begun.set()
+            gate.wait(10)
+
+        hung = asyncio.create_task(workers.run(hang))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
         hung.cancel()
         await asyncio.wait([hung])
         assert workers.unfinished == 1
