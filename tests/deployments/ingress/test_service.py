@@ -286,10 +286,9 @@ def test_a_video_that_waits_for_a_place_holds_no_maps(
 
     async def asked(service: Service) -> object:
         making = asyncio.create_task(animated(service))
-        while not made:
+        while not made or made[0]() is not None:
             await asyncio.sleep(0)
-        await asyncio.sleep(TIMEOUT_S / 2)
-        assert [array() is None for array in made] == [True]
+        assert len(made) == 1, "they are gone only when it asks again"
         return await making
 
     full = [[Refusal(QueueFull("the queue is full", ms))] for ms in range(replicas)]
@@ -399,7 +398,7 @@ def test_a_stream_that_is_read_on_by_another_task_ends_in_its_own_error() -> Non
         with pytest.raises(DeadlineExceeded):
             await asyncio.create_task(rest())
 
-    run(Replicas([STEP, never]), read, request_timeout_s=TIMEOUT_S)
+    run(Replicas([STEP, never]), read, request_timeout_s=10 * TIMEOUT_S)
 
 
 def test_images_that_fail_beside_others() -> None:
@@ -483,7 +482,7 @@ def test_the_second_replica_has_what_is_left_of_the_time() -> None:
             return answer
 
     model = Slow(*[Refusal(QueueFull("full", 2000))] * 2, MADE)
-    assert run(model, generated, replicas=3, request_timeout_s=8 * TIMEOUT_S) == MADE
+    assert run(model, generated, replicas=3, request_timeout_s=60) == MADE
     first, second, third = (job.timeout_s for job in model.jobs)
     assert first is not None
     assert second is not None
