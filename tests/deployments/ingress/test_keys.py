@@ -225,7 +225,7 @@ def test_too_much_work() -> None:
     body = {**BALL, "n": 2}
     answers = [served.post(GENERATIONS, json=body, headers=bearer("alice")) for _ in "abc"]
     assert [answer.status_code for answer in answers] == [200, 429, 429]
-    assert 59_000 < int(answers[1].headers["retry-after-ms"]) <= 60_000
+    assert 40_000 < int(answers[1].headers["retry-after-ms"]) <= 60_000
 
 
 def usage_of(answer: Any) -> dict[str, Any]:
@@ -496,6 +496,7 @@ def test_a_job_waits_where_a_request_is_refused(
     second = served.post(GENERATIONS, json=later, headers=bearer("alice")).json()["id"]
     seen = _seen(served, second, "in_progress")
     assert seen["queue_position"] is None
+    _reached(replica, 1)
     assert served.post(GENERATIONS, json=BALL, headers=bearer("alice")).status_code == 429
     assert {job.num_frames for job in replica.jobs} == {2}
     replica.go.set()
@@ -518,6 +519,14 @@ def _seen(served: TestClient, job_id: str, status: str) -> dict[str, Any]:
         if card["status"] == status:
             return card
         assert time.monotonic() < until, card
+        time.sleep(0.02)
+
+
+def _reached(replica: Replica, count: int) -> None:
+    """Returns when so many jobs have come to the model."""
+    until = time.monotonic() + 30
+    while len(replica.jobs) < count:
+        assert time.monotonic() < until, replica.jobs
         time.sleep(0.02)
 
 
@@ -561,6 +570,7 @@ def test_videos_are_of_who_asked_for_them(video_client: tuple[TestClient, Replic
     for method, path in (("POST", "/cancel"), ("GET", "/content"), ("DELETE", "")):
         answer = served.request(method, f"/v1/videos/{first}{path}", headers=alice)
         assert answer.status_code == 404
+    _reached(replica, 2)
     assert {job.caller.name for job in replica.jobs} == {"alice", "bob"}
     for video, key in ((first, bob), (second, root)):
         assert served.post(f"/v1/videos/{video}/cancel", headers=key).json()["status"] == (
