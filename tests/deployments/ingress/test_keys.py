@@ -492,11 +492,11 @@ def test_a_job_waits_where_a_request_is_refused(
     first = served.post("/v1/videos", json=body, headers=headers).json()["id"]
     again = served.post("/v1/videos", json=body, headers=headers)
     assert (again.status_code, again.json().get("id")) == (200, first)
+    _reached(replica, 1)
     later = {**BALL, "seed": 7, "async": True}
     second = served.post(GENERATIONS, json=later, headers=bearer("alice")).json()["id"]
     seen = _seen(served, second, "in_progress")
     assert seen["queue_position"] is None
-    _reached(replica, 1)
     assert served.post(GENERATIONS, json=BALL, headers=bearer("alice")).status_code == 429
     assert {job.num_frames for job in replica.jobs} == {2}
     replica.go.set()
