@@ -415,6 +415,8 @@ def test_after_an_outage_was_said_nobody_asks_for_a_second(monkeypatch: pytest.M
 def test_all_names_of_a_job_have_one_time_together(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = 1000.0
+
     class Late(Slow):
         def find(self, name: str) -> Held | None:
             nonlocal now
@@ -425,7 +427,7 @@ def test_all_names_of_a_job_have_one_time_together(
                 self.go_on.wait(3)  # less than it would have, had it all the time to itself
             return None
 
-    now, late = 1000.0, Late()
+    late = Late()
     monkeypatch.setattr(sources, "SEEK_PATIENCE_S", 20.0)
     for module in (sources, errands):
         monkeypatch.setattr(module, "monotonic", lambda: now)
