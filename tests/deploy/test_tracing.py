@@ -54,6 +54,10 @@ class Traced:
         files = self.folder.glob(f"**/serve/replica_{deployment}_*.log")
         return [line for file in files for line in file.read_text().splitlines()]
 
+    def said(self, deployment: str, word: str) -> list[str]:
+        """Those of these lines that have a word."""
+        return [text for text in self.log(deployment) if word in text]
+
     def line(self, request_id: str, deployment: str = "tcd_Ingress") -> dict[str, Any]:
         """A request's own, as soon as it is written."""
         end = time.monotonic() + 30
@@ -248,7 +252,7 @@ def test_a_replicas_lines_have_the_id_of_the_answer(traced: Traced) -> None:
     assert answer.status_code == 404, answer.text
     line = traced.line("refused-by-the-engine")
     assert (line["outcome"], line["status"], line["code"]) == ("refused", 404, "not_found")
-    said = [text for text in traced.log("model-sd15_Diffusion") if "NotFound" in text]
+    said = traced.said("model-sd15_Diffusion", "NotFound")
     assert any("refused-by-the-engine" in text for text in said), said
 
 
@@ -291,7 +295,10 @@ def test_a_replicas_lines_have_the_id_of_the_job(traced: Traced) -> None:
         assert time.monotonic() < end
     httpx.post(f"{url}/cancel", headers=headers, timeout=30).raise_for_status()
     assert traced.line(job, "tcd_JobWorker")["outcome"] == "cancelled"
-    said = [text for text in traced.log("model-sd15_Diffusion") if "given up" in text]
+    end = time.monotonic() + 30  # another process hears of it, and writes
+    while not (said := traced.said("model-sd15_Diffusion", "given up")):
+        assert time.monotonic() < end
+        time.sleep(0.2)
     assert any(f" {job} " in text for text in said), said
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import cast
 
@@ -66,14 +67,16 @@ def test_cancelling_the_call_cancels_the_work(served: Served) -> None:
 
     async def call_and_leave() -> None:
         response = handle.generate.remote(slow)
-        await asyncio.sleep(0.7)
+        async with asyncio.timeout(60):
+            while not await asyncio.to_thread(served.engine_figure, "pending_images", "sd15"):
+                await asyncio.sleep(0.05)
         cast(DeploymentResponse[object], response).cancel()
 
     asyncio.run(call_and_leave())
-    for _ in range(100):
-        if served.engine_figure("cancelled_total", "sd15") == before + 1:
-            return
-    raise AssertionError("the work was not cancelled")
+    until = time.monotonic() + 60
+    while served.engine_figure("cancelled_total", "sd15") != before + 1:
+        assert time.monotonic() < until, "the work was not cancelled"
+        time.sleep(0.1)
 
 
 def test_a_request_is_checked_where_it_is_made() -> None:
