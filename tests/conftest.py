@@ -47,13 +47,19 @@ BESIDE = ("deploy/test_image.py", "deploy/test_kubernetes.py", "graphs/check")  
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tells what may run beside other tests from what may not."""
+    """Tells what may run beside other tests from what may not, and has it wait for the rest.
+
+    The service that `served` has run takes half a core for doing nothing until the session ends:
+    who does not ask it comes before it starts.
+    """
+    of_service = {item.path for item in items if "served" in getattr(item, "fixturenames", ())}
     for item in items:
         place = item.path.relative_to(Path(__file__).parent)
         served = "served" in getattr(item, "fixturenames", ())
         alone = any(map(place.is_relative_to, ALONE)) and not any(map(place.is_relative_to, BESIDE))
         if served or alone:
             item.add_marker("alone")
+    items.sort(key=lambda item: item.path in of_service)
 
 
 class MakeEngine(Protocol):

@@ -134,6 +134,7 @@ def test_adapters_limits_and_serves_options(changing: Changing, demo_models: Pat
     assert replica_pids(APPLICATION) == before
 
 
+@pytest.mark.deep  # minutes
 def test_new_args_with_one_replica(changing: Changing) -> None:
     changing.deploy()
     changing.settle()
@@ -148,6 +149,7 @@ def test_new_args_with_one_replica(changing: Changing) -> None:
     assert now not in before
 
 
+@pytest.mark.deep  # minutes
 def test_args_that_are_refused(changing: Changing) -> None:
     changing.deploy()
     changing.settle()

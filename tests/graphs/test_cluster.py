@@ -13,7 +13,7 @@ import pytest
 from tests.graphs.nodes import seen_by
 
 TIMEOUT_S = 540
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.deep]
 
 
 @pytest.fixture(scope="module")

@@ -135,6 +135,8 @@ def named(served: Served, demo_models: Path) -> Iterator[Named]:
         wait_until(lambda: SERVICE not in serve.status().applications, START_S)
 
 
+@pytest.mark.deep  # minutes
+@pytest.mark.timeout(600)
 def test_models_come_are_shared_out_and_go(named: Named) -> None:
     """No request fails, and no process but the models' ends or begins."""
     named.deploy(OLD, aliases={PUBLIC: OLD})

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from configs.app import Limits
 from tests.graphs.test_model_applications import replica_pids, wait_until
@@ -17,6 +18,7 @@ OTHERS = 40  # requests for the other model, before and during
 LIMIT_S = 2
 
 
+@pytest.mark.deep  # a minute
 def test_a_silent_model_delays_nobody_else(served: Served, demo_models: Path) -> None:
     dumb = plain_model(demo_models, "sd15", "dumb")
     with beside(model_target(demo_models, dumb, Limits())):

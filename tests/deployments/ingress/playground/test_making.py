@@ -14,7 +14,7 @@ from tests.serving import Served
 
 LOOKS = [
     pytest.param((WIDE, "light"), id="wide-light"),
-    pytest.param((PHONE, "dark"), id="phone-dark"),
+    pytest.param((PHONE, "dark"), id="phone-dark", marks=pytest.mark.deep),
 ]
 
 
