@@ -170,9 +170,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     listener = Listener(engine)
     sizes = small_device(engine, 3)
     limits: list[int] = []
-    noisy = image_job("long noisy", seeds=(11,), num_inference_steps=13, eta=1.0)
+    noisy = image_job("long noisy", seeds=(11,), num_inference_steps=40, eta=1.0)
     # A step is published after it is reported.
-    for n in range(2, 13):
+    for n in range(2, 40):
         listener.at("long noisy", n, lambda: limits.append(engine.figures().batch_limit))
     with Gate(engine):  # all come before a second step is taken
         listener.submit(noisy, *CROWD)
