@@ -35,14 +35,14 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", ["docs", "redoc"])
 def test_all_that_a_page_wants_is_here(url: str, page: str) -> None:
-    html = httpx.get(f"{url}/{page}").text
+    html = httpx.get(f"{url}/{page}", timeout=60).text
     wanted = re.findall(r'(?:src|href)="([^"]+)"', html) + re.findall(r"spec-url=.(/[^'\"]+)", html)
     assert len(wanted) >= 2
     host = re.match(r"http://[^/]+", url)
     assert host is not None
     for path in wanted:
         assert path.startswith("/"), path
-        answer = httpx.get(host[0] + path)
+        answer = httpx.get(host[0] + path, timeout=60)
         assert answer.status_code == 200, path
         assert len(answer.content) > 1000, path
 
