@@ -30,6 +30,7 @@ def running(config: uvicorn.Config) -> Iterator[str]:
     thread.start()
     try:
         while not server.started:
+            assert thread.is_alive()
             time.sleep(0.01)
         yield f"http://127.0.0.1:{config.port}"
     finally:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from configs.app import Limits, ModelUserConfig, WarmSize
+from deployments.contracts.figures import EngineFigures
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.models.components import load
 from deployments.diffusion.engine.steps import runner as runner_module
@@ -31,6 +32,7 @@ from tests.deployments.diffusion.engine.tasks import (
     WIDTH,
     Checkpoint,
     Net,
+    Task,
     make_all,
     task,
 )
@@ -199,14 +201,17 @@ def test_plain_rows_are_replayed_and_others_are_not(
             task("picture", sees=(checkpoint, 1, 0.5)),
             task("another size", width=128, height=128),
         ]
-        before = warm.graph_steps_total
-        for one in plain:
-            assert_all_same(make_all(engine, [one]), [one], Pipelines(checkpoint))
-        steps = engine.figures().steps_total
-        assert eventually(lambda: engine.figures().graph_steps_total - before == steps)
-        now = engine.figures()
-        for one in others:
-            assert_all_same(make_all(engine, [one]), [one], Pipelines(checkpoint))
-        assert engine.figures().graph_steps_total == now.graph_steps_total
+
+        def made(tasks: list[Task]) -> EngineFigures:
+            """Figures that know of all the steps that these have taken."""
+            images = engine.figures().images_total + sum(len(one.job.seeds) for one in tasks)
+            for one in tasks:
+                assert_all_same(make_all(engine, [one]), [one], Pipelines(checkpoint))
+            assert eventually(lambda: engine.figures().images_total == images)
+            return engine.figures()
+
+        now = made(plain)
+        assert now.graph_steps_total - warm.graph_steps_total == now.steps_total
+        assert made(others).graph_steps_total == now.graph_steps_total
     finally:
         engine.stop()
