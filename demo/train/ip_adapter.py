@@ -14,7 +14,7 @@ from demo.train.loop import Task
 from demo.train.model import Base
 from demo.train.noise import Schedule
 
-CAPTION_DROPOUT = 0.5  # are empty instead, so that the picture is needed
+CAPTION_DROPOUT = 0.8  # are empty instead, so that the picture is needed
 PICTURE_DROPOUT = 0.1
 
 
@@ -70,7 +70,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 
 
 class IpAdapterTask(Task):
-    """Noise prediction; half of the captions and a tenth of the pictures are left out.
+    """Noise prediction; four fifths of the captions and a tenth of the pictures are left out.
 
     `embeds` (n, embedding) are the encoder's, of the pictures in `data`.
     """
