@@ -52,12 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     The service that `served` has run takes half a core for doing nothing until the session ends:
     who does not ask it comes before it starts.
     """
-    of_service = {item.path for item in items if "served" in getattr(item, "fixturenames", ())}
+    asking = {item.nodeid for item in items if "served" in getattr(item, "fixturenames", ())}
+    of_service = {item.path for item in items if item.nodeid in asking}
     for item in items:
         place = item.path.relative_to(Path(__file__).parent)
-        served = "served" in getattr(item, "fixturenames", ())
         alone = any(map(place.is_relative_to, ALONE)) and not any(map(place.is_relative_to, BESIDE))
-        if served or alone:
+        if alone or item.nodeid in asking:
             item.add_marker("alone")
     items.sort(key=lambda item: item.path in of_service)
 

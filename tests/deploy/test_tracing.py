@@ -20,6 +20,7 @@ from PIL import Image
 from configs.keys import digest
 from demo.service import demo_config, running
 from tests.collector import Collector, Seen, collecting
+from tests.deploy.prometheus import wait_until
 
 KEY = "some-secret"
 EXPORTER = "deployments.tracing.otlp:exporter"
@@ -295,11 +296,11 @@ def test_a_replicas_lines_have_the_id_of_the_job(traced: Traced) -> None:
         assert time.monotonic() < end
     httpx.post(f"{url}/cancel", headers=headers, timeout=30).raise_for_status()
     assert traced.line(job, "tcd_JobWorker")["outcome"] == "cancelled"
-    end = time.monotonic() + 30  # another process hears of it, and writes
-    while not (said := traced.said("model-sd15_Diffusion", "given up")):
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    assert any(f" {job} " in text for text in said), said
+
+    def given_up() -> list[str]:  # which another process hears of, and writes
+        return traced.said("model-sd15_Diffusion", "given up")
+
+    wait_until(lambda: any(f" {job} " in text for text in given_up()), 30, given_up)
 
 
 def test_polls_are_not_traces(traced: Traced) -> None:

@@ -21,7 +21,7 @@ from demo.service import free_port
 from tests.faults.hostile import CASES, Case
 
 REFUSED_S, HEALTHY_S = 0.2, 0.1
-TRIES = 5  # what counts is the best of them: the machine that runs tests has others to serve
+TRIES = 3  # what counts is the best of them: the machine that runs tests has others to serve
 MAX_GROWTH = 400 * 2**20  # bytes that the ingress may have kept after all of this
 PIECE = 2**18
 

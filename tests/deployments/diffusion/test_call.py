@@ -7,7 +7,6 @@ from time import monotonic
 
 import pytest
 from opentelemetry import trace
-from transformers import CLIPTokenizer
 
 from deployments.contracts.errors import InvalidRequest
 from deployments.contracts.jobs import FinishedImage, ImageJob, PromptSyntax
@@ -15,7 +14,13 @@ from deployments.diffusion.call import THREADS, AdmissionThreads, Call
 from deployments.diffusion.engine.engine import Engine
 from deployments.diffusion.engine.policy.spec import PromptIds
 from tests.conftest import MakeEngine
-from tests.deployments.diffusion.engine.harness import Gate, eventually, image_job, styles
+from tests.deployments.diffusion.engine.harness import (
+    Gate,
+    eventually,
+    image_job,
+    styles,
+    tokenised,
+)
 from tests.recorder import recorder
 
 LONG = "word " * 19_999  # as long as a job may carry it
@@ -172,14 +177,7 @@ def test_an_endless_text_is_refused_before_it_is_tokenised(
 ) -> None:
     engine = make_engine()
     job = image_job("long", guidance_scale=5.0, **{param: LONG})
-    read: list[str] = []
-    call = CLIPTokenizer.__call__
-
-    def noted(self: CLIPTokenizer, text: str, **more: object) -> object:
-        read.append(text)
-        return call(self, text, **more)
-
-    monkeypatch.setattr(CLIPTokenizer, "__call__", noted)
+    read = tokenised(monkeypatch)
     with pytest.raises(
         InvalidRequest, match=f"{len(LONG)} characters long; at most 20000"
     ) as caught:

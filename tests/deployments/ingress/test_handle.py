@@ -3,8 +3,8 @@
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from deployments.contracts.jobs import (
     Progress,
     StreamEvent,
 )
+from tests.deployments.diffusion.engine.harness import eventually
 from tests.serving import Served
 
 
@@ -61,22 +62,18 @@ def test_errors_cross_the_handle_as_themselves(served: Served) -> None:
 
 
 def test_cancelling_the_call_cancels_the_work(served: Served) -> None:
-    before = served.engine_figure("cancelled_total", "sd15")
+    figure = partial(served.engine_figure, model="sd15")
+    before = figure("cancelled_total")
     handle = serve.get_app_handle("tcd")
     slow = ImageRequest("a", num_inference_steps=50, width=512, height=512)
 
     async def call_and_leave() -> None:
         response = handle.generate.remote(slow)
-        async with asyncio.timeout(60):
-            while not await asyncio.to_thread(served.engine_figure, "pending_images", "sd15"):
-                await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(eventually, lambda: figure("pending_images") > 0, 60)
         cast(DeploymentResponse[object], response).cancel()
 
     asyncio.run(call_and_leave())
-    until = time.monotonic() + 60
-    while served.engine_figure("cancelled_total", "sd15") != before + 1:
-        assert time.monotonic() < until, "the work was not cancelled"
-        time.sleep(0.1)
+    assert eventually(lambda: figure("cancelled_total") == before + 1, 60)
 
 
 def test_a_request_is_checked_where_it_is_made() -> None:

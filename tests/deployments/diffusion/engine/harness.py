@@ -7,8 +7,10 @@ from functools import partial
 from threading import Condition
 from time import monotonic, sleep
 
+import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from deployments.contracts.jobs import (
     FailedImage,
@@ -131,6 +133,19 @@ def eventually(met: Callable[[], bool], within_s: float = 30.0) -> bool:
             return False
         sleep(0.005)
     return True
+
+
+def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each text that a tokenizer is given from now on, in this order."""
+    texts: list[str] = []
+    call = CLIPTokenizer.__call__
+
+    def noted(self: CLIPTokenizer, text: str, **more: object) -> object:
+        texts.append(text)
+        return call(self, text, **more)
+
+    monkeypatch.setattr(CLIPTokenizer, "__call__", noted)
+    return texts
 
 
 @dataclass(frozen=True)

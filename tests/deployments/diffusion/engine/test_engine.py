@@ -8,7 +8,6 @@ from time import monotonic, sleep
 import pytest
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from configs.app import Limits, ModelUserConfig
 from deployments.contracts.errors import (
@@ -35,6 +34,7 @@ from tests.deployments.diffusion.engine.harness import (
     image_job,
     styles,
     tap_unet,
+    tokenised,
 )
 from tests.deployments.diffusion.engine.oracle import assert_same
 from tests.deployments.diffusion.engine.tasks import HEIGHT, WIDTH, box_mask, make_all, task
@@ -362,14 +362,7 @@ def test_a_prompt_is_tokenised_once(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine("sdxl")
-    calls: list[str] = []
-    call = CLIPTokenizer.__call__
-
-    def counted(self: CLIPTokenizer, text: str, **more: object) -> object:
-        calls.append(text)
-        return call(self, text, **more)
-
-    monkeypatch.setattr(CLIPTokenizer, "__call__", counted)
+    calls = tokenised(monkeypatch)
     engine.generate(image_job(guidance_scale=5.0, negative_prompt="red"))
     assert sorted(calls) == ["a red fox in the snow"] * 2 + ["red"] * 2, "once an encoder"
 
