@@ -190,6 +190,7 @@ class Workshop:
         print(f"encoding {len(pixels)} pictures ({name})", flush=True)
         vae = self.vae()
         latents = encode_mean(vae, pixels).cpu() * vae.config.scaling_factor
+        file.parent.mkdir(parents=True, exist_ok=True)
         save_file({"latents": latents.half().contiguous()}, file)
         rounded: Tensor = latents.half().float()
         return rounded

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -136,9 +137,9 @@ def _refused(schema: type[BaseModel], value: object, place: str) -> Iterator[str
 
 def _options(deployment: DeploymentSchema, place: str) -> Iterator[str]:
     """What Ray's schema of a file lets pass and a deployment refuses."""
-    options = deployment.model_dump(exclude_unset=True, exclude={"name", "user_config"})
+    options = deployment.model_dump(exclude_unset=True, exclude={"user_config"})
     try:
-        serve.deployment(name=deployment.name)(_Nothing).options(**options)
+        _nothing().options(**options)
     except ValidationError as error:
         for fault in error.errors():
             yield f"{'.'.join((place, *map(str, fault['loc'])))}: {fault['msg']}"
@@ -170,8 +171,14 @@ def _route(application: ServeApplicationSchema) -> Iterator[str]:
         yield f"{application.name}.route_prefix: {one_line(error)}"
 
 
-class _Nothing:
-    """What a deployment is made of to see which options Ray takes."""
+@cache
+def _nothing() -> serve.Deployment:
+    """A deployment to see by which options Ray takes; made once, for that takes Ray a while."""
+
+    class Nothing:
+        pass
+
+    return serve.deployment()(Nothing)
 
 
 def _place(location: Sequence[int | str], config: object) -> str:

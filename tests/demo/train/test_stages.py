@@ -48,11 +48,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 
 def begun(trained: Workshop, folder: Path) -> Workshop:
-    """Another run, with the same pictures, that begins with copies of the finished models."""
+    """Another run, in a new folder, that begins with copies of the finished models."""
     shop = replace(
         trained, work=folder / "work", models=folder / "models", from_finished=True, seed=1
     )
-    shutil.copytree(trained.data, shop.data)
     shutil.copytree(trained.models, shop.models)
     return shop
 
