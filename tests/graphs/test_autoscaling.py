@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Event
 
 import httpx
+import pytest
 from ray.serve import RunTarget
 
 from configs.app import Limits, ModelUserConfig
@@ -25,6 +26,7 @@ HUNGRY = {
 SMALL = {"model": "grower", "prompt": "a", "size": "64x64", "num_inference_steps": 1, "priority": 9}
 
 
+@pytest.mark.deep  # minutes; by one replica: test_sleeping_model.py
 def test_a_model_grows_and_shrinks(served: Served, demo_models: Path) -> None:
     args = plain_model(demo_models, "sd21", "grower")
     deployment = DIFFUSION.options(

@@ -17,6 +17,8 @@ from tests.conftest import demo_loras
 from tests.graphs.test_model_applications import replica_pids, wait_until
 from tests.serving import Served, plain_model, serve_deploy
 
+pytestmark = pytest.mark.deep  # minutes each; what one replica is told: diffusion/test_replica.py
+
 NAME, APPLICATION = "changing", "model-changing"
 START_S = 80  # a replica starts within this, on a busy machine
 
@@ -134,7 +136,6 @@ def test_adapters_limits_and_serves_options(changing: Changing, demo_models: Pat
     assert replica_pids(APPLICATION) == before
 
 
-@pytest.mark.deep  # minutes
 def test_new_args_with_one_replica(changing: Changing) -> None:
     changing.deploy()
     changing.settle()
@@ -149,7 +150,6 @@ def test_new_args_with_one_replica(changing: Changing) -> None:
     assert now not in before
 
 
-@pytest.mark.deep  # minutes
 def test_args_that_are_refused(changing: Changing) -> None:
     changing.deploy()
     changing.settle()
@@ -165,7 +165,6 @@ def test_args_that_are_refused(changing: Changing) -> None:
     assert replica_pids(APPLICATION) == before
 
 
-@pytest.mark.deep  # three starts, one after the other
 def test_a_checkpoint_that_cannot_be_loaded(changing: Changing, demo_models: Path) -> None:
     changing.deploy()
     changing.settle()
@@ -200,7 +199,6 @@ def test_a_user_config_that_is_refused(changing: Changing, served: Served) -> No
     assert replica_pids(APPLICATION) == before
 
 
-@pytest.mark.deep  # two minutes
 def test_a_replica_goes_when_it_has_answered(changing: Changing) -> None:
     changing.deploy(num_replicas=2)
     changing.settle()

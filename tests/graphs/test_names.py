@@ -15,6 +15,8 @@ from configs.app import ServiceArgs
 from tests.graphs.test_model_applications import replica_pids, wait_until
 from tests.serving import Served, plain_model, serve_deploy
 
+pytestmark = pytest.mark.deep  # minutes; how a name is drawn: configs/test_names.py
+
 SERVICE, PREFIX = "named", "/named"
 OLD, NEW, PUBLIC = "pictures-1", "pictures-2", "pictures"
 START_S = 80
@@ -135,7 +137,6 @@ def named(served: Served, demo_models: Path) -> Iterator[Named]:
         wait_until(lambda: SERVICE not in serve.status().applications, START_S)
 
 
-@pytest.mark.deep  # minutes
 @pytest.mark.timeout(600)
 def test_models_come_are_shared_out_and_go(named: Named) -> None:
     """No request fails, and no process but the models' ends or begins."""

@@ -12,7 +12,12 @@ from tests.serving import Served
 MOST_TABS = 120
 
 
-@pytest.fixture(params=[WIDE, PHONE], ids=["wide", "phone"])
+@pytest.fixture(
+    params=[
+        pytest.param(WIDE, id="wide"),
+        pytest.param(PHONE, id="phone", marks=pytest.mark.deep),
+    ]
+)
 def visitor(request: pytest.FixtureRequest, served: Served, visit: Visit) -> Visitor:
     """Someone whose mouse is broken."""
     come = visit(served.url + "/", request.param)

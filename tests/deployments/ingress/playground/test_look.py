@@ -43,8 +43,15 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
         yield served.url
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("window", [WIDE, PHONE], ids=["wide", "phone"])
+@pytest.mark.parametrize(
+    ("window", "scheme"),
+    [
+        pytest.param(WIDE, "light", id="wide-light"),
+        pytest.param(PHONE, "dark", id="phone-dark"),
+        pytest.param(WIDE, "dark", id="wide-dark", marks=pytest.mark.deep),
+        pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.deep),
+    ],
+)
 def test_each_state_of_the_page(
     url: str, visit: Visit, tmp_path: Path, window: tuple[int, int], scheme: str
 ) -> None:
