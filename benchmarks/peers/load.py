@@ -9,12 +9,12 @@ import sys
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from http import HTTPStatus
 from time import perf_counter, process_time
 
 from benchmarks.peers.traffic import PATH, Kind, requests
 
 PAUSE_S = 0.5  # between bursts
-OK = b"HTTP/1.1 200"
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,19 @@ class Connection:
 
     async def ask(self, body: bytes) -> None:
         """Returns when the answer is there. Raises `Failed` for one that is no success."""
+        status, answer = await self.answer(body)
+        if status != HTTPStatus.OK:
+            raise Failed(f"{status}: {answer[:2000].decode(errors='replace')}")
+
+    async def answer(self, body: bytes) -> tuple[int, bytes]:
+        """The status and body of the answer."""
         self._writer.write(self._head + b"%d\r\n\r\n" % len(body) + body)
         head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         _, found, rest = head.partition(b"\r\ncontent-length:")
         if not found:
             raise Failed(f"no content-length: {head.decode()}")
         answer = await self._reader.readexactly(int(rest.split(b"\r\n", 1)[0]))
-        if not head.startswith(OK.lower()):
-            raise Failed(f"{head.decode()}{answer[:2000].decode(errors='replace')}")
+        return int(head.split(b" ", 2)[1]), answer
 
     def close(self) -> None:
         """At the end."""

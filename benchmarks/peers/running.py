@@ -34,7 +34,6 @@ MODULES: Mapping[Peer, str] = {
 # Ray's workers are nice (15) by default: beside whatever else runs here, they would stand back
 # where other servers do not.
 EVEN = {"RAY_worker_niceness": "0"}
-ROOM = 1024  # requests that our service takes at a time: all clients
 STOP_TIMEOUT_S = 30
 FIRST = Request("a red fox in the snow", 7)
 
@@ -105,7 +104,7 @@ def our_service(model: Model, settings: Settings, *, churn: bool) -> Iterator[Se
 
 def our_limits(model: Model, settings: Settings, *, churn: bool) -> dict[str, float]:
     """`limits` of the model's `user_config`."""
-    limits: dict[str, float] = {"max_batch": settings.batch, "max_pending": ROOM}
+    limits: dict[str, float] = {"max_batch": settings.batch, "max_pending": settings.pending}
     if churn:
         size = Path(model.loras[CHURNING[0]]).stat().st_size
         limits["lora_budget_mb"] = math.ceil(KEPT * size / 2**20)

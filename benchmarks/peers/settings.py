@@ -24,6 +24,7 @@ class Settings:
         workers: processes with a model each; of ours replicas.
         ongoing: requests that one replica of Ray Serve's peers takes at a time; it must be more
             than a batch, or none is full.
+        pending: requests that a replica of ours takes at a time: all clients.
         haproxy: 1: ours behind Serve's own HAProxy.
         compiled: 1: ours with `compile: blocks`.
     """
@@ -33,6 +34,7 @@ class Settings:
     threads: int = 1
     workers: int = 1
     ongoing: int = 5
+    pending: int = 1024
     haproxy: int = 0
     compiled: int = 0
 

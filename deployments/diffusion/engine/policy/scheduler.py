@@ -5,7 +5,9 @@ its share and no more. Among the rows of one caller the order is: effective prio
 A row gains one level of effective priority whenever the work done for others since it came is
 `aging_steps` times its own, and keeps it. So none waits for ever, not behind higher priorities and
 not behind another image size; and what is soon done waits for less of what takes long, as in
-scheduling by the highest response ratio (Brinch Hansen 1971).
+scheduling by the highest response ratio (Brinch Hansen 1971). Who would hardly be done within its
+deadline any more goes after those of its priority who would, and gains nothing by waiting: where
+more is asked than can be done, the device works for nobody who has gone (`deadlines.py`).
 
 The next batch is led by the first row of the caller whose turn it is, and filled with rows of the
 same key, always of the caller who stands lowest. Nobody rides along who would get ahead of
@@ -22,7 +24,8 @@ Rows get slots in that order, somewhat ahead of their first step: their prompts 
 encoded meanwhile.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import inf
@@ -31,6 +34,7 @@ from configs.app import Limits
 from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.background import Background
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Outcome
+from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.estimate import Work
 from deployments.diffusion.engine.policy.line import Line
 from deployments.diffusion.engine.policy.tempo import Tempo
@@ -99,7 +103,8 @@ class Scheduler:
         """What the rows held still need, for an estimate of the time."""
         rows = self._live.values()
         tags = self._tags(self.live)
-        order = sorted(rows, key=lambda row: (tags[row.caller.name], *self._order(row)))
+        of_caller = self._order()
+        order = sorted(rows, key=lambda row: (tags[row.caller.name], *of_caller(row)))
         if order:
             self._at_once = self.limit_of(order[0].key)
         return Work(
@@ -293,7 +298,7 @@ class Scheduler:
     def _candidates(self) -> list[Trajectory]:
         """All rows that may run now or soon, in the order that holds within a caller."""
         rows = (row for row in self._live.values() if row.status is not Status.PREPARING)
-        return sorted(rows, key=self._order)
+        return sorted(rows, key=self._order())
 
     def _tags(self, rows: Sequence[Trajectory]) -> dict[str, float]:
         return {row.caller.name: self._turns.tag(row.caller) for row in rows}
@@ -366,8 +371,30 @@ class Scheduler:
     def _used_slots(self) -> set[int]:
         return {row.slot for row in self._live.values() if row.slot is not None}
 
-    def _order(self, row: Trajectory) -> tuple[int, int]:
-        return (-row.level(self._limits.aging_steps), row.arrival)
+    def _order(self) -> Callable[[Trajectory], tuple[int, bool, int]]:
+        """What tells which of a caller's rows goes first now."""
+        deadlines = Deadlines(self._now, self._call_s())
+
+        def order(row: Trajectory) -> tuple[int, bool, int]:
+            late = deadlines.late(row)
+            level = row.priority if late else row.level(self._limits.aging_steps)
+            return (-level, late, row.arrival)
+
+        return order
+
+    def _call_s(self) -> dict[BatchKey, float]:
+        """What a call of each size that is held is thought to take, as full as it would be."""
+        held: Counter[BatchKey] = Counter()
+        largest: dict[BatchKey, int] = {}  # row, which runs even where it alone does not fit
+        for row in self._live.values():
+            held[row.key] += row.unet_rows
+            largest[row.key] = max(row.unet_rows, largest.get(row.key, 0))
+        return {
+            key: self._tempo.seconds_of(
+                key, key.frames or max(largest[key], min(rows, self.limit_of(key)))
+            )
+            for key, rows in held.items()
+        }
 
     def _leave(self, row: Trajectory, status: Status) -> None:
         del self._live[row.row_id]

@@ -130,7 +130,7 @@ class RowSpec:
     frames: int | None = None
     clip_skip: int = 0
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """UNet steps that it takes."""
         return real_steps(self.num_inference_steps, self.strength)
@@ -142,6 +142,24 @@ class RowSpec:
         texts = (self.prompt, self.negative or self.prompt)
         windows = max(len(ids) for text in texts for ids in text.ids)
         return BatchKey(*size, self.frames, windows > SHARED_WINDOWS)
+
+    @cached_property
+    def calls_a_step(self) -> int:
+        """UNet calls that one of its steps takes: two of a video with guidance, whose rows without
+        the prompt have a call of their own, so that others wait half as long for each."""
+        return 2 if self.guided and self.frames is not None else 1
+
+    @cached_property
+    def unet_rows(self) -> int:
+        """Rows that it takes in a UNet call: one a frame, or twice one if guidance is in force."""
+        if self.frames is not None:
+            return self.frames
+        return 2 if self.guided else 1
+
+    @cached_property
+    def work(self) -> int:
+        """Latent pixels of its UNet rows in all its calls."""
+        return self.steps * self.calls_a_step * self.unet_rows * self.key.pixels
 
     @property
     def latent_size(self) -> tuple[int, ...]:

@@ -68,16 +68,13 @@ class Trajectory:
 
     @property
     def calls_a_step(self) -> int:
-        """UNet calls that one of its steps takes: two of a video with guidance, whose rows without
-        the prompt have a call of their own, so that others wait half as long for each."""
-        return 2 if self.spec.guided and self.spec.frames is not None else 1
+        """UNet calls that one of its steps takes."""
+        return self.spec.calls_a_step
 
     @property
     def unet_rows(self) -> int:
-        """Rows that it takes in a UNet call: one a frame, or twice one if guidance is in force."""
-        if self.spec.frames is not None:
-            return self.spec.frames
-        return 2 if self.spec.guided else 1
+        """Rows that it takes in a UNet call."""
+        return self.spec.unet_rows
 
     @property
     def call_pixels(self) -> int:
@@ -87,12 +84,17 @@ class Trajectory:
     @property
     def work(self) -> int:
         """All of its work: latent pixels of its UNet rows in all its calls."""
-        return self.steps * self.calls_a_step * self.call_pixels
+        return self.spec.work
 
     def level(self, aging_steps: int) -> int:
         """Its effective priority: one more whenever, for each step of its own, `aging_steps` steps
         as large were taken for others."""
         return self.priority + self.work_before // (aging_steps * self.work)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a call was made for it."""
+        return self.cursor > 0 or self.half_taken
 
     @property
     def charge(self) -> float:
