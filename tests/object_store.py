@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import boto3
@@ -21,6 +22,12 @@ CREDENTIALS = {
 }
 
 
+@cache
+def _session() -> Any:
+    """It reads boto3's descriptions of S3, which takes long, once."""
+    return boto3.session.Session()
+
+
 @dataclass
 class ObjectStore:
     """A server with one bucket."""
@@ -33,11 +40,11 @@ class ObjectStore:
         """Its endpoint."""
         return f"http://127.0.0.1:{self.port}"
 
-    @property
+    @cached_property
     def client(self) -> Any:
         """A client that asks once."""
         config = Config(retries={"total_max_attempts": 1})
-        return boto3.session.Session().client("s3", endpoint_url=self.url, config=config)
+        return _session().client("s3", endpoint_url=self.url, config=config)
 
     def keys(self) -> list[str]:
         """What the bucket holds."""
