@@ -47,6 +47,7 @@ def test_canny_steers(client: Client) -> None:
     assert steered > free + 0.2
 
 
+@pytest.mark.deep
 def test_depth_steers(client: Client) -> None:
     given = references.references(held_out_scenes(SOME, pairs=0.35))
     free, steered = (
@@ -68,7 +69,9 @@ def test_ip_adapter_carries_colour_and_shape(client: Client) -> None:
     assert with_it.shape > without.shape + 0.2
 
 
-@pytest.mark.parametrize("style", ["ink", "neon", "papercut"])
+@pytest.mark.parametrize(
+    "style", ["ink", *(pytest.param(name, marks=pytest.mark.deep) for name in ("neon", "papercut"))]
+)
 def test_a_style_grows_with_its_weight(client: Client, style: Style) -> None:
     scenes = held_out_scenes(SOME, pairs=0.35)
     score = styles.StyleScores(scenes)

@@ -30,10 +30,12 @@ def reached() -> Any:
         yield hosts
 
 
+PICTURES = Pictures(ServiceArgs(allowed_url_hosts=(ALLOWED,)))
+
+
 def refuse(url: str) -> None:
-    pictures = Pictures(ServiceArgs(allowed_url_hosts=(ALLOWED,)))
     with pytest.raises(InvalidRequest) as refusal:
-        asyncio.run(pictures.bring({"controls.0.image": url}))
+        asyncio.run(PICTURES.bring({"controls.0.image": url}))
     assert refusal.value.param == "controls.0.image"
 
 

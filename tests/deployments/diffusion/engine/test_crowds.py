@@ -10,7 +10,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from configs.app import Limits
-from configs.families import FAMILIES, FamilyName
+from configs.families import FamilyName
 from deployments.contracts.errors import Cancelled
 from deployments.contracts.jobs import FailedImage, ImageJob, LoraWeight
 from deployments.diffusion.engine.engine import Engine
@@ -73,7 +73,10 @@ def neighbours(draw: st.DrawFn) -> Neighbour:
     return Neighbour(job, joins, draw(st.none() | st.integers(joins + 1, 9)))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# sd21 goes the ways of sd15, in other sizes.
+@pytest.fixture(
+    scope="module", params=["sd15", "sdxl", pytest.param("sd21", marks=pytest.mark.deep)]
+)
 def place(
     request: pytest.FixtureRequest, make_module_engine: MakeEngine, oracle_of: Oracles
 ) -> Iterator[Place]:

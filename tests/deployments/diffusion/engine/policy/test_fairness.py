@@ -244,10 +244,18 @@ def flooded(
     return {caller: work[caller] / caller.weight / whole for caller in callers}, rows / calls
 
 
+SMALL = Limits(max_batch=4, max_running=10)
+
+
 @pytest.mark.parametrize(
-    "limits", [Limits(), Limits(max_batch=4, max_running=10)], ids=["default", "small"]
+    ("mix", "limits"),
+    [
+        *((mix, Limits()) for mix in ("alike", "sizes", "guidance", "video")),
+        ("guidance", SMALL),
+        *(pytest.param(m, SMALL, marks=pytest.mark.deep) for m in ("alike", "sizes", "video")),
+    ],
+    ids=lambda one: one if isinstance(one, str) else f"batch of {one.max_batch}",
 )
-@pytest.mark.parametrize("mix", ["alike", "sizes", "guidance", "video"])
 def test_ten_floods_share_the_work_by_their_weights(mix: str, limits: Limits) -> None:
     callers = [Caller(str(n), float(n)) for n in range(1, 11)]
     full = []

@@ -165,8 +165,16 @@ TROUBLES = {
 }
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
-@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize(
+    ("device", "trouble"),
+    [
+        pytest.param(device, trouble, marks=[pytest.mark.deep] if deep else [])
+        for number, device in enumerate(DEVICES)
+        for place, trouble in enumerate(TROUBLES)
+        for deep in [place and (number + place) % 3]  # of each trouble three devices are not
+    ],
+    ids=str,
+)
 def test_a_flood_of_large_pictures_has_the_rows_that_are_in_time(
     device: Device, trouble: str
 ) -> None:
