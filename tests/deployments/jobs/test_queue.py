@@ -462,7 +462,7 @@ def run(machine: type[Jobs], examples: int, steps: int) -> None:
 
 
 def test_in_a_folder() -> None:
-    run(InAFolder, 150, 40)
+    run(InAFolder, 75, 40)
 
 
 @pytest.mark.deep
