@@ -47,7 +47,6 @@ def test_canny_steers(client: Client) -> None:
     assert steered > free + 0.2
 
 
-@pytest.mark.deep
 def test_depth_steers(client: Client) -> None:
     given = references.references(held_out_scenes(SOME, pairs=0.35))
     free, steered = (

@@ -329,7 +329,7 @@ class Engine:
                     encode_s = self._registry.encode_s(row.spec.encode_pixels)
                     self._scheduler.beside(row, encode_s / len(entry.job.seeds))
                 self._preparer.put(Order(row.row_id, entry.key, row.spec))
-        batch = self._scheduler.schedule(monotonic())
+        batch = self._scheduler.schedule(monotonic(), self._registry.after_steps_s)
         self._idle = batch is None
         if batch is not None:
             self._book(batch, self._runner.run(batch))

@@ -1,8 +1,6 @@
 """Which rows can still be done in time. Told the time in seconds; no clock. No torch."""
 
-from collections.abc import Mapping
-
-from deployments.diffusion.engine.policy.batch import BatchKey
+from deployments.diffusion.engine.policy.estimate import SMOOTHING
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 
 SPARE = 1.1  # times the calls that a row needs: what is reckoned with before its first
@@ -10,22 +8,34 @@ SPARE_CALLS = 2
 
 
 class Deadlines:
-    """What rows come to if they have every call from now on.
+    """What a row comes to if it has every call from now on.
 
-    Args:
-        call_s: seconds that a call of each size is thought to take, full as it would be; 0: nobody
-            knows.
+    Attributes:
+        after_s: seconds from a row's last call until its image is answered, of late.
     """
 
-    def __init__(self, now: float, call_s: Mapping[BatchKey, float]) -> None:
-        self._now, self._call_s = now, call_s
+    def __init__(self) -> None:
+        self.after_s = 0.0
+        self._slower = 1.0  # times that a turn takes of its call
 
-    def late(self, row: Trajectory) -> bool:
-        """Whether it would hardly be done in time; of one that has been begun, whether it would
-        not."""
-        if row.deadline is None:
+    def turned(self, seconds: float, call_s: float) -> None:
+        """A turn took so long whose call is thought to take so long by itself: preparing rows, and
+        whatever else has the processor, is in between. 0: nobody knows."""
+        if call_s:
+            self._slower += SMOOTHING * (max(1.0, seconds / call_s) - self._slower)
+
+    def late(self, row: Trajectory, now: float, call_s: float) -> bool:
+        """Whether a row would hardly be done in time; of one that has been begun, whether it would
+        not.
+
+        Args:
+            call_s: that a call of its size is thought to take, as full as it would be; 0 as above.
+        """
+        if row.deadline is None or not call_s:
             return False
         calls: float = row.pending_calls
         if not row.begun:
             calls = SPARE * calls + SPARE_CALLS
-        return self._now + calls * self._call_s[row.key] > row.deadline
+        if row.slot is None:  # a call's worth of rows like it may be finished before it begins
+            calls += row.pending_calls
+        return now + calls * call_s * self._slower + self.after_s > row.deadline

@@ -126,6 +126,7 @@ class Registry:
         self._vae_pace = Pace(UNMEASURED_DECODE_S)
         self._preview_pace = Pace(UNMEASURED_DECODE_S)
         self._encode_pace = Pace(UNMEASURED_DECODE_S)
+        self._after_steps_s = 0.0
         self._work = Work()
         self._adapters: frozenset[int] = frozenset()
         self._failed: Mapping[int, float] = {}
@@ -251,8 +252,17 @@ class Registry:
                 del self._entries[entry.job.job_id]
             self._accounts.of(entry.job.caller).pending -= 1
             self._figures = _counted(self._figures, event)
-            name = self._figures.replica
-        _deliver(entry, replace(event, stages=entry.clock.read(name)))
+            stages = entry.clock.read(self._figures.replica)
+            if isinstance(event, FinishedImage) and "decode" in stages.seconds:
+                more = stages.seconds["decode"] - self._after_steps_s
+                self._after_steps_s += SMOOTHING * more
+        _deliver(entry, replace(event, stages=stages))
+
+    @property
+    def after_steps_s(self) -> float:
+        """Seconds from an image's last step until it is answered, of late; 0 before the first."""
+        with self._lock:
+            return self._after_steps_s
 
     def end(self, entry: Entry, error: Exception) -> None:
         """Answers what is unanswered of a job with an error."""

@@ -75,7 +75,9 @@ class Scheduler:
         self._bounds: dict[BatchKey, _Bound] = {}  # of sizes that ran out of memory
         self._at_once = 1  # rows of the size that was last in turn
         self._background = Background(limits.background_share)
+        self._deadlines = Deadlines()
         self._now = 0.0  # when the last batch was asked for
+        self._last: Batch | None = None  # which it was
 
     @property
     def batch_limit(self) -> int:
@@ -207,9 +209,19 @@ class Scheduler:
             return self._background.resumes(self._now)
         return None
 
-    def schedule(self, now: float) -> Batch | None:
-        """The next batch; `None` if no row can run now."""
+    def schedule(self, now: float, after_s: float = 0.0) -> Batch | None:
+        """The next batch; `None` if no row can run now. `after_s`: seconds from a row's last call
+        until its image is answered, of late."""
+        if (last := self._last) is not None:
+            call_s = self._tempo.seconds_of(last.key, last.unet_rows)
+            self._deadlines.turned(now - self._now, call_s)
+        self._deadlines.after_s = after_s
         self._now = now
+        self._last = self._next()
+        return self._last
+
+    def _next(self) -> Batch | None:
+        now = self._now
         if not all(row.caller.background for row in self._live.values()):
             self._background.others(now)
         candidates = self._candidates()
@@ -373,10 +385,10 @@ class Scheduler:
 
     def _order(self) -> Callable[[Trajectory], tuple[int, bool, int]]:
         """What tells which of a caller's rows goes first now."""
-        deadlines = Deadlines(self._now, self._call_s())
+        call_s = self._call_s()
 
         def order(row: Trajectory) -> tuple[int, bool, int]:
-            late = deadlines.late(row)
+            late = self._deadlines.late(row, self._now, call_s[row.key])
             level = row.priority if late else row.level(self._limits.aging_steps)
             return (-level, late, row.arrival)
 

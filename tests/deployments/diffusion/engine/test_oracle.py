@@ -23,10 +23,7 @@ from tests.deployments.diffusion.engine.oracle import (
 ROOMY = Limits(max_batch=24, max_step_ms=float("inf"))
 CLEARLY_DIFFERENT = 1e-2  # ten times the tolerance
 # sd21 goes the ways of sd15, in other sizes: one crowd of it is enough, and the rest deep.
-DEEP_OF_SD21 = [
-    *("sd15", "sdxl"),
-    pytest.param("sd21", marks=pytest.mark.deep),
-]
+DEEP_OF_SD21 = ["sd15", "sdxl", pytest.param("sd21", marks=pytest.mark.deep)]
 
 MARATHON = image_job(
     "marathon",

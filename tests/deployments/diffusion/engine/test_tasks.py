@@ -42,7 +42,6 @@ from tests.deployments.diffusion.engine.tasks import (
 ROOMY = Limits(max_batch=64, max_running=64, max_step_ms=float("inf"))
 CLEARLY_DIFFERENT = 1e-2  # ten times the tolerance
 MakeFor = Callable[[Checkpoint], Engine]
-DEEP_OF_SDXL = ["sd15", pytest.param("sdxl", marks=pytest.mark.deep)]
 
 
 @pytest.fixture
@@ -240,7 +239,7 @@ def test_a_unet_of_nine_channels(
     assert_all_same(made, tasks, Pipelines(checkpoint))
 
 
-@pytest.mark.parametrize("family", DEEP_OF_SDXL)
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_a_plus_adapter_sees_hidden_states(
     family: FamilyName, demo_models: Path, engine_for: MakeFor
 ) -> None:
@@ -256,7 +255,7 @@ def test_a_plus_adapter_sees_hidden_states(
     assert_all_same(made, tasks, Pipelines(checkpoint))
 
 
-@pytest.mark.parametrize("family", DEEP_OF_SDXL)
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.deep)])
 def test_every_field_changes_the_image(
     family: FamilyName, demo_models: Path, engine_for: MakeFor
 ) -> None:
