@@ -4,7 +4,7 @@
 
 Requests come at random moments, a multiple of what the service does for clients that wait for
 their answers, and nobody waits for another's. Each says within how long it is of use
-(`timeout_s`); good is what is answered with its image within it.
+(`timeout_s`): then it has its image, or is answered with 408.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class Round:
 
     @property
     def goodput(self) -> float:
-        """Images a second that came in time."""
+        """Images a second."""
         return len(self.of(HTTPStatus.OK)) / self.seconds
 
     def of(self, status: int) -> list[float]:
@@ -106,7 +106,7 @@ def row(load: float, rounds: Sequence[Round], best: Sequence[float]) -> list[str
     goodputs = [one.goodput for one in rounds]
     took = [took for one in rounds for took in one.of(HTTPStatus.OK)]
     refused = [took for one in rounds for took in one.of(HTTPStatus.TOO_MANY_REQUESTS)]
-    late = sum(one.share(HTTPStatus.GATEWAY_TIMEOUT) for one in rounds) / len(rounds)
+    late = sum(one.share(HTTPStatus.REQUEST_TIMEOUT) for one in rounds) / len(rounds)
     return [
         f"{load:g}",
         spread(goodputs, digits=1),
@@ -149,8 +149,8 @@ def main() -> None:
                     ones.append(asyncio.run(crowd.asks(share * most, asked.seconds)))
                     print(f"{share:g}, {number}: {ones[-1].goodput:.1f}/s", file=sys.stderr)
             best = [max(one.goodput for one in ones) for ones in zip(*rounds.values(), strict=True)]
-            header = ["load", "in time, images/s", "of the best", "took, s: p50, p95"]
-            header += ["429, %", "p95 of these, ms", "too late, %"]
+            header = ["load", "images/s", "of the best", "took, s: p50, p95"]
+            header += ["429, %", "p95 of these, ms", "408, %"]
             print_table(header, [row(share, ones, best) for share, ones in rounds.items()])
 
 
