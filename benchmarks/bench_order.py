@@ -75,7 +75,7 @@ def times(mix: Sequence[Kind], load: float, aging: int) -> dict[Kind, list[float
             spec = RowSpec(PromptIds(((),), 0), 0, kind.side, kind.side, kind.steps)
             scheduler.add(Trajectory(str(come), spec))
             come += 1
-        for joining in scheduler.joining():
+        for joining in scheduler.joining(0.0):
             scheduler.joined(joining.row_id)
         batch = scheduler.schedule(0.0)
         if batch is None:

@@ -167,7 +167,7 @@ class Replica:
     def _turn(self) -> None:
         """What the device does next."""
         if len(self._latents) <= 2 * IMAGES_A_CALL:  # as `Decoder.behind` has it
-            for row in self._scheduler.joining():
+            for row in self._scheduler.joining(self._clock.now):
                 self._scheduler.joined(row.row_id)
         vae = bool(self._latents) and self._vae_s <= self._unet_s
         batch = None if vae else self._scheduler.schedule(self._clock.now)

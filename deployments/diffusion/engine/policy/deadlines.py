@@ -1,10 +1,13 @@
 """Which rows can still be done in time. Told the time in seconds; no clock. No torch."""
 
+from math import inf
+
 from deployments.diffusion.engine.policy.estimate import SMOOTHING
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 
 SPARE = 1.1  # times the calls that a row needs: what is reckoned with before its first
 SPARE_CALLS = 2
+LONGEST_TURN = 4  # times its call: more is a call that compiled, or a machine that stood still
 
 
 class Deadlines:
@@ -16,13 +19,24 @@ class Deadlines:
 
     def __init__(self) -> None:
         self.after_s = 0.0
-        self._slower = 1.0  # times that a turn takes of its call
+        self._turn_s = self._call_s = 0.0  # of late
+
+    @property
+    def slower(self) -> float:
+        """Times that a turn takes of its call, 1 or more."""
+        return max(1.0, self._turn_s / self._call_s) if self._call_s else 1.0
 
     def turned(self, seconds: float, call_s: float) -> None:
         """A turn took so long whose call is thought to take so long by itself: preparing rows, and
         whatever else has the processor, is in between. 0: nobody knows."""
-        if call_s:
-            self._slower += SMOOTHING * (max(1.0, seconds / call_s) - self._slower)
+        self._turn_s += SMOOTHING * (min(seconds, LONGEST_TURN * call_s) - self._turn_s)
+        self._call_s += SMOOTHING * (call_s - self._call_s)
+
+    def order(self, row: Trajectory, now: float, call_s: float) -> tuple[bool, float]:
+        """Who goes first of rows that are alike: who is in time, and of these whose deadline comes
+        first; of the late, whoever came first."""
+        late = self.late(row, now, call_s)
+        return late, 0.0 if late else inf if row.deadline is None else row.deadline
 
     def late(self, row: Trajectory, now: float, call_s: float) -> bool:
         """Whether a row would hardly be done in time; of one that has been begun, whether it would
@@ -38,4 +52,4 @@ class Deadlines:
             calls = SPARE * calls + SPARE_CALLS
         if row.slot is None:  # a call's worth of rows like it may be finished before it begins
             calls += row.pending_calls
-        return now + calls * call_s * self._slower + self.after_s > row.deadline
+        return now + calls * call_s * self.slower + self.after_s > row.deadline

@@ -42,6 +42,7 @@ from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.stages import StageClock
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 
+FORGOTTEN_AFTER_S = 5.0
 IDLE_CALLERS = 64  # whose figures are still shown
 Sink = Callable[[JobEvent], None]
 _SERIAL = count()
@@ -126,7 +127,7 @@ class Registry:
         self._vae_pace = Pace(UNMEASURED_DECODE_S)
         self._preview_pace = Pace(UNMEASURED_DECODE_S)
         self._encode_pace = Pace(UNMEASURED_DECODE_S)
-        self._after_steps_s = 0.0
+        self._after_steps_s, self._finished_at = 0.0, 0.0
         self._work = Work()
         self._adapters: frozenset[int] = frozenset()
         self._failed: Mapping[int, float] = {}
@@ -256,13 +257,16 @@ class Registry:
             if isinstance(event, FinishedImage) and "decode" in stages.seconds:
                 more = stages.seconds["decode"] - self._after_steps_s
                 self._after_steps_s += SMOOTHING * more
+                self._finished_at = self._clock()
         _deliver(entry, replace(event, stages=stages))
 
     @property
     def after_steps_s(self) -> float:
-        """Seconds from an image's last step until it is answered, of late; 0 before the first."""
+        """Seconds from an image's last step until it is answered, of late. 0 where none was for
+        `FORGOTTEN_AFTER_S`: nothing is learnt while all are thought to be too late for it."""
         with self._lock:
-            return self._after_steps_s
+            known = self._clock() - self._finished_at < FORGOTTEN_AFTER_S
+            return self._after_steps_s if known else 0.0
 
     def end(self, entry: Entry, error: Exception) -> None:
         """Answers what is unanswered of a job with an error."""

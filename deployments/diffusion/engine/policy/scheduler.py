@@ -1,13 +1,15 @@
 """Which rows take the next step together. Policy only: no torch, no threads, and told the time.
 
 Between callers the device is shared by work (`turns.py`), so that a flood of one delays another by
-its share and no more. Among the rows of one caller the order is: effective priority, then arrival.
+its share and no more. Among the rows of one caller the order is: effective priority, then deadline,
+which is arrival where all have as much time, then arrival.
 A row gains one level of effective priority whenever the work done for others since it came is
 `aging_steps` times its own, and keeps it. So none waits for ever, not behind higher priorities and
 not behind another image size; and what is soon done waits for less of what takes long, as in
 scheduling by the highest response ratio (Brinch Hansen 1971). Who would hardly be done within its
-deadline any more goes after those of its priority who would, and gains nothing by waiting: where
-more is asked than can be done, the device works for nobody who has gone (`deadlines.py`).
+deadline any more goes after all others of its priority, and has gained nothing by waiting: where
+more is asked than can be done, the device does not work for those who will have gone
+(`deadlines.py`).
 
 The next batch is led by the first row of the caller whose turn it is, and filled with rows of the
 same key, always of the caller who stands lowest. Nobody rides along who would get ahead of
@@ -25,7 +27,7 @@ encoded meanwhile.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import inf
@@ -76,8 +78,9 @@ class Scheduler:
         self._at_once = 1  # rows of the size that was last in turn
         self._background = Background(limits.background_share)
         self._deadlines = Deadlines()
-        self._now = 0.0  # when the last batch was asked for
-        self._last: Batch | None = None  # which it was
+        self._call_s: dict[BatchKey, float] = {}  # of each size that is held
+        self._now = 0.0  # when this turn began
+        self._last: tuple[Batch, float] | None = None  # the batch before, and when it was asked for
 
     @property
     def batch_limit(self) -> int:
@@ -105,8 +108,7 @@ class Scheduler:
         """What the rows held still need, for an estimate of the time."""
         rows = self._live.values()
         tags = self._tags(self.live)
-        of_caller = self._order()
-        order = sorted(rows, key=lambda row: (tags[row.caller.name], *of_caller(row)))
+        order = sorted(rows, key=lambda row: (tags[row.caller.name], *self._order(row)))
         if order:
             self._at_once = self.limit_of(order[0].key)
         return Work(
@@ -147,11 +149,12 @@ class Scheduler:
         if row is not None and row.status is Status.PREPARING:
             row.status = Status.WAITING
 
-    def joining(self) -> tuple[Trajectory, ...]:
+    def joining(self, now: float) -> tuple[Trajectory, ...]:
         """Gives slots to rows that may soon run; each is to be made ready, then `joined`.
 
         They are those of the next `BATCHES_AHEAD` batches as `schedule` would fill them.
         """
+        self._now, self._call_s = now, self._full_call_s()
         left = self._candidates()
         slots = self._slots(left)
         waiting = {row.caller for row in left if row.status is Status.WAITING}
@@ -212,13 +215,15 @@ class Scheduler:
     def schedule(self, now: float, after_s: float = 0.0) -> Batch | None:
         """The next batch; `None` if no row can run now. `after_s`: seconds from a row's last call
         until its image is answered, of late."""
-        if (last := self._last) is not None:
-            call_s = self._tempo.seconds_of(last.key, last.unet_rows)
-            self._deadlines.turned(now - self._now, call_s)
+        if self._last is not None:
+            before, at = self._last
+            call_s = self._tempo.seconds_of(before.key, before.unet_rows)
+            self._deadlines.turned(now - at, call_s)
         self._deadlines.after_s = after_s
-        self._now = now
-        self._last = self._next()
-        return self._last
+        self._now, self._call_s = now, self._full_call_s()
+        batch = self._next()
+        self._last = None if batch is None else (batch, now)
+        return batch
 
     def _next(self) -> Batch | None:
         now = self._now
@@ -310,7 +315,7 @@ class Scheduler:
     def _candidates(self) -> list[Trajectory]:
         """All rows that may run now or soon, in the order that holds within a caller."""
         rows = (row for row in self._live.values() if row.status is not Status.PREPARING)
-        return sorted(rows, key=self._order())
+        return sorted(rows, key=self._order)
 
     def _tags(self, rows: Sequence[Trajectory]) -> dict[str, float]:
         return {row.caller.name: self._turns.tag(row.caller) for row in rows}
@@ -383,22 +388,19 @@ class Scheduler:
     def _used_slots(self) -> set[int]:
         return {row.slot for row in self._live.values() if row.slot is not None}
 
-    def _order(self) -> Callable[[Trajectory], tuple[int, bool, int]]:
-        """What tells which of a caller's rows goes first now."""
-        call_s = self._call_s()
+    def _order(self, row: Trajectory) -> tuple[int, bool, float, int]:
+        call_s = self._call_s.get(row.key, 0.0)
+        late, deadline = self._deadlines.order(row, self._now, call_s)
+        level = row.priority if late else row.level(self._limits.aging_steps)
+        return (-level, late, deadline, row.arrival)
 
-        def order(row: Trajectory) -> tuple[int, bool, int]:
-            late = self._deadlines.late(row, self._now, call_s[row.key])
-            level = row.priority if late else row.level(self._limits.aging_steps)
-            return (-level, late, row.arrival)
-
-        return order
-
-    def _call_s(self) -> dict[BatchKey, float]:
+    def _full_call_s(self) -> dict[BatchKey, float]:
         """What a call of each size that is held is thought to take, as full as it would be."""
         held: Counter[BatchKey] = Counter()
         largest: dict[BatchKey, int] = {}  # row, which runs even where it alone does not fit
         for row in self._live.values():
+            if row.status is Status.PREPARING:
+                continue
             held[row.key] += row.unet_rows
             largest[row.key] = max(row.unet_rows, largest.get(row.key, 0))
         return {

@@ -46,7 +46,7 @@ class Device:
 
     def turn(self, until: float = inf) -> Batch | None:
         """A call; or, where none is to be made, what the engine waits for."""
-        for one in self.scheduler.joining():
+        for one in self.scheduler.joining(self.now):
             self.scheduler.joined(one.row_id)
         batch = self.scheduler.schedule(self.now)
         if batch is None:
@@ -186,14 +186,14 @@ def booked(*measured: Measured) -> Scheduler:
     """One that timed these calls of others, and then booked one for a batch of 128 x 128."""
     scheduler = Scheduler(Limits(max_batch=8))
     scheduler.add(row(OTHER, len(measured)))
-    for one in scheduler.joining():
+    for one in scheduler.joining(0.0):
         scheduler.joined(one.row_id)
     for now, call in enumerate(measured):
         batch = scheduler.schedule(float(now))
         assert batch is not None
         scheduler.advance(batch, Advanced({}, call))
     scheduler.add(behind(steps=2, side=128))
-    for one in scheduler.joining():
+    for one in scheduler.joining(5.0):
         scheduler.joined(one.row_id)
     batch = scheduler.schedule(5.0)
     assert batch is not None
@@ -250,14 +250,14 @@ def test_who_rests_holds_nobody_up() -> None:
     scheduler = Scheduler(Limits(max_batch=8))
     for _ in range(16):
         scheduler.add(row(OTHER, 4))
-    for one in scheduler.joining():
+    for one in scheduler.joining(0.0):
         scheduler.joined(one.row_id)
     first = scheduler.schedule(0.0)
     assert first is not None
     scheduler.advance(first, Advanced({}))
     scheduler._background.had(1.0, 0.0)
     scheduler.add(behind())
-    scheduler.joining()  # it is being made ready
+    scheduler.joining(0.1)  # it is being made ready
     batch = scheduler.schedule(0.1)
     assert batch is not None
     assert len(batch.rows) == 8

@@ -60,8 +60,9 @@ def test_one_that_has_been_begun_goes_on_while_it_can(timeout_s: float, goes_on:
     )
 
 
-def test_without_a_deadline_nobody_is_late() -> None:
-    assert order(timed(), one("first", None), one("second")) == ["first", "second"]
+def test_of_those_in_time_the_first_deadline_goes_first() -> None:
+    rows = one("any time", None), one("a minute", 60), one("half a minute", 30)
+    assert order(timed(), *rows) == ["half a minute", "a minute", "any time"]
 
 
 def test_a_higher_priority_goes_first_however_late() -> None:
@@ -110,6 +111,72 @@ def test_what_is_between_calls_and_after_them_counts() -> None:
     assert deadlines.late(begun, 2.1, CALL_S)
 
 
+def turn(made: Scheduler, now: float, after_s: float = 0.0) -> list[str]:
+    """Who has a call at this time."""
+    for joining in made.joining(now):
+        made.joined(joining.row_id)
+    batch = made.schedule(now, after_s)
+    if batch is None:
+        return []
+    made.advance(batch, TIMED)
+    return [each.row_id for each in batch.rows]
+
+
+def goes_first(made: Scheduler, now: float, after_s: float = 0.0) -> str:
+    """Of two, one of which has ten seconds for its four calls."""
+    made.add(one("ten seconds", now + 10))
+    made.add(one("a minute", now + 60))
+    (first,) = turn(made, now, after_s)
+    return first
+
+
+def test_turns_that_are_longer_than_their_calls_are_noticed() -> None:
+    made = timed()
+    made.add(one("long", None, steps=30))
+    for number in range(30):
+        turn(made, 2 * CALL_S * number)
+    assert goes_first(made, 60.0) == "a minute"
+
+
+def test_what_is_idle_is_no_turn() -> None:
+    made = timed()
+    for number in range(30):
+        made.add(one(str(number), None, steps=1))
+        assert turn(made, 100.0 * number) == [str(number)]
+        assert turn(made, 100.0 * number + CALL_S) == []
+    assert goes_first(made, 3000.0) == "ten seconds"
+
+
+def test_a_turn_that_stood_still_is_soon_forgotten() -> None:
+    made = timed()
+    made.add(one("long", None, steps=30))
+    for number in range(30):
+        turn(made, CALL_S * number + (600.0 if number > 15 else 0.0))
+    assert goes_first(made, 700.0) == "ten seconds"
+
+
+@pytest.mark.parametrize(("after_s", "first"), [(0.0, "ten seconds"), (5.0, "a minute")])
+def test_what_comes_after_the_steps_counts(after_s: float, first: str) -> None:
+    assert goes_first(timed(), 0.0, after_s) == first
+
+
+def test_rows_get_slots_by_the_time_that_it_is() -> None:
+    """Not by that of the last batch, which may be long ago."""
+    made = timed(max_running=1)
+    turn(made, 0.0)
+    made.add(one("late", 103))
+    made.add(one("in time", 160))
+    assert [joining.row_id for joining in made.joining(100.0)] == ["in time"]
+
+
+def test_little_with_little_time_goes_before_much_with_much() -> None:
+    made = timed()
+    made.add(row("much", 50, side=128, guided=True, deadline=300.0))
+    assert turn(made, 0.0) == ["much"]
+    made.add(one("little", 20.0))
+    assert turn(made, 4 * CALL_S) == ["little"]
+
+
 SHORT, LONG = Limits(max_batch=8), Limits(max_batch=16)
 
 
@@ -121,7 +188,8 @@ SHORT, LONG = Limits(max_batch=8), Limits(max_batch=16)
     ],
 )
 def test_what_is_done_is_done_in_time(load: float, steps: int, limits: Limits) -> None:
-    """In order of arrival it would be 0.1 to 0.5 of what the device can do."""
+    """In order of arrival it would be 0.1 to 0.5 of what the device can do at twice and four times
+    that."""
     done, _ = asked_at_random(load, steps, limits)
     assert done > 0.9
 
@@ -151,7 +219,7 @@ def asked_at_random(load: float, steps: int, limits: Limits) -> tuple[float, flo
         for late in made.expired(now):
             made.abort(late.row_id)
             lost += 1
-        joining += [(now + PREPARED_S, one.row_id) for one in made.joining()]
+        joining += [(now + PREPARED_S, one.row_id) for one in made.joining(now)]
         for at, row_id in joining:
             if at <= now:
                 made.joined(row_id)

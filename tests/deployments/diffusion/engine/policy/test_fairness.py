@@ -49,7 +49,7 @@ def row(
 def turn(scheduler: Scheduler, *, slowly: bool = False) -> Batch | None:
     """A turn of the engine. `slowly`: rows that get a slot are ready only for the next one. Calls
     take as long with many rows as with few: there are as many in them as may be."""
-    joining = scheduler.joining()
+    joining = scheduler.joining(0.0)
     if not slowly:
         for one in joining:
             scheduler.joined(one.row_id)
@@ -187,7 +187,7 @@ def test_a_newcomer_who_does_not_get_ready_holds_nobody_up() -> None:
     kept_full(scheduler, lambda: row(FLOOD, 50))
     turn(scheduler)
     scheduler.add(row(OTHER))
-    (joining,) = (one for one in scheduler.joining() if one.caller == OTHER)
+    (joining,) = (one for one in scheduler.joining(0.0) if one.caller == OTHER)
     sizes = []
     for _ in range(CALLS_TO_GET_READY + 2):
         batch = scheduler.schedule(0.0)
@@ -375,7 +375,7 @@ class FairMachine(RuleBasedStateMachine):
                 self.scheduler.advance(batch, Advanced({}))
 
     def schedule(self) -> Batch | None:
-        for joining in self.scheduler.joining():
+        for joining in self.scheduler.joining(0.0):
             self.scheduler.joined(joining.row_id)
         assert self.scheduler.running <= 2 * self.limits.max_running
         can_run = [one for one in self.scheduler.live if one.status is Status.RUNNING]

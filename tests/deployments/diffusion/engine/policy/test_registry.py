@@ -6,11 +6,17 @@ import pytest
 from configs.app import Limits
 from deployments.contracts.errors import QueueFull
 from deployments.contracts.figures import CallerFigures
-from deployments.contracts.jobs import Caller, FailedImage, ImageJob
+from deployments.contracts.jobs import Caller, FailedImage, FinishedImage, ImageJob
 from deployments.diffusion.engine.policy import registry as registry_module
 from deployments.diffusion.engine.policy.batch import Batch, BatchKey, Measured
-from deployments.diffusion.engine.policy.estimate import Work
-from deployments.diffusion.engine.policy.registry import IDLE_CALLERS, Entry, Registry, Standing
+from deployments.diffusion.engine.policy.estimate import SMOOTHING, Work
+from deployments.diffusion.engine.policy.registry import (
+    FORGOTTEN_AFTER_S,
+    IDLE_CALLERS,
+    Entry,
+    Registry,
+    Standing,
+)
 from deployments.diffusion.engine.policy.spec import PromptIds, RowSpec, Source
 
 LIMITS = Limits(max_pending=16)
@@ -282,3 +288,20 @@ def test_a_failure_to_load_is_told_for_a_while() -> None:
     assert registry.report().failed == {7, 8}
     now = 130.0
     assert registry.report().failed == {8}
+
+
+def test_what_an_image_takes_after_its_steps_is_learnt_and_forgotten() -> None:
+    now = 0.0
+    registry = Registry("engine", lambda: now)
+    assert registry.after_steps_s == 0.0
+    ended = entry("job")
+    registry.open(ended, LIMITS)
+    for stage in ("condition", "steps"):
+        ended.clock.begun(stage)
+    ended.clock.ended("steps")
+    ended.clock._ends["steps"] -= 2.0
+    made = FinishedImage(0, 0, np.zeros((8, 8, 3), np.uint8), np.zeros((4, 1, 1), np.float32))
+    registry.answer(ended, made)
+    assert registry.after_steps_s == pytest.approx(SMOOTHING * 2.0, rel=0.1)
+    now = FORGOTTEN_AFTER_S
+    assert registry.after_steps_s == 0.0

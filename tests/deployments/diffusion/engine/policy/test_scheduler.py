@@ -50,7 +50,7 @@ def ids(batch: Batch | None) -> list[str]:
 
 def next_batch(scheduler: Scheduler) -> Batch | None:
     """The next batch, after every row that got a slot was made ready at once."""
-    for joining in scheduler.joining():
+    for joining in scheduler.joining(0.0):
         assert joining.status is Status.JOINING
         assert scheduler.joined(joining.row_id) is joining
     return scheduler.schedule(0.0)
@@ -295,7 +295,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def schedule(self) -> Batch | None:
         before = {row_id: replace(known.row) for row_id, known in self.live.items()}
         could_run = {k.row.row_id for k in self.live.values() if k.row.status != Status.PREPARING}
-        for joining in self.scheduler.joining():
+        for joining in self.scheduler.joining(0.0):
             assert joining.status is Status.JOINING
             assert self.scheduler.running <= self.limits.max_running
             assert self.scheduler.joined(joining.row_id) is joining
@@ -518,15 +518,15 @@ def test_fewer_slots_take_effect_as_rows_leave() -> None:
 
 def test_rows_get_slots_two_batches_ahead_and_wait_until_they_are_ready() -> None:
     scheduler = scheduler_of(*(row(str(n), 2) for n in range(8)), max_batch=2)
-    ahead = scheduler.joining()
+    ahead = scheduler.joining(0.0)
     assert [one.row_id for one in ahead] == ["0", "1", "2", "3"]
-    assert scheduler.joining() == (), "none has begun"
+    assert scheduler.joining(0.0) == (), "none has begun"
     assert scheduler.schedule(0.0) is None, "none is ready"
     scheduler.joined("1")
     assert ids(scheduler.schedule(0.0)) == ["1"], "those that are ready do not wait for the others"
     urgent = row("urgent", priority=5)
     scheduler.add(urgent)
-    assert scheduler.joining() == (urgent,), "it comes before all that have not begun"
+    assert scheduler.joining(0.0) == (urgent,), "it comes before all that have not begun"
     for one in (*ahead, urgent):
         scheduler.joined(one.row_id)
     assert step(scheduler) == ["urgent", "0"]
@@ -614,9 +614,9 @@ def test_many_image_sizes_still_fill_their_batches(sizes: int) -> None:
 
 def test_a_row_that_found_no_memory_while_it_joined_waits_once() -> None:
     scheduler = scheduler_of(row("a"))
-    (joining,) = scheduler.joining()
+    (joining,) = scheduler.joining(0.0)
     assert scheduler.postpone("a")
     assert (joining.status, joining.slot) == (Status.WAITING, None)
-    assert scheduler.joining() == (joining,)
+    assert scheduler.joining(0.0) == (joining,)
     assert not scheduler.postpone("a"), "once"
     assert not scheduler.postpone("unknown")

@@ -220,7 +220,7 @@ def test_small_pictures_share_calls_as_before() -> None:
 
 
 def _next(scheduler: Scheduler) -> Batch:
-    for joining in scheduler.joining():
+    for joining in scheduler.joining(0.0):
         scheduler.joined(joining.row_id)
     batch = scheduler.schedule(0.0)
     assert batch is not None
