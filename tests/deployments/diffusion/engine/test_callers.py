@@ -55,8 +55,8 @@ def test_the_background_rests_beside_others_and_wakes_by_itself(
     rests: list[bool] = []
     schedule = engine._scheduler.schedule
 
-    def seen(now: float) -> Batch | None:
-        batch = schedule(now)
+    def seen(now: float, after_s: float) -> Batch | None:
+        batch = schedule(now, after_s)
         resumes = engine._scheduler.resumes
         rests.append(batch is None and resumes is not None and resumes > now)
         return batch
