@@ -55,15 +55,7 @@ class Round:
     @property
     def goodput(self) -> float:
         """Images a second."""
-        return len(self.of(HTTPStatus.OK)) / self.seconds
-
-    def of(self, status: int) -> list[float]:
-        """Seconds that the answers of this status took."""
-        return [answer.took_s for answer in self.answers if answer.status == status]
-
-    def share(self, status: int) -> float:
-        """Of all answers."""
-        return len(self.of(status)) / len(self.answers)
+        return sum(answer.status == HTTPStatus.OK for answer in self.answers) / self.seconds
 
 
 class Crowd:
@@ -104,17 +96,24 @@ class Crowd:
 def row(load: float, rounds: Sequence[Round], best: Sequence[float]) -> list[str]:
     """A load's line of the table."""
     goodputs = [one.goodput for one in rounds]
-    took = [took for one in rounds for took in one.of(HTTPStatus.OK)]
-    refused = [took for one in rounds for took in one.of(HTTPStatus.TOO_MANY_REQUESTS)]
-    late = sum(one.share(HTTPStatus.REQUEST_TIMEOUT) for one in rounds) / len(rounds)
+    answers = [answer for one in rounds for answer in one.answers]
+
+    def took(status: int, *shares: float) -> str:
+        seconds = [answer.took_s for answer in answers if answer.status == status]
+        return ", ".join(f"{percentile(seconds, share):.2f}" for share in shares if seconds)
+
+    def percent(status: int) -> str:
+        share = sum(answer.status == status for answer in answers) / max(1, len(answers))
+        return f"{100 * share:.0f}"
+
     return [
         f"{load:g}",
         spread(goodputs, digits=1),
         spread(ratios(goodputs, best)),
-        f"{percentile(took, 0.5):.2f}, {percentile(took, 0.95):.2f}",
-        f"{100 * sum(one.share(HTTPStatus.TOO_MANY_REQUESTS) for one in rounds) / len(rounds):.0f}",
-        f"{1e3 * percentile(refused, 0.95):.0f}" if refused else "",
-        f"{100 * late:.0f}",
+        took(HTTPStatus.OK, 0.5, 0.95),
+        percent(HTTPStatus.TOO_MANY_REQUESTS),
+        took(HTTPStatus.TOO_MANY_REQUESTS, 0.95),
+        percent(HTTPStatus.REQUEST_TIMEOUT),
     ]
 
 
@@ -150,7 +149,7 @@ def main() -> None:
                     print(f"{share:g}, {number}: {ones[-1].goodput:.1f}/s", file=sys.stderr)
             best = [max(one.goodput for one in ones) for ones in zip(*rounds.values(), strict=True)]
             header = ["load", "images/s", "of the best", "took, s: p50, p95"]
-            header += ["429, %", "p95 of these, ms", "408, %"]
+            header += ["429, %", "p95 of these, s", "408, %"]
             print_table(header, [row(share, ones, best) for share, ones in rounds.items()])
 
 

@@ -42,7 +42,7 @@ from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.stages import StageClock
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 
-FORGOTTEN_AFTER_S = 5.0
+FORGOTTEN_AFTER_S = 5.0  # without a finished image: what one takes after its steps
 IDLE_CALLERS = 64  # whose figures are still shown
 Sink = Callable[[JobEvent], None]
 _SERIAL = count()
