@@ -42,13 +42,22 @@ class Moderated(FieldError):
 
 
 class QueueFull(TcdError):
-    """No place is free. `retry_after_ms`: when one should be, from the measured step time where
-    there is one."""
+    """No place is free, or none from which the request could be answered in time.
 
-    def __init__(self, message: str, retry_after_ms: int = UNMEASURED_RETRY_MS) -> None:
-        super().__init__(message, retry_after_ms)
+    Attributes:
+        retry_after_ms: when one should be for this request, from the measured step time where
+            there is one: whoever was refused before has one by then.
+        full_ms: until when nobody is expected to find one who is the same caller, and asks for as
+            much in as little time; 0: nobody knows.
+    """
+
+    def __init__(
+        self, message: str, retry_after_ms: int = UNMEASURED_RETRY_MS, full_ms: int = 0
+    ) -> None:
+        super().__init__(message, retry_after_ms, full_ms)
         self.message = message
         self.retry_after_ms = retry_after_ms
+        self.full_ms = full_ms
 
     def __str__(self) -> str:
         return self.message

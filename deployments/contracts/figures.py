@@ -29,7 +29,7 @@ ENGINE_HELP = {
     "images_total": "images finished",
     "failed_total": "images that ended in an error, cancellations not counted",
     "cancelled_total": "images cancelled",
-    "refused_total": "jobs refused because the queue was full",
+    "refused_total": "jobs refused because the queue was full, or they would have come too late",
     "loras_resident": "style adapters on the device",
     "lora_bytes": "bytes of style adapters on the device",
     "lora_loads_total": "style adapters loaded",

@@ -5,6 +5,7 @@ result = await tcd.generate.remote(ImageRequest("a red ball"))
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 
@@ -33,6 +34,9 @@ from deployments.ingress.jobs.handed import Handed
 from deployments.ingress.request.service import NOBODY
 from deployments.jobs.configured import make_objects
 
+# Objects that come and stay before the collector looks: a request in flight is hundreds of them,
+# and leaves no cycles behind. By Python's 700 a crowd's were looked at again and again.
+YOUNG = 50_000
 NUDGE_S = 5.0  # a worker that is told of a job has so long to hear it; it looks by itself, too
 log = logging.getLogger("ray.serve.tcd.jobs")
 
@@ -51,6 +55,7 @@ class Ingress:
         route: Router,
         safety: DeploymentHandle[object] | None,
     ) -> None:
+        gc.set_threshold(YOUNG)
         self._args = args
         self._worker = worker
         self._nudging: asyncio.Task[None] | None = None

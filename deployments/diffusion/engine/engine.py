@@ -42,6 +42,7 @@ from deployments.contracts.stages import Stages
 from deployments.contracts.tokens import PromptTokens
 from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, LoraSlow, Settled
 from deployments.diffusion.engine.adapters.sources import LoraSources
+from deployments.diffusion.engine.computing import computing
 from deployments.diffusion.engine.memory import held_bytes
 from deployments.diffusion.engine.messages import (
     Broken,
@@ -143,7 +144,7 @@ class Engine:
         self._rows: dict[str, tuple[Entry, int]] = {}
         self._idle = True
         self._publish()
-        self._thread = Thread(target=self._loop, name="tcd-engine", daemon=True)
+        self._thread = computing(self._loop, "tcd-engine", components.device)
         self._thread.start()
         pulses = {
             "engine's loop": self._pulse,
@@ -343,6 +344,7 @@ class Engine:
             Standing(
                 work,
                 running_rows=scheduler.running,
+                foresight=scheduler.foresight,
                 pending_unet_rows=scheduler.pending_unet_rows,
                 batch_limit=scheduler.batch_limit,
                 loras_resident=shelf.resident,

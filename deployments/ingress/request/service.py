@@ -68,6 +68,7 @@ from deployments.ingress.request.deaths import (
     wait_for_room,
 )
 from deployments.ingress.request.elsewhere import Elsewhere
+from deployments.ingress.request.full import Full
 from deployments.ingress.request.moderation import Kind, Moderator
 from deployments.ingress.request.pictures import Brought
 from deployments.ingress.request.workers import together
@@ -110,6 +111,7 @@ class Service:
         self.assembler = assembler
         self.moderator = moderator or Moderator()
         self._quota = quota or Quota()
+        self._full = Full()
 
     async def generate(self, request: ImageRequest, caller: Caller = NOBODY) -> ImageResult:
         """Makes all images of a request; raises a `TcdError` if it can make none."""
@@ -350,11 +352,12 @@ class Service:
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
         elsewhere = Elsewhere(ready.job, self.catalogue.replicas(model.card.id))
-        while True:
-            try:
-                return await self._submit_once(model, ready)
-            except QueueFull as error:
-                ready = replace(ready, job=elsewhere.after(error))
+        with self._full.asking(model.card.id, ready.job):
+            while True:
+                try:
+                    return await self._submit_once(model, ready)
+                except QueueFull as error:
+                    ready = replace(ready, job=elsewhere.after(error))
 
     async def _submit_once(self, model: Model, ready: Assembled) -> ImageResult:
         response = cast(
@@ -371,14 +374,15 @@ class Service:
     async def _events(self, model: Model, ready: Assembled) -> AsyncGenerator[StreamEvent]:
         """A job's events from the replica that has room; leaving the iterator cancels the job."""
         elsewhere = Elsewhere(ready.job, self.catalogue.replicas(model.card.id))
-        while True:
-            try:
-                async with aclosing(self._events_once(model, ready)) as events:
-                    async for event in events:
-                        yield event
-                return
-            except QueueFull as error:  # the first that such a replica says, and the last
-                ready = replace(ready, job=elsewhere.after(error))
+        with self._full.asking(model.card.id, ready.job):
+            while True:
+                try:
+                    async with aclosing(self._events_once(model, ready)) as events:
+                        async for event in events:
+                            yield event
+                    return
+                except QueueFull as error:  # the first that such a replica says, and the last
+                    ready = replace(ready, job=elsewhere.after(error))
 
     async def _events_once(self, model: Model, ready: Assembled) -> AsyncGenerator[StreamEvent]:
         events = cast(

@@ -48,7 +48,7 @@ from deployments.contracts.jobs import (
 from deployments.contracts.refusal import Refusal
 from deployments.contracts.tokens import TokenizeBody
 from deployments.ingress.keys.quota import Quota
-from deployments.ingress.request import deaths
+from deployments.ingress.request import deaths, full
 from deployments.ingress.request import service as service_module
 from deployments.ingress.request.assembly import Assembled, Assembler, Outline
 from deployments.ingress.request.service import Service
@@ -472,6 +472,31 @@ def test_who_finds_no_room_is_asked_of_another_replica(
     assert {replace(job, timeout_s=None, refused_elsewhere=False) for job in model.jobs} == {
         replace(model.jobs[0], timeout_s=None)
     }
+
+
+@pytest.mark.parametrize("use", [generated, streamed, animated])
+def test_where_there_was_no_room_just_now_no_replica_is_asked(
+    monkeypatch: pytest.MonkeyPatch, use: Callable[[Service], Awaitable[Any]]
+) -> None:
+    monkeypatch.setattr(deaths, "FULL_PAUSE_S", (0.3, 0.4))
+    refusal = Refusal(QueueFull("full", 60_000, 60_000))
+    made: object = MADE if use is generated else [FINISHED, DONE]
+
+    async def asked(service: Service) -> None:
+        for _ in range(3):
+            with pytest.raises(QueueFull):
+                await generated(service)
+        if use is animated:  # which waits for its place
+            assert await animated(service)
+            return
+        with pytest.raises(QueueFull, match="a moment ago: full"):
+            await use(service)
+        await asyncio.sleep(full.MOST_S)
+        assert await use(service) == made
+
+    model = Replicas(refusal, made)
+    run(model, asked)
+    assert len(model.jobs) == 2
 
 
 def test_the_second_replica_has_what_is_left_of_the_time() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deployments.contracts.errors import DeadlineExceeded, GenerationFailed
 from deployments.contracts.jobs import Latents, Pixels
+from deployments.diffusion.engine.computing import computing
 from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.vae import Vae
 from deployments.diffusion.engine.pulse import Pulse
@@ -117,7 +118,7 @@ class Decoder:
         self._calls = 0  # since memory was short
         on_gpu = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if on_gpu else None
-        self._thread = Thread(target=self._work, name="tcd-decoder", daemon=True)
+        self._thread = computing(self._work, "tcd-decoder", self._device)
         self._thread.start()
 
     @property

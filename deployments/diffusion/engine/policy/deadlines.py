@@ -40,16 +40,20 @@ class Deadlines:
 
     def late(self, row: Trajectory, now: float, call_s: float) -> bool:
         """Whether a row would hardly be done in time; of one that has been begun, whether it would
-        not.
+        not."""
+        return self.spare_s(row, now, call_s) < 0
+
+    def spare_s(self, row: Trajectory, now: float, call_s: float) -> float:
+        """Seconds that a row has to spare; below 0, it is late.
 
         Args:
             call_s: that a call of its size is thought to take, as full as it would be; 0 as above.
         """
         if row.deadline is None or not call_s:
-            return False
+            return inf
         calls: float = row.pending_calls
         if not row.begun:
             calls = SPARE * calls + SPARE_CALLS
         if row.slot is None:  # a call's worth of rows like it may be finished before it begins
             calls += row.pending_calls
-        return now + calls * call_s * self.slower + self.after_s > row.deadline
+        return row.deadline - (now + calls * call_s * self.slower + self.after_s)

@@ -16,6 +16,7 @@ from configs.app import Limits
 from deployments.contracts.errors import Cancelled, InvalidRequest, QueueFull
 from deployments.contracts.figures import CallerFigures, EngineFigures
 from deployments.contracts.jobs import (
+    Caller,
     FailedImage,
     FinishedImage,
     ImageJob,
@@ -37,6 +38,7 @@ from deployments.diffusion.engine.policy.estimate import (
     Pace,
     Work,
 )
+from deployments.diffusion.engine.policy.foresight import Foresight
 from deployments.diffusion.engine.policy.report import Report
 from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.stages import StageClock
@@ -87,6 +89,7 @@ class Standing:
 
     Attributes:
         running_rows: rows with a slot.
+        foresight: what is known of its times.
         pending_unet_rows: UNet rows still to be computed, twins counted.
         batch_limit: rows that memory allows a UNet call.
         adapters: fingerprints of those on the device, as a `Report` has them.
@@ -98,6 +101,7 @@ class Standing:
     running_rows: int
     pending_unet_rows: int
     batch_limit: int
+    foresight: Foresight = field(default_factory=Foresight)
     loras_resident: int = 0
     lora_bytes: int = 0
     lora_loads: int = 0
@@ -128,7 +132,7 @@ class Registry:
         self._preview_pace = Pace(UNMEASURED_DECODE_S)
         self._encode_pace = Pace(UNMEASURED_DECODE_S)
         self._after_steps_s, self._finished_at = 0.0, 0.0
-        self._work = Work()
+        self._work, self._foresight = Work(), Foresight()
         self._adapters: frozenset[int] = frozenset()
         self._failed: Mapping[int, float] = {}
         self._uncounted: set[Entry] = set()  # taken in since the loop last counted its work
@@ -138,8 +142,9 @@ class Registry:
         """Takes a job in, whole.
 
         Raises `QueueFull` if more than `limits.max_pending` images would wait and the caller has
-        its share of them, or twice as many would (see `Places`); `InvalidRequest` if the id is in
-        use, and what `close` was given once that was called.
+        its share of them, or twice as many would (see `Places`), or if it would be too late for the
+        job's time when the caller's others are done; `InvalidRequest` if the id is in use, and what
+        `close` was given once that was called.
         """
         job, images = entry.job, len(entry.unanswered)
         with self._lock:
@@ -152,17 +157,23 @@ class Registry:
                 limits.max_pending,
                 ((other.caller, other.pending) for other in self._accounts.all() if other.pending),
             )
-            pending = self._figures.pending_images
+            pending, promised = self._figures.pending_images, account.promised(monotonic())
             if not queue.allow(job.caller, images):
-                wait_s = self._wait_s(account, queue, job)
-                self._figures = replace(
-                    self._figures, refused_total=self._figures.refused_total + 1
-                )
-                raise QueueFull(
+                wait_s = self._wait_s(account, queue, images, promised)
+                why = (
                     f"{pending} of {limits.max_pending} images are pending; room for {images} more "
-                    f"is expected in {wait_s:.1f} s",
-                    max(1, round(wait_s * 1000)),
+                    f"is expected in {wait_s:.1f} s"
                 )
+                full_s = self._wait_s(account, queue, images, 0)
+                raise self._refused(account, queue, job, QueueFull(why, _ms(wait_s), _ms(full_s)))
+            if late_s := self._late_s(entry):
+                row = entry.rows[0]
+                wait_s = late_s + promised * row.pending_pixels * self._unet_pace.sure_pixel_s
+                why = (
+                    f"{pending} images are pending; {images} more cannot be done within "
+                    f"{job.timeout_s:.1f} s, but perhaps in {wait_s:.1f} s"
+                )
+                raise self._refused(account, queue, job, QueueFull(why, _ms(wait_s), _ms(late_s)))
             self._entries[job.job_id] = entry
             self._uncounted.add(entry)
             whole = _with(Work(), list(entry.rows.values()))
@@ -176,32 +187,50 @@ class Registry:
         with self._lock:
             self._seen.append(entry)
 
-    def _wait_s(self, account: Account, queue: Places, job: ImageJob) -> float:
-        """Seconds until a job's caller may have so many more: until enough of all images, or of its
-        own, are answered, those not counted that it was already told to come back for. Never longer
-        than everything accepted takes."""
-        caller, now, images = account.caller, monotonic(), len(job.seeds)
-        promised = account.promised(now)
+    def _refused(
+        self, account: Account, queue: Places, job: ImageJob, error: QueueFull
+    ) -> QueueFull:
+        """Counts a job that found no room, which is expected back when it is told to."""
+        self._figures = replace(self._figures, refused_total=self._figures.refused_total + 1)
+        now = monotonic()
+        # Of those who refuse it, only the first expects it back: it comes once.
+        if account.promised(now) < queue.limit and not job.refused_elsewhere:
+            account.promise(now + error.retry_after_ms / 1000, len(job.seeds))
+        return error
+
+    def _wait_s(self, account: Account, queue: Places, images: int, promised: int) -> float:
+        """Seconds until a caller may have so many more: until enough of all images, or of its own,
+        are answered, those not counted that it was already told to come back for. Never longer than
+        everything accepted takes."""
+        caller = account.caller
         by_anybody, by_itself = queue.lacking(caller, images)
         outlook = self._accepted()
         wait_s = outlook.room_s(by_anybody + promised)
         if by_itself < by_anybody and by_itself + promised <= account.pending:
             alone = self._outlook(self._work_of(account))
             wait_s = min(wait_s, alone.room_s(by_itself + promised) / queue.part(caller))
-        wait_s = min(wait_s, outlook.pending_s)
-        # Of those who refuse it, only the first expects it back: it comes once.
-        if promised < queue.limit and not job.refused_elsewhere:
-            account.promise(now + wait_s, images)
-        return wait_s
+        return min(wait_s, outlook.pending_s)
+
+    def _late_s(self, entry: Entry) -> float:
+        """Seconds by which a job would be too late for what its caller's others need."""
+        timeout_s, pixel_s = entry.job.timeout_s, self._unet_pace.sure_pixel_s
+        if timeout_s is None:
+            return 0.0
+        mine, others = list(entry.rows.values()), self._rows_of(entry.job.caller)
+        return self._foresight.late_s(mine, others, entry.since, pixel_s)
+
+    def _rows_of(self, caller: Caller) -> list[Trajectory]:
+        """A caller's images that the UNet has not finished."""
+        return [
+            row
+            for entry in self._entries.values()
+            if entry.job.caller.name == caller.name
+            for row in list(entry.rows.values())
+        ]
 
     def _work_of(self, account: Account) -> Work:
         """What is to be done of a caller's images."""
-        rows = [
-            row
-            for entry in self._entries.values()
-            if entry.job.caller.name == account.caller.name
-            for row in list(entry.rows.values())
-        ]
+        rows = self._rows_of(account.caller)
         decoding = account.pending - len(rows)
         pixels = decoding * self._work.decode_pixels // max(1, self._work.decoding)
         work = Work(decoding=decoding, decode_pixels=pixels, at_once=self._work.at_once)
@@ -350,7 +379,7 @@ class Registry:
     def publish(self, standing: Standing) -> None:
         """Shows the loop's state to other threads. Called on the engine's thread."""
         with self._lock:
-            self._work = standing.work
+            self._work, self._foresight = standing.work, standing.foresight
             self._uncounted.difference_update(self._seen)
             self._seen.clear()
             self._adapters, self._failed = standing.adapters, standing.failed
@@ -409,6 +438,10 @@ class Registry:
                 ),
                 callers=tuple(callers),
             )
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 def _with(work: Work, rows: Sequence[Trajectory]) -> Work:

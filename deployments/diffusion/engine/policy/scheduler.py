@@ -38,6 +38,7 @@ from deployments.diffusion.engine.policy.background import Background
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Outcome
 from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.estimate import Work
+from deployments.diffusion.engine.policy.foresight import Foresight
 from deployments.diffusion.engine.policy.line import Line
 from deployments.diffusion.engine.policy.tempo import Tempo
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
@@ -97,6 +98,11 @@ class Scheduler:
     def running(self) -> int:
         """Trajectories that hold a slot."""
         return len(self._used_slots())
+
+    @property
+    def foresight(self) -> Foresight:
+        """What is known of its times by now."""
+        return Foresight(self._deadlines, self._call_s)
 
     @property
     def pending_unet_rows(self) -> int:

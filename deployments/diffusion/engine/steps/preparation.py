@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Pixels
+from deployments.diffusion.engine.computing import computing
 from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.components import Components
 from deployments.diffusion.engine.models.controls.t2i_adapters import features_of
@@ -275,7 +276,7 @@ class Preparer:
         self._inbox: SimpleQueue[Order | _Forget | None] = SimpleQueue()
         device = preparation.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._thread = Thread(target=self._work, name="tcd-prepare", daemon=True)
+        self._thread = computing(self._work, "tcd-prepare", device)
         self._thread.start()
 
     def put(self, order: Order) -> None:

@@ -9,7 +9,9 @@ from deployments.contracts.figures import CallerFigures
 from deployments.contracts.jobs import Caller, FailedImage, FinishedImage, ImageJob
 from deployments.diffusion.engine.policy import registry as registry_module
 from deployments.diffusion.engine.policy.batch import Batch, BatchKey, Measured
+from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.estimate import SMOOTHING, Work
+from deployments.diffusion.engine.policy.foresight import Foresight
 from deployments.diffusion.engine.policy.registry import (
     FORGOTTEN_AFTER_S,
     IDLE_CALLERS,
@@ -32,6 +34,7 @@ def entry(
     *,
     refused_elsewhere: bool = False,
     source: Source | None = None,
+    timeout_s: float | None = None,
 ) -> Entry:
     job = ImageJob(
         job_id,
@@ -42,6 +45,7 @@ def entry(
         num_inference_steps=steps,
         caller=caller,
         refused_elsewhere=refused_elsewhere,
+        timeout_s=timeout_s,
     )
     specs = [RowSpec(PromptIds(((),), 0), seed, 64, 64, steps, source=source) for seed in job.seeds]
     return Entry(job, lambda _: None, specs)
@@ -288,6 +292,52 @@ def test_a_failure_to_load_is_told_for_a_while() -> None:
     assert registry.report().failed == {7, 8}
     now = 130.0
     assert registry.report().failed == {8}
+
+
+def foreseeing() -> Registry:
+    """A registry to which a call of a row takes a second, and this is known for sure."""
+    registry, size = measured(), BatchKey(8, 8)
+    registry.measure_step(Measured(size, 1, 1.0))
+    registry.publish(Standing(Work(at_once=1), 0, 0, 1, Foresight(Deadlines(), {size: 1.0})))
+    return registry
+
+
+def test_who_would_come_too_late_is_told_at_once_and_when_to_come_back() -> None:
+    registry = foreseeing()
+    registry.open(entry("before", 5, timeout_s=60.0), LIMITS)  # four of them are in time
+    with pytest.raises(
+        QueueFull, match="5 images are pending; 1 more cannot be done within 60"
+    ) as (first):
+        registry.open(entry("late", timeout_s=60.0), LIMITS)
+    with pytest.raises(QueueFull) as second:
+        registry.open(entry("late, too", timeout_s=60.0), LIMITS)
+    assert second.value.full_ms == pytest.approx(first.value.full_ms, abs=100)
+    assert first.value.retry_after_ms == first.value.full_ms
+    # The first is done before the second has room: ten steps.
+    assert second.value.retry_after_ms == pytest.approx(first.value.full_ms + 10_000, abs=100)
+    assert registry.figures().refused_total == 2
+    assert registry.figures().pending_images == 5
+
+
+def test_who_has_time_enough_or_asks_as_somebody_else_is_taken() -> None:
+    registry = foreseeing()
+    registry.open(entry("before", 5, timeout_s=90.0), LIMITS)
+    registry.open(entry("in time", timeout_s=95.0), LIMITS)
+    registry.open(entry("any time"), LIMITS)
+    registry.open(entry("another's", 1, OTHER, timeout_s=60.0), LIMITS)
+    registry.open(entry("never", timeout_s=9.0), LIMITS)  # that is told when its time is over
+
+
+def test_for_how_long_there_is_no_room_does_not_grow_with_those_who_ask() -> None:
+    registry = measured()
+    registry.open(entry("all", 16), LIMITS)
+    told = []
+    for name in "abc":
+        with pytest.raises(QueueFull) as full:
+            registry.open(entry(name), LIMITS)
+        told.append(full.value)
+    assert {one.full_ms for one in told} == {told[0].retry_after_ms}
+    assert told[0].retry_after_ms < told[1].retry_after_ms < told[2].retry_after_ms
 
 
 def test_what_an_image_takes_after_its_steps_is_learnt_and_forgotten() -> None:

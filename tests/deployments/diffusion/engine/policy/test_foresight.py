@@ -1,0 +1,94 @@
+"""Who would come too late is told at once: on a device that needs a second for a row."""
+
+import pytest
+
+from deployments.diffusion.engine.policy.batch import BatchKey
+from deployments.diffusion.engine.policy.deadlines import Deadlines
+from deployments.diffusion.engine.policy.foresight import MORE, Foresight
+from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
+from tests.deployments.diffusion.engine.policy.test_scheduler import row
+
+PIXEL_S = 1 / 64  # of a call of one row of 8 x 8 latent pixels, which takes a second
+TIMED = {BatchKey(8, 8): 1.0, BatchKey(16, 16): 4.0}
+ALONE_S = 4 * 2.1 + 2  # that four steps take at most, with what is to spare
+NOW = 100.0
+
+
+def before(
+    number: int,
+    steps: int = 4,
+    timeout_s: float | None = 30.0,
+    *,
+    priority: int = 0,
+    status: Status = Status.WAITING,
+) -> list[Trajectory]:
+    deadline = None if timeout_s is None else NOW + timeout_s
+    return [
+        row(str(at), steps, deadline=deadline, priority=priority, status=status)
+        for at in range(number)
+    ]
+
+
+def late_s(
+    others: list[Trajectory],
+    timeout_s: float | None = 30.0,
+    *,
+    images: int = 1,
+    steps: int = 4,
+    foresight: Foresight | None = None,
+) -> float:
+    mine = before(images, steps, timeout_s)
+    foresight = foresight or Foresight(Deadlines(), TIMED)
+    return foresight.late_s(mine, others, NOW, PIXEL_S)
+
+
+def test_what_goes_before_it_is_added_up() -> None:
+    assert late_s(before(4)) == 0  # 16 seconds, and a tenth more
+    assert late_s(before(5)) == pytest.approx(MORE * 20 + ALONE_S - 30)
+
+
+def test_a_job_of_several_images_is_as_late_as_its_last() -> None:
+    assert late_s(before(3), images=3) == pytest.approx(MORE * 20 + ALONE_S - 30)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [],
+        before(9, timeout_s=31),
+        before(9, timeout_s=None),
+        before(9, priority=-1),
+        before(9, status=Status.PREPARING),
+        before(9, timeout_s=ALONE_S - 0.1),
+    ],
+    ids=["nobody", "later", "any time", "less urgent", "adapters missing", "late themselves"],
+)
+def test_who_does_not_go_before_it(others: list[Trajectory]) -> None:
+    assert late_s(others) == 0
+
+
+def test_of_those_before_it_only_who_is_in_time_counts() -> None:
+    """Each has 20 seconds: three are done before the fourth is too late."""
+    assert late_s(before(9, timeout_s=20), timeout_s=22) == pytest.approx(MORE * 12 + ALONE_S - 22)
+
+
+def test_who_is_more_urgent_goes_before_it() -> None:
+    assert late_s(before(5, priority=1)) == late_s(before(5)) > 0
+
+
+@pytest.mark.parametrize("timeout_s", [None, ALONE_S - 0.1])
+def test_who_has_any_time_or_too_little_even_alone_is_not_refused(timeout_s: float | None) -> None:
+    assert late_s(before(9, timeout_s=timeout_s), timeout_s=timeout_s) == 0
+
+
+def test_nobody_is_refused_by_times_that_are_not_known() -> None:
+    assert late_s(before(99), foresight=Foresight()) == 0
+
+
+def test_turns_that_are_longer_than_their_calls_count() -> None:
+    deadlines = Deadlines()
+    for _ in range(100):
+        deadlines.turned(2.0, 1.0)
+    assert late_s(before(2), foresight=Foresight(deadlines, TIMED)) == pytest.approx(
+        MORE * 16 + 2 * ALONE_S - 30
+    )

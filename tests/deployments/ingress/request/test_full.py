@@ -1,0 +1,139 @@
+"""A replica that had no room is not asked by everyone: one asks for all."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from deployments.contracts.errors import InvalidRequest, QueueFull
+from deployments.contracts.jobs import Caller, ImageJob
+from deployments.ingress.request import full as full_module
+from deployments.ingress.request.full import FORGOTTEN_AFTER_S, MOST_S, Full
+
+JOB = ImageJob("job", "a ball", (1, 2), 64, 64, timeout_s=10.0, caller=Caller("alice"))
+SAID = QueueFull("128 of 128 images are pending", 3000, 100)
+
+
+class Clock:
+    now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(full_module, "_now", made)
+    return made
+
+
+def asks(full: Full, job: ImageJob = JOB, error: Exception | None = None) -> QueueFull | None:
+    """What it is told without that the replicas were asked; they answer with `error`."""
+    try:
+        with full.asking("sd15", job):
+            if error is not None:
+                raise error
+    except (QueueFull, InvalidRequest) as told:
+        return told if told is not error and isinstance(told, QueueFull) else None
+    return None
+
+
+def refused(error: Exception = SAID) -> Full:
+    full = Full()
+    assert asks(full, error=error) is None
+    return full
+
+
+def test_who_asks_for_as_much_is_told_the_same_until_there_should_be_room(clock: Clock) -> None:
+    full = refused()
+    clock.now += 0.09
+    told = [asks(full) for _ in range(50)]
+    waits = {one.retry_after_ms for one in told if one is not None}
+    assert all(str(one) == f"a moment ago: {SAID}" for one in told)
+    assert min(waits) >= 2910
+    assert max(waits) <= 2 * 2910
+    assert len(waits) > 20, "all of them would come back at once"
+
+
+def test_then_one_asks_for_all(clock: Clock) -> None:
+    full = refused()
+    clock.now += 0.11
+    assert asks(full) is None
+    assert asks(full) is not None
+    clock.now += 0.11
+    assert asks(full, error=SAID) is None
+    clock.now += 0.09
+    assert asks(full) is not None
+
+
+def test_what_nobody_says_any_more_is_forgotten(clock: Clock) -> None:
+    full = refused()
+    clock.now += FORGOTTEN_AFTER_S
+    assert [asks(full) for _ in range(9)] == [None] * 9
+
+
+def test_nobody_is_kept_from_asking_for_long(clock: Clock) -> None:
+    full = refused(QueueFull("full", 90_000, 90_000))
+    clock.now += MOST_S - 0.01
+    assert asks(full) is not None
+    clock.now += 0.02
+    assert asks(full) is None
+
+
+@pytest.mark.parametrize("error", [QueueFull("full", 3000), InvalidRequest("no", "loras")])
+def test_what_says_nothing_of_others(error: Exception, clock: Clock) -> None:
+    assert asks(refused(error)) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(JOB, seeds=(1,)),
+        replace(JOB, num_inference_steps=2),
+        replace(JOB, width=32),
+        replace(JOB, priority=1),
+        replace(JOB, timeout_s=11.0),
+        replace(JOB, timeout_s=None),
+        replace(JOB, caller=Caller("bob")),
+    ],
+)
+def test_who_may_find_room_all_the_same_asks(other: ImageJob, clock: Clock) -> None:
+    assert asks(refused(), other) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(JOB, seeds=(1, 2, 3)),
+        replace(JOB, num_inference_steps=50),
+        replace(JOB, priority=-1),
+        replace(JOB, timeout_s=1.0),
+        replace(JOB, timeout_s=10.02),
+    ],
+)
+def test_who_asks_for_more_does_not(other: ImageJob, clock: Clock) -> None:
+    assert asks(refused(), other) is not None
+
+
+def test_who_has_more_time_has_room_so_much_sooner(clock: Clock) -> None:
+    full, longer = refused(), replace(JOB, timeout_s=10.05)
+    clock.now += 0.06
+    assert asks(full) is not None
+    assert asks(full, longer) is None
+
+
+def test_another_model_is_another_matter(clock: Clock) -> None:
+    full = refused()
+    with full.asking("sdxl", JOB):
+        pass
+
+
+def test_what_is_past_takes_no_room(clock: Clock) -> None:
+    full = Full()
+    make: Callable[[int], Any] = lambda at: replace(JOB, caller=Caller(str(at)))  # noqa: E731
+    for at in range(100):
+        assert asks(full, make(at), SAID) is None
+        clock.now += FORGOTTEN_AFTER_S / 2
+    assert len(full._told) < 5
