@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Thread, get_native_id
 
 import torch
@@ -21,7 +22,8 @@ def computing(work: Callable[[], None], name: str, device: torch.device) -> Thre
     def run() -> None:
         if device.type == "cpu" and sys.platform == "linux":
             nice = os.getpriority(os.PRIO_PROCESS, 0)
-            os.setpriority(os.PRIO_PROCESS, get_native_id(), nice + BEHIND)
+            with suppress(OSError):  # where it is not allowed
+                os.setpriority(os.PRIO_PROCESS, get_native_id(), nice + BEHIND)
         work()
 
     return Thread(target=run, name=name, daemon=True)

@@ -12,59 +12,63 @@ from deployments.contracts.errors import QueueFull
 from deployments.contracts.jobs import ImageJob
 from deployments.contracts.work import work_of
 
-MOST_S = 0.25  # between one who asks and the next
-FORGOTTEN_AFTER_S = 1.0  # without a refusal
+MOST_S = 0.25  # that is believed: others may have given up
+APART_S = 0.1  # by which requests with as much time may come apart
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a job needs."""
+    """What a job needs; `ends_at`: its deadline."""
 
     images: int
     work: int
-    time_s: float
     priority: int
+    adapters: tuple[str, ...]
+    ends_at: float
 
     @classmethod
-    def by(cls, job: ImageJob) -> Self:
-        return cls(len(job.seeds), work_of(job), job.timeout_s or TIMEOUT_S, job.priority)
+    def by(cls, job: ImageJob, now: float) -> Self:
+        adapters = tuple(lora.name for lora in (*job.loras, *job.motion_loras))
+        ends_at = now + (job.timeout_s or TIMEOUT_S)
+        return cls(len(job.seeds), work_of(job), job.priority, adapters, ends_at)
 
-    def covers(self, other: "_Asked") -> bool:
-        """Whether another asks for as much, at least, and may not go before this."""
+    def covers(self, other: "_Asked", full_s: float) -> bool:
+        """Whether another, of the same adapters, asks for as much at least, and goes neither before
+        this by its deadline nor so much later that there should be time for it."""
         return (
             other.images >= self.images
             and other.work >= self.work
             and other.priority <= self.priority
+            and other.adapters == self.adapters
+            and -APART_S <= other.ends_at - self.ends_at < full_s
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Told:
-    """A refusal that one was told, and when the next may ask."""
+    """A refusal, when it came, and for how long it is believed."""
 
     asked: _Asked
-    error: QueueFull
+    message: str
     at: float
-    next_at: float
+    wait_s: float
+    full_s: float
 
     def holds_for(self, asked: _Asked, now: float) -> bool:
-        """Whether it would be said of a job now, too: who has more time has room sooner."""
-        sooner_s = max(0.0, asked.time_s - self.asked.time_s)
-        return self.asked.covers(asked) and now < self.next_at - sooner_s
+        """Whether it would be said of another, too."""
+        return now < self.at + self.full_s and self.asked.covers(asked, self.full_s)
 
     def again(self, now: float) -> QueueFull:
         """The same for another, who is told to come back some time after the first."""
-        left_ms = self.error.retry_after_ms - 1000 * (now - self.at)
-        wait_ms = max(1, round(left_ms * SystemRandom().uniform(1, 2)))
-        return QueueFull(f"a moment ago: {self.error}", wait_ms)
+        left_s = (self.at + self.wait_s - now) * SystemRandom().uniform(1, 2)
+        return QueueFull(f"a moment ago: {self.message}", max(1, round(1000 * left_s)))
 
 
 class Full:
     """Models whose replicas had no room for a caller's job a moment ago.
 
-    Until there should be some, what asks for as much is refused at once; from then on one asks for
-    all, and the others wait for its answer to be told the same. Where more is asked than can be
-    done, so most refusals cost no replica anything.
+    Until there should be some, a quarter of a second at most, what asks for as much is refused at
+    once: where more is asked than can be done, most refusals cost no replica anything.
     """
 
     def __init__(self) -> None:
@@ -74,27 +78,18 @@ class Full:
     def asking(self, model: str, job: ImageJob) -> Iterator[None]:
         """Where replicas are asked for a job. Raises `QueueFull` if they would hardly have room
         now, and remembers what they say."""
-        now, asked, whose = _now(), _Asked.by(job), (model, job.caller.name)
-        self._told = {key: told for key, told in self._told.items() if _fresh(told, now)}
-        told = self._told.get(whose)
+        now, whose = _now(), (model, job.caller.name)
+        asked, told = _Asked.by(job, now), self._told.get(whose)
         if told is not None and told.holds_for(asked, now):
             raise told.again(now)
-        if told is not None:
-            told.next_at = now + _pause_s(told.error)
         try:
             yield
         except QueueFull as error:
             now = _now()
-            self._told[whose] = _Told(asked, error, now, now + _pause_s(error))
+            self._told = {w: t for w, t in self._told.items() if now < t.at + MOST_S}
+            full_s = min(error.full_ms / 1000, MOST_S)
+            self._told[whose] = _Told(asked, str(error), now, error.retry_after_ms / 1000, full_s)
             raise
-
-
-def _fresh(told: _Told, now: float) -> bool:
-    return now < told.at + FORGOTTEN_AFTER_S
-
-
-def _pause_s(error: QueueFull) -> float:
-    return min(error.full_ms / 1000, MOST_S)
 
 
 def _now() -> float:

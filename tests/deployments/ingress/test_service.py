@@ -1,6 +1,7 @@
 """A request's walk without a cluster: limits, processes that die under it, models not yet up."""
 
 import asyncio
+import gc
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -102,7 +103,7 @@ class Replicas(FakeModel):
         self.check = Method(self._submit)
         self.stream = SimpleNamespace(remote=self._stream)
 
-    async def _submit(self, job: ImageJob) -> object:
+    async def _submit(self, job: ImageJob, *_: object) -> object:
         self.jobs.append(job)
         outcome = self.outcomes.pop(0)
         if outcome is never:
@@ -474,6 +475,41 @@ def test_who_finds_no_room_is_asked_of_another_replica(
     }
 
 
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("use", [generated, streamed])
+def test_what_is_refused_is_gone_without_the_collector(
+    use: Callable[[Service], Awaitable[Any]], replicas: int
+) -> None:
+    """A crowd's pictures would wait for it together."""
+    made: list[weakref.ref[Pixels]] = []
+
+    class WithMaps(FakeAssembler):
+        async def assemble(self, *asked: object) -> Assembled:
+            array = GREY.copy()
+            made.append(weakref.ref(array))
+            return Assembled((await self.outline(*asked)).job, (array,))
+
+    async def asked(service: Service) -> None:
+        for full_ms in (0, 60_000):
+            model.outcomes = [refusal(full_ms) for _ in range(5 * replicas)]
+            for _ in range(5):
+                with pytest.raises(QueueFull):
+                    await use(service)
+
+    def refusal(full_ms: int) -> object:
+        full = Refusal(QueueFull("full", 60_000, full_ms))
+        return full if use is generated else [full]
+
+    model = Replicas()
+    gc.disable()
+    try:
+        run(model, asked, WithMaps(), replicas=replicas)
+        assert len(made) == 10
+        assert not [array for array in made if array() is not None]
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("use", [generated, streamed, animated])
 def test_where_there_was_no_room_just_now_no_replica_is_asked(
     monkeypatch: pytest.MonkeyPatch, use: Callable[[Service], Awaitable[Any]]
@@ -501,7 +537,7 @@ def test_where_there_was_no_room_just_now_no_replica_is_asked(
 
 def test_the_second_replica_has_what_is_left_of_the_time() -> None:
     class Slow(Replicas):
-        async def _submit(self, job: ImageJob) -> object:
+        async def _submit(self, job: ImageJob, *_: object) -> object:
             answer = await super()._submit(job)
             await asyncio.sleep(TIMEOUT_S)
             return answer

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from math import inf
 
 SMOOTHING = 0.1  # of measured times: weight of the newest
-SLOWEST = 4  # times what the best takes: more is a call that compiled, or memory that was short
 FORGETTING = 0.001  # of the best pace, with each call that is slower
 UNMEASURED_STEP_S = 0.5  # of 64 x 64 latent pixels, until the first step has been measured
 UNMEASURED_DECODE_S = 0.5  # likewise, of decoding them
@@ -41,12 +40,6 @@ class Pace:
     def known_pixel_s(self) -> float:
         """The same; 0 until two calls were timed: a first one may compile, tune and allocate."""
         return self._best if self._times > 1 else 0.0
-
-    @property
-    def sure_pixel_s(self) -> float:
-        """Seconds per latent pixel that it takes of late, and surely so: a call that took very much
-        longer than the best does not count for more. 0 until two calls were timed."""
-        return min(self.pixel_s, SLOWEST * self.known_pixel_s)
 
     def measure(self, pixels: int, seconds: float) -> None:
         """So many latent pixels took so long."""

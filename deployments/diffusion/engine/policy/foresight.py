@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 
 from deployments.diffusion.engine.policy.batch import BatchKey
 from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 
 MORE = 1.1  # times what goes before a job: what it is reckoned with when it is accepted
+LONG = 5  # times what an image takes in full calls: less time than this is too little to foresee in
 
 
 @dataclass(frozen=True)
@@ -17,20 +17,16 @@ class Foresight:
 
     Attributes:
         call_s: what a call of each size that is held is thought to take, as full as it would be.
+        row_s: what a UNet row takes in such a call, of sizes of which nearly full ones were timed.
     """
 
     deadlines: Deadlines = field(default_factory=Deadlines)
     call_s: Mapping[BatchKey, float] = field(default_factory=dict)
+    row_s: Mapping[BatchKey, float] = field(default_factory=dict)
 
-    def late_s(
-        self,
-        mine: Sequence[Trajectory],
-        others: Iterable[Trajectory],
-        now: float,
-        pixel_s: float,
-    ) -> float:
+    def late_s(self, mine: Sequence[Trajectory], others: Iterable[Trajectory], now: float) -> float:
         """Seconds by which a job would hardly be done in time for what goes before it; 0: it may
-        be, or would not be if it were alone.
+        be, or would hardly be if it were alone, or has so little time that nobody can tell.
 
         Before it goes what its caller's others still need whose priority is no lower and whose
         deadline is no later, and who can be done in time themselves. It is longer for other
@@ -39,33 +35,30 @@ class Foresight:
         Args:
             mine: the job's images, which are alike.
             others: its caller's.
-            pixel_s: that a latent pixel takes in the UNet, of full calls.
         """
-        last, siblings = mine[-1], sum(row.pending_pixels for row in mine[:-1])
-        alone_s, pixel_s = self._spare_s(last, now), pixel_s * self.deadlines.slower
-        if last.deadline is None or alone_s < siblings * pixel_s:
+        last, siblings_s = mine[-1], MORE * self.work_s(mine[:-1])
+        spare_s = self._spare_s(last, now) - siblings_s
+        one_s = last.pending_calls * self.call_s.get(last.key, 0.0) * self.deadlines.slower
+        if last.deadline is None or spare_s < 0 or last.deadline - now < LONG * one_s:
             return 0.0
-        pixels = siblings + self._before(last, others, now, pixel_s)
-        return max(0.0, MORE * pixels * pixel_s - alone_s)
-
-    def _before(
-        self, me: Trajectory, others: Iterable[Trajectory], now: float, pixel_s: float
-    ) -> int:
-        """Latent pixels that go before a row."""
-        latest = inf if me.deadline is None else me.deadline
         ahead = [
             (row.deadline, row)
             for row in others
             if row.status is not Status.PREPARING
-            and row.priority >= me.priority
+            and row.priority >= last.priority
             and row.deadline is not None
-            and row.deadline <= latest
+            and row.deadline <= last.deadline
         ]
-        pixels = 0
+        before_s = 0.0
         for _, row in sorted(ahead, key=lambda one: one[0]):
-            if self._spare_s(row, now + pixels * pixel_s) >= 0:
-                pixels += row.pending_pixels
-        return pixels
+            if self._spare_s(row, now + before_s) >= 0:
+                before_s += self.work_s([row])
+        return max(0.0, MORE * before_s - spare_s)
+
+    def work_s(self, rows: Iterable[Trajectory]) -> float:
+        """Seconds that images take, at least, of sizes that are known."""
+        calls_s = sum(row.pending_unet_rows * self.row_s.get(row.key, 0.0) for row in rows)
+        return calls_s * self.deadlines.slower
 
     def _spare_s(self, row: Trajectory, now: float) -> float:
         return self.deadlines.spare_s(row, now, self.call_s.get(row.key, 0.0))

@@ -165,20 +165,21 @@ class Registry:
                     f"is expected in {wait_s:.1f} s"
                 )
                 full_s = self._wait_s(account, queue, images, 0)
-                raise self._refused(account, queue, job, QueueFull(why, _ms(wait_s), _ms(full_s)))
+                raise self._refused(account, queue, entry, QueueFull(why, _ms(wait_s), _ms(full_s)))
             if late_s := self._late_s(entry):
-                row = entry.rows[0]
-                wait_s = late_s + promised * row.pending_pixels * self._unet_pace.sure_pixel_s
+                if not job.refused_elsewhere:
+                    self._arrived(entry)  # more replicas would have time for it
+                mine_s = self._foresight.work_s(entry.rows.values())
+                wait_s = late_s + promised * mine_s / images
+                wait_s = min(wait_s, max(late_s, self._accepted().pending_s))
                 why = (
-                    f"{pending} images are pending; {images} more cannot be done within "
-                    f"{job.timeout_s:.1f} s, but perhaps in {wait_s:.1f} s"
+                    f"what is pending leaves no time for {images} more within "
+                    f"{job.timeout_s:.1f} s; ask again in {wait_s:.1f} s"
                 )
-                raise self._refused(account, queue, job, QueueFull(why, _ms(wait_s), _ms(late_s)))
+                raise self._refused(account, queue, entry, QueueFull(why, _ms(wait_s), _ms(late_s)))
             self._entries[job.job_id] = entry
             self._uncounted.add(entry)
-            whole = _with(Work(), list(entry.rows.values()))
-            encode_pixels = entry.rows[0].spec.encode_pixels  # once for all of them
-            self._arrivals.add(self._clock(), whole.unet_pixels, whole.row_pixels, encode_pixels)
+            self._arrived(entry)
             account.pending += images
             self._figures = replace(self._figures, pending_images=pending + images)
 
@@ -187,10 +188,17 @@ class Registry:
         with self._lock:
             self._seen.append(entry)
 
+    def _arrived(self, entry: Entry) -> None:
+        """What a job asks for, of which as much more is to come."""
+        whole = _with(Work(), list(entry.rows.values()))
+        encode_pixels = entry.rows[0].spec.encode_pixels  # once for all of them
+        self._arrivals.add(self._clock(), whole.unet_pixels, whole.row_pixels, encode_pixels)
+
     def _refused(
-        self, account: Account, queue: Places, job: ImageJob, error: QueueFull
+        self, account: Account, queue: Places, entry: Entry, error: QueueFull
     ) -> QueueFull:
         """Counts a job that found no room, which is expected back when it is told to."""
+        job = entry.job
         self._figures = replace(self._figures, refused_total=self._figures.refused_total + 1)
         now = monotonic()
         # Of those who refuse it, only the first expects it back: it comes once.
@@ -213,11 +221,10 @@ class Registry:
 
     def _late_s(self, entry: Entry) -> float:
         """Seconds by which a job would be too late for what its caller's others need."""
-        timeout_s, pixel_s = entry.job.timeout_s, self._unet_pace.sure_pixel_s
-        if timeout_s is None:
+        if entry.deadline is None:
             return 0.0
         mine, others = list(entry.rows.values()), self._rows_of(entry.job.caller)
-        return self._foresight.late_s(mine, others, entry.since, pixel_s)
+        return self._foresight.late_s(mine, others, entry.since)
 
     def _rows_of(self, caller: Caller) -> list[Trajectory]:
         """A caller's images that the UNet has not finished."""

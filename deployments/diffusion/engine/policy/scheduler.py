@@ -102,7 +102,8 @@ class Scheduler:
     @property
     def foresight(self) -> Foresight:
         """What is known of its times by now."""
-        return Foresight(self._deadlines, self._call_s)
+        full = {key: self._tempo.row_s(key, self.limit_of(key)) for key in self._call_s}
+        return Foresight(self._deadlines, self._call_s, full)
 
     @property
     def pending_unet_rows(self) -> int:

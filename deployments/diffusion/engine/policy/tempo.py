@@ -42,6 +42,13 @@ class Tempo:
         size, larger = self._telling(key)
         return 0.0 if size is None else size.seconds_of(rows) * larger
 
+    def row_s(self, key: BatchKey, full: int) -> float:
+        """What a UNet row of a size takes in the best of its calls that had at least half of `full`
+        rows; 0: none was timed. The times of smaller ones say nothing of those."""
+        size = self._sizes.get(key)
+        timed = () if size is None else size.known
+        return min((took / rows for rows, took in timed if 2 * rows >= full), default=0.0)
+
     def rows_worth(self, key: BatchKey) -> int:
         """UNet rows beyond which a call of a size does not do more a second: further rows would
         only keep each other waiting. Twice as many are tried as have been seen to pay."""

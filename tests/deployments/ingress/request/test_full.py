@@ -1,4 +1,4 @@
-"""A replica that had no room is not asked by everyone: one asks for all."""
+"""A replica that had no room a moment ago is not asked by everyone."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from deployments.contracts.errors import InvalidRequest, QueueFull
-from deployments.contracts.jobs import Caller, ImageJob
+from deployments.contracts.jobs import Caller, ImageJob, LoraWeight
 from deployments.ingress.request import full as full_module
-from deployments.ingress.request.full import FORGOTTEN_AFTER_S, MOST_S, Full
+from deployments.ingress.request.full import MOST_S, Full
 
 JOB = ImageJob("job", "a ball", (1, 2), 64, 64, timeout_s=10.0, caller=Caller("alice"))
 SAID = QueueFull("128 of 128 images are pending", 3000, 100)
@@ -57,21 +57,12 @@ def test_who_asks_for_as_much_is_told_the_same_until_there_should_be_room(clock:
     assert len(waits) > 20, "all of them would come back at once"
 
 
-def test_then_one_asks_for_all(clock: Clock) -> None:
+def test_then_it_is_asked_again(clock: Clock) -> None:
     full = refused()
     clock.now += 0.11
-    assert asks(full) is None
-    assert asks(full) is not None
-    clock.now += 0.11
-    assert asks(full, error=SAID) is None
-    clock.now += 0.09
-    assert asks(full) is not None
-
-
-def test_what_nobody_says_any_more_is_forgotten(clock: Clock) -> None:
-    full = refused()
-    clock.now += FORGOTTEN_AFTER_S
     assert [asks(full) for _ in range(9)] == [None] * 9
+    assert asks(full, error=SAID) is None
+    assert asks(full) is not None
 
 
 def test_nobody_is_kept_from_asking_for_long(clock: Clock) -> None:
@@ -94,7 +85,9 @@ def test_what_says_nothing_of_others(error: Exception, clock: Clock) -> None:
         replace(JOB, num_inference_steps=2),
         replace(JOB, width=32),
         replace(JOB, priority=1),
-        replace(JOB, timeout_s=11.0),
+        replace(JOB, timeout_s=10.2),
+        replace(JOB, timeout_s=1.0),
+        replace(JOB, loras=(LoraWeight("ink", 0.5),)),
         replace(JOB, timeout_s=None),
         replace(JOB, caller=Caller("bob")),
     ],
@@ -109,7 +102,7 @@ def test_who_may_find_room_all_the_same_asks(other: ImageJob, clock: Clock) -> N
         replace(JOB, seeds=(1, 2, 3)),
         replace(JOB, num_inference_steps=50),
         replace(JOB, priority=-1),
-        replace(JOB, timeout_s=1.0),
+        replace(JOB, timeout_s=9.98),
         replace(JOB, timeout_s=10.02),
     ],
 )
@@ -124,6 +117,13 @@ def test_who_has_more_time_has_room_so_much_sooner(clock: Clock) -> None:
     assert asks(full, longer) is None
 
 
+def test_a_refusal_of_adapters_holds_for_the_same(clock: Clock) -> None:
+    full, styled = Full(), replace(JOB, loras=(LoraWeight("ink", 0.5),))
+    assert asks(full, styled, SAID) is None
+    assert asks(full) is None
+    assert asks(full, replace(JOB, loras=(LoraWeight("ink", 1.0),))) is not None
+
+
 def test_another_model_is_another_matter(clock: Clock) -> None:
     full = refused()
     with full.asking("sdxl", JOB):
@@ -135,5 +135,5 @@ def test_what_is_past_takes_no_room(clock: Clock) -> None:
     make: Callable[[int], Any] = lambda at: replace(JOB, caller=Caller(str(at)))  # noqa: E731
     for at in range(100):
         assert asks(full, make(at), SAID) is None
-        clock.now += FORGOTTEN_AFTER_S / 2
+        clock.now += MOST_S / 2
     assert len(full._told) < 5

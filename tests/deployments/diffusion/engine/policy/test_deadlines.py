@@ -222,12 +222,12 @@ def asked_at_random(load: float, steps: int, limits: Limits, *, foresees: bool =
     each_s = steps * TURN * call_s(limits.max_batch) / limits.max_batch
     timeout_s = 6 * each_s * limits.max_batch
     until_s, now, came, due, done, lost = 10 * timeout_s, 0.0, 0, 0.0, 0, 0
-    pixel_s, refused = each_s / TURN / row("one", steps).work, 0
+    refused = 0
     joining: list[tuple[float, str]] = []
     while now < until_s:
         while due <= now:
             new = row(str(came), steps, deadline=due + timeout_s)
-            late_s = made.foresight.late_s([new], made.live, due, pixel_s)
+            late_s = made.foresight.late_s([new], made.live, due)
             if (foresees and late_s) or len(made.live) >= limits.max_pending:
                 refused += 1
             else:

@@ -8,9 +8,9 @@ from deployments.diffusion.engine.policy.foresight import MORE, Foresight
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 from tests.deployments.diffusion.engine.policy.test_scheduler import row
 
-PIXEL_S = 1 / 64  # of a call of one row of 8 x 8 latent pixels, which takes a second
-TIMED = {BatchKey(8, 8): 1.0, BatchKey(16, 16): 4.0}
-ALONE_S = 4 * 2.1 + 2  # that four steps take at most, with what is to spare
+SIZE = BatchKey(8, 8)
+TIMED = Foresight(Deadlines(), {SIZE: 1.0}, {SIZE: 1.0})
+ALONE_S = 4 * 2.1 + 2  # that four steps are reckoned with
 NOW = 100.0
 
 
@@ -35,11 +35,9 @@ def late_s(
     *,
     images: int = 1,
     steps: int = 4,
-    foresight: Foresight | None = None,
+    foresight: Foresight = TIMED,
 ) -> float:
-    mine = before(images, steps, timeout_s)
-    foresight = foresight or Foresight(Deadlines(), TIMED)
-    return foresight.late_s(mine, others, NOW, PIXEL_S)
+    return foresight.late_s(before(images, steps, timeout_s), others, NOW)
 
 
 def test_what_goes_before_it_is_added_up() -> None:
@@ -49,6 +47,8 @@ def test_what_goes_before_it_is_added_up() -> None:
 
 def test_a_job_of_several_images_is_as_late_as_its_last() -> None:
     assert late_s(before(3), images=3) == pytest.approx(MORE * 20 + ALONE_S - 30)
+    assert late_s([], images=5) == 0
+    assert late_s([], images=6) == 0  # alone, it is no better
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_who_does_not_go_before_it(others: list[Trajectory]) -> None:
 
 
 def test_of_those_before_it_only_who_is_in_time_counts() -> None:
-    """Each has 20 seconds: three are done before the fourth is too late."""
-    assert late_s(before(9, timeout_s=20), timeout_s=22) == pytest.approx(MORE * 12 + ALONE_S - 22)
+    """Each has 20 seconds: three are begun before the fourth is too late."""
+    assert late_s(before(9, timeout_s=20), timeout_s=23) == pytest.approx(MORE * 12 + ALONE_S - 23)
 
 
 def test_who_is_more_urgent_goes_before_it() -> None:
@@ -81,14 +81,23 @@ def test_who_has_any_time_or_too_little_even_alone_is_not_refused(timeout_s: flo
     assert late_s(before(9, timeout_s=timeout_s), timeout_s=timeout_s) == 0
 
 
+def test_in_little_time_nothing_is_foreseen() -> None:
+    """Four steps, of which each takes a second: a time of 20 seconds is five times as long."""
+    assert late_s(before(9, timeout_s=19.9), timeout_s=19.9) == 0
+    assert late_s(before(9, timeout_s=20.1), timeout_s=20.1) > 0
+
+
 def test_nobody_is_refused_by_times_that_are_not_known() -> None:
+    """What only calls of few rows were timed of, for one: full ones are no slower, at least."""
     assert late_s(before(99), foresight=Foresight()) == 0
+    assert late_s(before(99), foresight=Foresight(Deadlines(), {SIZE: 1.0})) == 0
 
 
 def test_turns_that_are_longer_than_their_calls_count() -> None:
     deadlines = Deadlines()
     for _ in range(100):
         deadlines.turned(2.0, 1.0)
-    assert late_s(before(2), foresight=Foresight(deadlines, TIMED)) == pytest.approx(
-        MORE * 16 + 2 * ALONE_S - 30
+    slow = Foresight(deadlines, TIMED.call_s, TIMED.row_s)
+    assert late_s(before(9, timeout_s=50), 50, foresight=slow) == pytest.approx(
+        MORE * 4 * 8 + 2 * ALONE_S - 50
     )

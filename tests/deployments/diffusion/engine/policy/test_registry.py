@@ -298,19 +298,21 @@ def foreseeing() -> Registry:
     """A registry to which a call of a row takes a second, and this is known for sure."""
     registry, size = measured(), BatchKey(8, 8)
     registry.measure_step(Measured(size, 1, 1.0))
-    registry.publish(Standing(Work(at_once=1), 0, 0, 1, Foresight(Deadlines(), {size: 1.0})))
+    registry.publish(
+        Standing(Work(at_once=1), 0, 0, 1, Foresight(Deadlines(), {size: 1.0}, {size: 1.0}))
+    )
     return registry
 
 
 def test_who_would_come_too_late_is_told_at_once_and_when_to_come_back() -> None:
     registry = foreseeing()
-    registry.open(entry("before", 5, timeout_s=60.0), LIMITS)  # four of them are in time
-    with pytest.raises(
-        QueueFull, match="5 images are pending; 1 more cannot be done within 60"
-    ) as (first):
-        registry.open(entry("late", timeout_s=60.0), LIMITS)
+    registry.open(entry("before", 5, timeout_s=50.0), LIMITS)
+    with pytest.raises(QueueFull, match="what is pending leaves no time for 1 more within 50") as (
+        first
+    ):
+        registry.open(entry("late", timeout_s=50.0), LIMITS)
     with pytest.raises(QueueFull) as second:
-        registry.open(entry("late, too", timeout_s=60.0), LIMITS)
+        registry.open(entry("late, too", timeout_s=50.0), LIMITS)
     assert second.value.full_ms == pytest.approx(first.value.full_ms, abs=100)
     assert first.value.retry_after_ms == first.value.full_ms
     # The first is done before the second has room: ten steps.

@@ -225,3 +225,17 @@ def _next(scheduler: Scheduler) -> Batch:
     batch = scheduler.schedule(0.0)
     assert batch is not None
     return batch
+
+
+def test_what_a_row_takes_in_full_calls_is_told_by_nearly_full_ones_alone() -> None:
+    tempo = Tempo()
+    key = BatchKey(8, 8)
+    assert tempo.row_s(key, 8) == 0
+    for rows, seconds in [(1, 1.0), (3, 1.5), (4, 1.6), (8, 2.4)]:
+        tempo.measure(Measured(key, rows, 60.0))  # the first compiles
+        tempo.measure(Measured(key, rows, seconds))
+        known = {1: 0.0, 3: 0.0, 4: 0.4, 8: 0.3}[rows]
+        assert tempo.row_s(key, 8) == pytest.approx(known)
+    assert tempo.row_s(key, 16) == pytest.approx(0.3)
+    assert tempo.row_s(key, 18) == 0
+    assert tempo.row_s(BatchKey(16, 16), 8) == 0
