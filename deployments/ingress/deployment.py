@@ -36,7 +36,7 @@ from deployments.jobs.configured import make_objects
 
 # Objects that come and stay before the collector looks: a request in flight is hundreds of them,
 # and leaves no cycles behind. By Python's 700 a crowd's were looked at again and again.
-YOUNG = 10_000
+YOUNG = 50_000
 NUDGE_S = 5.0  # a worker that is told of a job has so long to hear it; it looks by itself, too
 log = logging.getLogger("ray.serve.tcd.jobs")
 

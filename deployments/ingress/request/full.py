@@ -12,51 +12,64 @@ from deployments.contracts.errors import QueueFull
 from deployments.contracts.jobs import ImageJob
 from deployments.contracts.work import work_of
 
-MOST_S = 0.25  # that is believed: others may have given up
-APART_S = 0.1  # by which requests with as much time may come apart
+MOST_S = 0.25  # between those who ask: others may have given up
+FORGOTTEN_AFTER_S = 1.0  # without a refusal
+ALIKE = 2  # times as much time, or as little, that tells little
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a job needs; `ends_at`: its deadline."""
+    """What a job needs."""
 
     images: int
     work: int
     priority: int
     adapters: tuple[str, ...]
-    ends_at: float
+    time_s: float
 
     @classmethod
-    def by(cls, job: ImageJob, now: float) -> Self:
+    def by(cls, job: ImageJob) -> Self:
         adapters = tuple(lora.name for lora in (*job.loras, *job.motion_loras))
-        ends_at = now + (job.timeout_s or TIMEOUT_S)
-        return cls(len(job.seeds), work_of(job), job.priority, adapters, ends_at)
+        time_s = job.timeout_s or TIMEOUT_S
+        return cls(len(job.seeds), work_of(job), job.priority, adapters, time_s)
 
-    def covers(self, other: "_Asked", full_s: float) -> bool:
-        """Whether another, of the same adapters, asks for as much at least, and goes neither before
-        this by its deadline nor so much later that there should be time for it."""
+    def covers(self, other: "_Asked") -> bool:
+        """Whether another, of the same adapters, asks for as much at least in about as much time:
+        in much less it may go before this, and in much more there may be room."""
         return (
             other.images >= self.images
             and other.work >= self.work
             and other.priority <= self.priority
             and other.adapters == self.adapters
-            and -APART_S <= other.ends_at - self.ends_at < full_s
+            and self.time_s / ALIKE <= other.time_s <= self.time_s * ALIKE
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Told:
-    """A refusal, when it came, and for how long it is believed."""
+    """A refusal, when it came, and how many may ask until when."""
 
     asked: _Asked
     message: str
     at: float
     wait_s: float
     full_s: float
+    may_ask: int = 0
+    next_at: float = 0.0
 
-    def holds_for(self, asked: _Asked, now: float) -> bool:
-        """Whether it would be said of another, too."""
-        return now < self.at + self.full_s and self.asked.covers(asked, self.full_s)
+    def __post_init__(self) -> None:
+        self.next_at = self.at + self.full_s
+
+    def is_fresh(self, now: float) -> bool:
+        """Whether it says anything of now."""
+        return now < self.at + FORGOTTEN_AFTER_S
+
+    def lets(self, many: int, now: float) -> bool:
+        """Whether one more may ask, of `many` between whom there is a pause."""
+        if now >= self.next_at:
+            self.next_at, self.may_ask = now + self.full_s, many
+        self.may_ask -= 1
+        return self.may_ask >= 0
 
     def again(self, now: float) -> QueueFull:
         """The same for another, who is told to come back some time after the first."""
@@ -67,27 +80,29 @@ class _Told:
 class Full:
     """Models whose replicas had no room for a caller's job a moment ago.
 
-    Until there should be some, a quarter of a second at most, what asks for as much is refused at
-    once: where more is asked than can be done, most refusals cost no replica anything.
+    Until there should be some, what asks for as much is refused at once; from then on as many ask
+    at a time as there are replicas, and the others are told what those were, until nobody is
+    refused any more. Where more is asked than can be done, most refusals cost no replica anything.
     """
 
     def __init__(self) -> None:
         self._told: dict[tuple[str, str], _Told] = {}  # by model and caller
 
     @contextmanager
-    def asking(self, model: str, job: ImageJob) -> Iterator[None]:
+    def asking(self, model: str, job: ImageJob, replicas: int) -> Iterator[None]:
         """Where replicas are asked for a job. Raises `QueueFull` if they would hardly have room
         now, and remembers what they say."""
-        now, whose = _now(), (model, job.caller.name)
-        asked, told = _Asked.by(job, now), self._told.get(whose)
-        if told is not None and told.holds_for(asked, now):
+        now, asked, whose = _now(), _Asked.by(job), (model, job.caller.name)
+        told = self._told.get(whose)
+        if told is not None and not (told.is_fresh(now) and told.asked.covers(asked)):
+            told = None
+        if told is not None and not told.lets(replicas, now):
             raise told.again(now)
         try:
             yield
         except QueueFull as error:
-            now = _now()
-            self._told = {w: t for w, t in self._told.items() if now < t.at + MOST_S}
-            full_s = min(error.full_ms / 1000, MOST_S)
+            now, full_s = _now(), min(error.full_ms / 1000, MOST_S)
+            self._told = {of: told for of, told in self._told.items() if told.is_fresh(now)}
             self._told[whose] = _Told(asked, str(error), now, error.retry_after_ms / 1000, full_s)
             raise
 

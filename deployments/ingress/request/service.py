@@ -351,8 +351,9 @@ class Service:
         return await _of_drawn(lambda: self.moderator.passes(level, "partial_image", pixels), until)
 
     async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
-        elsewhere = Elsewhere(ready.job, self.catalogue.replicas(model.card.id))
-        with self._full.asking(model.card.id, ready.job):
+        replicas = self.catalogue.replicas(model.card.id)
+        elsewhere = Elsewhere(ready.job, replicas)
+        with self._full.asking(model.card.id, ready.job, replicas):
             while True:
                 try:
                     return await self._submit_once(model, ready)
@@ -373,8 +374,9 @@ class Service:
 
     async def _events(self, model: Model, ready: Assembled) -> AsyncGenerator[StreamEvent]:
         """A job's events from the replica that has room; leaving the iterator cancels the job."""
-        elsewhere = Elsewhere(ready.job, self.catalogue.replicas(model.card.id))
-        with self._full.asking(model.card.id, ready.job):
+        replicas = self.catalogue.replicas(model.card.id)
+        elsewhere = Elsewhere(ready.job, replicas)
+        with self._full.asking(model.card.id, ready.job, replicas):
             while True:
                 try:
                     async with aclosing(self._events_once(model, ready)) as events:

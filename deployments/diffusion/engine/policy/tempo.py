@@ -43,11 +43,12 @@ class Tempo:
         return 0.0 if size is None else size.seconds_of(rows) * larger
 
     def row_s(self, key: BatchKey, full: int) -> float:
-        """What a UNet row of a size takes in the best of its calls that had at least half of `full`
-        rows; 0: none was timed. The times of smaller ones say nothing of those."""
+        """What a UNet row of a size takes in calls of `full` rows, by the calls of at least half as
+        many that had nearly so many; 0: none was timed. Smaller ones say nothing of those."""
         size = self._sizes.get(key)
         timed = () if size is None else size.known
-        return min((took / rows for rows, took in timed if 2 * rows >= full), default=0.0)
+        near = [(abs(rows - full), took / rows) for rows, took in timed if 2 * rows >= full]
+        return min(near, default=(0, 0.0))[1]
 
     def rows_worth(self, key: BatchKey) -> int:
         """UNet rows beyond which a call of a size does not do more a second: further rows would

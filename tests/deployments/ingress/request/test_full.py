@@ -9,9 +9,10 @@ import pytest
 from deployments.contracts.errors import InvalidRequest, QueueFull
 from deployments.contracts.jobs import Caller, ImageJob, LoraWeight
 from deployments.ingress.request import full as full_module
-from deployments.ingress.request.full import MOST_S, Full
+from deployments.ingress.request.full import FORGOTTEN_AFTER_S, MOST_S, Full
 
 JOB = ImageJob("job", "a ball", (1, 2), 64, 64, timeout_s=10.0, caller=Caller("alice"))
+REPLICAS = 2
 SAID = QueueFull("128 of 128 images are pending", 3000, 100)
 
 
@@ -32,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def asks(full: Full, job: ImageJob = JOB, error: Exception | None = None) -> QueueFull | None:
     """What it is told without that the replicas were asked; they answer with `error`."""
     try:
-        with full.asking("sd15", job):
+        with full.asking("sd15", job, REPLICAS):
             if error is not None:
                 raise error
     except (QueueFull, InvalidRequest) as told:
@@ -57,12 +58,22 @@ def test_who_asks_for_as_much_is_told_the_same_until_there_should_be_room(clock:
     assert len(waits) > 20, "all of them would come back at once"
 
 
-def test_then_it_is_asked_again(clock: Clock) -> None:
+def test_then_as_many_ask_at_a_time_as_there_are_replicas(clock: Clock) -> None:
     full = refused()
+    for _ in range(3):
+        clock.now += 0.11
+        assert [asks(full) is None for _ in range(9)] == [True] * REPLICAS + [False] * 7
     clock.now += 0.11
-    assert [asks(full) for _ in range(9)] == [None] * 9
     assert asks(full, error=SAID) is None
     assert asks(full) is not None
+    clock.now += 0.09
+    assert asks(full) is not None
+
+
+def test_what_nobody_says_any_more_is_forgotten(clock: Clock) -> None:
+    full = refused()
+    clock.now += FORGOTTEN_AFTER_S
+    assert [asks(full) for _ in range(9)] == [None] * 9
 
 
 def test_nobody_is_kept_from_asking_for_long(clock: Clock) -> None:
@@ -85,8 +96,8 @@ def test_what_says_nothing_of_others(error: Exception, clock: Clock) -> None:
         replace(JOB, num_inference_steps=2),
         replace(JOB, width=32),
         replace(JOB, priority=1),
-        replace(JOB, timeout_s=10.2),
-        replace(JOB, timeout_s=1.0),
+        replace(JOB, timeout_s=20.1),
+        replace(JOB, timeout_s=4.9),
         replace(JOB, loras=(LoraWeight("ink", 0.5),)),
         replace(JOB, timeout_s=None),
         replace(JOB, caller=Caller("bob")),
@@ -102,19 +113,12 @@ def test_who_may_find_room_all_the_same_asks(other: ImageJob, clock: Clock) -> N
         replace(JOB, seeds=(1, 2, 3)),
         replace(JOB, num_inference_steps=50),
         replace(JOB, priority=-1),
-        replace(JOB, timeout_s=9.98),
-        replace(JOB, timeout_s=10.02),
+        replace(JOB, timeout_s=5.0),
+        replace(JOB, timeout_s=20.0),
     ],
 )
 def test_who_asks_for_more_does_not(other: ImageJob, clock: Clock) -> None:
     assert asks(refused(), other) is not None
-
-
-def test_who_has_more_time_has_room_so_much_sooner(clock: Clock) -> None:
-    full, longer = refused(), replace(JOB, timeout_s=10.05)
-    clock.now += 0.06
-    assert asks(full) is not None
-    assert asks(full, longer) is None
 
 
 def test_a_refusal_of_adapters_holds_for_the_same(clock: Clock) -> None:
@@ -126,7 +130,7 @@ def test_a_refusal_of_adapters_holds_for_the_same(clock: Clock) -> None:
 
 def test_another_model_is_another_matter(clock: Clock) -> None:
     full = refused()
-    with full.asking("sdxl", JOB):
+    with full.asking("sdxl", JOB, REPLICAS):
         pass
 
 
@@ -135,5 +139,5 @@ def test_what_is_past_takes_no_room(clock: Clock) -> None:
     make: Callable[[int], Any] = lambda at: replace(JOB, caller=Caller(str(at)))  # noqa: E731
     for at in range(100):
         assert asks(full, make(at), SAID) is None
-        clock.now += MOST_S / 2
+        clock.now += FORGOTTEN_AFTER_S / 2
     assert len(full._told) < 5

@@ -238,4 +238,5 @@ def test_what_a_row_takes_in_full_calls_is_told_by_nearly_full_ones_alone() -> N
         assert tempo.row_s(key, 8) == pytest.approx(known)
     assert tempo.row_s(key, 16) == pytest.approx(0.3)
     assert tempo.row_s(key, 18) == 0
+    assert tempo.row_s(key, 5) == pytest.approx(0.4)  # by the nearest, not by the fastest
     assert tempo.row_s(BatchKey(16, 16), 8) == 0
