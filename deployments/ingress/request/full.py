@@ -14,6 +14,7 @@ from deployments.contracts.work import work_of
 
 MOST_S = 0.25  # between those who ask: others may have given up
 FORGOTTEN_AFTER_S = 1.0  # without a refusal
+AT_A_TIME = 2  # ask of each replica: were it one, what is free by then would not all be filled
 ALIKE = 2  # times as much time, or as little, that tells little
 
 
@@ -80,8 +81,8 @@ class _Told:
 class Full:
     """Models whose replicas had no room for a caller's job a moment ago.
 
-    Until there should be some, what asks for as much is refused at once; from then on as many ask
-    at a time as there are replicas, and the others are told what those were, until nobody is
+    Until there should be some, what asks for as much is refused at once; from then on two ask of
+    each replica at a time, and the others are told what those were, until nobody is
     refused any more. Where more is asked than can be done, most refusals cost no replica anything.
     """
 
@@ -96,7 +97,7 @@ class Full:
         told = self._told.get(whose)
         if told is not None and not (told.is_fresh(now) and told.asked.covers(asked)):
             told = None
-        if told is not None and not told.lets(replicas, now):
+        if told is not None and not told.lets(AT_A_TIME * replicas, now):
             raise told.again(now)
         try:
             yield
