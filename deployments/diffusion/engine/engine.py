@@ -344,9 +344,9 @@ class Engine:
             Standing(
                 work,
                 running_rows=scheduler.running,
-                foresight=scheduler.foresight,
                 pending_unet_rows=scheduler.pending_unet_rows,
                 batch_limit=scheduler.batch_limit,
+                foresight=scheduler.foresight,
                 loras_resident=shelf.resident,
                 lora_bytes=shelf.resident_bytes,
                 lora_loads=shelf.loads,

@@ -55,11 +55,8 @@ class _Told:
     at: float
     wait_s: float
     full_s: float
+    next_at: float
     may_ask: int = 0
-    next_at: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.next_at = self.at + self.full_s
 
     def is_fresh(self, now: float) -> bool:
         """Whether it says anything of now."""
@@ -82,8 +79,8 @@ class Full:
     """Models whose replicas had no room for a caller's job a moment ago.
 
     Until there should be some, what asks for as much is refused at once; from then on two ask of
-    each replica at a time, and the others are told what those were, until nobody is
-    refused any more. Where more is asked than can be done, most refusals cost no replica anything.
+    each replica at a time, and the others are refused, until nobody was by a replica for a second.
+    Where more is asked than can be done, most refusals cost no replica anything.
     """
 
     def __init__(self) -> None:
@@ -104,7 +101,8 @@ class Full:
         except QueueFull as error:
             now, full_s = _now(), min(error.full_ms / 1000, MOST_S)
             self._told = {of: told for of, told in self._told.items() if told.is_fresh(now)}
-            self._told[whose] = _Told(asked, str(error), now, error.retry_after_ms / 1000, full_s)
+            wait_s = error.retry_after_ms / 1000
+            self._told[whose] = _Told(asked, str(error), now, wait_s, full_s, now + full_s)
             raise
 
 

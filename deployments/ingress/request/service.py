@@ -350,10 +350,15 @@ class Service:
         pixels = event.pixels
         return await _of_drawn(lambda: self.moderator.passes(level, "partial_image", pixels), until)
 
-    async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
+    @contextmanager
+    def _asking(self, model: Model, job: ImageJob) -> Iterator[Elsewhere]:
+        """Where replicas are asked for a job, one after the other while they have no room."""
         replicas = self.catalogue.replicas(model.card.id)
-        elsewhere = Elsewhere(ready.job, replicas)
-        with self._full.asking(model.card.id, ready.job, replicas):
+        with self._full.asking(model.card.id, job, replicas):
+            yield Elsewhere(job, replicas)
+
+    async def _submit(self, model: Model, ready: Assembled) -> ImageResult:
+        with self._asking(model, ready.job) as elsewhere:
             while True:
                 try:
                     return await self._submit_once(model, ready)
@@ -374,9 +379,7 @@ class Service:
 
     async def _events(self, model: Model, ready: Assembled) -> AsyncGenerator[StreamEvent]:
         """A job's events from the replica that has room; leaving the iterator cancels the job."""
-        replicas = self.catalogue.replicas(model.card.id)
-        elsewhere = Elsewhere(ready.job, replicas)
-        with self._full.asking(model.card.id, ready.job, replicas):
+        with self._asking(model, ready.job) as elsewhere:
             while True:
                 try:
                     async with aclosing(self._events_once(model, ready)) as events:

@@ -164,6 +164,23 @@ class FakeAssembler:
         await never()
 
 
+class WithMaps(FakeAssembler):
+    """Makes requests ready that have an array each.
+
+    Attributes:
+        made: those arrays, as long as somebody holds them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[weakref.ref[Pixels]] = []
+
+    async def assemble(self, *asked: object) -> Assembled:
+        array = GREY.copy()
+        self.made.append(weakref.ref(array))
+        return Assembled((await self.outline(*asked)).job, (array,))
+
+
 async def never(*_: object) -> None:
     """What does not end."""
     await asyncio.Event().wait()
@@ -277,13 +294,8 @@ def test_a_video_that_waits_for_a_place_holds_no_maps(
     monkeypatch: pytest.MonkeyPatch, replicas: int
 ) -> None:
     monkeypatch.setattr(deaths, "FULL_PAUSE_S", (TIMEOUT_S, TIMEOUT_S))
-    made: list[weakref.ref[Pixels]] = []
-
-    class WithMaps(FakeAssembler):
-        async def assemble(self, *asked: object) -> Assembled:
-            array = GREY.copy()
-            made.append(weakref.ref(array))
-            return Assembled((await self.outline(*asked)).job, (array,))
+    assembler = WithMaps()
+    made = assembler.made
 
     async def asked(service: Service) -> object:
         making = asyncio.create_task(animated(service))
@@ -293,7 +305,7 @@ def test_a_video_that_waits_for_a_place_holds_no_maps(
         return await making
 
     full = [[Refusal(QueueFull("the queue is full", ms))] for ms in range(replicas)]
-    run(Replicas(*full, [FINISHED, DONE]), asked, WithMaps(), replicas=replicas)
+    run(Replicas(*full, [FINISHED, DONE]), asked, assembler, replicas=replicas)
     assert len(made) == 2
 
 
@@ -481,13 +493,8 @@ def test_what_is_refused_is_gone_without_the_collector(
     use: Callable[[Service], Awaitable[Any]], replicas: int
 ) -> None:
     """A crowd's pictures would wait for it together."""
-    made: list[weakref.ref[Pixels]] = []
-
-    class WithMaps(FakeAssembler):
-        async def assemble(self, *asked: object) -> Assembled:
-            array = GREY.copy()
-            made.append(weakref.ref(array))
-            return Assembled((await self.outline(*asked)).job, (array,))
+    assembler = WithMaps()
+    made = assembler.made
 
     async def asked(service: Service) -> None:
         for full_ms in (0, 60_000):
@@ -503,7 +510,7 @@ def test_what_is_refused_is_gone_without_the_collector(
     model = Replicas()
     gc.disable()
     try:
-        run(model, asked, WithMaps(), replicas=replicas)
+        run(model, asked, assembler, replicas=replicas)
         assert len(made) == 10
         assert not [array for array in made if array() is not None]
     finally:

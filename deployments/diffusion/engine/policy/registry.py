@@ -89,9 +89,9 @@ class Standing:
 
     Attributes:
         running_rows: rows with a slot.
-        foresight: what is known of its times.
         pending_unet_rows: UNet rows still to be computed, twins counted.
         batch_limit: rows that memory allows a UNet call.
+        foresight: what is known of its times.
         adapters: fingerprints of those on the device, as a `Report` has them.
         failed: likewise of those that failed, and until when that is told, on the clock of
             `time.monotonic`.
@@ -165,18 +165,18 @@ class Registry:
                     f"is expected in {wait_s:.1f} s"
                 )
                 full_s = self._wait_s(account, queue, images, 0)
-                raise self._refused(account, queue, entry, QueueFull(why, _ms(wait_s), _ms(full_s)))
-            if late_s := self._late_s(entry):
+                raise self._refused(account, queue, job, why, wait_s, full_s)
+            rows = list(entry.rows.values())
+            if late_s := self._foresight.late_s(rows, self._rows_of(job.caller), entry.since):
                 if not job.refused_elsewhere:
                     self._arrived(entry)  # more replicas would have time for it
-                mine_s = self._foresight.work_s(entry.rows.values())
-                wait_s = late_s + promised * mine_s / images
+                wait_s = late_s + promised * self._foresight.work_s(rows) / images
                 wait_s = min(wait_s, max(late_s, self._accepted().pending_s))
                 why = (
                     f"what is pending leaves no time for {images} more within "
                     f"{job.timeout_s:.1f} s; ask again in {wait_s:.1f} s"
                 )
-                raise self._refused(account, queue, entry, QueueFull(why, _ms(wait_s), _ms(late_s)))
+                raise self._refused(account, queue, job, why, wait_s, late_s)
             self._entries[job.job_id] = entry
             self._uncounted.add(entry)
             self._arrived(entry)
@@ -195,16 +195,21 @@ class Registry:
         self._arrivals.add(self._clock(), whole.unet_pixels, whole.row_pixels, encode_pixels)
 
     def _refused(
-        self, account: Account, queue: Places, entry: Entry, error: QueueFull
+        self,
+        account: Account,
+        queue: Places,
+        job: ImageJob,
+        why: str,
+        wait_s: float,
+        full_s: float,
     ) -> QueueFull:
         """Counts a job that found no room, which is expected back when it is told to."""
-        job = entry.job
         self._figures = replace(self._figures, refused_total=self._figures.refused_total + 1)
         now = monotonic()
         # Of those who refuse it, only the first expects it back: it comes once.
         if account.promised(now) < queue.limit and not job.refused_elsewhere:
-            account.promise(now + error.retry_after_ms / 1000, len(job.seeds))
-        return error
+            account.promise(now + wait_s, len(job.seeds))
+        return QueueFull(why, _ms(wait_s), _ms(full_s))
 
     def _wait_s(self, account: Account, queue: Places, images: int, promised: int) -> float:
         """Seconds until a caller may have so many more: until enough of all images, or of its own,
@@ -218,13 +223,6 @@ class Registry:
             alone = self._outlook(self._work_of(account))
             wait_s = min(wait_s, alone.room_s(by_itself + promised) / queue.part(caller))
         return min(wait_s, outlook.pending_s)
-
-    def _late_s(self, entry: Entry) -> float:
-        """Seconds by which a job would be too late for what its caller's others need."""
-        if entry.deadline is None:
-            return 0.0
-        mine, others = list(entry.rows.values()), self._rows_of(entry.job.caller)
-        return self._foresight.late_s(mine, others, entry.since)
 
     def _rows_of(self, caller: Caller) -> list[Trajectory]:
         """A caller's images that the UNet has not finished."""
