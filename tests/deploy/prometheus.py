@@ -43,6 +43,11 @@ def promtool(*words: str) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+def config() -> Any:
+    """The file that says what is scraped."""
+    return yaml.safe_load(CONFIG.read_text())
+
+
 def rules() -> Any:
     """The file of rules."""
     return yaml.safe_load(RULES.read_text())
@@ -96,11 +101,16 @@ class Prometheus:
 
 def hurried(target_s: float) -> Any:
     """The rules with nothing to wait for: what an alert watches is as it is, but it fires as soon
-    as that is so. `target_s`: the latency that is aimed at."""
+    as that is so. What watches scrapes waits for as many as it does in production: nothing is
+    scraped yet when rules are first evaluated, and a busy node misses one. `target_s`: the latency
+    that is aimed at."""
     said = copy.deepcopy(rules())
+    faster = SCRAPE_S / int(config()["global"]["scrape_interval"].removesuffix("s"))
     for group in said["groups"]:
         for rule in group["rules"]:
-            rule.pop("for", None)
+            waits = rule.pop("for", None)
+            if "up{" in rule["expr"]:
+                rule["for"] = f"{int(waits.removesuffix('m')) * 60 * faster:.0f}s"
             if rule.get("record") == "tcd:latency_target_seconds":
                 rule["expr"] = f"vector({target_s})"
     return said
@@ -114,13 +124,13 @@ def prometheus(folder: Path, nodes: Path, service: str, target_s: float) -> Iter
         nodes: Ray's file of what there is to scrape.
         service: its host and port.
     """
-    config = yaml.safe_load(CONFIG.read_text())
-    config["global"] = dict.fromkeys(("scrape_interval", "evaluation_interval"), f"{SCRAPE_S}s")
-    ray, tcd = config["scrape_configs"]
+    said = config()
+    said["global"] = dict.fromkeys(("scrape_interval", "evaluation_interval"), f"{SCRAPE_S}s")
+    ray, tcd = said["scrape_configs"]
     ray["file_sd_configs"][0] |= {"files": [str(nodes)], "refresh_interval": "1s"}
     tcd["static_configs"][0]["targets"] = [service]
     (folder / "rules.yaml").write_text(yaml.safe_dump(hurried(target_s)))
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(said))
     address, log = f"127.0.0.1:{free_port()}", folder / "prometheus.log"
     command = [
         binary("prometheus"),
