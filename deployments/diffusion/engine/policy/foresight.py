@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from deployments.diffusion.engine.policy.batch import BatchKey
 from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 
 MORE = 1.1  # times what goes before a job: what it is reckoned with when it is accepted
-LONG = 5  # times what an image takes in full calls: less time than this is too little to foresee in
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ class Foresight:
 
     def late_s(self, mine: Sequence[Trajectory], others: Iterable[Trajectory], now: float) -> float:
         """Seconds by which a job would hardly be done in time for what goes before it; 0: it may
-        be, or would hardly be if it were alone, or has so little time that nobody can tell.
+        be, or would hardly be if it were alone.
 
         Before it goes what its caller's others still need whose priority is no lower and whose
-        deadline is no later, and who can be done in time themselves. It is longer for other
-        callers, who take turns with this one, and for what waiting gives to others.
+        deadline is no later, and who can be done in time themselves; nothing does if that is no
+        more than its own calls have room for. It is longer for other callers, who take turns with
+        this one, and for what waiting gives to others.
 
         Args:
             mine: the job's images, which are alike.
@@ -38,8 +39,7 @@ class Foresight:
         """
         last, siblings_s = mine[-1], MORE * self.work_s(mine[:-1])
         spare_s = self._spare_s(last, now) - siblings_s
-        one_s = last.pending_calls * self.call_s.get(last.key, 0.0) * self.deadlines.slower
-        if last.deadline is None or spare_s < 0 or last.deadline - now < LONG * one_s:
+        if last.deadline is None or spare_s < 0:
             return 0.0
         ahead = [
             (row.deadline, row)
@@ -53,7 +53,8 @@ class Foresight:
         for _, row in sorted(ahead, key=lambda one: one[0]):
             if self._spare_s(row, now + before_s) >= 0:
                 before_s += self.work_s([row])
-        return max(0.0, MORE * before_s - spare_s)
+        own_s = last.pending_calls * self.call_s.get(last.key, 0.0) * self.deadlines.slower
+        return 0.0 if before_s <= own_s else max(0.0, MORE * before_s - spare_s)
 
     def work_s(self, rows: Iterable[Trajectory]) -> float:
         """Seconds that images take, at least, of sizes that are known."""
@@ -61,4 +62,8 @@ class Foresight:
         return calls_s * self.deadlines.slower
 
     def _spare_s(self, row: Trajectory, now: float) -> float:
-        return self.deadlines.spare_s(row, now, self.call_s.get(row.key, 0.0))
+        """What a row has to spare if it begins now."""
+        call_s = self.call_s.get(row.key, 0.0)
+        if row.deadline is None or not call_s:
+            return inf
+        return row.deadline - now - self.deadlines.lasts_s(row, call_s)
