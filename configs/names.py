@@ -79,8 +79,8 @@ class Names:
         models: Sequence[str] = list(shares)
         for fits in may:
             models = [model for model in models if fits(model)] or models
-        if not models:
-            return None
+        if len(models) < 2:
+            return next(iter(models), None)
         return SystemRandom().choices(models, [shares[model] for model in models])[0]
 
 

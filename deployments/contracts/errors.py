@@ -47,8 +47,8 @@ class QueueFull(TcdError):
     Attributes:
         retry_after_ms: when one should be for this request, from the measured step time where
             there is one: whoever was refused before has one by then.
-        full_ms: for how long the same caller is not expected to find one for as much in as little
-            time; 0: nobody knows.
+        full_ms: for how long the same caller need not ask for as much in as little time again; 0:
+            nobody knows.
     """
 
     def __init__(

@@ -176,7 +176,9 @@ class Registry:
                     f"what is pending leaves no time for {images} more within "
                     f"{job.timeout_s:.1f} s; ask again in {wait_s:.1f} s"
                 )
-                raise self._refused(account, queue, job, why, wait_s, late_s)
+                # Of those who ask then, two come at a time: one more has to have room.
+                full_s = late_s + self._foresight.work_s(rows)
+                raise self._refused(account, queue, job, why, wait_s, full_s)
             self._entries[job.job_id] = entry
             self._uncounted.add(entry)
             self._arrived(entry)

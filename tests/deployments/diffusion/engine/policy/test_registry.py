@@ -314,9 +314,12 @@ def test_who_would_come_too_late_is_told_at_once_and_when_to_come_back() -> None
     with pytest.raises(QueueFull) as second:
         registry.open(entry("late, too", timeout_s=50.0), LIMITS)
     assert second.value.full_ms == pytest.approx(first.value.full_ms, abs=100)
-    assert first.value.retry_after_ms == first.value.full_ms
     # The first is done before the second has room: ten steps.
-    assert second.value.retry_after_ms == pytest.approx(first.value.full_ms + 10_000, abs=100)
+    assert second.value.retry_after_ms == pytest.approx(
+        first.value.retry_after_ms + 10_000, abs=100
+    )
+    # Then one more has room, beside the one that comes back.
+    assert first.value.full_ms == first.value.retry_after_ms + 10_000
     assert registry.figures().refused_total == 2
     assert registry.figures().pending_images == 5
 
