@@ -71,14 +71,14 @@ class _Told:
 
     def again(self, now: float) -> QueueFull:
         """The same for another, who is told to come back some time after the first."""
-        left_s = (self.at + self.wait_s - now) * SystemRandom().uniform(1, 2)
+        left_s = (max(self.at + self.wait_s, self.next_at) - now) * SystemRandom().uniform(1, 2)
         return QueueFull(f"a moment ago: {self.message}", max(1, round(1000 * left_s)))
 
 
 class Full:
     """Models whose replicas had no room for a caller's job a moment ago.
 
-    Until there should be some, what asks for as much is refused at once; from then on two ask of
+    While that should last, what asks for as much is refused at once; from then on two ask of
     each replica at a time, and the others are refused, until nobody was by a replica for a second.
     Where more is asked than can be done, most refusals cost no replica anything.
     """

@@ -102,8 +102,9 @@ class Scheduler:
     @property
     def foresight(self) -> Foresight:
         """What is known of its times by now."""
-        full = {key: self._tempo.row_s(key, self.limit_of(key)) for key in self._call_s}
-        return Foresight(self._deadlines, self._call_s, full)
+        rows = {key: self.limit_of(key) for key in self._call_s}
+        row_s = {key: self._tempo.row_s(key, most) for key, most in rows.items()}
+        return Foresight(self._deadlines, self._call_s, row_s, rows)
 
     @property
     def pending_unet_rows(self) -> int:

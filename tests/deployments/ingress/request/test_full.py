@@ -58,6 +58,15 @@ def test_who_asks_for_as_much_is_told_the_same_until_there_should_be_room(clock:
     assert len(waits) > 20, "all of them would come back at once"
 
 
+def test_nobody_is_told_to_come_back_while_all_are_refused(clock: Clock) -> None:
+    """The first has room before there is some for others."""
+    full = refused(QueueFull("too late", 50, 200))
+    clock.now += 0.09
+    told = asks(full)
+    assert told is not None
+    assert 110 <= told.retry_after_ms <= 220
+
+
 def test_then_some_ask_at_a_time(clock: Clock) -> None:
     full = refused()
     for _ in range(3):

@@ -198,6 +198,29 @@ def test_what_is_done_is_done_in_time(load: float, steps: int, limits: Limits) -
         assert foreseen.in_vain < 0.06  # 0.6 of all at four times that, if all are accepted
 
 
+@pytest.mark.parametrize("calls", [2.5, 3])
+def test_in_little_time_too(calls: float) -> None:
+    """If all were accepted, a tenth would be done, and half."""
+    foreseen = asked_at_random(2.0, 4, SHORT, foresees=True, calls=calls)
+    assert foreseen.done > 0.9
+    assert foreseen.in_vain < 0.02
+
+
+def test_what_comes_at_once_after_a_quiet_time_is_taken_as_far_as_it_fits_a_call() -> None:
+    """One row is held, calls of sixteen were timed: there is time for four, and a tenth more."""
+    made, full_s = Scheduler(LONG), call_s(16)
+    for at in range(16):
+        made.add(row(f"before {at}", 4))
+    while batch := next_batch(made):
+        made.advance(batch, Advanced({}, Measured(batch.key, batch.unet_rows, full_s)))
+    many = [row(str(at), 4, deadline=1.1 * 4 * full_s) for at in range(17)]
+    made.add(many[0])
+    assert next_batch(made) is not None
+    foresight = made.foresight
+    refused = [at for at in range(1, 17) if foresight.late_s([many[at]], many[:at], 0.0)]
+    assert refused == [16]
+
+
 @pytest.mark.parametrize("load", [0.5, 0.8])
 def test_where_there_is_time_enough_all_is_done_in_time(load: float) -> None:
     for calls in (4, 6):
@@ -215,7 +238,7 @@ class Course(NamedTuple):
 
 
 def asked_at_random(
-    load: float, steps: int, limits: Limits, *, foresees: bool = False, calls: int = 6
+    load: float, steps: int, limits: Limits, *, foresees: bool = False, calls: float = 6
 ) -> Course:
     """Requests come at random, and calls take a tenth more or less than is known.
 

@@ -81,11 +81,27 @@ def test_who_has_any_time_or_too_little_even_alone_is_not_refused(timeout_s: flo
     assert late_s(before(9, timeout_s=timeout_s), timeout_s=timeout_s) == 0
 
 
+OF_FOUR = Foresight(Deadlines(), {SIZE: 2.0}, {SIZE: 1.0}, {SIZE: 4})
+
+
 def test_who_finds_room_in_its_own_calls_waits_for_nobody() -> None:
-    """Calls of two rows: it shares them with one more."""
-    of_two = Foresight(Deadlines(), {SIZE: 2.0}, {SIZE: 1.0})
-    assert late_s(before(2, timeout_s=21), 21, foresight=of_two) == 0
-    assert late_s(before(3, timeout_s=21), 21, foresight=of_two) > 0
+    """Calls of four rows, of which two are held: it shares them with three."""
+    assert late_s(before(3, timeout_s=21), 21, foresight=OF_FOUR) == 0
+    assert late_s(before(4, timeout_s=21), 21, foresight=OF_FOUR) > 0
+    assert late_s(before(2, timeout_s=21), 21, images=2, foresight=OF_FOUR) == 0
+    assert late_s(before(3, timeout_s=21), 21, images=2, foresight=OF_FOUR) > 0
+
+
+def test_however_late_those_before_it_are_they_take_its_room() -> None:
+    """Of nine one alone can be in time: four seconds before it, of hardly more than three."""
+    assert late_s(before(9, timeout_s=16), 16, foresight=OF_FOUR) > 0
+
+
+def test_a_job_of_as_many_images_as_a_call_has_rows_is_as_long_as_one() -> None:
+    assert late_s(before(1, timeout_s=17.3), 17.3, images=3, foresight=OF_FOUR) == 0
+    assert late_s(before(5, timeout_s=17.3), 17.3, images=4, foresight=OF_FOUR) == pytest.approx(
+        MORE * 8 - (17.3 - 2 * ALONE_S)
+    )
 
 
 def test_nobody_is_refused_by_times_that_are_not_known() -> None:
