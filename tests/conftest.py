@@ -43,7 +43,10 @@ ALONE = (
     *("deploy", "deployments/ingress/playground", "examples", "faults", "graphs"),
     *("demo/test_run.py", "demo/test_serve.py", "fuzz/test_service.py"),
 )
-BESIDE = ("deploy/test_image.py", "deploy/test_kubernetes.py", "graphs/check")  # not of these
+BESIDE = (  # not of these
+    *("deploy/test_alerts.py", "deploy/test_image.py", "deploy/test_kubernetes.py"),
+    "graphs/check",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

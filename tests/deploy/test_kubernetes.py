@@ -117,7 +117,7 @@ def test_the_schemas_accept_every_manifest(cluster: str) -> None:
 
 
 def test_alerts_and_dashboard_are_those_that_are_tested() -> None:
-    """By promtool and a real Prometheus, in test_prometheus.py."""
+    """By promtool in test_alerts.py, and by a real Prometheus in test_prometheus.py."""
     here, there = copy.deepcopy(one("mixed", "PrometheusRule")["spec"]), rules()
     differ = [
         (mine, its)
