@@ -49,17 +49,16 @@ class Deadlines:
         Args:
             call_s: that a call of its size is thought to take, as full as it would be; 0 as above.
         """
+        spare_s = self.spare_at_once_s(row, now, call_s)
+        if row.slot is None:  # a call's worth of rows like it may be finished before it begins
+            spare_s -= row.pending_calls * call_s * self.slower
+        return spare_s
+
+    def spare_at_once_s(self, row: Trajectory, now: float, call_s: float) -> float:
+        """The same of a row that has its next call now."""
         if row.deadline is None or not call_s:
             return inf
-        before_s = 0.0
-        if row.slot is None:  # a call's worth of rows like it may be finished before it begins
-            before_s = row.pending_calls * call_s * self.slower
-        return row.deadline - (now + before_s + self.lasts_s(row, call_s))
-
-    def lasts_s(self, row: Trajectory, call_s: float) -> float:
-        """Seconds from a row's next call until its image is answered, with some to spare before the
-        first. Argument as above."""
         calls: float = row.pending_calls
         if not row.begun:
             calls = SPARE * calls + SPARE_CALLS
-        return calls * call_s * self.slower + self.after_s
+        return row.deadline - (now + calls * call_s * self.slower + self.after_s)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 
 from deployments.diffusion.engine.policy.batch import BatchKey
 from deployments.diffusion.engine.policy.deadlines import Deadlines
@@ -71,8 +70,4 @@ class Foresight:
         return max(1, alike) * self.work_s([row])
 
     def _spare_s(self, row: Trajectory, now: float) -> float:
-        """What a row has to spare if it begins now."""
-        call_s = self.call_s.get(row.key, 0.0)
-        if row.deadline is None or not call_s:
-            return inf
-        return row.deadline - now - self.deadlines.lasts_s(row, call_s)
+        return self.deadlines.spare_at_once_s(row, now, self.call_s.get(row.key, 0.0))

@@ -6,7 +6,7 @@ decoder's threads answer them, anyone may look at the figures.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import Lock
@@ -170,15 +170,15 @@ class Registry:
             if late_s := self._foresight.late_s(rows, self._rows_of(job.caller), entry.since):
                 if not job.refused_elsewhere:
                     self._arrived(entry)  # more replicas would have time for it
-                wait_s = late_s + promised * self._foresight.work_s(rows) / images
+                mine_s = self._foresight.work_s(rows)
+                wait_s = late_s + promised * mine_s / images
                 wait_s = min(wait_s, max(late_s, self._accepted().pending_s))
                 why = (
                     f"what is pending leaves no time for {images} more within "
                     f"{job.timeout_s:.1f} s; ask again in {wait_s:.1f} s"
                 )
                 # Of those who ask then, two come at a time: one more has to have room.
-                full_s = late_s + self._foresight.work_s(rows)
-                raise self._refused(account, queue, job, why, wait_s, full_s)
+                raise self._refused(account, queue, job, why, wait_s, late_s + mine_s)
             self._entries[job.job_id] = entry
             self._uncounted.add(entry)
             self._arrived(entry)
@@ -226,18 +226,15 @@ class Registry:
             wait_s = min(wait_s, alone.room_s(by_itself + promised) / queue.part(caller))
         return min(wait_s, outlook.pending_s)
 
-    def _rows_of(self, caller: Caller) -> list[Trajectory]:
+    def _rows_of(self, caller: Caller) -> Iterator[Trajectory]:
         """A caller's images that the UNet has not finished."""
-        return [
-            row
-            for entry in self._entries.values()
-            if entry.job.caller.name == caller.name
-            for row in list(entry.rows.values())
-        ]
+        for entry in self._entries.values():
+            if entry.job.caller.name == caller.name:
+                yield from list(entry.rows.values())
 
     def _work_of(self, account: Account) -> Work:
         """What is to be done of a caller's images."""
-        rows = self._rows_of(account.caller)
+        rows = list(self._rows_of(account.caller))
         decoding = account.pending - len(rows)
         pixels = decoding * self._work.decode_pixels // max(1, self._work.decoding)
         work = Work(decoding=decoding, decode_pixels=pixels, at_once=self._work.at_once)
