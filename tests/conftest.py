@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,6 +64,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if alone or item.nodeid in asking:
             item.add_marker("alone")
     items.sort(key=lambda item: item.path in of_service)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A test that draws numbers draws the same ones in each run."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 class MakeEngine(Protocol):

@@ -1,6 +1,7 @@
 """`python -m configs.fetch` as its users run it, against a hub and an S3 of this machine."""
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,8 @@ from tests.fake_hub import COMMIT, FakeHub, fake_hub, sha256
 from tests.object_store import BUCKET, ObjectStore
 
 ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = os.urandom(3_000_000)
+WEIGHTS = random.Random(0).randbytes(3_000_000)
+DAMAGED = WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1])
 UNET = "unet/diffusion_pytorch_model.safetensors"
 REPOS = {
     "owner/base": {
@@ -150,7 +152,7 @@ def test_a_file_with_another_hash_is_not_kept(hub: FakeHub, config: Path, tmp_pa
 def test_what_was_damaged_on_this_disk_is_found(hub: FakeHub, config: Path, tmp_path: Path) -> None:
     assert run(config, tmp_path, hub.url).returncode == 0
     large = (snapshot(tmp_path) / UNET).resolve()
-    large.write_bytes(WEIGHTS[:-1] + b"x")
+    large.write_bytes(DAMAGED)
     assert run(config, tmp_path, hub.url).returncode == 0
     assert (snapshot(tmp_path) / UNET).read_bytes() == WEIGHTS
 
@@ -193,7 +195,7 @@ def test_s3(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.Monke
     assert "2 files, 3.0 MB, as S3 holds them" in done.stdout
 
     (brought,) = (tmp_path / "cache").rglob("*.safetensors")
-    brought.write_bytes(WEIGHTS[:-1] + b"x")
+    brought.write_bytes(DAMAGED)
     damaged = run(config, tmp_path, "http://127.0.0.1:9")
     assert damaged.returncode == 1
     assert "is not what S3 holds" in damaged.stderr
