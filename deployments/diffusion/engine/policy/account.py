@@ -1,8 +1,11 @@
 """What one caller has in an engine, has had of it, and was told. No torch."""
 
 from dataclasses import dataclass, field
+from math import exp
 
 from deployments.contracts.jobs import Caller
+
+OF_LATE_S = 10.0  # after so long, what came counts for little more than a third
 
 
 @dataclass(eq=False)
@@ -18,6 +21,8 @@ class Account:
     pending: int = 0
     work: int = 0
     _promises: list[tuple[float, int]] = field(default_factory=list)  # due when, images
+    _brings: float = 0.0
+    _brought_at: float = 0.0
 
     def promised(self, now: float) -> int:
         """Images that were refused and told to come back after `now`."""
@@ -27,6 +32,14 @@ class Account:
     def promise(self, due: float, images: int) -> None:
         """So many images were told to come back then."""
         self._promises.append((due, images))
+
+    def brings(self, now: float) -> float:
+        """Seconds of work that it brings a second, of late."""
+        return self._brings * exp((self._brought_at - now) / OF_LATE_S)
+
+    def bring(self, now: float, seconds: float) -> None:
+        """So much work was accepted of it."""
+        self._brings, self._brought_at = self.brings(now) + seconds / OF_LATE_S, now
 
 
 class Accounts:

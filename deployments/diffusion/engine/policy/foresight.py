@@ -2,13 +2,25 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from deployments.contracts.jobs import Caller
 from deployments.diffusion.engine.policy.batch import BatchKey
 from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 
 MORE = 1.1  # times what goes before a job: what it is reckoned with when it is accepted
 NEARLY = 1 + 1e-9  # sums of floats may be a little more
+ROUNDS = 8  # for what comes while what came meanwhile is done
+
+
+class _Beside(NamedTuple):
+    """Another caller. Its weight beside that of the job's; seconds of work that are held of it, and
+    that come a second."""
+
+    weight: float
+    held_s: float
+    coming: float
 
 
 @dataclass(frozen=True)
@@ -26,43 +38,73 @@ class Foresight:
     row_s: Mapping[BatchKey, float] = field(default_factory=dict)
     rows: Mapping[BatchKey, int] = field(default_factory=dict)
 
-    def late_s(self, mine: Sequence[Trajectory], others: Iterable[Trajectory], now: float) -> float:
+    def late_s(
+        self,
+        mine: Sequence[Trajectory],
+        held: Sequence[Trajectory],
+        now: float,
+        coming: Mapping[Caller, float] | None = None,
+    ) -> float:
         """Seconds by which a job would hardly be done in time for what goes before it; 0: it may
         be, or would hardly be if it were alone.
 
         Before it goes what its caller's others still need whose priority is no lower and whose
-        deadline is no later, of those who can be done in time themselves; nothing does if it and
-        all of them have room in its own calls. It is longer for other callers, who take turns with
-        this one, and for what waiting gives to others.
+        deadline is no later, of those who can be done in time themselves; and what other callers
+        have in turns with that. Nothing does if all of it has room in the job's own calls. It is
+        longer for what waiting gives to others; and for whom the background has, as it may wait for
+        everybody.
 
         Args:
             mine: the job's images, which are alike.
-            others: its caller's.
+            held: of all callers.
+            coming: seconds of work that callers bring a second, of late.
         """
         last, mine_s, room_s = mine[-1], self.work_s(mine), self._room_s(mine[-1])
         spare_s = self._spare_s(last, now) - MORE * max(0.0, mine_s - room_s)
         if last.deadline is None or spare_s < 0:
             return 0.0
+        able = [row for row in held if row.status is not Status.PREPARING]
         ahead = [
             (row.deadline, row)
-            for row in others
-            if row.status is not Status.PREPARING
+            for row in able
+            if row.caller.name == last.caller.name
             and row.priority >= last.priority
             and row.deadline is not None
             and row.deadline <= last.deadline
         ]
-        if self.work_s(row for _, row in ahead) + mine_s <= room_s * NEARLY:
+        beside = self._beside(last.caller, able, coming or {})
+        own_s = self.work_s(row for _, row in ahead) + mine_s
+        if own_s + _in_turns_s(own_s, beside) <= room_s * NEARLY:
             return 0.0
-        before_s = 0.0
+        before_s = turns_s = 0.0
         for _, row in sorted(ahead, key=lambda one: one[0]):
-            if self._spare_s(row, now + before_s) >= 0:
+            if self._spare_s(row, now + before_s + turns_s) >= 0:
                 before_s += self.work_s([row])
-        return max(0.0, MORE * before_s - spare_s)
+                turns_s = _in_turns_s(before_s, beside, turns_s, rounds=1)
+        turns_s = _in_turns_s(before_s + mine_s, beside, turns_s)
+        return max(0.0, MORE * (before_s + turns_s) - spare_s)
 
     def work_s(self, rows: Iterable[Trajectory]) -> float:
         """Seconds that images take, at least, of sizes that are known."""
         calls_s = sum(row.pending_unet_rows * self.row_s.get(row.key, 0.0) for row in rows)
         return calls_s * self.deadlines.slower
+
+    def _beside(
+        self, caller: Caller, rows: Sequence[Trajectory], coming: Mapping[Caller, float]
+    ) -> list[_Beside]:
+        """Those who take turns with a caller."""
+        if caller.background:
+            return []
+        held_s: dict[str, float] = {}
+        for row in rows:
+            name = row.caller.name
+            held_s[name] = held_s.get(name, 0.0) + self.work_s([row])
+        others = {row.caller.name: row.caller for row in rows} | {one.name: one for one in coming}
+        return [
+            _Beside(one.weight / caller.weight, held_s.get(name, 0.0), coming.get(one, 0.0))
+            for name, one in others.items()
+            if name != caller.name and not one.background
+        ]
 
     def _room_s(self, row: Trajectory) -> float:
         """What a row's own calls take, as full as they may be; videos share none."""
@@ -71,3 +113,14 @@ class Foresight:
 
     def _spare_s(self, row: Trajectory, now: float) -> float:
         return self.deadlines.spare_at_once_s(row, now, self.call_s.get(row.key, 0.0))
+
+
+def _in_turns_s(
+    own_s: float, beside: Sequence[_Beside], turns_s: float = 0.0, *, rounds: int = ROUNDS
+) -> float:
+    """Seconds that others have until a caller has had so many: what is held of them and what they
+    bring meanwhile, of each at most as much by weight. `turns_s`: of fewer of the caller's."""
+    for _ in range(rounds if beside else 0):
+        until_s = own_s + turns_s
+        turns_s = sum(min(one.weight * own_s, one.held_s + one.coming * until_s) for one in beside)
+    return turns_s

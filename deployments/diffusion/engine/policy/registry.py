@@ -166,11 +166,11 @@ class Registry:
                 )
                 full_s = self._wait_s(account, queue, images, 0)
                 raise self._refused(account, queue, job, why, wait_s, full_s)
-            rows = list(entry.rows.values())
-            if late_s := self._foresight.late_s(rows, self._rows_of(job.caller), entry.since):
+            rows, now = list(entry.rows.values()), self._clock()
+            mine_s = self._foresight.work_s(rows)
+            if late_s := self._late_s(entry, rows, now):
                 if not job.refused_elsewhere:
                     self._arrived(entry)  # more replicas would have time for it
-                mine_s = self._foresight.work_s(rows)
                 wait_s = late_s + promised * mine_s / images
                 wait_s = min(wait_s, max(late_s, self._accepted().pending_s))
                 why = (
@@ -182,6 +182,7 @@ class Registry:
             self._entries[job.job_id] = entry
             self._uncounted.add(entry)
             self._arrived(entry)
+            account.bring(now, mine_s)
             account.pending += images
             self._figures = replace(self._figures, pending_images=pending + images)
 
@@ -225,6 +226,14 @@ class Registry:
             alone = self._outlook(self._work_of(account))
             wait_s = min(wait_s, alone.room_s(by_itself + promised) / queue.part(caller))
         return min(wait_s, outlook.pending_s)
+
+    def _late_s(self, entry: Entry, rows: Sequence[Trajectory], now: float) -> float:
+        """By how much a job would be too late for its time."""
+        if entry.deadline is None:
+            return 0.0
+        held = [row for other in self._entries.values() for row in list(other.rows.values())]
+        coming = {account.caller: account.brings(now) for account in self._accounts.all()}
+        return self._foresight.late_s(rows, held, entry.since, coming)
 
     def _rows_of(self, caller: Caller) -> Iterator[Trajectory]:
         """A caller's images that the UNet has not finished."""

@@ -1,11 +1,14 @@
 """More is asked than the device can do: what it does is done in time."""
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
 
 from configs.app import Limits
+from deployments.contracts.jobs import Caller
+from deployments.diffusion.engine.policy.account import Account
 from deployments.diffusion.engine.policy.batch import Advanced, BatchKey, Measured
 from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.scheduler import Scheduler
@@ -198,6 +201,24 @@ def test_what_is_done_is_done_in_time(load: float, steps: int, limits: Limits) -
         assert foreseen.in_vain < 0.06  # 0.6 of all at four times that, if all are accepted
 
 
+@pytest.mark.parametrize(
+    "callers", [(1, 1), (1, 1, 1, 1), (1,) * 16, (10, 1)], ids=["two", "four", "sixteen", "a flood"]
+)
+@pytest.mark.parametrize("load", [2.0, 4.0])
+def test_what_is_accepted_of_several_is_done_in_time(load: float, callers: Sequence[float]) -> None:
+    """A fifth to two thirds would be in vain if a caller's own alone were reckoned with."""
+    course = asked_at_random(load, 4, SHORT, foresees=True, callers=callers)
+    assert course.done > 0.9
+    assert course.in_vain < 0.12
+
+
+@pytest.mark.parametrize("callers", [2, 16, 40])
+def test_of_several_too_all_is_done_where_there_is_time_enough(callers: int) -> None:
+    course = asked_at_random(0.8, 4, SHORT, foresees=True, callers=(1,) * callers)
+    assert course.lost < 0.04
+    assert course.in_vain < 0.01
+
+
 @pytest.mark.parametrize("calls", [2.5, 3])
 def test_in_little_time_too(calls: float) -> None:
     """If all were accepted, a tenth would be done, and half."""
@@ -238,28 +259,40 @@ class Course(NamedTuple):
 
 
 def asked_at_random(
-    load: float, steps: int, limits: Limits, *, foresees: bool = False, calls: float = 6
+    load: float,
+    steps: int,
+    limits: Limits,
+    *,
+    foresees: bool = False,
+    calls: float = 6,
+    callers: Sequence[float] = (1,),
 ) -> Course:
     """Requests come at random, and calls take a tenth more or less than is known.
 
     Args:
         foresees: who would come too late is not accepted, as the registry does it.
         calls: times what an image takes in full calls that it has time.
+        callers: how much each of them asks for, beside the others.
     """
-    chance, made = random.Random(1), Scheduler(limits)
+    chance, who, made = random.Random(1), random.Random(2), Scheduler(limits)
     each_s = steps * TURN * call_s(limits.max_batch) / limits.max_batch
     timeout_s = calls * each_s * limits.max_batch
     until_s, now, came, due, done, lost = 10 * timeout_s, 0.0, 0, 0.0, 0, 0
     refused = 0
     joining: list[tuple[float, str]] = []
+    accounts = [Account(Caller(str(number))) for number in range(len(callers))]
     while now < until_s:
         while due <= now:
+            (account,) = who.choices(accounts, callers)
             new = row(str(came), steps, deadline=due + timeout_s)
-            late_s = made.foresight.late_s([new], made.live, due)
+            new.caller = account.caller
+            coming = {each.caller: each.brings(due) for each in accounts}
+            late_s = made.foresight.late_s([new], made.live, due, coming)
             if (foresees and late_s) or len(made.live) >= limits.max_pending:
                 refused += 1
             else:
                 made.add(new)
+                account.bring(due, made.foresight.work_s([new]))
             came += 1
             due += chance.expovariate(load / each_s)
         for gone in made.expired(now):

@@ -1,7 +1,10 @@
 """Who would come too late is told at once: on a device that needs a second for a row."""
 
+from collections.abc import Mapping
+
 import pytest
 
+from deployments.contracts.jobs import Caller
 from deployments.diffusion.engine.policy.batch import BatchKey
 from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.foresight import MORE, Foresight
@@ -12,6 +15,8 @@ SIZE = BatchKey(8, 8)
 TIMED = Foresight(Deadlines(), {SIZE: 1.0}, {SIZE: 1.0})
 ALONE_S = 4 * 1.1 + 2  # that four steps are reckoned with
 NOW = 100.0
+SOMEBODY, ANOTHER, THIRD = Caller(), Caller("another"), Caller("third")
+HEAVY, BEHIND = Caller("heavy", 3.0), Caller("behind", background=True)
 
 
 def before(
@@ -21,12 +26,16 @@ def before(
     *,
     priority: int = 0,
     status: Status = Status.WAITING,
+    caller: Caller = SOMEBODY,
 ) -> list[Trajectory]:
     deadline = None if timeout_s is None else NOW + timeout_s
-    return [
+    rows = [
         row(str(at), steps, deadline=deadline, priority=priority, status=status)
         for at in range(number)
     ]
+    for each in rows:
+        each.caller = caller
+    return rows
 
 
 def late_s(
@@ -36,8 +45,10 @@ def late_s(
     images: int = 1,
     steps: int = 4,
     foresight: Foresight = TIMED,
+    caller: Caller = SOMEBODY,
+    coming: Mapping[Caller, float] | None = None,
 ) -> float:
-    return foresight.late_s(before(images, steps, timeout_s), others, NOW)
+    return foresight.late_s(before(images, steps, timeout_s, caller=caller), others, NOW, coming)
 
 
 def test_what_goes_before_it_is_added_up() -> None:
@@ -118,3 +129,53 @@ def test_turns_that_are_longer_than_their_calls_count() -> None:
     assert late_s(before(9, timeout_s=60), 60, foresight=slow) == pytest.approx(
         MORE * 6 * 8 + 2 * ALONE_S - 60
     )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "seconds"),
+    [
+        (before(2, caller=ANOTHER), 8),  # all that there is of it
+        (before(9, caller=ANOTHER), 12),  # as much as of the caller, the job itself among it
+        (before(9, timeout_s=31, caller=ANOTHER), 12),
+        (before(9, timeout_s=None, caller=ANOTHER), 12),
+        (before(9, priority=-1, caller=ANOTHER), 12),
+        (before(9, caller=HEAVY), 36),
+        (before(9, caller=ANOTHER) + before(1, caller=THIRD), 16),
+        (before(9, caller=BEHIND), 0),
+        (before(9, caller=ANOTHER, status=Status.PREPARING), 0),
+    ],
+    ids=[
+        *("little", "much", "later", "any time", "less urgent", "more weight", "two"),
+        *("background", "adapters missing"),
+    ],
+)
+def test_others_take_turns_with_it(theirs: list[Trajectory], seconds: float) -> None:
+    mine = before(2, timeout_s=23)
+    expected = MORE * (8 + seconds) + ALONE_S - 23
+    assert late_s(mine + theirs, 23) == pytest.approx(max(0.0, expected))
+
+
+def test_a_lighter_caller_waits_longer() -> None:
+    light = Caller("light", 0.5)
+    held = before(9, caller=ANOTHER) + before(1, timeout_s=27, caller=light)
+    assert late_s(held, 27, caller=light) == pytest.approx(MORE * (4 + 16) + ALONE_S - 27)
+
+
+def test_what_others_bring_meanwhile_counts_up_to_their_share() -> None:
+    """A quarter of the time: twelve seconds of the caller's own take sixteen."""
+    mine = before(2, timeout_s=18)
+    assert late_s(mine, 18) == late_s(mine, 18, coming={SOMEBODY: 5.0, BEHIND: 5.0}) == 0
+    slower = MORE * (8 + 4) + ALONE_S - 18
+    assert late_s(mine, 18, coming={ANOTHER: 0.25}) == pytest.approx(slower, abs=0.01)
+    assert late_s(mine, 18, coming={ANOTHER: 5.0}) == pytest.approx(MORE * 20 + ALONE_S - 18)
+
+
+def test_the_background_may_wait_for_everybody() -> None:
+    assert late_s(before(9, caller=ANOTHER), 20, caller=BEHIND, coming={ANOTHER: 5.0}) == 0
+
+
+def test_who_finds_room_with_others_in_its_own_calls_waits_for_nobody() -> None:
+    theirs = [*before(1, caller=ANOTHER), *before(1, caller=THIRD), *before(1, caller=HEAVY)]
+    assert late_s(theirs, 14, foresight=OF_FOUR) == 0
+    more = [*theirs, *before(1, caller=Caller("fourth"))]
+    assert late_s(more, 14, foresight=OF_FOUR) > 0

@@ -1,5 +1,9 @@
 """The queue is shared between callers, and whoever is refused is told when to come back."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from time import monotonic
+
 import numpy as np
 import pytest
 
@@ -294,9 +298,10 @@ def test_a_failure_to_load_is_told_for_a_while() -> None:
     assert registry.report().failed == {8}
 
 
-def foreseeing() -> Registry:
+def foreseeing(clock: Callable[[], float] = monotonic) -> Registry:
     """A registry to which a call of a row takes a second, and this is known for sure."""
-    registry, size = measured(), BatchKey(8, 8)
+    registry, size = Registry("engine", clock), BatchKey(8, 8)
+    registry.count_decode(PIXELS, 1e-6)
     registry.measure_step(Measured(size, 1, 1.0))
     registry.publish(
         Standing(Work(at_once=1), 0, 0, 1, Foresight(Deadlines(), {size: 1.0}, {size: 1.0}))
@@ -331,6 +336,29 @@ def test_who_has_time_enough_or_asks_as_somebody_else_is_taken() -> None:
     registry.open(entry("any time"), LIMITS)
     registry.open(entry("another's", 1, OTHER, timeout_s=60.0), LIMITS)
     registry.open(entry("never", timeout_s=9.0), LIMITS)  # that is told when its time is over
+
+
+def test_who_takes_turns_with_others_is_told_when_it_would_be_too_late_for_that() -> None:
+    registry = foreseeing()
+    registry.open(entry("before", 5), LIMITS)
+    registry.open(entry("another's", 1, OTHER, timeout_s=30.0), LIMITS)  # ten steps of each
+    with pytest.raises(QueueFull, match="leaves no time for 1 more within 30"):
+        registry.open(entry("another's second", 1, OTHER, timeout_s=30.0), LIMITS)
+
+
+@pytest.mark.parametrize(("later_s", "is_refused"), [(0.0, True), (60.0, False)])
+def test_what_others_brought_of_late_is_expected_of_them_again(
+    later_s: float, is_refused: bool
+) -> None:
+    now = 100.0
+    registry = foreseeing(lambda: now)
+    theirs = entry("theirs", 4, OTHER)
+    registry.open(theirs, LIMITS)
+    registry.end(theirs, RuntimeError())
+    now += later_s
+    registry.open(entry("first", timeout_s=45.0), LIMITS)
+    with pytest.raises(QueueFull) if is_refused else nullcontext():
+        registry.open(entry("second", timeout_s=45.0), LIMITS)
 
 
 def test_for_how_long_there_is_no_room_does_not_grow_with_those_who_ask() -> None:
