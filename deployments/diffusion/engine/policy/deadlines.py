@@ -7,6 +7,7 @@ from deployments.diffusion.engine.policy.trajectory import Trajectory
 
 SPARE = 1.1  # times the calls that a row needs: what is reckoned with before its first
 SPARE_CALLS = 2
+BEFORE = 0.5  # times the calls that a row needs: those that are made before it has a slot
 LONGEST_TURN = 4  # times its call: more is a call that compiled, or a machine that stood still
 
 
@@ -50,8 +51,8 @@ class Deadlines:
             call_s: that a call of its size is thought to take, as full as it would be; 0 as above.
         """
         spare_s = self.spare_at_once_s(row, now, call_s)
-        if row.slot is None:  # a call's worth of rows like it may be finished before it begins
-            spare_s -= row.pending_calls * call_s * self.slower
+        if row.slot is None:  # those who have one may be in the middle of theirs
+            spare_s -= BEFORE * row.pending_calls * call_s * self.slower
         return spare_s
 
     def spare_at_once_s(self, row: Trajectory, now: float, call_s: float) -> float:
