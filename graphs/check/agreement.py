@@ -86,6 +86,12 @@ def disagreements(config: ServeDeploySchema) -> Iterator[str]:
 def advice(config: ServeDeploySchema, *, machine: bool = True) -> Iterator[str]:
     """What works as it is, and would do better otherwise: a line each, with its place. `machine`:
     also what nodes must have and this machine has not."""
+    paths = {application.import_path for application in config.applications}
+    if MODEL in paths and SERVICE not in paths:
+        yield (
+            "applications: models, and no service before them: where this file is deployed, none "
+            f"answers over HTTP; it is the application of {SERVICE}"
+        )
     for model in _models(config):
         yield from _queues(model)
         yield from _gpus(model)

@@ -659,6 +659,10 @@ def test_what_is_wrong(edit: Edit, says: str, demo_models: Path) -> None:
             "tcd.args.jobs.storage: jobs are kept on the node of JobStore",
         ),
         (
+            lambda c: c["applications"].pop(SERVICE),
+            "applications: models, and no service before them: where this file is deployed, none",
+        ),
+        (
             traced("deployments.tracing.otlp:exporter"),
             "tracing_config: RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH is not set here",
         ),
