@@ -5,7 +5,7 @@ from math import exp
 
 from deployments.contracts.jobs import Caller
 
-OF_LATE_S = 10.0  # after so long, what came counts for little more than a third
+OF_LATE_S = 10.0  # after so long, what was counts for little more than a third
 
 
 @dataclass(eq=False)
@@ -21,8 +21,8 @@ class Account:
     pending: int = 0
     work: int = 0
     _promises: list[tuple[float, int]] = field(default_factory=list)  # due when, images
-    _brings: float = 0.0
-    _brought_at: float = 0.0
+    _lately: float = 0.0
+    _had_at: float = 0.0
 
     def promised(self, now: float) -> int:
         """Images that were refused and told to come back after `now`."""
@@ -33,13 +33,13 @@ class Account:
         """So many images were told to come back then."""
         self._promises.append((due, images))
 
-    def brings(self, now: float) -> float:
-        """Seconds of work that it brings a second, of late."""
-        return self._brings * exp((self._brought_at - now) / OF_LATE_S)
+    def lately(self, now: float) -> float:
+        """The part of the device's time that it had of late."""
+        return self._lately * exp((self._had_at - now) / OF_LATE_S)
 
-    def bring(self, now: float, seconds: float) -> None:
-        """So much work was accepted of it."""
-        self._brings, self._brought_at = self.brings(now) + seconds / OF_LATE_S, now
+    def had(self, now: float, seconds: float) -> None:
+        """It has so much of the device's time."""
+        self._lately, self._had_at = self.lately(now) + seconds / OF_LATE_S, now
 
 
 class Accounts:

@@ -15,12 +15,12 @@ ROUNDS = 8  # for what comes while what came meanwhile is done
 
 
 class _Beside(NamedTuple):
-    """Another caller. Its weight beside that of the job's; seconds of work that are held of it, and
-    that come a second."""
+    """Another caller: its weight beside that of the job's, seconds of work that are held of it, and
+    the part of the device's time that it had of late."""
 
     weight: float
     held_s: float
-    coming: float
+    lately: float
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,21 @@ class Foresight:
         mine: Sequence[Trajectory],
         held: Sequence[Trajectory],
         now: float,
-        coming: Mapping[Caller, float] | None = None,
+        lately: Mapping[Caller, float] | None = None,
     ) -> float:
         """Seconds by which a job would hardly be done in time for what goes before it; 0: it may
         be, or would hardly be if it were alone.
 
         Before it goes what its caller's others still need whose priority is no lower and whose
-        deadline is no later, of those who can be done in time themselves; and what other callers
-        have in turns with that. Nothing does if all of it has room in the job's own calls. It is
-        longer for what waiting gives to others; and for whom the background has, as it may wait for
-        everybody.
+        deadline is no later, and what other callers have in turns with that and with the job: of
+        both, of those who can be done in time themselves. Nothing does if all of it has room in the
+        job's own calls. Not reckoned with is what waiting gives to others, and whom the background
+        waits for.
 
         Args:
             mine: the job's images, which are alike.
             held: of all callers.
-            coming: seconds of work that callers bring a second, of late.
+            lately: parts of the device's time that callers had of late, and may have meanwhile.
         """
         last, mine_s, room_s = mine[-1], self.work_s(mine), self._room_s(mine[-1])
         spare_s = self._spare_s(last, now) - MORE * max(0.0, mine_s - room_s)
@@ -72,37 +72,45 @@ class Foresight:
             and row.deadline is not None
             and row.deadline <= last.deadline
         ]
-        beside = self._beside(last.caller, able, coming or {})
-        own_s = self.work_s(row for _, row in ahead) + mine_s
-        if own_s + _in_turns_s(own_s, beside) <= room_s * NEARLY:
+        others = [
+            row
+            for row in able
+            if row.caller.name != last.caller.name and self._spare_s(row, now) >= 0
+        ]
+        beside = self._beside(last.caller, others, lately or {})
+        ahead_s, one_s = self.work_s(row for _, row in ahead), self.work_s([last])
+        turns_s = _in_turns_s(ahead_s + mine_s, one_s, beside)
+        if ahead_s + mine_s + turns_s <= room_s * NEARLY or MORE * ahead_s + turns_s <= spare_s:
             return 0.0
-        before_s = turns_s = 0.0
+        before_s, longer = 0.0, 1 + turns_s / (ahead_s + mine_s)
         for _, row in sorted(ahead, key=lambda one: one[0]):
-            if self._spare_s(row, now + before_s + turns_s) >= 0:
+            if self._spare_s(row, now + before_s * longer) >= 0:
                 before_s += self.work_s([row])
-                turns_s = _in_turns_s(before_s, beside, turns_s, rounds=1)
-        turns_s = _in_turns_s(before_s + mine_s, beside, turns_s)
-        return max(0.0, MORE * (before_s + turns_s) - spare_s)
+        turns_s = _in_turns_s(before_s + mine_s, one_s, beside)
+        return max(0.0, MORE * before_s + turns_s - spare_s)
 
     def work_s(self, rows: Iterable[Trajectory]) -> float:
         """Seconds that images take, at least, of sizes that are known."""
-        calls_s = sum(row.pending_unet_rows * self.row_s.get(row.key, 0.0) for row in rows)
-        return calls_s * self.deadlines.slower
+        return sum(row.pending_calls * self.turn_s(row) for row in rows)
+
+    def turn_s(self, row: Trajectory) -> float:
+        """Seconds that one call takes for an image, at least; 0: nobody knows."""
+        return row.unet_rows * self.row_s.get(row.key, 0.0) * self.deadlines.slower
 
     def _beside(
-        self, caller: Caller, rows: Sequence[Trajectory], coming: Mapping[Caller, float]
+        self, caller: Caller, rows: Sequence[Trajectory], lately: Mapping[Caller, float]
     ) -> list[_Beside]:
-        """Those who take turns with a caller."""
+        """Those who take turns with a caller. `rows`: of others."""
         if caller.background:
             return []
         held_s: dict[str, float] = {}
         for row in rows:
             name = row.caller.name
             held_s[name] = held_s.get(name, 0.0) + self.work_s([row])
-        others = {row.caller.name: row.caller for row in rows} | {one.name: one for one in coming}
+        callers = {row.caller.name: row.caller for row in rows} | {one.name: one for one in lately}
         return [
-            _Beside(one.weight / caller.weight, held_s.get(name, 0.0), coming.get(one, 0.0))
-            for name, one in others.items()
+            _Beside(one.weight / caller.weight, held_s.get(name, 0.0), lately.get(one, 0.0))
+            for name, one in callers.items()
             if name != caller.name and not one.background
         ]
 
@@ -115,12 +123,12 @@ class Foresight:
         return self.deadlines.spare_at_once_s(row, now, self.call_s.get(row.key, 0.0))
 
 
-def _in_turns_s(
-    own_s: float, beside: Sequence[_Beside], turns_s: float = 0.0, *, rounds: int = ROUNDS
-) -> float:
-    """Seconds that others have until a caller has had so many: what is held of them and what they
-    bring meanwhile, of each at most as much by weight. `turns_s`: of fewer of the caller's."""
-    for _ in range(rounds if beside else 0):
-        until_s = own_s + turns_s
-        turns_s = sum(min(one.weight * own_s, one.held_s + one.coming * until_s) for one in beside)
+def _in_turns_s(own_s: float, last_s: float, beside: Sequence[_Beside]) -> float:
+    """Seconds that others have until a caller has had so many: what is held of them and what comes
+    of them meanwhile, of each at most as much by weight; while the last of the caller's images has
+    its own, half of that on average."""
+    turns_s = 0.0
+    for _ in range(ROUNDS if beside and own_s else 0):
+        until_s = (own_s + turns_s) * (1 - last_s / own_s / 2)
+        turns_s = sum(min(one.weight * own_s, one.held_s + one.lately * until_s) for one in beside)
     return turns_s

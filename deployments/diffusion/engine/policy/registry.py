@@ -143,8 +143,8 @@ class Registry:
 
         Raises `QueueFull` if more than `limits.max_pending` images would wait and the caller has
         its share of them, or twice as many would (see `Places`), or if it would be too late for the
-        job's time when the caller's others are done; `InvalidRequest` if the id is in use, and what
-        `close` was given once that was called.
+        job's time when it has its turn (see `Foresight`); `InvalidRequest` if the id is in use, and
+        what `close` was given once that was called.
         """
         job, images = entry.job, len(entry.unanswered)
         with self._lock:
@@ -166,13 +166,12 @@ class Registry:
                 )
                 full_s = self._wait_s(account, queue, images, 0)
                 raise self._refused(account, queue, job, why, wait_s, full_s)
-            rows, now = list(entry.rows.values()), self._clock()
-            mine_s = self._foresight.work_s(rows)
-            if late_s := self._late_s(entry, rows, now):
+            rows = list(entry.rows.values())
+            if late_s := self._late_s(entry, rows):
                 if not job.refused_elsewhere:
                     self._arrived(entry)  # more replicas would have time for it
-                wait_s = late_s + promised * mine_s / images
-                wait_s = min(wait_s, max(late_s, self._accepted().pending_s))
+                mine_s = self._foresight.work_s(rows)
+                wait_s = min(late_s + promised * mine_s / images, self._accepted().pending_s)
                 why = (
                     f"what is pending leaves no time for {images} more within "
                     f"{job.timeout_s:.1f} s; ask again in {wait_s:.1f} s"
@@ -182,7 +181,6 @@ class Registry:
             self._entries[job.job_id] = entry
             self._uncounted.add(entry)
             self._arrived(entry)
-            account.bring(now, mine_s)
             account.pending += images
             self._figures = replace(self._figures, pending_images=pending + images)
 
@@ -227,13 +225,14 @@ class Registry:
             wait_s = min(wait_s, alone.room_s(by_itself + promised) / queue.part(caller))
         return min(wait_s, outlook.pending_s)
 
-    def _late_s(self, entry: Entry, rows: Sequence[Trajectory], now: float) -> float:
+    def _late_s(self, entry: Entry, rows: Sequence[Trajectory]) -> float:
         """By how much a job would be too late for its time."""
         if entry.deadline is None:
             return 0.0
         held = [row for other in self._entries.values() for row in list(other.rows.values())]
-        coming = {account.caller: account.brings(now) for account in self._accounts.all()}
-        return self._foresight.late_s(rows, held, entry.since, coming)
+        now = self._clock()
+        lately = {account.caller: account.lately(now) for account in self._accounts.all()}
+        return self._foresight.late_s(rows, held, entry.since, lately)
 
     def _rows_of(self, caller: Caller) -> Iterator[Trajectory]:
         """A caller's images that the UNet has not finished."""
@@ -336,8 +335,11 @@ class Registry:
     def count_step(self, batch: Batch) -> None:
         """A UNet call was made."""
         with self._lock:
+            now = self._clock()
             for row in batch.rows:
-                self._accounts.of(row.caller).work += row.call_pixels
+                account = self._accounts.of(row.caller)
+                account.work += row.call_pixels
+                account.had(now, self._foresight.turn_s(row))
             figures = self._figures
             self._figures = replace(
                 figures,

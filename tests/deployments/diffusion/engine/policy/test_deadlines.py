@@ -282,19 +282,18 @@ def asked_at_random(
     until_s, now, came, due, done, lost = 10 * timeout_s, 0.0, 0, 0.0, 0, 0
     refused = 0
     joining: list[tuple[float, str]] = []
-    accounts = [Account(Caller(str(number))) for number in range(len(callers))]
+    accounts = {str(number): Account(Caller(str(number))) for number in range(len(callers))}
     while now < until_s:
         while due <= now:
-            (account,) = who.choices(accounts, callers)
+            (account,) = who.choices([*accounts.values()], callers)
             new = row(str(came), steps, deadline=due + timeout_s)
             new.caller = account.caller
-            coming = {each.caller: each.brings(due) for each in accounts}
-            late_s = made.foresight.late_s([new], made.live, due, coming)
+            lately = {each.caller: each.lately(due) for each in accounts.values()}
+            late_s = made.foresight.late_s([new], made.live, due, lately)
             if (foresees and late_s) or len(made.live) >= limits.max_pending:
                 refused += 1
             else:
                 made.add(new)
-                account.bring(due, made.foresight.work_s([new]))
             came += 1
             due += chance.expovariate(load / each_s)
         for gone in made.expired(now):
@@ -309,6 +308,8 @@ def asked_at_random(
         if batch is None:
             now = min(due, *(at for at, _ in joining), due)
             continue
+        for one in batch.rows:
+            accounts[one.caller.name].had(now, made.foresight.turn_s(one))
         seconds = call_s(batch.unet_rows) * chance.lognormvariate(0, 0.1)
         now += TURN * seconds
         left = made.advance(batch, Advanced({}, Measured(batch.key, batch.unet_rows, seconds)))

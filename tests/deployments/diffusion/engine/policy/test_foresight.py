@@ -46,9 +46,9 @@ def late_s(
     steps: int = 4,
     foresight: Foresight = TIMED,
     caller: Caller = SOMEBODY,
-    coming: Mapping[Caller, float] | None = None,
+    lately: Mapping[Caller, float] | None = None,
 ) -> float:
-    return foresight.late_s(before(images, steps, timeout_s, caller=caller), others, NOW, coming)
+    return foresight.late_s(before(images, steps, timeout_s, caller=caller), others, NOW, lately)
 
 
 def test_what_goes_before_it_is_added_up() -> None:
@@ -143,35 +143,51 @@ def test_turns_that_are_longer_than_their_calls_count() -> None:
         (before(9, caller=ANOTHER) + before(1, caller=THIRD), 16),
         (before(9, caller=BEHIND), 0),
         (before(9, caller=ANOTHER, status=Status.PREPARING), 0),
+        (before(9, timeout_s=ALONE_S - 0.1, caller=ANOTHER), 0),
     ],
     ids=[
         *("little", "much", "later", "any time", "less urgent", "more weight", "two"),
-        *("background", "adapters missing"),
+        *("background", "adapters missing", "too late"),
     ],
 )
 def test_others_take_turns_with_it(theirs: list[Trajectory], seconds: float) -> None:
     mine = before(2, timeout_s=23)
-    expected = MORE * (8 + seconds) + ALONE_S - 23
+    expected = MORE * 8 + seconds + ALONE_S - 23
     assert late_s(mine + theirs, 23) == pytest.approx(max(0.0, expected))
 
 
 def test_a_lighter_caller_waits_longer() -> None:
     light = Caller("light", 0.5)
-    held = before(9, caller=ANOTHER) + before(1, timeout_s=27, caller=light)
-    assert late_s(held, 27, caller=light) == pytest.approx(MORE * (4 + 16) + ALONE_S - 27)
+    held = before(9, caller=ANOTHER) + before(1, timeout_s=26, caller=light)
+    assert late_s(held, 26, caller=light) == pytest.approx(MORE * 4 + 16 + ALONE_S - 26)
 
 
-def test_what_others_bring_meanwhile_counts_up_to_their_share() -> None:
-    """A quarter of the time: twelve seconds of the caller's own take sixteen."""
+def test_what_comes_of_others_meanwhile_counts_up_to_their_share() -> None:
+    """Who had a quarter of the time has a quarter of until the job's last call but half of its
+    own: t = (12 - 2) / 12 * (12 + t) / 4."""
     mine = before(2, timeout_s=18)
-    assert late_s(mine, 18) == late_s(mine, 18, coming={SOMEBODY: 5.0, BEHIND: 5.0}) == 0
-    slower = MORE * (8 + 4) + ALONE_S - 18
-    assert late_s(mine, 18, coming={ANOTHER: 0.25}) == pytest.approx(slower, abs=0.01)
-    assert late_s(mine, 18, coming={ANOTHER: 5.0}) == pytest.approx(MORE * 20 + ALONE_S - 18)
+    alone_s = MORE * 8 + ALONE_S - 18
+    assert late_s(mine, 18) == late_s(mine, 18, lately={SOMEBODY: 0.9, BEHIND: 0.9}) == 0
+    quarter = {ANOTHER: 0.25}
+    assert late_s(mine, 18, lately=quarter) == pytest.approx(
+        alone_s + 2.5 / (1 - 2.5 / 12), abs=0.01
+    )
+    held = [*mine, *before(1, caller=ANOTHER)]
+    assert late_s(held, 18, lately=quarter) == pytest.approx(
+        alone_s + 6.5 / (1 - 2.5 / 12), abs=0.01
+    )
+    assert late_s(mine, 18, lately={ANOTHER: 0.9}) == pytest.approx(alone_s + 12)
+
+
+def test_who_is_late_for_the_turns_of_others_does_not_go_before_it() -> None:
+    """Each of three has 13.6 seconds to spare; the third would begin after 16."""
+    held = [*before(3, timeout_s=20), *before(9, caller=ANOTHER)]
+    assert late_s(held, 24) == pytest.approx(MORE * 8 + 12 + ALONE_S - 24)
 
 
 def test_the_background_may_wait_for_everybody() -> None:
-    assert late_s(before(9, caller=ANOTHER), 20, caller=BEHIND, coming={ANOTHER: 5.0}) == 0
+    assert late_s(before(9, caller=ANOTHER), 9) > 0
+    assert late_s(before(9, caller=ANOTHER), 9, caller=BEHIND, lately={ANOTHER: 0.9}) == 0
 
 
 def test_who_finds_room_with_others_in_its_own_calls_waits_for_nobody() -> None:

@@ -346,19 +346,39 @@ def test_who_takes_turns_with_others_is_told_when_it_would_be_too_late_for_that(
         registry.open(entry("another's second", 1, OTHER, timeout_s=30.0), LIMITS)
 
 
-@pytest.mark.parametrize(("later_s", "is_refused"), [(0.0, True), (60.0, False)])
-def test_what_others_brought_of_late_is_expected_of_them_again(
-    later_s: float, is_refused: bool
+@pytest.mark.parametrize(
+    ("calls", "later_s", "is_refused"),
+    [(0, 0, False), (10, 0, True), (10, 5, True), (10, 60, False)],
+)
+def test_what_others_had_of_late_is_expected_of_them_again(
+    calls: int, later_s: float, is_refused: bool
 ) -> None:
+    """Not what was accepted of them alone."""
     now = 100.0
     registry = foreseeing(lambda: now)
     theirs = entry("theirs", 4, OTHER)
     registry.open(theirs, LIMITS)
+    for _ in range(calls):
+        registry.count_step(Batch(BatchKey(8, 8), tuple(theirs.rows.values())))
+        now += 4
     registry.end(theirs, RuntimeError())
     now += later_s
-    registry.open(entry("first", timeout_s=45.0), LIMITS)
+    registry.open(entry("first", timeout_s=33.0), LIMITS)
     with pytest.raises(QueueFull) if is_refused else nullcontext():
-        registry.open(entry("second", timeout_s=45.0), LIMITS)
+        registry.open(entry("second", timeout_s=33.0), LIMITS)
+
+
+def test_however_little_a_weight_nobody_is_told_to_come_later_than_all_that_is_pending() -> None:
+    now = 100.0
+    registry = foreseeing(lambda: now)
+    heavy = entry("heavy", 5, Caller("heavy", 1000.0), timeout_s=90.0)
+    registry.open(heavy, LIMITS)
+    for _ in range(10):
+        registry.count_step(Batch(BatchKey(8, 8), tuple(heavy.rows.values())))
+        now += 5
+    with pytest.raises(QueueFull) as told:
+        registry.open(entry("light", 1, Caller("light", 0.001), timeout_s=20.0), LIMITS)
+    assert told.value.retry_after_ms <= 50_000
 
 
 def test_for_how_long_there_is_no_room_does_not_grow_with_those_who_ask() -> None:
