@@ -52,7 +52,13 @@ def reach(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 
 def config(folder: Path, user_config: object = None, **args: object) -> Path:
-    """A model of its own."""
+    """A model of its own, behind a service that needs nothing."""
+    service = {
+        "name": "tcd",
+        "route_prefix": "/",
+        "import_path": "graphs.service:build",
+        "args": {"default_model": "one", "depth": None},
+    }
     application = {
         "name": "model-one",
         "route_prefix": None,
@@ -67,7 +73,7 @@ def config(folder: Path, user_config: object = None, **args: object) -> Path:
         "deployments": [{"name": "Diffusion", "user_config": user_config or {}}],
     }
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({"applications": [application]}))
+    path.write_text(yaml.safe_dump({"applications": [service, application]}))
     return path
 
 
@@ -176,7 +182,7 @@ def test_an_application_that_asks_otherwise(hub: FakeHub, tmp_path: Path, check:
     """With an endpoint or a token of its own, this machine cannot tell what it would find."""
     path = config(tmp_path, {"loras": {"gone": "owner/gone"}})
     whole = yaml.safe_load(path.read_text())
-    whole["applications"][0]["runtime_env"] = {"env_vars": {"HF_TOKEN": "x"}}
+    whole["applications"][1]["runtime_env"] = {"env_vars": {"HF_TOKEN": "x"}}
     path.write_text(yaml.safe_dump(whole))
     says = "unknown: model-one: its runtime_env sets HF_TOKEN: hub and S3 were not asked"
     assert check(path) == (0, [says])
