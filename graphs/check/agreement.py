@@ -86,19 +86,19 @@ def disagreements(config: ServeDeploySchema) -> Iterator[str]:
 def advice(config: ServeDeploySchema, *, machine: bool = True) -> Iterator[str]:
     """What works as it is, and would do better otherwise: a line each, with its place. `machine`:
     also what nodes must have and this machine has not."""
-    paths = {application.import_path for application in config.applications}
-    if MODEL in paths and SERVICE not in paths:
+    models, services = list(_models(config)), list(_services(config))
+    if models and not services:
         yield (
             "applications: models, and no service before them: where this file is deployed, none "
             f"answers over HTTP; it is the application of {SERVICE}"
         )
-    for model in _models(config):
+    for model in models:
         yield from _queues(model)
         yield from _gpus(model)
         yield from routing_advice(model.diffusion, f"{model.place}.{DIFFUSION.name}")
     if machine:
         yield from tracing_advice(config)
-    for application, service in _services(config):
+    for application, service in services:
         yield from _times(config, service)
         if machine:
             yield from not_on_machine(application.name, service)

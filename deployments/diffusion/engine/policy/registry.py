@@ -6,7 +6,7 @@ decoder's threads answer them, anyone may look at the figures.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import Lock
@@ -16,7 +16,6 @@ from configs.app import Limits
 from deployments.contracts.errors import Cancelled, InvalidRequest, QueueFull
 from deployments.contracts.figures import CallerFigures, EngineFigures
 from deployments.contracts.jobs import (
-    Caller,
     FailedImage,
     FinishedImage,
     ImageJob,
@@ -227,22 +226,14 @@ class Registry:
 
     def _late_s(self, entry: Entry, rows: Sequence[Trajectory]) -> float:
         """By how much a job would be too late for its time."""
-        if entry.deadline is None:
-            return 0.0
-        held = [row for other in self._entries.values() for row in list(other.rows.values())]
-        now = self._clock()
+        now, held = self._clock(), _rows_of(self._entries.values())
         lately = {account.caller: account.lately(now) for account in self._accounts.all()}
         return self._foresight.late_s(rows, held, entry.since, lately)
 
-    def _rows_of(self, caller: Caller) -> Iterator[Trajectory]:
-        """A caller's images that the UNet has not finished."""
-        for entry in self._entries.values():
-            if entry.job.caller.name == caller.name:
-                yield from list(entry.rows.values())
-
     def _work_of(self, account: Account) -> Work:
         """What is to be done of a caller's images."""
-        rows = list(self._rows_of(account.caller))
+        name = account.caller.name
+        rows = _rows_of(one for one in self._entries.values() if one.job.caller.name == name)
         decoding = account.pending - len(rows)
         pixels = decoding * self._work.decode_pixels // max(1, self._work.decoding)
         work = Work(decoding=decoding, decode_pixels=pixels, at_once=self._work.at_once)
@@ -250,8 +241,7 @@ class Registry:
 
     def _accepted(self) -> Outlook:
         """Of everything, also of what the loop has not counted yet."""
-        rows = [row for entry in self._uncounted for row in list(entry.rows.values())]
-        return self._outlook(_with(self._work, rows))
+        return self._outlook(_with(self._work, _rows_of(self._uncounted)))
 
     def _outlook(self, work: Work) -> Outlook:
         return Outlook.of(work, self._unet_pace, self._vae_pace)
@@ -457,6 +447,11 @@ class Registry:
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
+
+
+def _rows_of(entries: Iterable[Entry]) -> list[Trajectory]:
+    """Images of jobs that the UNet has not finished."""
+    return [row for entry in entries for row in list(entry.rows.values())]
 
 
 def _with(work: Work, rows: Sequence[Trajectory]) -> Work:

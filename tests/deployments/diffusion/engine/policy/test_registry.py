@@ -55,10 +55,10 @@ def entry(
     return Entry(job, lambda _: None, specs)
 
 
-def measured(limits: Limits = LIMITS) -> Registry:
+def measured(clock: Callable[[], float] = monotonic) -> Registry:
     """A registry to which a row's step takes a second, of four at once, and the VAE nothing to
     speak of."""
-    registry = Registry("engine")
+    registry = Registry("engine", clock)
     registry.measure_step(Measured(BatchKey(8, 8), 1, 1.0))
     registry.count_decode(PIXELS, 1e-6)
     registry.publish(Standing(Work(at_once=4), 0, 0, 4))
@@ -300,8 +300,7 @@ def test_a_failure_to_load_is_told_for_a_while() -> None:
 
 def foreseeing(clock: Callable[[], float] = monotonic) -> Registry:
     """A registry to which a call of a row takes a second, and this is known for sure."""
-    registry, size = Registry("engine", clock), BatchKey(8, 8)
-    registry.count_decode(PIXELS, 1e-6)
+    registry, size = measured(clock), BatchKey(8, 8)
     registry.measure_step(Measured(size, 1, 1.0))
     registry.publish(
         Standing(Work(at_once=1), 0, 0, 1, Foresight(Deadlines(), {size: 1.0}, {size: 1.0}))
