@@ -1,9 +1,10 @@
-"""The graph of one model application: one diffusion deployment, reached by app handle."""
+"""The graph of one model application: one diffusion deployment, reached by its handle."""
 
 import os
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
 
 from configs.app import ModelArgs
 from deployments.diffusion.deployment import Diffusion
@@ -25,12 +26,25 @@ DIFFUSION = serve.deployment(
 )(Diffusion)
 
 
-def build(args: ModelArgs) -> Application:
-    """`import_path: graphs.model:build` of an application named `model-<name>`.
+class Entrance:
+    """What leads to a model behind Serve's own HAProxy. Nobody goes through it, and so it has no
+    replica: Ray lets an application's ingress deployment have no router but Serve's there, also
+    where no route leads to the application."""
 
-    Behind Serve's own HAProxy it has Serve's router: Ray refuses another one in the code of an
-    application that requests could reach from outside, though none do.
-    """
+    def __init__(self, model: DeploymentHandle[object]) -> None:
+        del model
+
+
+ENTRANCE = serve.deployment(
+    name="Entrance",
+    autoscaling_config={"min_replicas": 0, "max_replicas": 1},
+    ray_actor_options={"num_cpus": 0},
+)(Entrance)
+
+
+def build(args: ModelArgs) -> Application:
+    """`import_path: graphs.model:build` of an application named `model-<name>`."""
+    model = DIFFUSION.bind(args)
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
-        return DIFFUSION.options(request_router_config={}).bind(args)
-    return DIFFUSION.bind(args)
+        return ENTRANCE.bind(model)
+    return model

@@ -93,7 +93,7 @@ class Applications:
 
     def handle(self, model: str) -> DeploymentHandle[object]:
         """A handle to a model. Making one starts no replica."""
-        return serve.get_app_handle(APP_PREFIX + model)
+        return serve.get_deployment_handle("Diffusion", APP_PREFIX + model)
 
 
 def seen(overview: ApplicationStatusOverview) -> Seen:

@@ -14,7 +14,9 @@ from deployments.contracts.work import work_of
 
 MOST_S = 0.25  # between those who ask: others may have given up
 FORGOTTEN_AFTER_S = 1.0  # without a refusal
-AT_A_TIME = 2  # ask of each replica: were it one, what is free by then would not all be filled
+# Ask of each replica, of all refused callers together: were it one, what is free by then would not
+# all be filled.
+AT_A_TIME = 2
 ALIKE = 2  # times as much time, or as little, that tells little
 
 
@@ -79,30 +81,33 @@ class Full:
     """Models whose replicas had no room for a caller's job a moment ago.
 
     While that should last, what asks for as much is refused at once; from then on two ask of
-    each replica at a time, and the others are refused, until nobody was by a replica for a second.
-    Where more is asked than can be done, most refusals cost no replica anything.
+    each replica at a time, of each refused caller one at least, and the others are refused, until
+    nobody was by a replica for a second. Where more is asked than can be done, most refusals cost
+    no replica anything.
     """
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, str], _Told] = {}  # by model and caller
+        self._told: dict[str, dict[str, _Told]] = {}  # by model and caller
 
     @contextmanager
     def asking(self, model: str, job: ImageJob, replicas: int) -> Iterator[None]:
         """Where replicas are asked for a job. Raises `QueueFull` if they would hardly have room
         now, and remembers what they say."""
-        now, asked, whose = _now(), _Asked.by(job), (model, job.caller.name)
-        told = self._told.get(whose)
+        now, asked, callers = _now(), _Asked.by(job), self._told.get(model, {})
+        told = callers.get(job.caller.name)
         if told is not None and not (told.is_fresh(now) and told.asked.covers(asked)):
             told = None
-        if told is not None and not told.lets(AT_A_TIME * replicas, now):
+        if told is not None and not told.lets(max(1, AT_A_TIME * replicas // len(callers)), now):
             raise told.again(now)
         try:
             yield
         except QueueFull as error:
             now, full_s = _now(), min(error.full_ms / 1000, MOST_S)
-            self._told = {of: told for of, told in self._told.items() if told.is_fresh(now)}
+            callers = self._told.get(model, {})  # others were refused meanwhile
+            callers = {name: told for name, told in callers.items() if told.is_fresh(now)}
             wait_s = error.retry_after_ms / 1000
-            self._told[whose] = _Told(asked, str(error), now, wait_s, full_s, now + full_s)
+            told = _Told(asked, str(error), now, wait_s, full_s, now + full_s)
+            self._told[model] = {**callers, job.caller.name: told}
             raise
 
 

@@ -79,6 +79,30 @@ def test_then_some_ask_at_a_time(clock: Clock) -> None:
     assert asks(full) is not None
 
 
+@pytest.mark.parametrize(("callers", "each"), [(2, 2), (4, 1), (9, 1)])
+def test_refused_callers_share_who_asks(callers: int, each: int, clock: Clock) -> None:
+    full, jobs = Full(), [replace(JOB, caller=Caller(str(at))) for at in range(callers)]
+    for job in jobs:
+        assert asks(full, job, SAID) is None
+    clock.now += 0.11
+    for job in jobs:
+        assert [asks(full, job) for _ in range(9)].count(None) == each
+
+
+def test_callers_who_are_refused_at_the_same_time_are_all_remembered(clock: Clock) -> None:
+    full, bob = Full(), replace(JOB, caller=Caller("bob"))
+
+    def ask_slowly() -> None:
+        with full.asking("sd15", bob, REPLICAS):
+            assert asks(full, error=SAID) is None  # meanwhile
+            raise SAID
+
+    with pytest.raises(QueueFull):
+        ask_slowly()
+    assert asks(full) is not None
+    assert asks(full, bob) is not None
+
+
 def test_what_nobody_says_any_more_is_forgotten(clock: Clock) -> None:
     full = refused()
     clock.now += FORGOTTEN_AFTER_S
@@ -149,4 +173,4 @@ def test_what_is_past_takes_no_room(clock: Clock) -> None:
     for at in range(100):
         assert asks(full, make(at), SAID) is None
         clock.now += FORGOTTEN_AFTER_S / 2
-    assert len(full._told) < 5
+    assert len(full._told["sd15"]) < 5
