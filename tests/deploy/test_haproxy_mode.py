@@ -10,11 +10,13 @@ from collections.abc import Iterator
 
 import httpx
 import openai
+import psutil
 import pytest
 from PIL import Image
 
 from demo.service import demo_config, free_port, running
 from tests.serving import Served
+from tests.soak.processes import of_kind
 
 BODY = {"model": "sd15", "prompt": "a red ball, at night", "seed": 7, "num_inference_steps": 4}
 LONG = BODY | {"num_inference_steps": 50, "n": 4, "size": "256x256"}
@@ -47,6 +49,17 @@ def test_requests_are_answered(behind: Served) -> None:
     unknown = post(behind, BODY | {"model": "none"})
     assert unknown.status_code == 404
     assert unknown.json()["error"]["param"] == "model"
+
+
+def test_a_model_is_one_process_that_cannot_be_asked_from_outside(behind: Served) -> None:
+    post(behind, BODY).raise_for_status()
+    models = of_kind("model-sd15/Diffusion")
+    assert models
+    assert not of_kind("model-sd15/Entrance")
+    for model in models:
+        listening = psutil.Process(model.pid).net_connections("tcp")
+        ports = {one.laddr.port for one in listening if one.status == psutil.CONN_LISTEN}
+        assert not ports & set(range(30000, 31001))
 
 
 def test_events_come_as_they_happen(behind: Served) -> None:

@@ -16,6 +16,7 @@ from ray.serve.schema import (
 )
 
 APP_PREFIX = "model-"
+DEPLOYMENT = "Diffusion"  # of such an application; Serve's HAProxy adds one that nobody calls
 # States of replicas. Serve itself sends requests to the first two; the others are such replicas
 # at a moment when they take a new `user_config`, or when its controller has begun anew.
 UP = frozenset({"RUNNING", "PENDING_MIGRATION", "UPDATING", "RECOVERING"})
@@ -93,24 +94,22 @@ class Applications:
 
     def handle(self, model: str) -> DeploymentHandle[object]:
         """A handle to a model. Making one starts no replica."""
-        return serve.get_deployment_handle("Diffusion", APP_PREFIX + model)
+        return serve.get_deployment_handle(DEPLOYMENT, APP_PREFIX + model)
 
 
 def seen(overview: ApplicationStatusOverview) -> Seen:
     """What one look says of an application."""
     state = str(overview.status.value)
-    if not overview.deployments:
+    model = overview.deployments.get(DEPLOYMENT)
+    if model is None:
         return Seen(state, None)
-    states: Counter[str] = Counter()
-    for deployment in overview.deployments.values():
-        states.update({s: n for s, n in deployment.replica_states.items() if n})
-    resting = all(d.status.value in RESTING for d in overview.deployments.values())
+    states: Counter[str] = Counter({s: n for s, n in model.replica_states.items() if n})
     return Seen(
         state,
         Replicas(
             up=sum(states[state] for state in UP),
             none=not states,
-            asleep=resting
+            asleep=model.status.value in RESTING
             and overview.status == ApplicationStatus.RUNNING
             and not states.keys() - ENDING,
         ),

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from random import SystemRandom
 from typing import Self
 
@@ -14,7 +15,7 @@ from deployments.contracts.work import work_of
 
 MOST_S = 0.25  # between those who ask: others may have given up
 FORGOTTEN_AFTER_S = 1.0  # without a refusal
-# Ask of each replica, of all refused callers together: were it one, what is free by then would not
+# Ask of each replica, of all who are refused together: were it one, what is free by then would not
 # all be filled.
 AT_A_TIME = 2
 ALIKE = 2  # times as much time, or as little, that tells little
@@ -50,11 +51,12 @@ class _Asked:
 
 @dataclass
 class _Told:
-    """A refusal, when it came, and how many may ask until when."""
+    """A refusal, when it came, when it was last asked for, and how many may ask until when."""
 
     asked: _Asked
     message: str
     at: float
+    asked_at: float
     wait_s: float
     full_s: float
     next_at: float
@@ -64,12 +66,9 @@ class _Told:
         """Whether it says anything of now."""
         return now < self.at + FORGOTTEN_AFTER_S
 
-    def lets(self, many: int, now: float) -> bool:
-        """Whether one more may ask, of `many` between whom there is a pause."""
-        if now >= self.next_at:
-            self.next_at, self.may_ask = now + self.full_s, many
-        self.may_ask -= 1
-        return self.may_ask >= 0
+    def is_asked_for(self, now: float) -> bool:
+        """Whether its caller would ask replicas now, were it not held back."""
+        return self.full_s > 0 and now < self.asked_at + MOST_S
 
     def again(self, now: float) -> QueueFull:
         """The same for another, who is told to come back some time after the first."""
@@ -81,34 +80,42 @@ class Full:
     """Models whose replicas had no room for a caller's job a moment ago.
 
     While that should last, what asks for as much is refused at once; from then on two ask of
-    each replica at a time, of each refused caller one at least, and the others are refused, until
-    nobody was by a replica for a second. Where more is asked than can be done, most refusals cost
-    no replica anything.
+    each replica at a time, of each refused caller at least one, and the others are refused, until
+    none of a caller's was by a replica for a second. Where more is asked than can be done, most
+    refusals cost no replica anything.
     """
 
     def __init__(self) -> None:
-        self._told: dict[str, dict[str, _Told]] = {}  # by model and caller
+        self._told: dict[tuple[str, str], _Told] = {}  # by model and caller
 
     @contextmanager
     def asking(self, model: str, job: ImageJob, replicas: int) -> Iterator[None]:
         """Where replicas are asked for a job. Raises `QueueFull` if they would hardly have room
         now, and remembers what they say."""
-        now, asked, callers = _now(), _Asked.by(job), self._told.get(model, {})
-        told = callers.get(job.caller.name)
+        now, asked, whose = _now(), _Asked.by(job), (model, job.caller.name)
+        told = self._told.get(whose)
         if told is not None and not (told.is_fresh(now) and told.asked.covers(asked)):
             told = None
-        if told is not None and not told.lets(max(1, AT_A_TIME * replicas // len(callers)), now):
-            raise told.again(now)
+        if told is not None:
+            told.asked_at = now
+            if now >= told.next_at:
+                told.next_at, told.may_ask = now + told.full_s, self._each(model, replicas, now)
+            told.may_ask -= 1
+            if told.may_ask < 0:
+                raise told.again(now)
         try:
             yield
         except QueueFull as error:
             now, full_s = _now(), min(error.full_ms / 1000, MOST_S)
-            callers = self._told.get(model, {})  # others were refused meanwhile
-            callers = {name: told for name, told in callers.items() if told.is_fresh(now)}
+            self._told = {of: told for of, told in self._told.items() if told.is_fresh(now)}
             wait_s = error.retry_after_ms / 1000
-            told = _Told(asked, str(error), now, wait_s, full_s, now + full_s)
-            self._told[model] = {**callers, job.caller.name: told}
+            self._told[whose] = _Told(asked, str(error), now, now, wait_s, full_s, now + full_s)
             raise
+
+    def _each(self, model: str, replicas: int, now: float) -> int:
+        """How many a caller may ask for until the next pause."""
+        callers = sum(told.is_asked_for(now) for (of, _), told in self._told.items() if of == model)
+        return ceil(AT_A_TIME * max(1, replicas) / max(1, callers))
 
 
 def _now() -> float:

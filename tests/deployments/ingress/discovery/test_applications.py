@@ -1,5 +1,7 @@
 """What one look at Serve says of an application."""
 
+from dataclasses import replace
+
 import pytest
 from ray import serve
 from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
@@ -66,6 +68,14 @@ def test_replicas(application: ApplicationStatusOverview, replicas: str) -> None
         "unsaid": None,
     }
     assert seen(application) == Seen(application.status.value, wanted[replicas])
+
+
+def test_what_stands_before_a_model_does_not_count() -> None:
+    """Behind Serve's HAProxy; somebody has called it."""
+    asleep = overview("RUNNING", "HEALTHY")
+    entrance = overview("RUNNING", "UPSCALING", RUNNING=1).deployments["Diffusion"]
+    both = {**asleep.deployments, "Entrance": entrance}
+    assert seen(replace(asleep, deployments=both)) == seen(asleep)
 
 
 @pytest.mark.parametrize(

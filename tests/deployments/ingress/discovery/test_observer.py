@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from configs.names import Names
@@ -105,7 +104,7 @@ def test_a_model_whose_handle_comes_later() -> None:
     class Late(FakeServe):
         def handle(self, model: str) -> DeploymentHandle[object]:
             if self.looks < 4:
-                raise RayServeException(f"Application {model!r} does not exist.")
+                raise KeyError(f"Deployment 'Diffusion' in {model!r} does not exist.")
             return super().handle(model)
 
     async def check() -> None:

@@ -30,10 +30,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def asks(full: Full, job: ImageJob = JOB, error: Exception | None = None) -> QueueFull | None:
+def asks(
+    full: Full, job: ImageJob = JOB, error: Exception | None = None, model: str = "sd15"
+) -> QueueFull | None:
     """What it is told without that the replicas were asked; they answer with `error`."""
     try:
-        with full.asking("sd15", job, REPLICAS):
+        with full.asking(model, job, REPLICAS):
             if error is not None:
                 raise error
     except (QueueFull, InvalidRequest) as told:
@@ -79,7 +81,7 @@ def test_then_some_ask_at_a_time(clock: Clock) -> None:
     assert asks(full) is not None
 
 
-@pytest.mark.parametrize(("callers", "each"), [(2, 2), (4, 1), (9, 1)])
+@pytest.mark.parametrize(("callers", "each"), [(2, 2), (3, 2), (4, 1), (9, 1)])
 def test_refused_callers_share_who_asks(callers: int, each: int, clock: Clock) -> None:
     full, jobs = Full(), [replace(JOB, caller=Caller(str(at))) for at in range(callers)]
     for job in jobs:
@@ -87,6 +89,35 @@ def test_refused_callers_share_who_asks(callers: int, each: int, clock: Clock) -
     clock.now += 0.11
     for job in jobs:
         assert [asks(full, job) for _ in range(9)].count(None) == each
+
+
+@pytest.mark.parametrize(
+    ("said", "later_s"),
+    [
+        pytest.param(SAID, MOST_S, id="they come back when they were told"),
+        pytest.param(QueueFull("full", 3000), 0.0, id="nothing holds them back"),
+    ],
+)
+def test_who_does_not_wait_to_ask_takes_no_share(
+    said: QueueFull, later_s: float, clock: Clock
+) -> None:
+    full = Full()
+    for at in range(9):
+        assert asks(full, replace(JOB, caller=Caller(str(at))), said) is None
+    clock.now += later_s
+    assert asks(full, error=SAID) is None
+    clock.now += 0.11
+    assert [asks(full) for _ in range(9)].count(None) == 2 * REPLICAS
+
+
+def test_who_goes_on_asking_keeps_its_share(clock: Clock) -> None:
+    full, bob = refused(QueueFull("full", 3000, 1000)), replace(JOB, caller=Caller("bob"))
+    assert asks(full, bob, SAID) is None
+    for _ in range(2):
+        clock.now += 0.2
+        asks(full, bob)
+    assert asks(full) is None
+    assert [asks(full) for _ in range(9)].count(None) == 1
 
 
 def test_callers_who_are_refused_at_the_same_time_are_all_remembered(clock: Clock) -> None:
@@ -163,8 +194,11 @@ def test_a_refusal_of_adapters_holds_for_the_same(clock: Clock) -> None:
 
 def test_another_model_is_another_matter(clock: Clock) -> None:
     full = refused()
-    with full.asking("sdxl", JOB, REPLICAS):
-        pass
+    assert asks(full, model="sdxl") is None
+    for at in range(9):
+        assert asks(full, replace(JOB, caller=Caller(str(at))), SAID, "sdxl") is None
+    clock.now += 0.11
+    assert [asks(full) for _ in range(9)].count(None) == 2 * REPLICAS
 
 
 def test_what_is_past_takes_no_room(clock: Clock) -> None:
@@ -173,4 +207,4 @@ def test_what_is_past_takes_no_room(clock: Clock) -> None:
     for at in range(100):
         assert asks(full, make(at), SAID) is None
         clock.now += FORGOTTEN_AFTER_S / 2
-    assert len(full._told["sd15"]) < 5
+    assert len(full._told) < 5
