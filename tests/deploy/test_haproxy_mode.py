@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import httpx
 import openai
@@ -14,16 +15,15 @@ import psutil
 import pytest
 from PIL import Image
 
-from demo.service import demo_config, free_port, running
+from demo.service import Running, demo_config, free_port, running
 from tests.serving import Served
-from tests.soak.processes import of_kind
 
 BODY = {"model": "sd15", "prompt": "a red ball, at night", "seed": 7, "num_inference_steps": 4}
 LONG = BODY | {"num_inference_steps": 50, "n": 4, "size": "256x256"}
 
 
 @pytest.fixture(scope="module")
-def behind(demo_models: object) -> Iterator[Served]:
+def service(demo_models: object) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
         # One that runs on this host already has the usual ones.
@@ -31,8 +31,30 @@ def behind(demo_models: object) -> Iterator[Served]:
         patch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", str(free_port()))
         patch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
         patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 8}')
-        with running(demo_config(["sd15"]), "haproxy-mode") as service:
-            yield Served(service.url)
+        with running(demo_config(["sd15"]), "haproxy-mode") as started:
+            yield started
+
+
+@pytest.fixture(scope="module")
+def behind(service: Running) -> Served:
+    return Served(service.url)
+
+
+def replicas(service: Running, of: str) -> list[psutil.Process]:
+    """Of an application's deployment."""
+    found = []
+    for process in psutil.Process(service.process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it has ended
+            if " ".join(process.cmdline()).startswith(f"ray::ServeReplica:{of}"):
+                found.append(process)
+    return found
+
+
+def open_ports(process: psutil.Process) -> set[int]:
+    """Those that HAProxy sends requests to."""
+    listening = process.net_connections("tcp")
+    ports = {one.laddr.port for one in listening if one.status == psutil.CONN_LISTEN}
+    return ports & set(range(30000, 31001))
 
 
 def post(served: Served, body: dict[str, object], **headers: str) -> httpx.Response:
@@ -51,15 +73,15 @@ def test_requests_are_answered(behind: Served) -> None:
     assert unknown.json()["error"]["param"] == "model"
 
 
-def test_a_model_is_one_process_that_cannot_be_asked_from_outside(behind: Served) -> None:
+def test_a_model_is_one_process_that_cannot_be_asked_from_outside(
+    service: Running, behind: Served
+) -> None:
     post(behind, BODY).raise_for_status()
-    models = of_kind("model-sd15/Diffusion")
-    assert models
-    assert not of_kind("model-sd15/Entrance")
-    for model in models:
-        listening = psutil.Process(model.pid).net_connections("tcp")
-        ports = {one.laddr.port for one in listening if one.status == psutil.CONN_LISTEN}
-        assert not ports & set(range(30000, 31001))
+    (model,) = replicas(service, "model-sd15:Diffusion")
+    (ingress,) = replicas(service, "tcd:Ingress")
+    assert not replicas(service, "model-sd15:Entrance")
+    assert open_ports(ingress)
+    assert not open_ports(model)
 
 
 def test_events_come_as_they_happen(behind: Served) -> None:
