@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx._config
 import openai
 import pytest
 import ray
@@ -33,6 +34,9 @@ from demo.service import ENVIRONMENT, free_port
 from graphs.model import DIFFUSION
 from graphs.service import build as build_service
 from tests.conftest import demo_loras
+
+# httpx waits five seconds for an answer unless it is told. A busy machine may take longer.
+httpx._config.DEFAULT_TIMEOUT_CONFIG.read = 60.0
 
 SMALL_QUEUE = 3
 # What Ray is told that there are. Those of `served` ask for 9.6; the rest is for replicas that its

@@ -240,7 +240,7 @@ def test_a_client_that_goes_is_heard_of(url: str) -> None:
     before = seen(url)["left"]
     with pytest.raises(httpx.ReadTimeout):
         httpx.get(f"{url}/slow?s=30", timeout=0.5)
-    until = time.monotonic() + 2
+    until = time.monotonic() + 20
     while seen(url)["left"] == before and time.monotonic() < until:
         time.sleep(0.05)
     assert seen(url)["left"] == before + 1

@@ -607,7 +607,7 @@ def test_a_request_that_waits_is_told_when_its_model_is_given_up(
             asking = asyncio.create_task(use(service))
             await heard()
             directory.say(outlook("sd15", "failed", model, state="DEPLOY_FAILED", tasks=tasks))
-            await asyncio.wait_for(asking, 5)
+            await asyncio.wait_for(asking, 30)
 
     with pytest.raises(NotReady, match="model 'sd15' does not run: deploy_failed"):
         asyncio.run(walk())
@@ -662,6 +662,6 @@ def test_a_process_that_has_just_begun_hears_the_names_first() -> None:
             directory.say(outlook("one", "ready", model))
             assert directory.said is not None
             directory.said = replace(directory.said, names=Names({"public": {"one": 1.0}}))
-            return await asyncio.wait_for(asked, 5)
+            return await asyncio.wait_for(asked, 30)
 
     assert asyncio.run(walk()) == MADE

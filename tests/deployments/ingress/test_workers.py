@@ -120,7 +120,7 @@ def test_who_is_cancelled_as_its_turn_comes_breaks_nobody_elses_end() -> None:
             leaving, staying = asyncio.create_task(take()), asyncio.create_task(take())
             await asyncio.sleep(0)
             leaving.cancel()  # it has not run since when the room is free
-        await asyncio.wait_for(staying, 5)
+        await asyncio.wait_for(staying, 30)
         assert leaving.cancelled()
         assert room.taken == 0
 
@@ -143,7 +143,7 @@ def test_who_leaves_the_queue_takes_no_room(turn_has_come: bool) -> None:
                 leaving.cancel()
                 await asyncio.sleep(0)
         leaving.cancel()
-        await asyncio.wait_for(staying, 5)
+        await asyncio.wait_for(staying, 30)
         await asyncio.wait([leaving])
         assert leaving.cancelled()
         assert room.taken == 0

@@ -16,22 +16,20 @@ class Deadlines:
 
     Attributes:
         after_s: seconds from a row's last call until its image is answered, of late.
+        slower: times that a turn takes of its call, 1 or more.
     """
 
     def __init__(self) -> None:
         self.after_s = 0.0
+        self.slower = 1.0
         self._turn_s = self._call_s = 0.0  # of late
-
-    @property
-    def slower(self) -> float:
-        """Times that a turn takes of its call, 1 or more."""
-        return max(1.0, self._turn_s / self._call_s) if self._call_s else 1.0
 
     def turned(self, seconds: float, call_s: float) -> None:
         """A turn took so long whose call is thought to take so long by itself: preparing rows, and
         whatever else has the processor, is in between. 0: nobody knows."""
         self._turn_s += SMOOTHING * (min(seconds, LONGEST_TURN * call_s) - self._turn_s)
         self._call_s += SMOOTHING * (call_s - self._call_s)
+        self.slower = max(1.0, self._turn_s / self._call_s) if self._call_s else 1.0
 
     def order(self, row: Trajectory, now: float, call_s: float) -> tuple[bool, float]:
         """Who goes first of rows that are alike: who is in time, and of these whose deadline comes
@@ -50,16 +48,16 @@ class Deadlines:
         Args:
             call_s: that a call of its size is thought to take, as full as it would be; 0 as above.
         """
-        spare_s = self.spare_at_once_s(row, now, call_s)
-        if row.slot is None:  # those who have one may be in the middle of theirs
-            spare_s -= BEFORE * row.pending_calls * call_s * self.slower
-        return spare_s
+        # Those who have a slot may be in the middle of their calls.
+        return self._spare_s(row, now, call_s, BEFORE if row.slot is None else 0.0)
 
     def spare_at_once_s(self, row: Trajectory, now: float, call_s: float) -> float:
         """The same of a row that has its next call now."""
+        return self._spare_s(row, now, call_s, 0.0)
+
+    def _spare_s(self, row: Trajectory, now: float, call_s: float, before: float) -> float:
         if row.deadline is None or not call_s:
             return inf
-        calls: float = row.pending_calls
-        if not row.begun:
-            calls = SPARE * calls + SPARE_CALLS
+        pending = row.pending_calls
+        calls = (1 + before) * pending if row.begun else (SPARE + before) * pending + SPARE_CALLS
         return row.deadline - (now + calls * call_s * self.slower + self.after_s)

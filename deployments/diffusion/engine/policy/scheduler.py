@@ -162,12 +162,13 @@ class Scheduler:
 
         They are those of the next `BATCHES_AHEAD` batches as `schedule` would fill them.
         """
-        self._now, self._call_s = now, self._full_call_s()
-        left = self._candidates()
-        slots = self._slots(left)
-        waiting = {row.caller for row in left if row.status is Status.WAITING}
+        able = self._able()
+        slots = self._slots(able)
+        waiting = {row.caller for row in able if row.status is Status.WAITING}
         if not any(slots.allow(caller) for caller in waiting):
             return ()
+        self._now, self._call_s = now, self._full_call_s()
+        left = self._candidates()
         tags = self._tags(left)
         given: list[Trajectory] = []
         for _ in range(BATCHES_AHEAD):
@@ -320,10 +321,13 @@ class Scheduler:
         if bound.pixels >= self._limits.max_batch * key.pixels:
             del self._bounds[key]
 
+    def _able(self) -> list[Trajectory]:
+        """All rows that may run now or soon."""
+        return [row for row in self._live.values() if row.status is not Status.PREPARING]
+
     def _candidates(self) -> list[Trajectory]:
-        """All rows that may run now or soon, in the order that holds within a caller."""
-        rows = (row for row in self._live.values() if row.status is not Status.PREPARING)
-        return sorted(rows, key=self._order)
+        """Likewise, in the order that holds within a caller."""
+        return sorted(self._able(), key=self._order)
 
     def _tags(self, rows: Sequence[Trajectory]) -> dict[str, float]:
         return {row.caller.name: self._turns.tag(row.caller) for row in rows}

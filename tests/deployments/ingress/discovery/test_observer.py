@@ -39,7 +39,7 @@ class FakeServe(Applications):
 
     def look(self) -> Mapping[str, Seen]:
         self.looks += 1
-        self.free.wait(5)
+        self.free.wait(20)
         if self.fails is not None:
             raise self.fails
         return dict(self.seen)
@@ -68,7 +68,7 @@ async def observing(applications: Applications, period_s: float = 0.02) -> Async
 async def becomes(observer: Observer, **wanted: Availability) -> Snapshot:
     """The snapshot in which the models are so."""
     snapshot: Snapshot | None = None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while snapshot is None or {
             name: model.availability for name, model in snapshot.models.items()
         } != dict(wanted):
@@ -112,7 +112,7 @@ def test_a_model_whose_handle_comes_later() -> None:
         async with observing(applications) as observer:
             snapshot = await becomes(observer, dozer="asleep")
             assert snapshot.models["dozer"].handle is None
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 later = await observer.watch(snapshot.directory, snapshot.number)
             assert later is not None
             assert later.models["dozer"].handle is applications.models["dozer"].handle
@@ -127,7 +127,7 @@ def test_a_card_is_renewed() -> None:
             snapshot = await becomes(observer, one="ready")
             applications.models["one"].card = card("one", created=9)
             newer: Snapshot | None = snapshot
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while newer is not None and newer.models["one"].card != card("one", created=9):
                     newer = await observer.watch(newer.directory, newer.number)
             assert newer is not None
@@ -202,7 +202,7 @@ def test_a_busy_controller_delays_no_answer() -> None:
             applications.free.clear()
             await asyncio.sleep(0.05)
             try:
-                async with asyncio.timeout(3):  # the controller is busy for longer
+                async with asyncio.timeout(10):  # the controller is busy for longer
                     assert await observer.watch("", 0) == snapshot
                     assert (await observer.figures())["one"].engines
             finally:
@@ -260,17 +260,17 @@ def test_new_names_are_told_at_once() -> None:
             assert snapshot.names is None
             names = Names({"public": {"one": 1.0}})
             observer.rename(names)
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(10):
                 told = await observer.watch(snapshot.directory, snapshot.number)
             assert told is not None
             assert (told.names, told.models) == (names, snapshot.models)
             observer.keep_names("they are none")
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(10):
                 kept = await observer.watch(told.directory, told.number)
             assert kept is not None
             assert (kept.names, kept.names_fault) == (names, "they are none")
             observer.rename(names)
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(10):
                 told = await observer.watch(kept.directory, kept.number)
             assert told is not None
             assert told.names_fault is None
