@@ -7,7 +7,6 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 import httpx
 import openai
@@ -17,6 +16,7 @@ from PIL import Image
 
 from demo.service import Running, demo_config, free_port, running
 from tests.serving import Served
+from tests.survival.processes import has_kind, of_kind
 
 BODY = {"model": "sd15", "prompt": "a red ball, at night", "seed": 7, "num_inference_steps": 4}
 LONG = BODY | {"num_inference_steps": 50, "n": 4, "size": "256x256"}
@@ -38,16 +38,6 @@ def service(demo_models: object) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def behind(service: Running) -> Served:
     return Served(service.url)
-
-
-def replicas(service: Running, of: str) -> list[psutil.Process]:
-    """Of an application's deployment."""
-    found = []
-    for process in psutil.Process(service.process.pid).children(recursive=True):
-        with suppress(psutil.Error):  # it has ended
-            if " ".join(process.cmdline()).startswith(f"ray::ServeReplica:{of}"):
-                found.append(process)
-    return found
 
 
 def open_ports(process: psutil.Process) -> set[int]:
@@ -77,9 +67,10 @@ def test_a_model_is_one_process_that_cannot_be_asked_from_outside(
     service: Running, behind: Served
 ) -> None:
     post(behind, BODY).raise_for_status()
-    (model,) = replicas(service, "model-sd15:Diffusion")
-    (ingress,) = replicas(service, "tcd:Ingress")
-    assert not replicas(service, "model-sd15:Entrance")
+    root = service.process.pid
+    (model,) = of_kind(root, "model-sd15:Diffusion")
+    (ingress,) = of_kind(root, "tcd:Ingress")
+    assert not has_kind(root, "model-sd15:Entrance")
     assert open_ports(ingress)
     assert not open_ports(model)
 

@@ -7,9 +7,20 @@ import psutil
 REPLICA = "ServeReplica:"  # in the title of a replica's process, before application:deployment
 
 
+def of_kind(root: int, kind: str) -> Iterator[psutil.Process]:
+    """The replicas of a kind."""
+    for process in _below(root):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if f"{REPLICA}{kind}" in title:
+            yield process
+
+
 def kill_kind(root: int, kind: str) -> bool:
     """Kills one replica of a kind (application:deployment); `False`: there is none now."""
-    for process in _of_kind(root, kind):
+    for process in of_kind(root, kind):
         process.kill()
         return True
     return False
@@ -17,7 +28,7 @@ def kill_kind(root: int, kind: str) -> bool:
 
 def has_kind(root: int, kind: str) -> bool:
     """Whether there is a replica of a kind."""
-    return any(True for _ in _of_kind(root, kind))
+    return any(True for _ in of_kind(root, kind))
 
 
 def kill_tree(root: int) -> None:
@@ -29,16 +40,6 @@ def kill_tree(root: int) -> None:
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(every, timeout=30)
-
-
-def _of_kind(root: int, kind: str) -> Iterator[psutil.Process]:
-    for process in _below(root):
-        try:
-            title = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        if f"{REPLICA}{kind}" in title:
-            yield process
 
 
 def _below(root: int) -> Iterator[psutil.Process]:

@@ -1,9 +1,10 @@
 """What has no room is said by whoever was told just now: replicas are not asked by everyone."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from random import SystemRandom
 from typing import Self
@@ -70,6 +71,14 @@ class _Told:
         """Whether its caller would ask replicas now, were it not held back."""
         return self.full_s > 0 and now < self.asked_at + MOST_S
 
+    def lets(self, many: Callable[[], int], now: float) -> bool:
+        """Whether one more may ask, of `many` between whom there is a pause."""
+        self.asked_at = now
+        if now >= self.next_at:
+            self.next_at, self.may_ask = now + self.full_s, many()
+        self.may_ask -= 1
+        return self.may_ask >= 0
+
     def again(self, now: float) -> QueueFull:
         """The same for another, who is told to come back some time after the first."""
         left_s = (max(self.at + self.wait_s, self.next_at) - now) * SystemRandom().uniform(1, 2)
@@ -96,13 +105,8 @@ class Full:
         told = self._told.get(whose)
         if told is not None and not (told.is_fresh(now) and told.asked.covers(asked)):
             told = None
-        if told is not None:
-            told.asked_at = now
-            if now >= told.next_at:
-                told.next_at, told.may_ask = now + told.full_s, self._each(model, replicas, now)
-            told.may_ask -= 1
-            if told.may_ask < 0:
-                raise told.again(now)
+        if told is not None and not told.lets(partial(self._each, model, replicas, now), now):
+            raise told.again(now)
         try:
             yield
         except QueueFull as error:
