@@ -323,7 +323,7 @@ class Engine:
                 late = DeadlineExceeded("the request was not done in time")
                 self._end(self._rows[row.row_id][0], late)
         if not self._decoder.behind:
-            for row in self._scheduler.joining(monotonic()):
+            for row in self._scheduler.joining(monotonic(), self._registry.after_steps_s):
                 entry, _ = self._rows[row.row_id]
                 entry.clock.begun("condition")
                 if row.spec.source is not None:  # which is encoded once for all images of the job

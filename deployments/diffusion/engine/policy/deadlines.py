@@ -3,11 +3,13 @@
 from math import inf
 
 from deployments.diffusion.engine.policy.estimate import SMOOTHING
+from deployments.diffusion.engine.policy.tempo import Curve
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 
 SPARE = 1.1  # times the calls that a row needs: what is reckoned with before its first
 SPARE_CALLS = 2
 BEFORE = 0.5  # times the calls that a row needs: those that are made before it has a slot
+DEAREST = 1.5  # times what a row takes in full calls, in those that are smaller for its sake
 LONGEST_TURN = 4  # times its call: more is a call that compiled, or a machine that stood still
 
 
@@ -55,9 +57,36 @@ class Deadlines:
         """The same of a row that has its next call now."""
         return self._spare_s(row, now, call_s, 0.0)
 
+    def lost(self, row: Trajectory, now: float, call_s: float) -> bool:
+        """Whether a row would not be done in time if it had every call from now on, by the call."""
+        if row.deadline is None:
+            return False
+        return row.deadline < now + row.pending_calls * call_s * self.slower + self.after_s
+
+    def call_rows(self, row: Trajectory, now: float, curve: Curve, most: int) -> float:
+        """UNet rows of the largest calls in which a row is not late that may run from now on: in
+        little time, full ones, of `most` rows, would make it late by themselves. Infinite: it is
+        late in none, or in all that are worth it.
+        """
+        if row.deadline is None or row.key.frames is not None:
+            return inf  # a video's calls are its own
+        spare = min(SPARE_CALLS, row.pending_calls / 2)
+        turn_s = (row.deadline - now - self.after_s) / self._calls(row, BEFORE, spare)
+        # What is between calls is as long between small ones: they are not to become ever smaller.
+        between_s = max(0.0, self._turn_s - self._call_s)
+        rows = curve.rows_within(max(0.0, turn_s - between_s))
+        if rows >= most:
+            return inf
+        worth_it = rows and curve.row_s(rows) <= DEAREST * curve.row_s(most)
+        return rows if worth_it and rows >= row.unet_rows else inf
+
     def _spare_s(self, row: Trajectory, now: float, call_s: float, before: float) -> float:
         if row.deadline is None or not call_s:
             return inf
+        calls_s = self._calls(row, before, SPARE_CALLS) * call_s
+        return row.deadline - (now + calls_s * self.slower + self.after_s)
+
+    def _calls(self, row: Trajectory, before: float, spare: float) -> float:
+        """Calls that a row is reckoned with."""
         pending = row.pending_calls
-        calls = (1 + before) * pending if row.begun else (SPARE + before) * pending + SPARE_CALLS
-        return row.deadline - (now + calls * call_s * self.slower + self.after_s)
+        return (1 + before) * pending if row.begun else (SPARE + before) * pending + spare

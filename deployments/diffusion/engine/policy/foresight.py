@@ -7,6 +7,7 @@ from typing import NamedTuple
 from deployments.contracts.jobs import Caller
 from deployments.diffusion.engine.policy.batch import BatchKey
 from deployments.diffusion.engine.policy.deadlines import Deadlines
+from deployments.diffusion.engine.policy.tempo import Curve
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 
 MORE = 1.1  # times what goes before a job: what it is reckoned with when it is accepted
@@ -31,12 +32,14 @@ class Foresight:
         call_s: what a call of each size that is held is thought to take, as full as it would be.
         row_s: what a UNet row takes in such a call, of sizes of which nearly full ones were timed.
         rows: UNet rows that a call of each of these sizes may have.
+        curves: what calls of these sizes take.
     """
 
     deadlines: Deadlines = field(default_factory=Deadlines)
     call_s: Mapping[BatchKey, float] = field(default_factory=dict)
     row_s: Mapping[BatchKey, float] = field(default_factory=dict)
     rows: Mapping[BatchKey, int] = field(default_factory=dict)
+    curves: Mapping[BatchKey, Curve] = field(default_factory=dict)
 
     def late_s(
         self,
@@ -50,18 +53,22 @@ class Foresight:
 
         Before it goes what its caller's others still need whose priority is no lower and whose
         deadline is no later, and what other callers have in turns with that and with the job: of
-        both, of those who can be done in time themselves. Nothing does if all of it has room in the
-        job's own calls. Not reckoned with is what waiting gives to others, and whom the background
-        waits for.
+        both, of those who can be done in time themselves or have been begun. Nothing does if all of
+        it has room in the job's own calls. In so little time that these must not be full, all that
+        is ahead counts, and has to have room there, or to fit before calls as full as they are now.
+        Not reckoned with is what waiting gives to others, and whom the background waits for.
 
         Args:
             mine: the job's images, which are alike.
             held: of all callers.
             lately: parts of the device's time that callers had of late, and may have meanwhile.
         """
-        last, mine_s, room_s = mine[-1], self.work_s(mine), self._room_s(mine[-1])
-        spare_s = self._spare_s(last, now) - MORE * max(0.0, mine_s - room_s)
-        if last.deadline is None or spare_s < 0:
+        last, mine_s = mine[-1], self.work_s(mine)
+        call_rows = self._call_rows(last, now)
+        room_s = self._room_s(last, call_rows)
+        spare_s = self._spare_s(last, now, call_rows) - MORE * max(0.0, mine_s - room_s)
+        little = call_rows < self.rows.get(last.key, 0)
+        if last.deadline is None or (spare_s < 0 and not little):
             return 0.0
         able = [row for row in held if row.status is not Status.PREPARING]
         ahead = [
@@ -75,16 +82,22 @@ class Foresight:
         others = [
             row
             for row in able
-            if row.caller.name != last.caller.name and self._spare_s(row, now) >= 0
+            if row.caller.name != last.caller.name and self._spare_s(row, now, row.call_rows) >= 0
         ]
         beside = self._beside(last.caller, others, lately or {})
         ahead_s, one_s = self.work_s(row for _, row in ahead), self.work_s([last])
         turns_s = _in_turns_s(ahead_s + mine_s, one_s, beside)
-        if ahead_s + mine_s + turns_s <= room_s * NEARLY or MORE * ahead_s + turns_s <= spare_s:
+        beyond_s = ahead_s + mine_s + turns_s - room_s * NEARLY
+        if little:
+            spare_s = self._spare_s(last, now, None) - MORE * (mine_s - one_s)
+        if beyond_s <= 0 or MORE * ahead_s + turns_s <= spare_s:
             return 0.0
+        if little:
+            return beyond_s if ahead_s + turns_s else 0.0
         before_s, longer = 0.0, 1 + turns_s / (ahead_s + mine_s)
         for _, row in sorted(ahead, key=lambda one: one[0]):
-            if self._spare_s(row, now + before_s * longer) >= 0:
+            then = now + before_s * longer
+            if row.begun or self._spare_s(row, then, row.call_rows) >= 0:
                 before_s += self.work_s([row])
         turns_s = _in_turns_s(before_s + mine_s, one_s, beside)
         return max(0.0, MORE * before_s + turns_s - spare_s)
@@ -114,13 +127,21 @@ class Foresight:
             if name != caller.name and not one.background
         ]
 
-    def _room_s(self, row: Trajectory) -> float:
+    def _call_rows(self, row: Trajectory, now: float) -> float:
+        most = self.rows.get(row.key, 0)
+        return self.deadlines.call_rows(row, now, self.curves.get(row.key, Curve()), most)
+
+    def _room_s(self, row: Trajectory, call_rows: float) -> float:
         """What a row's own calls take, as full as they may be; videos share none."""
-        alike = 1 if row.key.frames else self.rows.get(row.key, 0) // row.unet_rows
+        most = min(self.rows.get(row.key, 0), call_rows)
+        alike = 1 if row.key.frames else most // row.unet_rows
         return max(1, alike) * self.work_s([row])
 
-    def _spare_s(self, row: Trajectory, now: float) -> float:
-        return self.deadlines.spare_at_once_s(row, now, self.call_s.get(row.key, 0.0))
+    def _spare_s(self, row: Trajectory, now: float, call_rows: float | None) -> float:
+        call_s = self.call_s.get(row.key, 0.0)
+        if call_rows is not None and call_rows < self.rows.get(row.key, 0):
+            call_s = min(call_s, self.curves[row.key].seconds_of(call_rows))
+        return self.deadlines.spare_at_once_s(row, now, call_s)
 
 
 def _in_turns_s(own_s: float, last_s: float, beside: Sequence[_Beside]) -> float:

@@ -9,7 +9,8 @@ not behind another image size; and what is soon done waits for less of what take
 scheduling by the highest response ratio (Brinch Hansen 1971). Who would hardly be done within its
 deadline any more goes after all others of its priority, and has gained nothing by waiting: where
 more is asked than can be done, the device does not work for those who will have gone
-(`deadlines.py`).
+(`deadlines.py`). Nor has a caller turns none of whose rows can be done in time any more, while
+others' can.
 
 The next batch is led by the first row of the caller whose turn it is, and filled with rows of the
 same key, always of the caller who stands lowest. Nobody rides along who would get ahead of
@@ -79,7 +80,11 @@ class Scheduler:
         self._at_once = 1  # rows of the size that was last in turn
         self._background = Background(limits.background_share)
         self._deadlines = Deadlines()
-        self._call_s: dict[BatchKey, float] = {}  # of each size that is held
+        # Of each size that is held: rows that a call may have, and has for the sake of those that
+        # are held; and what it is thought to take as full as it would be.
+        self._rows: dict[BatchKey, int] = {}
+        self._full: dict[BatchKey, float] = {}
+        self._call_s: dict[BatchKey, float] = {}
         self._now = 0.0  # when this turn began
         self._last: tuple[Batch, float] | None = None  # the batch before, and when it was asked for
 
@@ -102,9 +107,9 @@ class Scheduler:
     @property
     def foresight(self) -> Foresight:
         """What is known of its times by now."""
-        rows = {key: self.limit_of(key) for key in self._call_s}
-        row_s = {key: self._tempo.row_s(key, most) for key, most in rows.items()}
-        return Foresight(self._deadlines, self._call_s, row_s, rows)
+        row_s = {key: self._tempo.row_s(key, self._full[key]) for key in self._rows}
+        curves = {key: self._tempo.curve(key) for key in self._rows if self._tempo.knows(key)}
+        return Foresight(self._deadlines, self._call_s, row_s, self._rows, curves)
 
     @property
     def pending_unet_rows(self) -> int:
@@ -134,7 +139,7 @@ class Scheduler:
             most = min(most, bound.pixels // key.pixels)
         if self._limits.max_step_ms == inf:
             return most
-        in_time = self._tempo.rows_within(key, self._limits.max_step_ms / 1e3)
+        in_time = self._tempo.curve(key).rows_within(self._limits.max_step_ms / 1e3)
         return int(min(most, self._tempo.rows_worth(key), max(1, in_time)))
 
     def reconfigure(self, limits: Limits) -> None:
@@ -157,17 +162,18 @@ class Scheduler:
         if row is not None and row.status is Status.PREPARING:
             row.status = Status.WAITING
 
-    def joining(self, now: float) -> tuple[Trajectory, ...]:
+    def joining(self, now: float, after_s: float = 0.0) -> tuple[Trajectory, ...]:
         """Gives slots to rows that may soon run; each is to be made ready, then `joined`.
 
         They are those of the next `BATCHES_AHEAD` batches as `schedule` would fill them.
+        `after_s`: as for that.
         """
         able = self._able()
         slots = self._slots(able)
         waiting = {row.caller for row in able if row.status is Status.WAITING}
         if not any(slots.allow(caller) for caller in waiting):
             return ()
-        self._now, self._call_s = now, self._full_call_s()
+        self._look(now, after_s)
         left = self._candidates()
         tags = self._tags(left)
         given: list[Trajectory] = []
@@ -228,11 +234,32 @@ class Scheduler:
             before, at = self._last
             call_s = self._tempo.seconds_of(before.key, before.unet_rows)
             self._deadlines.turned(now - at, call_s)
-        self._deadlines.after_s = after_s
-        self._now, self._call_s = now, self._full_call_s()
+        self._look(now, after_s)
         batch = self._next()
         self._last = None if batch is None else (batch, now)
         return batch
+
+    def _look(self, now: float, after_s: float) -> None:
+        """It is now: how long calls would take, and how full they may be for whoever may run."""
+        self._now, self._deadlines.after_s = now, after_s
+        held: Counter[BatchKey] = Counter()
+        largest: dict[BatchKey, int] = {}  # row, which runs even where it alone does not fit
+        able = self._able()
+        for row in able:
+            held[row.key] += row.unet_rows
+            largest[row.key] = max(row.unet_rows, largest.get(row.key, 0))
+        self._rows = {key: self.limit_of(key) for key in held}
+        widest = dict.fromkeys(held, 0.0)
+        for row in able:
+            if row.call_rows is None and self._tempo.knows(row.key):
+                curve, most = self._tempo.curve(row.key), self._rows[row.key]
+                row.call_rows = self._deadlines.call_rows(row, now, curve, most)
+            widest[row.key] = max(widest[row.key], row.call_rows or inf)
+        self._full = {key: min(most, widest[key]) for key, most in self._rows.items()}
+        self._call_s = {
+            key: self._tempo.seconds_of(key, key.frames or max(largest[key], min(held[key], most)))
+            for key, most in self._rows.items()
+        }
 
     def _next(self) -> Batch | None:
         now = self._now
@@ -247,6 +274,7 @@ class Scheduler:
         ]
         if not running:
             return None
+        running = self._with_hope(running)
         tags = self._tags(candidates)
         present = {row.caller.name for row in running}
         claims = [
@@ -265,6 +293,20 @@ class Scheduler:
         for row in chosen:
             row.passed_over = 0
         return batch
+
+    def _with_hope(self, running: list[Trajectory]) -> list[Trajectory]:
+        """Without those of callers none of whose rows can be done in time any more, not in calls of
+        its own, while others' can; to the background, which has time, none of them gives way."""
+        hope: set[str] = set()
+        for row in running:
+            if row.caller.background or row.caller.name in hope:
+                continue
+            alone_s = self._tempo.seconds_of(row.key, row.unet_rows)
+            if not self._deadlines.lost(row, self._now, alone_s):
+                hope.add(row.caller.name)
+        if not hope:
+            return running
+        return [row for row in running if row.caller.background or row.caller.name in hope]
 
     def advance(self, batch: Batch, outcome: Outcome) -> tuple[Trajectory, ...]:
         """Books how a batch ended; returns the rows that left: finished or failed.
@@ -369,7 +411,7 @@ class Scheduler:
                 del left[name]
                 continue
             if not taken:
-                room = self.limit_of(row.key)
+                room = min(self.limit_of(row.key), row.call_rows or inf)
                 left = self._sharing(row, tags, left, room * row.key.pixels)
             taken.append(row)
             tags[name] += row.charge
@@ -401,26 +443,16 @@ class Scheduler:
         return {row.slot for row in self._live.values() if row.slot is not None}
 
     def _order(self, row: Trajectory) -> tuple[int, bool, float, int]:
-        call_s = self._call_s.get(row.key, 0.0)
-        late, deadline = self._deadlines.order(row, self._now, call_s)
+        late, deadline = self._deadlines.order(row, self._now, self._call_s_of(row))
         level = row.priority if late else row.level(self._limits.aging_steps)
         return (-level, late, deadline, row.arrival)
 
-    def _full_call_s(self) -> dict[BatchKey, float]:
-        """What a call of each size that is held is thought to take, as full as it would be."""
-        held: Counter[BatchKey] = Counter()
-        largest: dict[BatchKey, int] = {}  # row, which runs even where it alone does not fit
-        for row in self._live.values():
-            if row.status is Status.PREPARING:
-                continue
-            held[row.key] += row.unet_rows
-            largest[row.key] = max(row.unet_rows, largest.get(row.key, 0))
-        return {
-            key: self._tempo.seconds_of(
-                key, key.frames or max(largest[key], min(rows, self.limit_of(key)))
-            )
-            for key, rows in held.items()
-        }
+    def _call_s_of(self, row: Trajectory) -> float:
+        """What a call is thought to take that a row would be in."""
+        full_s = self._call_s.get(row.key, 0.0)
+        if row.call_rows is None or row.call_rows >= self._rows.get(row.key, 0):
+            return full_s
+        return min(full_s, self._tempo.seconds_of(row.key, row.call_rows))
 
     def _leave(self, row: Trajectory, status: Status) -> None:
         del self._live[row.row_id]

@@ -1,7 +1,9 @@
 """How long a UNet call will take, by those that were timed. No torch."""
 
 from collections import deque
+from collections.abc import Sequence
 from math import inf
+from typing import NamedTuple
 
 from deployments.diffusion.engine.policy.batch import BatchKey, Measured
 
@@ -11,6 +13,52 @@ SHORTEST_S = 1e-6  # that a call can have taken
 SIZES = 256  # most sizes that are kept, those timed last
 SMALL = 8  # rows that may share a call without having to pay; twice as many have to
 GAIN = 0.95  # of the time for a row in a call of half as many, at most, is what pays
+
+
+class Curve(NamedTuple):
+    """What calls of a size are thought to take, by their rows.
+
+    Attributes:
+        known: rows and seconds of calls that were timed, fewest first; empty: nothing is known.
+        larger: times the pixels that those had.
+    """
+
+    known: Sequence[tuple[int, float]] = ()
+    larger: float = 1.0
+
+    def rows_within(self, seconds: float) -> float:
+        """UNet rows, 0 or more, of the largest call that is thought to take at most so long;
+        infinite while nothing is known."""
+        if seconds == inf or not self.known:
+            return inf
+        seconds /= self.larger
+        within = [at for at in self.known if at[1] <= seconds]
+        above = [at for at in self.known if at[1] > seconds]
+        if not within:
+            rows, took = above[0]
+            return rows * seconds // took  # a call costs something itself: if anything, too many
+        rows, took = within[-1]
+        # What a row more takes: what it took before, else a quarter of an average row. Too little
+        # is seen in two calls, too much never. Beyond what would be in time even if all rows took
+        # as long, at most twice as many are tried at once.
+        more = took / rows / 4
+        if len(within) > 1:
+            fewer, less = within[-2]
+            more = max((took - less) / (rows - fewer), more)
+        tried = max(rows * seconds // took, min(rows + (seconds - took) // more, 2 * rows))
+        return min([tried, *(count - 1 for count, _ in above if count > rows)])
+
+    def seconds_of(self, rows: float) -> float:
+        """What a call of so many rows is thought to take, in proportion to the one that is known
+        whose rows are nearest; 0 while nothing is known."""
+        if not self.known:
+            return 0.0
+        count, took = min(self.known, key=lambda at: abs(at[0] - rows))
+        return took * rows / count * self.larger
+
+    def row_s(self, rows: float) -> float:
+        """What a row takes in such a call."""
+        return self.seconds_of(rows) / rows
 
 
 class Tempo:
@@ -27,22 +75,27 @@ class Tempo:
         if len(self._sizes) > SIZES:
             del self._sizes[next(iter(self._sizes))]
 
-    def rows_within(self, key: BatchKey, seconds: float) -> float:
-        """UNet rows, 0 or more, of the largest call of a size that is thought to take at most so
-        long. Of a size that is not known, by the one timed last, as if time were in proportion to
-        pixels; infinite while none is."""
-        if seconds == inf:
-            return inf
-        size, larger = self._telling(key)
-        return inf if size is None else size.rows_within(seconds / larger)
+    def curve(self, key: BatchKey) -> Curve:
+        """What calls of a size take: by its own that were timed, else by those of the size timed
+        last, as if time were in proportion to pixels."""
+        size = self._sizes.get(key)
+        if size is not None and size.known:
+            return Curve(size.known)
+        for other, size in reversed(self._sizes.items()):
+            if size.known:
+                return Curve(size.known, key.pixels / other.pixels)
+        return Curve()
 
-    def seconds_of(self, key: BatchKey, rows: int) -> float:
-        """What a call of so many rows of a size is thought to take, by those of that size, else as
-        if time were in proportion to pixels; 0 while nothing is known."""
-        size, larger = self._telling(key)
-        return 0.0 if size is None else size.seconds_of(rows) * larger
+    def seconds_of(self, key: BatchKey, rows: float) -> float:
+        """What a call of so many rows of a size is thought to take; 0 while nothing is known."""
+        return self.curve(key).seconds_of(rows)
 
-    def row_s(self, key: BatchKey, full: int) -> float:
+    def knows(self, key: BatchKey) -> bool:
+        """Whether calls of this very size were timed."""
+        size = self._sizes.get(key)
+        return size is not None and bool(size.known)
+
+    def row_s(self, key: BatchKey, full: float) -> float:
         """What a UNet row of a size takes in calls of `full` rows, by the calls of at least half as
         many that had nearly so many; 0: none was timed. Smaller ones say nothing of those."""
         size = self._sizes.get(key)
@@ -55,17 +108,6 @@ class Tempo:
         only keep each other waiting. Twice as many are tried as have been seen to pay."""
         size = self._sizes.get(key)
         return SMALL if size is None else size.rows_worth()
-
-    def _telling(self, key: BatchKey) -> tuple["_Size | None", float]:
-        """What is known of a size: its own calls, else those of the one timed last; and how many
-        times their pixels it has. `None`: nothing is known."""
-        size = self._sizes.get(key)
-        if size is not None and size.known:
-            return size, 1.0
-        for other, size in reversed(self._sizes.items()):
-            if size.known:
-                return size, key.pixels / other.pixels
-        return None, 1.0
 
 
 class _Size:
@@ -94,30 +136,6 @@ class _Size:
             (count, sorted(t)[(len(t) - 1) // 2], len(t)) for count, t in self._times.items()
         )
         self.known = sorted((count, median) for count, median, times in medians if times > 1)
-
-    def rows_within(self, seconds: float) -> float:
-        """Rows of the largest call that is thought to take at most so long. A size is known."""
-        within = [at for at in self.known if at[1] <= seconds]
-        above = [at for at in self.known if at[1] > seconds]
-        if not within:
-            rows, took = above[0]
-            return rows * seconds // took  # a call costs something itself: if anything, too many
-        rows, took = within[-1]
-        # What a row more takes: what it took before, else a quarter of an average row. Too little
-        # is seen in two calls, too much never. Beyond what would be in time even if all rows took
-        # as long, at most twice as many are tried at once.
-        more = took / rows / 4
-        if len(within) > 1:
-            fewer, less = within[-2]
-            more = max((took - less) / (rows - fewer), more)
-        tried = max(rows * seconds // took, min(rows + (seconds - took) // more, 2 * rows))
-        return min([tried, *(count - 1 for count, _ in above if count > rows)])
-
-    def seconds_of(self, rows: int) -> float:
-        """What a call of so many rows is thought to take, in proportion to the one that is known
-        whose rows are nearest. A size is known."""
-        count, took = min(self.known, key=lambda at: abs(at[0] - rows))
-        return took * rows / count
 
     def rows_worth(self) -> int:
         """Rows of the best call among those that were timed, or of a larger one to be tried."""

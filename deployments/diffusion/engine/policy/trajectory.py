@@ -40,6 +40,8 @@ class Trajectory:
         passed_over: schedules in a row that left it out.
         work_before: latent pixels computed for others since it could have been.
         short_of_memory: its last step ran out of memory though it was alone.
+        call_rows: UNet rows of the largest calls in which it is in time, by when it was first seen
+            able to run; `None`: not yet.
     """
 
     row_id: str
@@ -54,6 +56,7 @@ class Trajectory:
     work_before: int = 0
     arrival: int = 0
     short_of_memory: bool = False
+    call_rows: float | None = None
     caller: Caller = field(default_factory=Caller)
 
     @property

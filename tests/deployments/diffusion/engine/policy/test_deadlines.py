@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 import pytest
@@ -9,12 +10,13 @@ import pytest
 from configs.app import Limits
 from deployments.contracts.jobs import Caller
 from deployments.diffusion.engine.policy.account import Account
-from deployments.diffusion.engine.policy.batch import Advanced, BatchKey, Measured
+from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Measured
 from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.scheduler import Scheduler
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 from tests.deployments.diffusion.engine.policy.test_scheduler import next_batch, row
 
+ROW_S = 0.02
 CALL_S = 1.0  # of one guided row, which fills a call here
 TIMED = Advanced({}, Measured(BatchKey(8, 8), 2, CALL_S))
 
@@ -228,19 +230,118 @@ def test_in_little_time_too(load: float, calls: float, in_vain: float) -> None:
     assert foreseen.in_vain < in_vain
 
 
-def test_what_comes_at_once_after_a_quiet_time_is_taken_as_far_as_it_fits_a_call() -> None:
-    """One row is held, calls of sixteen were timed: there is time for four, and a tenth more."""
-    made, full_s = Scheduler(LONG), call_s(16)
+@pytest.mark.parametrize(
+    ("load", "steps", "calls", "callers", "done"),
+    [
+        (2.0, 8, 1.3, 1, 0.9),
+        (4.0, 8, 1.3, 1, 0.75),
+        (2.0, 8, 1.3, 4, 0.8),
+        (2.0, 8, 1.6, 16, 0.8),
+        (4.0, 4, 2.0, 1, 0.85),
+    ],
+)
+def test_in_less_time_than_full_calls_leave_smaller_ones_are_made(
+    load: float, steps: int, calls: float, callers: int, done: float
+) -> None:
+    """In calls as full as may be it would be 0.03 to 0.2, and most of what is accepted in vain."""
+    foreseen = asked_at_random(
+        load, steps, SHORT, foresees=True, calls=calls, callers=(1,) * callers
+    )
+    assert foreseen.done > done
+    assert foreseen.in_vain < 0.25
+
+
+def test_a_call_is_as_small_as_its_first_row_needs_it() -> None:
+    made = linear(SHORT)
     for at in range(16):
-        made.add(row(f"before {at}", 4))
-    while batch := next_batch(made):
-        made.advance(batch, Advanced({}, Measured(batch.key, batch.unet_rows, full_s)))
-    many = [row(str(at), 4, deadline=1.1 * 4 * full_s) for at in range(17)]
+        made.add(row(f"little {at}", 4, deadline=in_calls_of(4)))
+    made.add(row("any time", 4))
+    assert ids(next_batch(made)) == [f"little {at}" for at in range(4)]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_call_has_room_for_its_first_row_at_least(rows: int) -> None:
+    made = linear(SHORT)
+    made.add(row("guided", 4, guided=True, deadline=in_calls_of(rows)))
+    made.add(row("any time", 4))
+    assert ids(next_batch(made)) == (["guided"] if rows == 2 else ["any time", "guided"])
+
+
+def test_small_calls_are_enough_to_know_how_long_the_work_takes() -> None:
+    """Longer than anything is remembered of full calls, of which there are none any more."""
+    foreseen = asked_at_random(2.0, 8, SHORT, foresees=True, calls=1.0, length=100)
+    assert foreseen.done > 0.8
+    assert foreseen.in_vain < 0.1
+
+
+def test_how_full_calls_may_be_is_told_by_calls_of_that_size_alone() -> None:
+    """Small images say little of large ones: by their pixels, one row would take 20 seconds."""
+    made = linear(Limits(max_batch=8, max_step_ms=inf))
+    for at in range(8):
+        made.add(row(str(at), 4, 1024 * 8, deadline=100.0))
+    assert len(ids(next_batch(made))) == 8
+
+
+def test_calls_are_not_made_so_small_that_they_do_much_less() -> None:
+    """Calls of few rows are in time, but half as long as one of eight even with one."""
+    made = linear(SHORT)
+    for rows in (1, 2, 8):
+        for _ in range(2):
+            batch = Batch(BatchKey(8, 8), tuple(row(f"{rows} {at}", 4) for at in range(rows)))
+            seconds = 0.02 * (7 + rows) / 15 * 8
+            made.advance(batch, Advanced({}, Measured(batch.key, rows, seconds)))
+    for at in range(8):
+        made.add(row(str(at), 4, deadline=in_calls_of(4)))
+    assert len(ids(next_batch(made))) == 8
+
+
+ANOTHER, BEHIND = Caller("another"), Caller("behind", background=True)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "time_s", "first"),
+    [
+        (None, 0.1, ["theirs", "hopeless"]),  # four calls of its own take 0.08 s
+        (None, 0.05, ["theirs"]),
+        (0.05, 0.05, ["theirs", "hopeless"]),  # then one is as good as the other
+    ],
+    ids=["in time", "hopeless", "both hopeless"],
+)
+def test_who_cannot_be_done_any_more_has_no_turns_beside_another_who_can(
+    theirs: float | None, time_s: float, first: list[str]
+) -> None:
+    made = linear(SHORT)
+    for name, timeout_s, caller in (("hopeless", time_s, Caller()), ("theirs", theirs, ANOTHER)):
+        made.add(of(caller, row(name, 4, deadline=timeout_s)))
+    assert sorted(ids(next_batch(made)), reverse=True) == first
+
+
+def test_beside_the_background_who_is_late_has_its_turns() -> None:
+    made = linear(SHORT)
+    made.add(row("late", 4, deadline=0.05))
+    made.add(of(BEHIND, row("behind", 4)))
+    assert "late" in ids(next_batch(made))
+
+
+def test_who_has_time_enough_has_full_calls() -> None:
+    made = linear(SHORT)
+    for at in range(16):
+        made.add(row(str(at), 4, deadline=in_calls_of(8)))
+    assert len(ids(next_batch(made))) == 8
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(8, 15), (6, 11), (1, 1)])
+def test_what_comes_at_once_after_a_quiet_time_is_taken_as_far_as_it_fits_a_call(
+    rows: int, taken: int
+) -> None:
+    """One row is held, with hardly anything before it."""
+    made = linear(SHORT)
+    many = [row(str(at), 4, deadline=in_calls_of(rows)) for at in range(17)]
     made.add(many[0])
     assert next_batch(made) is not None
     foresight = made.foresight
-    refused = [at for at in range(1, 17) if foresight.late_s([many[at]], many[:at], 0.0)]
-    assert refused == [16]
+    late = [at for at in range(1, 17) if foresight.late_s([many[at]], many[:at], 0.0)]
+    assert late == [*range(taken, 17)]
 
 
 @pytest.mark.parametrize("load", [0.5, 0.8])
@@ -248,6 +349,31 @@ def test_where_there_is_time_enough_all_is_done_in_time(load: float) -> None:
     for calls in (4, 6):
         for foresees in (False, True):
             assert asked_at_random(load, 4, SHORT, foresees=foresees, calls=calls).lost < 0.01
+
+
+def linear(limits: Limits) -> Scheduler:
+    """It knows calls of eight rows, which take `ROW_S` for each."""
+    made = Scheduler(limits)
+    for at in range(16):
+        made.add(row(f"before {at}", 4))
+    while batch := next_batch(made):
+        seconds = ROW_S * batch.unet_rows
+        made.advance(batch, Advanced({}, Measured(batch.key, batch.unet_rows, seconds)))
+    return made
+
+
+def of(caller: Caller, one: Trajectory) -> Trajectory:
+    one.caller = caller
+    return one
+
+
+def in_calls_of(rows: int) -> float:
+    """Hardly more than four steps are reckoned with in calls of so many rows."""
+    return (1.6 * 4 + 2) * (rows + 0.1) * ROW_S
+
+
+def ids(batch: Batch | None) -> list[str]:
+    return [] if batch is None else [row.row_id for row in batch.rows]
 
 
 class Course(NamedTuple):
@@ -267,6 +393,7 @@ def asked_at_random(
     foresees: bool = False,
     calls: float = 6,
     callers: Sequence[float] = (1,),
+    length: int = 10,
 ) -> Course:
     """Requests come at random, and calls take a tenth more or less than is known.
 
@@ -274,11 +401,12 @@ def asked_at_random(
         foresees: who would come too late is not accepted, as the registry does it.
         calls: times what an image takes in full calls that it has time.
         callers: how much each of them asks for, beside the others.
+        length: of it all, times the time that an image has.
     """
     chance, who, made = random.Random(1), random.Random(2), Scheduler(limits)
     each_s = steps * TURN * call_s(limits.max_batch) / limits.max_batch
     timeout_s = calls * each_s * limits.max_batch
-    until_s, now, came, due, done, lost = 10 * timeout_s, 0.0, 0, 0.0, 0, 0
+    until_s, now, came, due, done, lost = length * timeout_s, 0.0, 0, 0.0, 0, 0
     refused = 0
     joining: list[tuple[float, str]] = []
     accounts = {str(number): Account(Caller(str(number))) for number in range(len(callers))}
@@ -298,7 +426,7 @@ def asked_at_random(
         for gone in made.expired(now):
             made.abort(gone.row_id)
             lost += 1
-        joining += [(now + PREPARED_S, one.row_id) for one in made.joining(now)]
+        joining += [(now + PREPARED_S, one.row_id) for one in made.joining(now, DECODED_S)]
         for at, row_id in joining:
             if at <= now:
                 made.joined(row_id)

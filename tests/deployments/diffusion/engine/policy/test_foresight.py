@@ -8,6 +8,7 @@ from deployments.contracts.jobs import Caller
 from deployments.diffusion.engine.policy.batch import BatchKey
 from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.foresight import MORE, Foresight
+from deployments.diffusion.engine.policy.tempo import Curve
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 from tests.deployments.diffusion.engine.policy.test_scheduler import row
 
@@ -101,6 +102,32 @@ def test_who_finds_room_in_its_own_calls_waits_for_nobody() -> None:
     assert late_s(before(4, timeout_s=21), 21, foresight=OF_FOUR) > 0
     assert late_s(before(2, timeout_s=21), 21, images=2, foresight=OF_FOUR) == 0
     assert late_s(before(3, timeout_s=21), 21, images=2, foresight=OF_FOUR) > 0
+
+
+IN_TWO_S = (1.6 * 4 + 2) * 2 + 0.1  # time for four steps in calls of two rows
+
+
+@pytest.mark.parametrize(
+    ("others", "seconds"),
+    [
+        (before(1, timeout_s=IN_TWO_S), 0),
+        (before(2, timeout_s=IN_TWO_S), 4),
+        (before(3, timeout_s=IN_TWO_S), 8),
+        (before(3, timeout_s=3.0), 8),  # late themselves, and in the way while they are there
+        (before(3, timeout_s=IN_TWO_S + 1), 0),
+        (before(9, timeout_s=None), 0),
+        (before(9, timeout_s=IN_TWO_S, caller=ANOTHER), 0),  # of which it has in turns one
+        (before(9, caller=ANOTHER) + before(9, caller=THIRD), 4),
+    ],
+    ids=["one", "two", "three", "late", "later", "any time", "another's", "two others'"],
+)
+def test_in_little_time_all_has_to_have_room_in_smaller_calls(
+    others: list[Trajectory], seconds: float
+) -> None:
+    """Calls of four take four seconds, of which not eight are in time: of two they are."""
+    curves = {SIZE: Curve([(4, 4.0)])}
+    foresight = Foresight(Deadlines(), {SIZE: 4.0}, {SIZE: 1.0}, {SIZE: 4}, curves)
+    assert late_s(others, IN_TWO_S, foresight=foresight) == pytest.approx(seconds, abs=1e-6)
 
 
 def test_however_late_those_before_it_are_they_take_its_room() -> None:

@@ -30,17 +30,17 @@ def timed(tempo: Tempo, key: BatchKey, rows: int, times: int = 2) -> None:
 
 def test_nothing_is_known_before_anything_was_timed_twice() -> None:
     tempo = Tempo()
-    assert tempo.rows_within(LARGE, 0.5) == inf
+    assert tempo.curve(LARGE).rows_within(0.5) == inf
     timed(tempo, LARGE, 8, 1)
-    assert tempo.rows_within(LARGE, 0.5) == inf, "it may have compiled"
+    assert tempo.curve(LARGE).rows_within(0.5) == inf, "it may have compiled"
 
 
 def test_what_takes_too_long_is_taken_in_proportion() -> None:
     tempo = Tempo()
     timed(tempo, LARGE, 8)
-    assert tempo.rows_within(LARGE, 0.411) == 8
-    assert tempo.rows_within(LARGE, 0.220) == 4
-    assert tempo.rows_within(LARGE, 0.040) == 0
+    assert tempo.curve(LARGE).rows_within(0.411) == 8
+    assert tempo.curve(LARGE).rows_within(0.220) == 4
+    assert tempo.curve(LARGE).rows_within(0.040) == 0
 
 
 def test_one_more_row_is_taken_to_cost_what_it_did_before() -> None:
@@ -48,20 +48,22 @@ def test_one_more_row_is_taken_to_cost_what_it_did_before() -> None:
     timed(tempo, LARGE, 1)
     timed(tempo, LARGE, 4)
     for rows in (4, 5, 7, 8):
-        assert tempo.rows_within(LARGE, device_s(LARGE, rows) + 0.01) == rows
+        assert tempo.curve(LARGE).rows_within(device_s(LARGE, rows) + 0.01) == rows
     timed(tempo, LARGE, 6)
-    assert tempo.rows_within(LARGE, device_s(LARGE, 5) + 0.01) == 5, "six are known to be too many"
+    assert tempo.curve(LARGE).rows_within(device_s(LARGE, 5) + 0.01) == 5, (
+        "six are known to be too many"
+    )
 
 
 def test_what_is_in_time_in_any_case_is_taken_at_once() -> None:
     tempo = Tempo()
     timed(tempo, LARGE, 1)
-    assert tempo.rows_within(LARGE, 32.1 * device_s(LARGE, 1)) == 32, "a burst is not held up"
+    assert tempo.curve(LARGE).rows_within(32.1 * device_s(LARGE, 1)) == 32, "a burst is not held up"
     near = 1.9 * device_s(LARGE, 1)
-    assert tempo.rows_within(LARGE, near) == 2, "else at most twice as many are tried"
+    assert tempo.curve(LARGE).rows_within(near) == 2, "else at most twice as many are tried"
     timed(tempo, THUMB, 1)
     tempo.measure(Measured(THUMB, 1, 0.0))
-    assert tempo.rows_within(THUMB, 1.0) > 8
+    assert tempo.curve(THUMB).rows_within(1.0) > 8
 
 
 def grown(seconds_of: Callable[[int], float]) -> list[int]:
@@ -118,10 +120,10 @@ def test_calls_of_any_number_of_rows_tell_what_pays() -> None:
 def test_an_untimed_size_goes_by_the_one_timed_last() -> None:
     tempo = Tempo()
     timed(tempo, LARGE, 4)
-    assert tempo.rows_within(BatchKey(64, 128), device_s(LARGE, 4) + 1e-9) == 2
-    assert tempo.rows_within(BatchKey(64, 128, 16), 2 * device_s(LARGE, 4) + 1e-9) == 4
+    assert tempo.curve(BatchKey(64, 128)).rows_within(device_s(LARGE, 4) + 1e-9) == 2
+    assert tempo.curve(BatchKey(64, 128, 16)).rows_within(2 * device_s(LARGE, 4) + 1e-9) == 4
     timed(tempo, BatchKey(64, 128), 4, 1)
-    assert tempo.rows_within(BatchKey(64, 128), device_s(LARGE, 4) + 1e-9) == 2
+    assert tempo.curve(BatchKey(64, 128)).rows_within(device_s(LARGE, 4) + 1e-9) == 2
 
 
 def test_what_is_kept_is_bounded() -> None:
