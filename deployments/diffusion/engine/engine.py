@@ -322,15 +322,16 @@ class Engine:
             if row.row_id in self._rows:
                 late = DeadlineExceeded("the request was not done in time")
                 self._end(self._rows[row.row_id][0], late)
+        after_s = self._registry.after_steps_s
         if not self._decoder.behind:
-            for row in self._scheduler.joining(monotonic(), self._registry.after_steps_s):
+            for row in self._scheduler.joining(monotonic(), after_s):
                 entry, _ = self._rows[row.row_id]
                 entry.clock.begun("condition")
                 if row.spec.source is not None:  # which is encoded once for all images of the job
                     encode_s = self._registry.encode_s(row.spec.encode_pixels)
                     self._scheduler.beside(row, encode_s / len(entry.job.seeds))
                 self._preparer.put(Order(row.row_id, entry.key, row.spec))
-        batch = self._scheduler.schedule(monotonic(), self._registry.after_steps_s)
+        batch = self._scheduler.schedule(monotonic(), after_s)
         self._idle = batch is None
         if batch is not None:
             self._book(batch, self._runner.run(batch))

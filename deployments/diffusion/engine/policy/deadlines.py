@@ -61,7 +61,7 @@ class Deadlines:
         """Whether a row would not be done in time if it had every call from now on, by the call."""
         if row.deadline is None:
             return False
-        return row.deadline < now + row.pending_calls * call_s * self.slower + self.after_s
+        return self._left_s(row.deadline, now, row.pending_calls * call_s) < 0
 
     def call_rows(self, row: Trajectory, now: float, curve: Curve, most: int) -> float:
         """UNet rows of the largest calls in which a row is not late that may run from now on: in
@@ -75,16 +75,18 @@ class Deadlines:
         # What is between calls is as long between small ones: they are not to become ever smaller.
         between_s = max(0.0, self._turn_s - self._call_s)
         rows = curve.rows_within(max(0.0, turn_s - between_s))
-        if rows >= most:
+        if rows >= most or rows < row.unet_rows:
             return inf
-        worth_it = rows and curve.row_s(rows) <= DEAREST * curve.row_s(most)
-        return rows if worth_it and rows >= row.unet_rows else inf
+        return rows if curve.row_s(rows) <= DEAREST * curve.row_s(most) else inf
 
     def _spare_s(self, row: Trajectory, now: float, call_s: float, before: float) -> float:
         if row.deadline is None or not call_s:
             return inf
-        calls_s = self._calls(row, before, SPARE_CALLS) * call_s
-        return row.deadline - (now + calls_s * self.slower + self.after_s)
+        return self._left_s(row.deadline, now, self._calls(row, before, SPARE_CALLS) * call_s)
+
+    def _left_s(self, deadline: float, now: float, calls_s: float) -> float:
+        """Seconds until the deadline after calls that take so long, and what comes after them."""
+        return deadline - (now + calls_s * self.slower + self.after_s)
 
     def _calls(self, row: Trajectory, before: float, spare: float) -> float:
         """Calls that a row is reckoned with."""

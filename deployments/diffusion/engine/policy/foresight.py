@@ -88,12 +88,14 @@ class Foresight:
         ahead_s, one_s = self.work_s(row for _, row in ahead), self.work_s([last])
         turns_s = _in_turns_s(ahead_s + mine_s, one_s, beside)
         beyond_s = ahead_s + mine_s + turns_s - room_s * NEARLY
-        if little:
-            spare_s = self._spare_s(last, now, None) - MORE * (mine_s - one_s)
-        if beyond_s <= 0 or MORE * ahead_s + turns_s <= spare_s:
+        if beyond_s <= 0:
             return 0.0
         if little:
-            return beyond_s if ahead_s + turns_s else 0.0
+            spare_s = self._spare_s(last, now, None) - MORE * (mine_s - one_s)
+            alone = not ahead_s + turns_s
+            return 0.0 if alone or MORE * ahead_s + turns_s <= spare_s else beyond_s
+        if MORE * ahead_s + turns_s <= spare_s:
+            return 0.0
         before_s, longer = 0.0, 1 + turns_s / (ahead_s + mine_s)
         for _, row in sorted(ahead, key=lambda one: one[0]):
             then = now + before_s * longer

@@ -78,9 +78,8 @@ class Tempo:
     def curve(self, key: BatchKey) -> Curve:
         """What calls of a size take: by its own that were timed, else by those of the size timed
         last, as if time were in proportion to pixels."""
-        size = self._sizes.get(key)
-        if size is not None and size.known:
-            return Curve(size.known)
+        if self.knows(key):
+            return Curve(self._sizes[key].known)
         for other, size in reversed(self._sizes.items()):
             if size.known:
                 return Curve(size.known, key.pixels / other.pixels)

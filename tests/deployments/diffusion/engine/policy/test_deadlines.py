@@ -14,7 +14,7 @@ from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey,
 from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.scheduler import Scheduler
 from deployments.diffusion.engine.policy.trajectory import Trajectory
-from tests.deployments.diffusion.engine.policy.test_scheduler import next_batch, row
+from tests.deployments.diffusion.engine.policy.test_scheduler import ids, next_batch, row
 
 ROW_S = 0.02
 CALL_S = 1.0  # of one guided row, which fills a call here
@@ -370,10 +370,6 @@ def of(caller: Caller, one: Trajectory) -> Trajectory:
 def in_calls_of(rows: int) -> float:
     """Hardly more than four steps are reckoned with in calls of so many rows."""
     return (1.6 * 4 + 2) * (rows + 0.1) * ROW_S
-
-
-def ids(batch: Batch | None) -> list[str]:
-    return [] if batch is None else [row.row_id for row in batch.rows]
 
 
 class Course(NamedTuple):
