@@ -23,6 +23,7 @@ from deployments.contracts.jobs import (
     MAX_IP_ADAPTERS,
     MAX_SEED,
     MAX_SEEN,
+    MAX_TOLD,
     AdapterWeight,
     ClipSkip,
     Control,
@@ -46,6 +47,7 @@ from deployments.contracts.jobs import (
     Text,
     Threshold,
     TimeoutS,
+    ToldSize,
 )
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -85,6 +87,19 @@ def size_of(size: str | None) -> tuple[int, int] | tuple[None, None]:
     """(width, height) of a readable size; (None, None) where the model's default is meant."""
     found = _SIZE.fullmatch(size or "")
     return (None, None) if found is None else (int(found[1]), int(found[2]))
+
+
+def _told(size: object) -> ToldSize:
+    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    if found is None or not all(1 <= int(side) <= MAX_TOLD for side in found.groups()):
+        raise ValueError(f"must be WIDTHxHEIGHT in pixels, each from 1 to {MAX_TOLD}: 512x768")
+    width, height = map(int, found.groups())
+    return height, width
+
+
+WireToldSize = Annotated[ToldSize, PlainValidator(_told, json_schema_input_type=str)]
+ORIGINAL = "WIDTHxHEIGHT that sdxl is told the picture had before it was scaled; its own by default"
+TARGET = "WIDTHxHEIGHT that sdxl is told the picture has; its own by default"
 
 
 def wire_names(model: type[BaseModel]) -> list[str]:
@@ -268,6 +283,8 @@ class ImagesRequestBody(RequestBody):
         None, description="weighted: (word:1.3), (word), [word] say how strongly words act"
     )
     clip_skip: ClipSkip | None = None
+    original_size: WireToldSize | None = Field(None, description=ORIGINAL)
+    target_size: WireToldSize | None = Field(None, description=TARGET)
     loras: list[LoraBody] = Field([], max_length=MAX_ENTRIES)
     controls: list[ControlBody] = Field([], max_length=MAX_ENTRIES)
     ip_adapter: IpAdapterField | None = Field(
@@ -348,6 +365,8 @@ class ImagesRequestBody(RequestBody):
             guidance_scale=self.guidance_scale,
             prompt_syntax=self.prompt_syntax,
             clip_skip=self.clip_skip,
+            original_size=self.original_size,
+            target_size=self.target_size,
             seed=None if self.seed == RANDOM else self.seed,
             loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.loras),
             image=image,

@@ -36,6 +36,7 @@ MAX_TEXT = 100_000  # characters of a prompt
 MAX_NAME = 100  # characters of the name of a model, an adapter, a control, a size
 MAX_ENTRIES = 64  # of one list
 MAX_FRAMES = 256  # of a video
+MAX_TOLD = 16_384  # pixels a side that an sdxl model is told of
 
 
 def readable_text(text: object) -> object:
@@ -70,6 +71,8 @@ ClipSkip = Annotated[
     Int, Field(ge=0, le=31, description="last layers of the text encoders that are passed over")
 ]
 Side = Annotated[Int, Field(ge=8, multiple_of=8, description="pixels, a multiple of 8")]
+ToldSide = Annotated[Int, Field(ge=1, le=MAX_TOLD, description="pixels")]
+ToldSize = tuple[ToldSide, ToldSide]  # (height, width), as diffusers has it
 Frames = Annotated[Int, Field(ge=1, le=MAX_FRAMES, description="frames of a video")]
 Fps = Annotated[Int, Field(ge=1, le=60, description="frames a second")]
 Count = Annotated[Int, Field(ge=1, description="images to make")]
@@ -191,6 +194,10 @@ class ImageRequest(Conditioned):
             say how strongly words act, in both prompts.
         clip_skip: as in diffusers: 0 takes what the text encoders usually give, 1 what stands one
             layer before it (which others call 2).
+        original_size: of sdxl, (height, width) that the picture is told to have had before it was
+            scaled to what was trained on: less than its own draws it as if it had been blown up.
+            `None`: its own.
+        target_size: of sdxl, (height, width) that the picture is told to have. `None`: its own.
         image: the picture to start from: image-to-image, or with a mask inpainting.
         mask: white is made anew, black is kept; if it has an alpha channel, that decides
             alone: transparent is made anew.
@@ -215,6 +222,8 @@ class ImageRequest(Conditioned):
     guidance_scale: Guidance | None = None
     prompt_syntax: PromptSyntax | None = None
     clip_skip: ClipSkip | None = None
+    original_size: ToldSize | None = None
+    target_size: ToldSize | None = None
     seed: Seed | None = None
     loras: LoraWeights = ()
     image: ImageInput | None = None
@@ -238,6 +247,7 @@ class VideoRequest(Conditioned):
         strength: of it, how far the picture is noised.
         controls: each by one picture that all frames follow, or by a picture of each frame.
         ip_adapter: as of images; each frame resembles the same pictures.
+        original_size, target_size: as of images.
         fps: frames a second of the file; the frames themselves do not depend on it.
         motion_loras: camera motions by their catalogue names.
         priority: below that of images, so that an image that waits goes before the next step.
@@ -257,6 +267,8 @@ class VideoRequest(Conditioned):
     guidance_scale: Guidance | None = None
     prompt_syntax: PromptSyntax | None = None
     clip_skip: ClipSkip | None = None
+    original_size: ToldSize | None = None
+    target_size: ToldSize | None = None
     seed: Seed | None = None
     loras: LoraWeights = ()
     motion_loras: LoraWeights = ()
@@ -340,6 +352,7 @@ class ImageJob:
     Attributes:
         job_id: unique; what a cancellation names.
         seeds: one per image, in order.
+        original_size, target_size: (height, width) that sdxl is told; `None`: its own.
         image: index of the picture to start from, (height, width, 3) uint8.
         mask: index of the mask, (height, width) uint8: 255 is made anew, 0 is kept.
         strength: with `image`: the share of the steps that is taken.
@@ -366,6 +379,8 @@ class ImageJob:
     guidance_scale: Guidance = 0.0
     prompt_syntax: PromptSyntax = "plain"
     clip_skip: ClipSkip = 0
+    original_size: ToldSize | None = None
+    target_size: ToldSize | None = None
     loras: tuple[LoraWeight, ...] = ()
     image: int | None = None
     mask: int | None = None

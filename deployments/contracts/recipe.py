@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from deployments.contracts.jobs import Control, IpAdapter, LoraWeight, PromptSyntax
+from deployments.contracts.jobs import Control, IpAdapter, LoraWeight, PromptSyntax, ToldSize
 
 KEY = "tcd"  # of the text in a file that is its request
 
@@ -16,6 +16,7 @@ class Recipe:
 
     Attributes:
         width, height: pixels.
+        original_size, target_size: (height, width) that sdxl was told, where they were asked for.
         strength: of images with a start picture.
         num_frames, fps: of videos.
     """
@@ -30,6 +31,8 @@ class Recipe:
     guidance_scale: float
     prompt_syntax: PromptSyntax
     clip_skip: int
+    original_size: ToldSize | None = None
+    target_size: ToldSize | None = None
     loras: tuple[LoraWeight, ...] = ()
     image: str | None = None
     mask: str | None = None

@@ -7,7 +7,9 @@ from pydantic_core import from_json
 
 from deployments.contracts.api import (
     IMAGE,
+    ORIGINAL,
     RANDOM,
+    TARGET,
     WEBHOOK,
     ControlFields,
     Images,
@@ -15,6 +17,7 @@ from deployments.contracts.api import (
     LoraBody,
     RequestBody,
     WireSeed,
+    WireToldSize,
     readable_size,
     resembled,
     size_of,
@@ -118,6 +121,8 @@ class VideoBody(RequestBody):
         None, description="weighted: (word:1.3), (word), [word] say how strongly words act"
     )
     clip_skip: ClipSkip | None = None
+    original_size: WireToldSize | None = Field(None, description=ORIGINAL)
+    target_size: WireToldSize | None = Field(None, description=TARGET)
     loras: list[LoraBody] = Field(default_factory=list, max_length=MAX_ENTRIES)
     motion_loras: list[LoraBody] = Field(default_factory=list, max_length=MAX_ENTRIES)
     controls: list[VideoControlBody] = Field(default_factory=list, max_length=MAX_ENTRIES)
@@ -168,6 +173,8 @@ class VideoBody(RequestBody):
             guidance_scale=self.guidance_scale,
             prompt_syntax=self.prompt_syntax,
             clip_skip=self.clip_skip,
+            original_size=self.original_size,
+            target_size=self.target_size,
             seed=None if self.seed == RANDOM else self.seed,
             loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.loras),
             motion_loras=tuple(LoraWeight(lora.name, lora.weight) for lora in self.motion_loras),

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from PIL.PngImagePlugin import PngInfo
 
 from deployments.contracts.errors import InvalidRequest
-from deployments.contracts.jobs import IpAdapter
+from deployments.contracts.jobs import IpAdapter, ToldSize
 from deployments.contracts.recipe import KEY, Recipe
 from deployments.ingress.answer.exif import exif
 from deployments.ingress.answer.infotext import infotext
@@ -80,6 +80,8 @@ def request_of(
         "guidance_scale": recipe.guidance_scale,
         "prompt_syntax": recipe.prompt_syntax,
         "clip_skip": recipe.clip_skip,
+        "original_size": _size(recipe.original_size),
+        "target_size": _size(recipe.target_size),
         "seed": seed,
         "loras": [asdict(lora) for lora in recipe.loras],
         "input_reference" if video else "image": recipe.image,
@@ -118,6 +120,10 @@ def _ip_adapter(adapter: IpAdapter) -> dict[str, object]:
             "mask": adapter.mask,
         }
     )
+
+
+def _size(told: ToldSize | None) -> str | None:
+    return None if told is None else f"{told[1]}x{told[0]}"
 
 
 def _one_or_several(adapters: list[dict[str, object]]) -> object:

@@ -47,6 +47,8 @@ def _recipe(
         guidance_scale=job.guidance_scale,
         prompt_syntax=job.prompt_syntax,
         clip_skip=job.clip_skip,
+        original_size=job.original_size,
+        target_size=job.target_size,
         loras=job.loras,
         image=names.get("image"),
         strength=None if job.image is None else job.strength,

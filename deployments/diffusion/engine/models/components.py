@@ -115,6 +115,7 @@ class Components:
             makes_videos=self.motion is not None,
             max_steps=self.schedule.max_steps,
             max_clip_skip=_skippable(self.text_encoders),
+            told_size=self.family.text_encoders == 2,
         )
 
 

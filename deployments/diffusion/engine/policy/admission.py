@@ -137,6 +137,13 @@ class Admission:
                 f"{self._can.max_clip_skip} layers can be passed over",
                 "clip_skip",
             )
+        for name, told in (("original_size", job.original_size), ("target_size", job.target_size)):
+            if told is not None and not self._can.told_size:
+                raise InvalidRequest(
+                    f"{name} is given; this model is told no size: leave it out, or ask an sdxl "
+                    "model",
+                    name,
+                )
         steps = real_steps(job.num_inference_steps, job.strength)
         if steps < 1:
             raise InvalidRequest(_no_step(job.num_inference_steps, job.strength), "strength")
@@ -202,6 +209,8 @@ class Admission:
                 image_prompts=image_prompts,
                 frames=job.num_frames,
                 clip_skip=job.clip_skip,
+                original_size=job.original_size,
+                target_size=job.target_size,
             )
             for seed in job.seeds
         ]

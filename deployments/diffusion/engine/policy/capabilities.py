@@ -32,6 +32,7 @@ class Capabilities:
         makes_videos: it has motion layers.
         max_steps: of its schedule.
         max_clip_skip: layers of its text encoders that may be passed over.
+        told_size: its UNet is told the picture's size, and what it was (sdxl).
     """
 
     takes_mask: bool
@@ -40,3 +41,4 @@ class Capabilities:
     makes_videos: bool
     max_steps: int = MAX_STEPS
     max_clip_skip: int = 0
+    told_size: bool = False

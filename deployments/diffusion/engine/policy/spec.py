@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from configs.collection import Held
-from deployments.contracts.jobs import Embeds, Mask, Pixels, real_steps
+from deployments.contracts.jobs import Embeds, Mask, Pixels, ToldSize, real_steps
 from deployments.diffusion.engine.policy.batch import BatchKey
 
 SHARED_WINDOWS = 8  # of texts whose rows share a call with those of any other such text
@@ -108,6 +108,7 @@ class RowSpec:
         loras: adapter keys and weights.
         frames: of a video; `None`: it is an image.
         clip_skip: last layers of the text encoders that are passed over.
+        original_size, target_size: (height, width) that sdxl is told; `None`: its own.
         strength: with `source`: the share of the steps that is taken, the last ones.
         partial_steps: after these many steps the estimate of x_0 is decoded.
     """
@@ -129,6 +130,8 @@ class RowSpec:
     image_prompts: tuple[ImagePrompt, ...] = ()
     frames: int | None = None
     clip_skip: int = 0
+    original_size: ToldSize | None = None
+    target_size: ToldSize | None = None
 
     @cached_property
     def steps(self) -> int:
@@ -166,6 +169,12 @@ class RowSpec:
         """(h, w) of an image, (frames, h, w) of a video."""
         size = (self.height // LATENT_SCALE, self.width // LATENT_SCALE)
         return size if self.frames is None else (self.frames, *size)
+
+    @property
+    def size_ids(self) -> tuple[int, ...]:
+        """sdxl's six numbers: original size, crop corner, target size."""
+        own = (self.height, self.width)
+        return (*(self.original_size or own), 0, 0, *(self.target_size or own))
 
     @property
     def encode_pixels(self) -> int:

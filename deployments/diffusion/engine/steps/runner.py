@@ -257,7 +257,7 @@ class Runner:
             coefficients=numbers.put(coefficients(steps)),
             guidance=numbers.put([row.spec.guidance_scale for row in rows]),
             adapters=numbers.put(self._bank(specs).mix([dict(spec.loras) for spec in specs])),
-            size_ids=numbers.put([_size_ids(spec) for spec in specs]),
+            size_ids=numbers.put([spec.size_ids for spec in specs]),
             seen=SeenPlan([seen[place] for place, _ in framed], numbers),
             controls=ControlPlan(
                 self._parts.controls,
@@ -447,11 +447,6 @@ def _plain(like: Row, steps: tuple[Step, ...]) -> Row:
         ready=None,
         half=None,
     )
-
-
-def _size_ids(spec: RowSpec) -> tuple[float, ...]:
-    """sdxl's six numbers: original size, crop corner, target size."""
-    return (spec.height, spec.width, 0, 0, spec.height, spec.width)
 
 
 def _controls(placed: _Placed, frame: int) -> list[RowControl]:

@@ -108,6 +108,7 @@ class Oracle:
             latents[:] = [values["latents"][0].clone()]
             return values
 
+        told = {"original_size": job.original_size, "target_size": job.target_size}
         assert scheduler.config.prediction_type == "epsilon"  # `watched` knows no other
         scheduler.step = watched
         try:
@@ -122,6 +123,7 @@ class Oracle:
                 latents=noise * (1 + change * nudge),
                 generator=generator,
                 callback_on_step_end=last,
+                **{name: size for name, size in told.items() if size is not None},
             ).images[0]
         finally:
             scheduler.step = step

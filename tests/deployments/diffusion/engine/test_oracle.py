@@ -130,6 +130,32 @@ def test_a_mixed_batch_equals_diffusers_row_by_row(
     assert figures.failed_total == 0
 
 
+def test_each_row_of_sdxl_is_told_its_own_sizes(
+    make_engine: MakeEngine, oracle_of: Oracles
+) -> None:
+    engine, oracle = make_engine("sdxl", limits=ROOMY), oracle_of("sdxl")
+    jobs = [
+        image_job("plain", seeds=(3,)),
+        image_job("small once", seeds=(3,), original_size=(48, 64)),
+        image_job("told larger", seeds=(3,), target_size=(1024, 768)),
+        image_job("both", seeds=(3,), original_size=(1, 16_384), target_size=(64, 64)),
+        image_job("guided", seeds=(3,), original_size=(48, 64), guidance_scale=4.0),
+    ]
+    listener = Listener(engine)
+    with Gate(engine) as gate:
+        listener.submit(image_job("at the gate"))
+        gate.wait()
+        listener.submit(*jobs)
+        gate.open()
+        listener.wait()
+    assert max(map(len, gate.calls)) > len(jobs), "they never shared a call"
+    found = [listener.image(job.job_id) for job in jobs]
+    for job, image in zip(jobs, found, strict=True):
+        assert_same(image, oracle.image(job))
+    for one, other in combinations(found, 2):
+        assert distance(one.latents, other.latents) > CLEARLY_DIFFERENT
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_mixed_batch_holds_no_chaotic_request(family: FamilyName, oracle_of: Oracles) -> None:

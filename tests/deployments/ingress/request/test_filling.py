@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.app import Limits, size_allowed
+from deployments.contracts.api import GenerationsBody
 from deployments.contracts.cards import CardDefaults, CardLimits, ModelCard
 from deployments.contracts.jobs import ImageRequest, Quality
-from deployments.ingress.request.filling import image_job, nearest_size
+from deployments.contracts.videos import VideoBody
+from deployments.ingress.request.filling import image_job, nearest_size, video_job
 
 CARD = ModelCard(
     id="sd15",
@@ -91,6 +93,16 @@ def test_no_quality_takes_more_than_there_are() -> None:
     )
     assert job.num_inference_steps == 40
     assert (job.clip_skip, job.prompt_syntax) == (1, "plain")
+
+
+def test_what_sdxl_is_told_of_sizes_goes_on() -> None:
+    body = GenerationsBody(prompt="a", original_size="640x480", target_size="99x1")
+    asked = body.to_request()
+    job = image_job(asked, CARD, (64, 64), image=None, mask=None, controls=(), ip_adapters=())
+    assert (job.original_size, job.target_size) == ((480, 640), (1, 99))
+    video = VideoBody(prompt="a", original_size="640x480").to_request()
+    job = video_job(video, CARD, (64, 64), image=None, controls=(), ip_adapters=())
+    assert (job.original_size, job.target_size) == ((480, 640), None)
 
 
 LIMITS = [

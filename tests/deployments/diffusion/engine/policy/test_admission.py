@@ -71,6 +71,8 @@ def admission(components: Components, demo_models: Path) -> Admission:
             "clip_skip",
             r"clip_skip is 31; .* at most \d layers can be passed over",
         ),
+        ({"original_size": (64, 64)}, "original_size", "original_size is given; .* no size"),
+        ({"target_size": (64, 64)}, "target_size", "leave it out, or ask an sdxl model"),
         ({"loras": styles(neon=1.0, ink=1.0, papercut=1.0)}, "loras", "mixes at most 2"),
         ({"loras": (*styles(neon=1.0), *styles(neon=0.5))}, "loras", "'neon' is named twice"),
         ({"strength": 0.5}, "strength", "strength needs an image"),
@@ -103,6 +105,22 @@ def test_any_text_of_few_tokens_is_taken(family: FamilyName, demo_models: Path) 
     for text in ("", " ", "صورة قطة", "🦊 in the ❄️", "<|endoftext|>", "\0\n\t"):
         (spec,) = admission.admit(image_job(prompt=text), ()).specs
         assert {len(ids) for (ids,) in spec.prompt.ids} == {77}
+
+
+@pytest.mark.parametrize(
+    ("told", "numbers"),
+    [
+        ({}, (96, 136, 0, 0, 96, 136)),
+        ({"original_size": (48, 64)}, (48, 64, 0, 0, 96, 136)),
+        ({"original_size": (48, 64), "target_size": (1, 2)}, (48, 64, 0, 0, 1, 2)),
+    ],
+)
+def test_sdxl_is_told_a_size(
+    told: dict[str, Any], numbers: tuple[int, ...], demo_models: Path
+) -> None:
+    admission = admission_of(load(model_args(demo_models, "sdxl")), ModelUserConfig())
+    (spec,) = admission.admit(image_job(width=136, height=96, **told), ()).specs
+    assert spec.size_ids == numbers
 
 
 def test_every_image_of_a_job_is_a_row_of_its_own_seed(admission: Admission) -> None:
