@@ -13,6 +13,8 @@ export const EMPTY = {
   negative_prompt: "",
   prompt_syntax: "", // the model's own
   clip_skip: "",
+  original_size: "",
+  target_size: "",
   width: "",
   height: "",
   n: 1,
@@ -60,6 +62,7 @@ export function abilities(card) {
     onlyInpaints: tasks.length > 0 && !tasks.includes("text-to-image"),
     films: tasks.includes("video"),
     resembles: Boolean(card?.ip_adapter),
+    isToldSizes: card?.family === "sdxl",
   };
 }
 

@@ -5,6 +5,7 @@
 import { abilities } from "./draft.js";
 
 const NUMBERS = ["num_inference_steps", "eta", "guidance_scale", "seed", "clip_skip"];
+const TOLD_SIZES = ["original_size", "target_size"];
 const FORM_FILES = ["image", "mask"];
 
 const weights = (of, offered, further = false) =>
@@ -25,6 +26,7 @@ export function requestOf(draft, card) {
   const body = { model: draft.model, prompt: draft.prompt };
   for (const name of NUMBERS) if (draft[name] !== "") body[name] = draft[name];
   if (draft.negative_prompt) body.negative_prompt = draft.negative_prompt;
+  for (const name of TOLD_SIZES) if (can.isToldSizes && draft[name]) body[name] = draft[name];
   if (draft.prompt_syntax) body.prompt_syntax = draft.prompt_syntax;
   if (draft.width || draft.height) body.size = `${draft.width || card.defaults.width}x${draft.height || card.defaults.height}`;
   const loras = weights(draft.loras, card?.loras ?? {}, Boolean(card?.loras_from));

@@ -2,7 +2,7 @@
 
 import { html } from "./vendor/preact.js";
 import { abilities, change } from "./draft.js";
-import { Fault, NumberField } from "./fields.js";
+import { Fault, NumberField, Section, TextField } from "./fields.js";
 import { gallery } from "./kept.js";
 import { useStore } from "./store.js";
 
@@ -56,6 +56,13 @@ export function Sampling({ draft, card }) {
         <${NumberField} name="height" label="Height" value=${draft.height} min=${limits.min_side} max=${limits.max_side} step=${MULTIPLE} usual=${defaults.height} />
       </div>
       <${Fault} name="size" />
+      ${can.isToldSizes && html`<${Section} title="What the model is told of sizes" note=${draft.original_size || draft.target_size ? "in use" : ""}>
+        <p><small>WIDTHxHEIGHT; the picture's own where nothing stands.</small></p>
+        <div class="row">
+          <${TextField} name="original_size" label="Before it was scaled" value=${draft.original_size} />
+          <${TextField} name="target_size" label="Now" value=${draft.target_size} />
+        </div>
+      </${Section}>`}
     </fieldset>
     <div class="row">
       <${NumberField} name="num_inference_steps" label="Steps" value=${draft.num_inference_steps} min=${1} max=${limits.max_steps} step=${1} usual=${defaults.num_inference_steps} />

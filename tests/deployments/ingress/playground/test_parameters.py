@@ -18,6 +18,7 @@ ASKED = {
     "prompt": "größer: a red ball, at night",
     "negative_prompt": "snow",
     "size": "64x72",
+    "original_size": "48x40",
     "num_inference_steps": 3,
     "eta": 0.5,
     "guidance_scale": 1.5,
@@ -34,7 +35,7 @@ def test_of_this_service(served: Served, visit: Visit, kind: str) -> None:
     visitor = visit(served.url + "/")
     visitor.drops(data, f"image/{kind}")
     visitor.page.get_by_text("Taken from the picture.").wait_for()
-    for field in ("model", "prompt", "negative_prompt"):
+    for field in ("model", "prompt", "negative_prompt", "original_size"):
         assert visitor.field(field).input_value() == asked[field]
     for field in ("num_inference_steps", "eta", "guidance_scale", "seed"):
         assert float(visitor.field(field).input_value()) == asked[field]
