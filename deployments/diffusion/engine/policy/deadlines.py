@@ -13,6 +13,19 @@ DEAREST = 1.5  # times what a row takes in full calls, in those that are smaller
 LONGEST_TURN = 4  # times its call: more is a call that compiled, or a machine that stood still
 
 
+def call_s(call_rows: float | None, most: int, full_s: float, curve: Curve) -> float:
+    """What a call is thought to take that a row would be in; 0: nobody knows.
+
+    Args:
+        call_rows: that a call may have for its sake; `None`: as many as any.
+        most: that any may have.
+        full_s: what a call takes as full as it would be without.
+    """
+    if call_rows is None or call_rows >= most or not curve.known:
+        return full_s
+    return min(full_s, curve.seconds_of(call_rows))
+
+
 class Deadlines:
     """What a row comes to if it has every call from now on.
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from deployments.contracts.jobs import Caller
 from deployments.diffusion.engine.policy.batch import BatchKey
-from deployments.diffusion.engine.policy.deadlines import Deadlines
+from deployments.diffusion.engine.policy.deadlines import Deadlines, call_s
 from deployments.diffusion.engine.policy.tempo import Curve
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 
@@ -140,10 +140,9 @@ class Foresight:
         return max(1, alike) * self.work_s([row])
 
     def _spare_s(self, row: Trajectory, now: float, call_rows: float | None) -> float:
-        call_s = self.call_s.get(row.key, 0.0)
-        if call_rows is not None and call_rows < self.rows.get(row.key, 0):
-            call_s = min(call_s, self.curves[row.key].seconds_of(call_rows))
-        return self.deadlines.spare_at_once_s(row, now, call_s)
+        most, full_s = self.rows.get(row.key, 0), self.call_s.get(row.key, 0.0)
+        own_s = call_s(call_rows, most, full_s, self.curves.get(row.key, Curve()))
+        return self.deadlines.spare_at_once_s(row, now, own_s)
 
 
 def _in_turns_s(own_s: float, last_s: float, beside: Sequence[_Beside]) -> float:

@@ -37,11 +37,11 @@ from configs.app import Limits
 from deployments.contracts.places import Places
 from deployments.diffusion.engine.policy.background import Background
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Outcome
-from deployments.diffusion.engine.policy.deadlines import Deadlines
+from deployments.diffusion.engine.policy.deadlines import Deadlines, call_s
 from deployments.diffusion.engine.policy.estimate import Work
 from deployments.diffusion.engine.policy.foresight import Foresight
 from deployments.diffusion.engine.policy.line import Line
-from deployments.diffusion.engine.policy.tempo import Tempo
+from deployments.diffusion.engine.policy.tempo import Curve, Tempo
 from deployments.diffusion.engine.policy.trajectory import Status, Trajectory
 from deployments.diffusion.engine.policy.turns import Turns
 
@@ -80,8 +80,9 @@ class Scheduler:
         self._at_once = 1  # rows of the size that was last in turn
         self._background = Background(limits.background_share)
         self._deadlines = Deadlines()
-        # Of each size that is held: rows that a call may have, and has for the sake of those that
-        # are held; and what it is thought to take as full as it would be.
+        # Of each size that is held: what calls take, if it was timed itself; rows that a call may
+        # have, and has for the sake of those that are held; what it takes as full as it would be.
+        self._curves: dict[BatchKey, Curve] = {}
         self._rows: dict[BatchKey, int] = {}
         self._full: dict[BatchKey, float] = {}
         self._call_s: dict[BatchKey, float] = {}
@@ -108,8 +109,7 @@ class Scheduler:
     def foresight(self) -> Foresight:
         """What is known of its times by now."""
         row_s = {key: self._tempo.row_s(key, self._full[key]) for key in self._rows}
-        curves = {key: self._tempo.curve(key) for key in self._rows if self._tempo.knows(key)}
-        return Foresight(self._deadlines, self._call_s, row_s, self._rows, curves)
+        return Foresight(self._deadlines, self._call_s, row_s, self._rows, self._curves)
 
     @property
     def pending_unet_rows(self) -> int:
@@ -249,11 +249,12 @@ class Scheduler:
             held[row.key] += row.unet_rows
             largest[row.key] = max(row.unet_rows, largest.get(row.key, 0))
         self._rows = {key: self.limit_of(key) for key in held}
+        self._curves = {key: self._tempo.curve(key) for key in held if self._tempo.knows(key)}
         widest = dict.fromkeys(held, 0.0)
         for row in able:
-            if row.call_rows is None and self._tempo.knows(row.key):
-                curve, most = self._tempo.curve(row.key), self._rows[row.key]
-                row.call_rows = self._deadlines.call_rows(row, now, curve, most)
+            curve = self._curves.get(row.key)
+            if row.call_rows is None and curve is not None:
+                row.call_rows = self._deadlines.call_rows(row, now, curve, self._rows[row.key])
             widest[row.key] = max(widest[row.key], row.call_rows or inf)
         self._full = {key: min(most, widest[key]) for key, most in self._rows.items()}
         self._call_s = {
@@ -449,10 +450,8 @@ class Scheduler:
 
     def _call_s_of(self, row: Trajectory) -> float:
         """What a call is thought to take that a row would be in."""
-        full_s = self._call_s.get(row.key, 0.0)
-        if row.call_rows is None or row.call_rows >= self._rows.get(row.key, 0):
-            return full_s
-        return min(full_s, self._tempo.seconds_of(row.key, row.call_rows))
+        most, full_s = self._rows.get(row.key, 0), self._call_s.get(row.key, 0.0)
+        return call_s(row.call_rows, most, full_s, self._curves.get(row.key, Curve()))
 
     def _leave(self, row: Trajectory, status: Status) -> None:
         del self._live[row.row_id]
