@@ -97,7 +97,8 @@ def _told(size: object) -> ToldSize:
     return height, width
 
 
-WireToldSize = Annotated[ToldSize, PlainValidator(_told, json_schema_input_type=str)]
+_Text = Annotated[str, Field(pattern=f"^{_SIZE.pattern}$")]
+WireToldSize = Annotated[ToldSize, PlainValidator(_told, json_schema_input_type=_Text)]
 ORIGINAL = "WIDTHxHEIGHT that sdxl is told the picture had before it was scaled; its own by default"
 TARGET = "WIDTHxHEIGHT that sdxl is told the picture has; its own by default"
 

@@ -22,8 +22,11 @@ def asked_of(record: JobRecord) -> Asked:
 
 
 def request_of(asked: Asked, pictures: Mapping[str, str]) -> dict[str, JsonValue]:
-    """The same as a record keeps it. `pictures`: names of files by field."""
-    return {ASKED: asked.model_dump(mode="json"), PICTURES: dict(pictures)}
+    """The same as a record keeps it. `pictures`: names of files by field.
+
+    What is left out is not in it: a release that does not know a field yet can do the job.
+    """
+    return {ASKED: asked.model_dump(mode="json", exclude_defaults=True), PICTURES: dict(pictures)}
 
 
 def pictures_in(record: JobRecord) -> dict[str, str]:

@@ -232,8 +232,8 @@ class Scheduler:
         until its image is answered, of late."""
         if self._last is not None:
             before, at = self._last
-            call_s = self._tempo.seconds_of(before.key, before.unet_rows)
-            self._deadlines.turned(now - at, call_s)
+            took_s = self._tempo.seconds_of(before.key, before.unet_rows)
+            self._deadlines.turned(now - at, took_s)
         self._look(now, after_s)
         batch = self._next()
         self._last = None if batch is None else (batch, now)

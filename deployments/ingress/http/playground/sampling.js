@@ -39,6 +39,7 @@ async function asPicture(draft, card) {
 export function Sampling({ draft, card }) {
   const { defaults, limits } = card;
   const can = abilities(card);
+  const told = Boolean(draft.original_size || draft.target_size);
   const last = useStore(gallery)[0]?.seed;
   return html`<fieldset class="group" data-field="size">
       <legend>Size</legend>
@@ -56,7 +57,7 @@ export function Sampling({ draft, card }) {
         <${NumberField} name="height" label="Height" value=${draft.height} min=${limits.min_side} max=${limits.max_side} step=${MULTIPLE} usual=${defaults.height} />
       </div>
       <${Fault} name="size" />
-      ${can.isToldSizes && html`<${Section} title="What the model is told of sizes" note=${draft.original_size || draft.target_size ? "in use" : ""}>
+      ${can.isToldSizes && html`<${Section} title="What the model is told of sizes" note=${told ? "in use" : ""} open=${told}>
         <p><small>WIDTHxHEIGHT; the picture's own where nothing stands.</small></p>
         <div class="row">
           <${TextField} name="original_size" label="Before it was scaled" value=${draft.original_size} />

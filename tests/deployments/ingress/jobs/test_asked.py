@@ -16,6 +16,7 @@ from deployments.ingress.jobs.asked import (
     file_of,
     with_pictures,
 )
+from deployments.ingress.jobs.cards import request_of
 from deployments.ingress.request.budget import pictures_of
 
 FILE = b"a file" * 1000
@@ -45,6 +46,15 @@ def asked(image: ImageInput, several: bool, video: bool, mask: ImageInput | None
     )
 
 
+@pytest.mark.parametrize("request_", [ImageRequest("a", n=2), VideoRequest("a", fps=4)])
+def test_a_record_does_not_name_what_was_left_out(request_: ImageRequest | VideoRequest) -> None:
+    """Else an earlier release fails it for a field that it does not know."""
+    kind = VideoAsked if isinstance(request_, VideoRequest) else ImageAsked
+    own = {"n": 2} if kind is ImageAsked else {"fps": 4}
+    record = request_of(kind.model_validate({"request": request_}), {})
+    assert record == {"asked": {"request": {"prompt": "a", **own}}, "pictures": {}}
+
+
 @pytest.mark.parametrize("image", KINDS)
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("video", [False, True])
@@ -54,9 +64,9 @@ def test_pictures_are_taken_out_and_put_back(image: ImageInput, several: bool, v
     pictures = pictures_of(whole.request)
     named = {param: f"picture-{place}" for place, param in enumerate(pictures)}
     kept = whole.model_copy(update={"request": with_pictures(whole.request, named)})
-    text = kept.model_dump_json()
+    text = json.dumps(request_of(kept, {}))
     assert len(text) < 5000
-    again = type(whole).model_validate(json.loads(text))
+    again = type(whole).model_validate(json.loads(text)["asked"])
     assert again == kept
     back = with_pictures(again.request, pictures)
     assert repr(back) == repr(whole.request)

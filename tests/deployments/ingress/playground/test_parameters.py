@@ -37,6 +37,7 @@ def test_of_this_service(served: Served, visit: Visit, kind: str) -> None:
     visitor.page.get_by_text("Taken from the picture.").wait_for()
     for field in ("model", "prompt", "negative_prompt", "original_size"):
         assert visitor.field(field).input_value() == asked[field]
+    assert visitor.field("original_size").is_visible()
     for field in ("num_inference_steps", "eta", "guidance_scale", "seed"):
         assert float(visitor.field(field).input_value()) == asked[field]
     assert visitor.field("width").input_value() == "64"
