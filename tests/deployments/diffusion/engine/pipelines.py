@@ -166,6 +166,8 @@ class Pipelines:
                 "control_guidance_start": _alone([c.start for c in job.controls]),
                 "control_guidance_end": _alone([c.end for c in job.controls]),
             }
+        told = {"original_size": job.original_size, "target_size": job.target_size}
+        arguments |= {name: size for name, size in told.items() if size is not None}
         if job.ip_adapters:
             pipe.set_ip_adapter_scale(job.ip_adapters[0].scale)
         image = pipe(**arguments).images[0]

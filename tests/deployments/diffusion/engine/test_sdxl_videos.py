@@ -95,6 +95,8 @@ def test_frames_are_images_where_nothing_moves(
         ip_adapters=(IpAdapterUse("default", (1,), 0.6),),
         loras=(LoraWeight("neon", 0.5),),
         guidance_scale=2.5,
+        original_size=(48, 64),
+        target_size=(32, 40),
     )
     map_, embeds = (
         control_map("canny", WIDTH, HEIGHT),
@@ -129,6 +131,8 @@ def test_frames_are_images_where_nothing_moves(
             output_type="latent",
             image=Image.fromarray(map_),
             controlnet_conditioning_scale=0.7,
+            original_size=job.original_size,
+            target_size=job.target_size,
             ip_adapter_image_embeds=[torch.from_numpy(np.stack([embeds[1:], embeds[:1]]))],
             latents=noise[:, :, frame],
         ).images[0]

@@ -239,6 +239,21 @@ def test_a_unet_of_nine_channels(
     assert_all_same(made, tasks, Pipelines(checkpoint))
 
 
+def test_sdxl_is_told_sizes_in_every_task(demo_models: Path, engine_for: MakeFor) -> None:
+    checkpoint = Checkpoint(demo_models, "sdxl", "sdxl", ADAPTERS["sdxl"])
+    small: dict[str, Any] = {"num_inference_steps": 8, "original_size": (48, 64)}
+    both: dict[str, Any] = small | {"original_size": (1024, 768), "target_size": (64, 48)}
+    tasks = [
+        task("image", seeds=(1,), image=True, strength=0.6, **small),
+        task("hole", seeds=(2,), image=True, mask=box_mask(), strength=0.8, **both),
+        task("canny", seeds=(3,), nets=[Net("canny", 0.7)], guidance_scale=3.0, **both),
+        task("sees", seeds=(4,), sees=(checkpoint, 1, 0.6), **small),
+        task("told nothing", seeds=(4,), sees=(checkpoint, 1, 0.6)),
+    ]
+    made = make_together(engine_for(checkpoint), tasks)
+    assert_all_same(made, tasks, Pipelines(checkpoint))
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_a_plus_adapter_sees_hidden_states(
     family: FamilyName, demo_models: Path, engine_for: MakeFor
