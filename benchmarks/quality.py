@@ -2,10 +2,10 @@
 
     python -m benchmarks.quality [--pictures N] [--part NAME ...] [--plot FILE]
 
-With 200 pictures all parts take half an hour on two idle cores.
+With 200 pictures all parts take long: `--part` chooses.
 
-The service runs as `make demo` starts it, with one more model: the sd15 base without its
-TCD-LoRA, the teacher. Scenes are held out of training; the checker of `demo/world` judges.
+The service runs as `make demo` starts it, with two more models: the bases of sd15 and sdxl without
+their TCD-LoRAs, the teachers. Scenes are held out of training; the checker of `demo/world` judges.
 `docs/quality.md` has the results and says what they mean.
 """
 
@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +24,23 @@ from benchmarks.report import machine, print_table
 from benchmarks.service import LOGICAL_CPUS, silent
 from benchmarks.world import holes, motion, references, samplers, styles
 from benchmarks.world.drawing import bodies, draw
+from benchmarks.world.sharpness import sharpness
 from demo.client import Client, Picture
 from demo.service import ROOT, Config, demo_config, running
 from demo.standins import WEIGHTS
+from demo.train.data import blown_up
 from demo.train.measure import HEADER, adherence, held_out_scenes, row
 from demo.world.camera import CAMERA_MOTIONS
+from demo.world.renderer import SIDE
 from demo.world.scene import Scene, draw_scene
 from demo.world.style import STYLES, Style
 
 MODELS = ("sd15", "sd15-inpainting", "sd21", "sdxl", "sdxl-inpainting")
 FAMILIES = ("sd15", "sd21", "sdxl")
 CONTROLLED = ("sd15", "sdxl")  # that have ControlNets, an IP-Adapter and an inpainting UNet
+SIDES = {"sd15": SIDE, "sdxl": 2 * SIDE}  # of pictures that requests bring along
+TAUGHT = ("sd15", "sdxl")  # whose teachers are served, too
+FEW_STEPS, FEW_STEPS_GUIDANCE = (2, 4, 8), 2.0
 WEIGHTS_OF_STYLES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SCALES = (0.0, 0.5, 1.0)
 
@@ -59,14 +66,30 @@ class Quality:
                 rows.append(row(f"{family}, {what}", adherence(scenes, drawn)))
         print_table(HEADER, rows)
 
+    def sizes(self) -> None:
+        """sdxl at the sizes that it learned, and told that the larger was blown up."""
+        scenes = held_out_scenes(self.pictures, pairs=0.35)
+        large = np.stack([given.pixels for given in references.references(scenes, SIDES["sdxl"])])
+        small = np.stack([given.pixels for given in references.references(scenes)])
+        print("### sdxl by size, TCD, 4 steps; true pictures\n")
+        rows = []
+        for size, original in (("64x64", "64x64"), ("128x128", "128x128"), ("128x128", "64x64")):
+            asked = bodies(scenes, model="sdxl", size=size, original_size=original)
+            drawn = draw(self.client, asked)
+            right = percent(float(np.mean([one.right for one in adherence(scenes, drawn)])))
+            rows.append((size, original, right, f"{sharpness(drawn):.1f}"))
+        rows.append(("true 128x128", "", "", f"{sharpness(large):.1f}"))
+        rows.append(("true 64x64, blown up", "", "", f"{sharpness(blown_up(small)):.1f}"))
+        print_table(("size", "original_size", "right", "sharpness"), rows)
+
     def samplers(self) -> None:
         """TCD against the teacher, and what eta does."""
         scenes = held_out_scenes(self.pictures, pairs=0.35)
         rng = np.random.default_rng(77)
         others = [draw_scene(rng, pairs=0.35, held=True) for _ in range(samplers.TRUE_PICTURES)]
         encoder = WEIGHTS / "ip-adapter" / "models" / "image_encoder"
-        judge = samplers.Judge(scenes, others, encoder)
-        sampler = samplers.Samplers(self.client, scenes, WEIGHTS / "sd15")
+        judge = samplers.Judge(scenes, others, encoder, SIDES["sd15"])
+        sampler = samplers.Samplers(self.client, scenes, WEIGHTS, "sd15")
         print("### The teacher's guidance, DDIM, 50 steps\n")
         guided = samplers.best_guidance(judge, sampler)
         print_table(
@@ -77,18 +100,10 @@ class Quality:
             ],
         )
         print("### TCD against its teacher\n")
-        points = samplers.compare(judge, sampler, guided)
-        kinds = dict.fromkeys(point.setting.sampler for point in points)
-        for what, value in (("right", right), ("Fréchet distance", distance)):
-            print_table(
-                (f"{what}, at steps", *map(str, samplers.STEPS)),
-                [
-                    (kind, *(value(p) for p in points if p.setting.sampler == kind))
-                    for kind in kinds
-                ],
-            )
+        guidance = guided[0].setting.guidance
+        points = samplers.compare(judge, sampler, samplers.STEPS, guidance, guided)
         truth = judge.truth()
-        print(f"True pictures of these scenes: distance {truth:.2f}\n")
+        print_points(points, truth)
         samplers.plot(points, truth, self.plot)
         print("### Detail by eta (energy of high frequencies, in thousandths)\n")
         print_table(
@@ -99,12 +114,25 @@ class Quality:
             ],
         )
 
+    def few_steps(self) -> None:
+        """The same at few steps on sdxl, whose pictures are larger."""
+        scenes = held_out_scenes(self.pictures, pairs=0.35)
+        rng = np.random.default_rng(77)
+        others = [draw_scene(rng, pairs=0.35, held=True) for _ in range(samplers.TRUE_PICTURES)]
+        encoder = WEIGHTS / "ip-adapter" / "models" / "image_encoder"
+        judge = samplers.Judge(scenes, others, encoder, SIDES["sdxl"])
+        sampler = samplers.Samplers(self.client, scenes, WEIGHTS, "sdxl")
+        print(f"### TCD against its teacher, sdxl, guidance {FEW_STEPS_GUIDANCE:g}\n")
+        points = samplers.compare(judge, sampler, FEW_STEPS, FEW_STEPS_GUIDANCE)
+        print_points(points, judge.truth())
+
     def controls(self) -> None:
         """Edges and depth of references, by ControlNets."""
-        given = references.references(held_out_scenes(self.pictures, pairs=0.35))
+        scenes = held_out_scenes(self.pictures, pairs=0.35)
         print("### ControlNets: agreement with the reference, by conditioning scale\n")
         rows = []
         for model, kind in product(CONTROLLED, ("canny", "depth")):
+            given = references.references(scenes, SIDES[model])
             cells = []
             for scale in SCALES:
                 drawn = references.controlled(self.client, model, given, kind, scale)
@@ -117,10 +145,11 @@ class Quality:
 
     def ip_adapter(self) -> None:
         """What an IP-Adapter carries over."""
-        given = references.references(held_out_scenes(self.pictures, pairs=0.0))
+        scenes = held_out_scenes(self.pictures, pairs=0.0)
         print("### IP-Adapter without a prompt: share that has what the reference has\n")
         rows = []
         for model, scale in product(CONTROLLED, SCALES):
+            given = references.references(scenes, SIDES[model])
             drawn = references.varied(self.client, model, given, scale)
             found = references.carried(given, drawn)
             shares = (found.colour, found.shape, found.place, found.background)
@@ -159,7 +188,7 @@ class Quality:
         rows = []
         for family in CONTROLLED:
             for model, preserve in product((f"{family}-inpainting", family), (True, False)):
-                found = holes.filled(self.client, model, scenes, preserve=preserve)
+                found = holes.filled(self.client, model, scenes, SIDES[family], preserve=preserve)
                 rows.append(
                     (
                         model,
@@ -205,7 +234,9 @@ class Quality:
 
 PARTS: dict[str, Callable[[Quality], None]] = {
     "adherence": Quality.adherence,
+    "sizes": Quality.sizes,
     "samplers": Quality.samplers,
+    "few-steps": Quality.few_steps,
     "controls": Quality.controls,
     "ip-adapter": Quality.ip_adapter,
     "styles": Quality.styles,
@@ -230,7 +261,7 @@ def main() -> None:
     os.environ.update(LOGICAL_CPUS)
     print(f"{machine()}; {arguments.pictures} pictures a row\n")
     with (
-        running(with_teacher(MODELS), "quality", tell=silent) as service,
+        running(with_teachers(MODELS), "quality", tell=silent) as service,
         Client(service.url) as client,
     ):
         quality = Quality(client, arguments.pictures, arguments.plot)
@@ -238,15 +269,21 @@ def main() -> None:
             PARTS[part](quality)
 
 
-def with_teacher(models: Sequence[str]) -> Config:
-    """The demo's config with these models and the sd15 base without its TCD-LoRA."""
+def with_teachers(models: Sequence[str]) -> Config:
+    """The demo's config with these models and bases without their TCD-LoRAs."""
     config = demo_config(models)
     applications = config["applications"]
     assert isinstance(applications, list)
-    teacher = copy.deepcopy(next(a for a in applications if a["name"] == "model-sd15"))
-    teacher["name"] = f"model-{samplers.TEACHER}"
+    by_name = {application["name"]: application for application in applications}
+    teachers = [_teacher(family, by_name[f"model-{family}"]) for family in TAUGHT]
+    return config | {"applications": [*applications, *teachers]}
+
+
+def _teacher(family: str, application: dict[str, Any]) -> dict[str, Any]:
+    teacher, name = copy.deepcopy(application), samplers.teacher_of(family)
+    teacher["name"] = f"model-{name}"
     teacher["args"] |= {
-        "name": samplers.TEACHER,
+        "name": name,
         "tcd_lora": None,
         "controls": {},
         "ip_adapter": None,
@@ -254,8 +291,20 @@ def with_teacher(models: Sequence[str]) -> Config:
     }
     for deployment in teacher["deployments"]:
         deployment["user_config"]["loras"] = {}
-        deployment["user_config"]["motion_loras"] = {}
-    return config | {"applications": [*applications, teacher]}
+        deployment["user_config"].pop("motion_loras", None)
+    return teacher
+
+
+def print_points(points: Sequence[samplers.Point], truth: float) -> None:
+    """Tables of what is right and of distances, and what true pictures have."""
+    kinds = dict.fromkeys(point.setting.sampler for point in points)
+    steps = dict.fromkeys(str(point.setting.steps) for point in points)
+    for what, value in (("right", right), ("Fréchet distance", distance)):
+        print_table(
+            (f"{what}, at steps", *steps),
+            [(kind, *(value(p) for p in points if p.setting.sampler == kind)) for kind in kinds],
+        )
+    print(f"True pictures of these scenes: distance {truth:.2f}\n")
 
 
 def right(point: samplers.Point) -> str:

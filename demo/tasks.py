@@ -18,6 +18,7 @@ MODELS = (FIRST, "sdxl-inpainting", "sdxl-ink", "sd15")  # that the tasks ask fo
 SEED = 7
 SNOW = "a big red ball on the left, in the snow"
 FRAMES = 8
+GIVEN_SIDE = 2 * SIDE  # of pictures that requests bring along: that of sdxl's
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def inpainting(client: Client) -> Drawn:
     """The right half of a scene is a hole."""
     given = _scene("sand", Solid("cone", "yellow", "big", "left"))
     holed = np.asarray(given.convert("RGBA")).copy()
-    holed[:, SIDE // 2 :, 3] = 0
+    holed[:, GIVEN_SIDE // 2 :, 3] = 0
     mask = Image.fromarray(holed)
     prompt = "a big yellow cone on the left and a big blue ball on the right, on the sand"
     fields = {"model": "sdxl-inpainting", "prompt": prompt, "seed": str(SEED)}
@@ -176,4 +177,4 @@ def video(client: Client, prompt: str) -> Drawn:
 
 
 def _scene(background: Background, solid: Solid) -> Picture:
-    return Image.fromarray(render(Scene((solid,), background), seed=SEED).pixels)
+    return Image.fromarray(render(Scene((solid,), background), SEED, side=GIVEN_SIDE).pixels)

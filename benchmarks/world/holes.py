@@ -10,10 +10,7 @@ from benchmarks.world.references import Reference, references
 from demo.client import Client
 from demo.train.measure import adherence
 from demo.world.caption import caption
-from demo.world.renderer import SIDE
 from demo.world.scene import Scene, Solid
-
-HOLE = slice(SIDE // 2, SIDE)  # columns
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,16 @@ class Filled:
     true_seam: float
 
 
-def filled(client: Client, model: str, scenes: Sequence[Scene], *, preserve: bool) -> Filled:
+def filled(
+    client: Client, model: str, scenes: Sequence[Scene], side: int, *, preserve: bool
+) -> Filled:
     """Ask for another solid on the right of each scene (of two solids), in the same surroundings.
 
-    `preserve`: whether the service puts the pixels outside the hole back as they were.
+    Args:
+        side: of the pictures.
+        preserve: whether the service puts the pixels outside the hole back as they were.
     """
-    given = references(scenes)
+    given = references(scenes, side)
     asked = [_other(scene) for scene in scenes]
     drawn = stacked(
         at_once(
@@ -58,7 +59,7 @@ def filled(client: Client, model: str, scenes: Sequence[Scene], *, preserve: boo
         )
     )
     before = np.stack([reference.pixels for reference in given])
-    outside = np.delete(np.abs(drawn.astype(int) - before), np.r_[HOLE], axis=2)
+    outside = np.abs(drawn.astype(int) - before)[:, :, : side // 2]
     return Filled(
         right=float(np.mean([found.right for found in adherence(asked, drawn)])),
         changed=float(outside.mean()),
@@ -76,12 +77,13 @@ def _other(scene: Scene) -> Scene:
 
 def _mask(reference: Reference) -> Pixels:
     """The picture, transparent where it is to be made anew."""
-    opaque = np.full((SIDE, SIDE, 1), 255, np.uint8)
-    opaque[:, HOLE] = 0
+    side = len(reference.pixels)
+    opaque = np.full((side, side, 1), 255, np.uint8)
+    opaque[:, side // 2 :] = 0
     return np.concatenate([reference.pixels, opaque], axis=2)
 
 
 def _seam(pixels: Pixels) -> float:
-    first = HOLE.start
+    first = pixels.shape[2] // 2
     steps = np.abs(pixels[:, :, first].astype(int) - pixels[:, :, first - 1])
     return float(steps.mean())

@@ -10,7 +10,7 @@ from benchmarks.world.drawing import Pixels, at_once, bodies, draw, looks_of, pi
 from demo.client import Client, data_url
 from demo.train.controls import disparity
 from demo.world.caption import Said
-from demo.world.checker import see
+from demo.world.checker import see, shrunk
 from demo.world.look import Look
 from demo.world.renderer import SIDE, depth_map, empty_depth
 from demo.world.renderer import draw as draw_scene
@@ -32,10 +32,10 @@ class Reference:
     pixels: Pixels
 
 
-def references(scenes: Sequence[Scene]) -> list[Reference]:
-    """A picture of each scene."""
+def references(scenes: Sequence[Scene], side: int = SIDE) -> list[Reference]:
+    """A picture of each scene, of `side` pixels a side."""
     return [
-        Reference(scene, look, draw_scene(scene, look).pixels)
+        Reference(scene, look, draw_scene(scene, look, side=side).pixels)
         for scene, look in zip(scenes, looks_of(scenes), strict=True)
     ]
 
@@ -53,10 +53,10 @@ def controlled(
 
 
 def edge_agreement(given: Sequence[Reference], drawn: Pixels) -> float:
-    """Mean F1 of the pictures' canny edges against the references', a pixel aside allowed."""
+    """Mean F1 of the pictures' canny edges against the references', a pixel of 64 aside allowed."""
     scores = []
     for reference, pixels in zip(given, drawn, strict=True):
-        wanted, found = (canny(p)[..., 0] > 0 for p in (reference.pixels, pixels))
+        wanted, found = (canny(shrunk(p))[..., 0] > 0 for p in (reference.pixels, pixels))
         recall = (wanted & _grown(found)).sum() / max(1, wanted.sum())
         precision = (found & _grown(wanted)).sum() / max(1, found.sum())
         scores.append(2 * recall * precision / max(1e-9, recall + precision))

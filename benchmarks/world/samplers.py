@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from numpy.typing import NDArray
 
 from benchmarks.world.drawing import Pixels, bodies, draw
@@ -20,7 +20,6 @@ from demo.world.scene import Scene
 STEPS = (2, 4, 8, 16, 50)
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 5.0)
 ETAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-TEACHER = "sd15-teacher"  # the base as a model of the service, without its TCD-LoRA
 TRUE_PICTURES = 2000
 
 Array = NDArray[np.float64]
@@ -43,18 +42,26 @@ class Point:
 
 
 class Judge:
-    """Measures pictures of `scenes` against true ones of `others`, scenes of the same kind."""
+    """Measures pictures of `scenes` against true ones of `others`, scenes of the same kind.
 
-    def __init__(self, scenes: Sequence[Scene], others: Sequence[Scene], encoder: Path) -> None:
-        self.scenes = scenes
+    Args:
+        side: of the pictures, in pixels.
+    """
+
+    def __init__(
+        self, scenes: Sequence[Scene], others: Sequence[Scene], encoder: Path, side: int
+    ) -> None:
+        self.scenes, self._side = scenes, side
         self._features = Features(encoder)
-        true = np.stack([render(scene, 50_000 + i).pixels for i, scene in enumerate(others)])
-        self._true = self._features(true)
+        self._true = self._features(self._drawn(others, 50_000))
 
     def truth(self) -> float:
         """The distance of true pictures of `scenes`: what a perfect sampler has."""
-        own = np.stack([render(scene, 90_000 + i).pixels for i, scene in enumerate(self.scenes)])
-        return frechet_distance(self._true, self._features(own))
+        return frechet_distance(self._true, self._features(self._drawn(self.scenes, 90_000)))
+
+    def _drawn(self, scenes: Sequence[Scene], first: int) -> Pixels:
+        pictures = (render(s, first + i, side=self._side) for i, s in enumerate(scenes))
+        return np.stack([picture.pixels for picture in pictures])
 
     def __call__(self, setting: Setting, drawn: Pixels) -> Point:
         """Right and distance."""
@@ -65,27 +72,36 @@ class Judge:
         return Point(setting, float(right), distance, error)
 
 
+def teacher_of(family: str) -> str:
+    """The base as a model of the service, without its TCD-LoRA."""
+    return f"{family}-teacher"
+
+
 class Samplers:
     """Draws the scenes by a setting: through the service where it can, else by diffusers.
 
     At eta 0 the service's TCD step is DDIM's, so the base as a model without its TCD-LoRA is
     the teacher sampled by DDIM. DPM-Solver++(2S) is no sampler of the service.
+
+    Args:
+        models: folder of the bases.
     """
 
-    def __init__(self, client: Client, scenes: Sequence[Scene], base: Path) -> None:
-        self._client, self._scenes = client, scenes
-        self._pipe = StableDiffusionPipeline.from_pretrained(base, local_files_only=True)
+    def __init__(self, client: Client, scenes: Sequence[Scene], models: Path, family: str) -> None:
+        self._client, self._scenes, self._family = client, scenes, family
+        pipeline = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
+        self._pipe = pipeline.from_pretrained(models / family, local_files_only=True)
         self._pipe.set_progress_bar_config(disable=True)
 
     def __call__(self, setting: Setting) -> Pixels:
-        """(scenes, 64, 64, 3)."""
+        """(scenes, side, side, 3), of the family's own size."""
         if setting.sampler == "DPM-Solver++(2S)":
             texts = [caption(scene) for scene in self._scenes]
             return draw_all(self._pipe, texts, setting)
         teacher = setting.sampler == "DDIM"
         asked = bodies(
             self._scenes,
-            model=TEACHER if teacher else "sd15",
+            model=teacher_of(self._family) if teacher else self._family,
             num_inference_steps=setting.steps,
             guidance_scale=setting.guidance if setting.guidance > 1 else 0.0,
             eta=0.0 if teacher else setting.eta,
@@ -100,19 +116,22 @@ def best_guidance(judge: Judge, samplers: Samplers) -> list[Point]:
     return sorted(points, key=lambda point: (-point.right, point.distance))
 
 
-def compare(judge: Judge, samplers: Samplers, guided: Sequence[Point]) -> list[Point]:
-    """All samplers at all numbers of steps, the teacher with the guidance of `guided`'s first.
-
-    What is among `guided` (see `best_guidance`) is not drawn again.
-    """
-    known = {point.setting: point for point in guided}
-    guidance = guided[0].setting.guidance
+def compare(
+    judge: Judge,
+    samplers: Samplers,
+    steps_of: Sequence[int],
+    guidance: float,
+    known: Sequence[Point] = (),
+) -> list[Point]:
+    """All samplers at these numbers of steps, the teacher with a guidance. What is `known` is not
+    drawn again."""
+    by_setting = {point.setting: point for point in known}
     points = []
     kinds: tuple[Sampler, ...] = ("TCD", "DDIM", "DPM-Solver++(2S)")
     for sampler in kinds:
-        for steps in STEPS:
+        for steps in steps_of:
             setting = Setting(sampler, steps, 0.0 if sampler == "TCD" else guidance)
-            points.append(known.get(setting) or judge(setting, samplers(setting)))
+            points.append(by_setting.get(setting) or judge(setting, samplers(setting)))
     return points
 
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from benchmarks.world.drawing import Pixels, bodies, draw, looks_of
 from demo.client import Client
+from demo.world.checker import shrunk
 from demo.world.renderer import draw as draw_scene
 from demo.world.scene import Scene
 from demo.world.style import STYLES, Style, draw_in_style
@@ -38,7 +39,8 @@ class StyleScores:
 
     def __call__(self, drawn: Pixels, style: Style) -> float:
         """The mean score of pictures in one style."""
-        away = (_described(drawn).mean(0) - self._plain) / self._units
+        small = np.stack([shrunk(picture) for picture in drawn])
+        away = (_described(small).mean(0) - self._plain) / self._units
         return float((self._scores_of @ away)[STYLES.index(style)])
 
 

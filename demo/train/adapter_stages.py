@@ -1,6 +1,7 @@
 """Stages of what is made for finished bases: IP-Adapters, inpainting, depth, motion."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from demo.depth import PREPROCESSOR as DEPTH_PREPROCESSOR
 from demo.image_encoder import ENCODERS, PREPROCESSOR
 from demo.tokenizer import write_json
 from demo.train.card import Card
+from demo.train.data import Pictures, Series
 from demo.train.depth import DepthTask
 from demo.train.folders import WEIGHTS, save_base
 from demo.train.image_encoder import EncoderTask, make_encoder, preprocessed
-from demo.train.inpainting import InpaintingTask, mask_of, masked_picture
+from demo.train.inpainting import CELL, InpaintingTask, mask_of, masked_picture
 from demo.train.ip_adapter import IpAdapterTask, save_ip_adapter
 from demo.train.motion import (
     FRAMES,
@@ -72,10 +74,13 @@ def ip_adapter_stage(family: str, encoder: str) -> Callable[[Stage, Workshop], C
         file = shop.models / stage.output
         vision = make_encoder(ENCODERS[encoder]).to(shop.device).eval()
         vision.load_state_dict(load_file(file.parent / "image_encoder" / "model.safetensors"))
-        embeds = _embeds(vision, shop.plain_pictures().pixels, shop.device)
+        data = shop.adapter_latents(
+            family, lambda _, pictures: _embeds(vision, pictures.pixels, shop.device)
+        )
         base = shop.base(family)
         torch.manual_seed(shop.seed)
-        task = IpAdapterTask(base, shop.plain_latents(family), embeds, stage.plan.batch_size)
+        width = vision.config.projection_dim
+        task = IpAdapterTask(base, data, width, stage.plan.batch_size)
         shop.begin(task.trained, file)
         history = shop.train(stage.name, task, stage.plan)
         save_ip_adapter(task, file)
@@ -97,21 +102,27 @@ def inpainting_stage(family: str) -> Callable[[Stage, Workshop], Card]:
     """The inpainting UNet of a base, with its text encoders and its autoencoder."""
 
     def run(stage: Stage, shop: Workshop) -> Card:
-        pixels = shop.plain_pictures().pixels
-        cut = np.stack([masked_picture(picture, mask_of(i)) for i, picture in enumerate(pixels)])
-        masked = shop.cached_latents("masked", cut)
+        data = shop.adapter_latents(family, partial(_masked, shop))
         base = shop.base(family)
         torch.manual_seed(shop.seed)
-        task = InpaintingTask(base, shop.plain_latents(family), masked, stage.plan.batch_size)
+        task = InpaintingTask(base, data, stage.plan.batch_size)
         folder = (shop.models / stage.output).parent
         shop.begin(base.unet, folder / "unet" / WEIGHTS)
         history = shop.train(stage.name, task, stage.plan)
-        shop.copy_vae(folder)
+        shop.copy_vae(family, folder)
         save_base(base, folder, inpainting=True)
         what = f"An inpainting UNet of nine channels, trained on from the demo base {family}."
         return Card(folder / "README.md", f"Inpainting {family}", what, history)
 
     return run
+
+
+def _masked(shop: Workshop, series: Series, pictures: Pictures) -> Tensor:
+    """A mask for each picture and the latents of what it leaves: (n, 5, side / 8, side / 8)."""
+    masks = [mask_of(index, series.side // CELL) for index in range(len(pictures.pixels))]
+    left = [masked_picture(one, mask) for one, mask in zip(pictures.pixels, masks, strict=True)]
+    latents = shop.cached_latents(f"{series.name}-masked", np.stack(left))
+    return torch.cat([torch.from_numpy(np.stack(masks))[:, None].float(), latents], dim=1)
 
 
 def train_depth(stage: Stage, shop: Workshop) -> Card:

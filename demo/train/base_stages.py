@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 
 from demo.lora import Format
 from demo.train.card import Card
-from demo.train.controls import Control, ControlTask
+from demo.train.controls import Control, ControlTask, control_maps
 from demo.train.diffusion import BaseTask
 from demo.train.folders import (
     WEIGHTS,
@@ -23,7 +23,7 @@ from demo.train.stage import Stage
 from demo.train.styles import FORMATS, StyleTask
 from demo.train.tcd import TcdTask
 from demo.train.text import Tokenizers
-from demo.train.vae import CROP_SHARE, VaeTask, l1, make_vae, whiten
+from demo.train.vae import CROP_SHARE, DecoderTask, VaeTask, l1, make_vae, whiten
 from demo.train.workshop import Workshop
 from demo.world.style import Style
 
@@ -51,6 +51,29 @@ def train_vae(stage: Stage, shop: Workshop) -> Card:
     return Card(folder / "README.md", "Autoencoder", what, history)
 
 
+def train_decoder(stage: Stage, shop: Workshop) -> Card:
+    """sdxl's autoencoder: that of all bases, whose decoder learns a second size. The encoder, and
+    so every latent, stays."""
+    small, large = shop.varied_pictures().pixels, shop.large_pictures().pixels
+    kept = min(HELD_BACK, len(small) // 4, len(large) // 4)
+    torch.manual_seed(shop.seed)
+    vae = shop.vae()
+    folder = shop.models / stage.output
+    shop.begin(vae, folder / WEIGHTS)
+    for part in (vae.decoder, vae.post_quant_conv):
+        part.requires_grad_(True)
+    task = DecoderTask(vae, small[:-kept], large[:-kept], stage.plan.batch_size)
+    history = shop.train(stage.name, task, stage.plan)
+    vae.eval()
+    errors = [l1(vae.half().float(), pixels[-kept:]) for pixels in (small, large)]
+    save_half(vae, folder)
+    what = (
+        "The autoencoder that all bases share, its decoder trained on at 128 x 128 too. "
+        f"L1 on unseen pictures: {errors[0]:.4f} at 64 x 64, {errors[1]:.4f} at 128 x 128."
+    )
+    return Card(folder / "README.md", "Autoencoder of sdxl", what, history)
+
+
 def text_stage(family: str) -> Callable[[Stage, Workshop], Card]:
     """Text encoders that read captions."""
 
@@ -73,17 +96,19 @@ def base_stage(family: str) -> Callable[[Stage, Workshop], Card]:
     """The UNet of a base from scratch, and its text encoders further."""
 
     def run(stage: Stage, shop: Workshop) -> Card:
-        data = shop.captioned_latents(family)
+        data = shop.base_latents(family)
         torch.manual_seed(shop.seed)
         base = Base(family, scale=shop.scale)
         folder = shop.models / family
         load_text_encoders(base, folder)
+        if family == "sdxl" and not (folder / "vae" / WEIGHTS).exists():
+            raise FileNotFoundError(f"{folder / 'vae' / WEIGHTS} is missing")
         shop.begin(base.unet, folder / "unet" / WEIGHTS)
         base.to(shop.device)
         task = BaseTask(base, data, stage.plan.batch_size)
         history = shop.train(stage.name, task, stage.plan)
-        if family != "sd15":
-            shop.copy_vae(folder)
+        if family == "sd21":
+            shop.copy_vae(family, folder)
         save_base(base, folder)
         what = f"UNet and text encoders in the shape of {family}, trained together from scratch."
         title = f"Demo base {family}"
@@ -98,7 +123,7 @@ def tcd_stage(family: str) -> Callable[[Stage, Workshop], Card]:
     def run(stage: Stage, shop: Workshop) -> Card:
         base = shop.base(family)
         torch.manual_seed(shop.seed)
-        task = TcdTask(base, shop.captioned_latents(family), stage.plan.batch_size)
+        task = TcdTask(base, shop.base_latents(family), stage.plan.batch_size)
         folder = shop.models / stage.output
         file_format: Format = "kohya" if family == "sd15" else "peft"
         weights = folder / "pytorch_lora_weights.safetensors"
@@ -139,8 +164,10 @@ def control_stage(family: str, control: Control) -> Callable[[Stage, Workshop], 
     def run(stage: Stage, shop: Workshop) -> Card:
         base = shop.base(family)
         torch.manual_seed(shop.seed)
-        data, pixels = shop.plain_latents(family), shop.plain_pictures().pixels
-        task = ControlTask(base, control, data, pixels, stage.plan.batch_size)
+        data = shop.adapter_latents(
+            family, lambda series, pictures: control_maps(control, series, pictures.pixels)
+        )
+        task = ControlTask(base, data, stage.plan.batch_size)
         folder = shop.models / stage.output
         shop.begin(task.controlnet, folder / WEIGHTS)
         history = shop.train(stage.name, task, stage.plan)

@@ -8,10 +8,10 @@ from demo.train.loop import Record
 from demo.train.workshop import Plan, Trained
 
 DATA = (
-    "Pictures of 64 x 64 pixels, drawn by `demo/world`: shaded balls, cubes, cones and cylinders "
-    "in six colours and two sizes, one or two a scene, at rest, rolling or jumping, on snow, sand, "
-    "grass or at night. Nothing was downloaded. A sixth of the combinations of shape, colour and "
-    "background is held out of training."
+    "Pictures of 64 x 64 pixels, for sdxl of 128 x 128 too, drawn by `demo/world`: shaded balls, "
+    "cubes, cones and cylinders in six colours and two sizes, one or two a scene, at rest, rolling "
+    "or jumping, on snow, sand, grass or at night. Nothing was downloaded. A sixth of the "
+    "combinations of shape, colour and background is held out of training."
 )
 
 

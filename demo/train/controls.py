@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from demo.controlnet import EMBEDDING_WIDTHS
-from demo.train.data import scene_and_look
-from demo.train.diffusion import Latents, noise_loss, noised
+from demo.train.data import Series
+from demo.train.diffusion import Data, noise_loss, noised
 from demo.train.loop import Task
 from demo.train.model import Base, added
 from demo.train.noise import Schedule
@@ -33,12 +33,14 @@ def disparity(depth: NDArray[np.float32]) -> NDArray[np.uint8]:
     return grey
 
 
-def control_map(control: Control, index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The control map (64, 64) uint8 of the training picture of this number."""
+def control_maps(control: Control, series: Series, pixels: NDArray[np.uint8]) -> Tensor:
+    """The control maps (n, side, side) uint8 of the first pictures of a series."""
     if control == "canny":
-        return canny(pixels)[:, :, 0]
-    scene, look, _ = scene_and_look(index)
-    return disparity(depth_map(scene, look))
+        maps = [canny(picture)[:, :, 0] for picture in pixels]
+    else:
+        looks = (series.scene_and_look(index) for index in range(len(pixels)))
+        maps = [disparity(depth_map(scene, look, side=series.side)) for scene, look, _ in looks]
+    return torch.from_numpy(np.stack(maps))
 
 
 @torch.no_grad()
@@ -59,18 +61,10 @@ def open_eyes(controlnet: ControlNetModel) -> None:
 
 
 class ControlTask(Task):
-    """Noise prediction with the map's residuals at full scale."""
+    """Noise prediction with the map's residuals at full scale. Given is a map with each picture."""
 
-    def __init__(
-        self,
-        base: Base,
-        control: Control,
-        data: Latents,
-        pixels: NDArray[np.uint8],
-        batch_size: int,
-    ) -> None:
+    def __init__(self, base: Base, data: Data, batch_size: int) -> None:
         self.base, self.data, self.batch_size = base.requires_grad_(False), data, batch_size
-        self.control, self.pixels = control, pixels
         self.device = base.unet.device
         self.schedule = Schedule(self.device)
         self.controlnet: ControlNetModel = ControlNetModel.from_unet(
@@ -82,9 +76,8 @@ class ControlTask(Task):
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         """One batch."""
-        index, x0, ids = self.data.batch(self.batch_size, generator, self.device)
-        maps = [control_map(self.control, int(i), self.pixels[i]) for i in index]
-        image = torch.from_numpy(np.stack(maps)).to(self.device).float()[:, None] / 255
+        x0, ids, _, maps = self.data.batch(self.batch_size, generator, self.device)
+        image = maps.float()[:, None] / 255
         dropped = torch.rand(len(x0), generator=generator) < CAPTION_DROPOUT
         batch = noised(x0, self.schedule, generator)
         with torch.no_grad():
@@ -94,7 +87,7 @@ class ControlTask(Task):
             batch.t,
             encoder_hidden_states=conditioning.states,
             controlnet_cond=image.expand(-1, 3, -1, -1),
-            added_cond_kwargs=added(conditioning),
+            added_cond_kwargs=added(conditioning, batch.x),
             return_dict=False,
         )
         predicted = self.base.noise(batch.x, batch.t, conditioning, list(down), mid)

@@ -1,20 +1,21 @@
 """Pictures of the world for training: drawn once, kept in a file, the same on every machine."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from demo.world.caption import Said, caption
 from demo.world.look import Look, draw_look, moved
 from demo.world.renderer import SIDE, draw
 from demo.world.scene import Scene, draw_scene
-from demo.world.style import STYLES, draw_in_style
+from demo.world.style import STYLES, Style, draw_in_style
 
 PAIRS = 0.35  # of the scenes have two solids
-FIRST_MOVING = 1_000_000  # number of the first moving scene
 UNSAID = 0.15  # of the captions leave out size, place or background, each for itself
 
 
@@ -22,7 +23,7 @@ class Pictures(NamedTuple):
     """Drawn scenes in words.
 
     Attributes:
-        pixels: (pictures, 64, 64, 3) uint8.
+        pixels: (pictures, side, side, 3) uint8.
         captions: one for each.
     """
 
@@ -46,14 +47,18 @@ def scene_and_look(index: int, *, moving: float = 0.0) -> tuple[Scene, Look, Sai
 
 
 def stored(
-    file: Path, count: int, drawn: Callable[[int], tuple[NDArray[np.uint8], str]]
+    file: Path,
+    count: int,
+    drawn: Callable[[int], tuple[NDArray[np.uint8], str]],
+    *,
+    side: int = SIDE,
 ) -> Pictures:
     """The first `count` pictures that `drawn` gives by number, from `file` if it holds as many."""
     if file.exists():
         with np.load(file) as arrays:
             if len(arrays["captions"]) >= count:
                 return Pictures(arrays["pixels"][:count], arrays["captions"][:count].tolist())
-    pixels = np.empty((count, SIDE, SIDE, 3), np.uint8)
+    pixels = np.empty((count, side, side, 3), np.uint8)
     texts: list[str] = []
     for index in range(count):
         if index % 5000 == 0:
@@ -67,21 +72,55 @@ def stored(
     return Pictures(pixels, texts)
 
 
-def plain_pictures(folder: Path, count: int) -> Pictures:
-    """Resting scenes of the training split with their captions."""
-    return stored(folder / "plain.npz", count, _captioned)
+@dataclass(frozen=True)
+class Series:
+    """Training scenes by number, and how they are drawn.
+
+    Attributes:
+        name: of its file.
+        first: number of its first scene.
+        moving: share that is at some point of a motion, whose caption tells where that began.
+        side: of its pictures, in pixels.
+    """
+
+    name: str
+    first: int = 0
+    moving: float = 0.0
+    side: int = SIDE
+
+    def scene_and_look(self, index: int) -> tuple[Scene, Look, Said]:
+        """Of the series' picture of this number."""
+        return scene_and_look(self.first + index, moving=self.moving)
+
+    def pictures(self, folder: Path, count: int) -> Pictures:
+        """The first of them, from `folder` if they are there."""
+
+        def drawn(index: int) -> tuple[NDArray[np.uint8], str]:
+            scene, look, words = self.scene_and_look(index)
+            return draw(scene, look, side=self.side).pixels, caption(scene, words)
+
+        return stored(folder / f"{self.name}.npz", count, drawn, side=self.side)
+
+    def pictures_in(self, style: Style, folder: Path, count: int) -> Pictures:
+        """The same in a style."""
+
+        def drawn(index: int) -> tuple[NDArray[np.uint8], str]:
+            scene, look, words = self.scene_and_look(index)
+            return draw_in_style(scene, look, style, side=self.side), caption(scene, words)
+
+        return stored(folder / f"{self.name}-{style}.npz", count, drawn, side=self.side)
 
 
-def moving_pictures(folder: Path, count: int) -> Pictures:
-    """Single moments of moving scenes, whose captions tell where the motion began."""
-    return stored(
-        folder / "moving.npz", count, lambda index: _captioned(FIRST_MOVING + index, moving=1.0)
-    )
+PLAIN = Series("plain")
+MOVING = Series("moving", 1_000_000, 1.0)
+LARGE = Series("large", 2_000_000, 0.33, 2 * SIDE)
 
 
-def _captioned(index: int, *, moving: float = 0.0) -> tuple[NDArray[np.uint8], str]:
-    scene, look, words = scene_and_look(index, moving=moving)
-    return draw(scene, look).pixels, caption(scene, words)
+def blown_up(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures (n, 64, 64, 3) at twice their size, and no sharper."""
+    size = (2 * SIDE, 2 * SIDE)
+    large = [Image.fromarray(p).resize(size, Image.Resampling.BICUBIC) for p in pixels]
+    return np.stack([np.asarray(picture) for picture in large])
 
 
 def varied_pictures(folder: Path, count: int) -> Pictures:

@@ -1,35 +1,76 @@
 """Trains a base: its UNet and text encoders together, to tell the noise in noised latents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from demo.train.loop import Task
-from demo.train.model import Base
+from demo.train.model import LATENT_SIDE, Base
 from demo.train.noise import STEPS, Schedule
 
 CAPTION_DROPOUT = 0.12
 
 
-@dataclass(frozen=True)
-class Latents:
-    """Training pictures as the autoencoder sees them.
+class Batch(NamedTuple):
+    """What a task draws to learn from.
 
     Attributes:
-        latents: (n, 4, 8, 8), of unit deviation.
-        ids: (n, encoders, 77) token ids of their captions.
+        latents: (B, 4, side, side), of unit deviation.
+        ids: (B, encoders, 77) token ids of their captions.
+        enlarged: how many times larger the pictures are than they were.
+        given: (B, ...) what an adapter is given with each; empty where none is trained.
     """
 
     latents: Tensor
     ids: Tensor
+    enlarged: int
+    given: Tensor
 
-    def batch(
-        self, size: int, generator: torch.Generator, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`size` random rows: their numbers, latents and ids."""
-        index = torch.randint(len(self.latents), (size,), generator=generator)
-        return index, self.latents[index].to(device).float(), self.ids[index].to(device)
+
+@dataclass(frozen=True)
+class Latents:
+    """A training set of pictures of one size in latent space.
+
+    Attributes:
+        latents, ids, enlarged, given: of all of them, as in `Batch`.
+    """
+
+    latents: Tensor
+    ids: Tensor
+    enlarged: int = 1
+    given: Tensor | None = None
+
+    def batch(self, size: int, generator: torch.Generator, device: torch.device) -> Batch:
+        """`size` of them; of larger ones fewer, so that a batch takes about as long."""
+        count = max(1, size * LATENT_SIDE // self.latents.shape[-1])
+        index = torch.randint(len(self.latents), (count,), generator=generator)
+        given = torch.empty(count, 0) if self.given is None else self.given[index]
+        x0 = self.latents[index].to(device).float()
+        return Batch(x0, self.ids[index].to(device), self.enlarged, given.to(device))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Pictures of several sizes; every batch is of one.
+
+    Attributes:
+        parts: one for each size.
+        shares: of the batches.
+    """
+
+    parts: Sequence[Latents]
+    shares: Sequence[float]
+
+    def batch(self, size: int, generator: torch.Generator, device: torch.device) -> Batch:
+        """`Latents.batch` of one of the sizes."""
+        chosen = torch.multinomial(torch.tensor(self.shares), 1, generator=generator)
+        return self.parts[int(chosen)].batch(size, generator, device)
+
+
+Data = Latents | Sizes
 
 
 @dataclass(frozen=True)
@@ -65,7 +106,7 @@ def noise_loss(predicted: Tensor, batch: Noised, schedule: Schedule) -> dict[str
 class BaseTask(Task):
     """Noise prediction, with 12% of the captions left out for the sake of guidance."""
 
-    def __init__(self, base: Base, data: Latents, batch_size: int) -> None:
+    def __init__(self, base: Base, data: Data, batch_size: int) -> None:
         self.base, self.data, self.batch_size = base, data, batch_size
         self.device = base.unet.device
         self.schedule = Schedule(self.device)
@@ -73,8 +114,9 @@ class BaseTask(Task):
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         """One batch."""
-        _, x0, ids = self.data.batch(self.batch_size, generator, self.device)
-        dropped = torch.rand(len(x0), generator=generator) < CAPTION_DROPOUT
-        batch = noised(x0, self.schedule, generator)
-        conditioning = self.base.encode(ids, dropped.to(self.device))
+        drawn = self.data.batch(self.batch_size, generator, self.device)
+        dropped = torch.rand(len(drawn.ids), generator=generator) < CAPTION_DROPOUT
+        batch = noised(drawn.latents, self.schedule, generator)
+        conditioning = self.base.encode(drawn.ids, dropped.to(self.device))
+        conditioning = conditioning._replace(enlarged=drawn.enlarged)
         return noise_loss(self.base.noise(batch.x, batch.t, conditioning), batch, self.schedule)

@@ -46,7 +46,8 @@ def save_text_encoders(base: Base, folder: Path) -> None:
 
 
 def save_half(model: diffusers.ModelMixin, folder: Path) -> None:
-    """Write a diffusers model in half precision; it stays in full."""
+    """Write a diffusers model in half precision, wherever it came from; it stays in full."""
+    model.register_to_config(_name_or_path="")
     model.half().save_pretrained(folder)
     model.float()
 

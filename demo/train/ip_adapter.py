@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from demo.ip_adapter import TOKENS
-from demo.train.diffusion import Latents, noise_loss, noised
+from demo.train.diffusion import Data, noise_loss, noised
 from demo.train.loop import Task
 from demo.train.model import Base
 from demo.train.noise import Schedule
@@ -72,16 +72,15 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 class IpAdapterTask(Task):
     """Noise prediction; four fifths of the captions and a tenth of the pictures are left out.
 
-    `embeds` (n, embedding) are the encoder's, of the pictures in `data`.
+    Given is an embedding with each picture.
     """
 
-    def __init__(self, base: Base, data: Latents, embeds: Tensor, batch_size: int) -> None:
+    def __init__(self, base: Base, data: Data, embedding: int, batch_size: int) -> None:
         self.base, self.data, self.batch_size = base.requires_grad_(False), data, batch_size
         self.device = base.unet.device
-        self.embeds = embeds
         self.schedule = Schedule(self.device)
         width = int(base.unet.config.cross_attention_dim)
-        self.projection = ImageProjection(embeds.shape[1], width).to(self.device)
+        self.projection = ImageProjection(embedding, width).to(self.device)
         processors = dict(base.unet.attn_processors)
         self.attentions: dict[int, PictureAttention] = {}
         for number, name in enumerate(processors):
@@ -100,12 +99,11 @@ class IpAdapterTask(Task):
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         """One batch."""
-        index, x0, ids = self.data.batch(self.batch_size, generator, self.device)
+        x0, ids, _, embeds = self.data.batch(self.batch_size, generator, self.device)
         dropped = torch.rand(len(x0), generator=generator) < CAPTION_DROPOUT
         unseen = torch.rand(len(x0), generator=generator) < PICTURE_DROPOUT
         batch = noised(x0, self.schedule, generator)
-        embeds = self.embeds[index].masked_fill(unseen[:, None], 0).to(self.device)
-        tokens = self.projection(embeds)
+        tokens = self.projection(embeds.masked_fill(unseen[:, None].to(self.device), 0))
         for attention in self.attentions.values():
             attention.tokens = tokens
         # Beside a picture a caption is left out as a user leaves it; what guidance sets against the

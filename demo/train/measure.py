@@ -26,7 +26,6 @@ from PIL import Image
 from demo.standins import WEIGHTS
 from demo.world.caption import caption, parse
 from demo.world.checker import Adherence, check, see
-from demo.world.renderer import SIDE
 from demo.world.scene import Scene, draw_scene
 
 BATCH = 25
@@ -75,7 +74,7 @@ def draw_all(
     texts: Sequence[str],
     setting: Setting,
 ) -> NDArray[np.uint8]:
-    """(texts, 64, 64, 3): picture i has seed i."""
+    """(texts, side, side, 3), of the family's own size: picture i has seed i."""
     pipe.scheduler = SCHEDULERS[setting.sampler].from_config(pipe.scheduler.config)
     pictures = []
     for start in range(0, len(texts), BATCH):
@@ -83,8 +82,6 @@ def draw_all(
         seeds = range(start, start + len(part))
         result = pipe(
             part,
-            height=SIDE,
-            width=SIDE,
             num_inference_steps=setting.steps,
             guidance_scale=setting.guidance,
             eta=setting.eta if setting.sampler == "TCD" else 0.0,

@@ -16,7 +16,6 @@ from demo.world.renderer import SIDE
 
 LATENT_SIDE = SIDE // 8
 SCALE = 2  # of the stand-ins' widths
-TIME_IDS = (float(SIDE), float(SIDE), 0.0, 0.0, float(SIDE), float(SIDE))
 
 
 class TextShape(NamedTuple):
@@ -40,10 +39,12 @@ class Conditioning(NamedTuple):
     Attributes:
         states: (B, 77, width).
         pooled: (B, width of the second encoder) for sdxl.
+        enlarged: how many times larger the pictures are than they were, for sdxl.
     """
 
     states: Tensor
     pooled: Tensor | None
+    enlarged: int = 1
 
 
 class Base(nn.Module):
@@ -76,7 +77,8 @@ class Base(nn.Module):
         else:
             unet = sd15_unet if family == "sd15" else sd21_unet
             self.unet = unet(shapes[0].width, scale, in_channels)
-        self.unet.register_to_config(sample_size=LATENT_SIDE)
+        side = 2 * LATENT_SIDE if family == "sdxl" else LATENT_SIDE
+        self.unet.register_to_config(sample_size=side)
         # On a CPU torch's fused attention is slow in bfloat16.
         self.unet.set_attn_processor(AttnProcessor())
         for encoder in self.text_encoders.values():
@@ -130,7 +132,7 @@ class Base(nn.Module):
             x,
             t,
             encoder_hidden_states=conditioning.states,
-            added_cond_kwargs=added(conditioning),
+            added_cond_kwargs=added(conditioning, x),
             down_block_additional_residuals=None if down is None else tuple(down),
             mid_block_additional_residual=mid,
         ).sample
@@ -144,15 +146,19 @@ class Base(nn.Module):
             None
             if nothing.pooled is None or conditioning.pooled is None
             else torch.cat([nothing.pooled, conditioning.pooled]),
+            conditioning.enlarged,
         )
         without, with_it = self.noise(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
         return without + scale * (with_it - without)
 
 
-def added(conditioning: Conditioning) -> dict[str, Tensor] | None:
-    """`added_cond_kwargs` of an sdxl UNet, None for others."""
+def added(conditioning: Conditioning, x: Tensor) -> dict[str, Tensor] | None:
+    """`added_cond_kwargs` of an sdxl UNet for latents `x`, None for others."""
     if conditioning.pooled is None:
         return None
     pooled = conditioning.pooled
-    time_ids = torch.tensor([TIME_IDS], device=pooled.device).expand(len(pooled), -1)
+    target = [float(8 * side) for side in x.shape[-2:]]
+    original = [side / conditioning.enlarged for side in target]
+    ids = [*original, 0.0, 0.0, *target]
+    time_ids = torch.tensor([ids], device=pooled.device).expand(len(pooled), -1)
     return {"text_embeds": pooled, "time_ids": time_ids}

@@ -16,6 +16,7 @@ from demo.train.base_stages import (
     style_stage,
     tcd_stage,
     text_stage,
+    train_decoder,
     train_vae,
 )
 from demo.train.controls import CONTROLS, Control
@@ -32,6 +33,7 @@ CONTROL_PLAN = Plan(800, 64, 1e-3, 9, ema_decay=0.995, bfloat16=True)
 ENCODER_PLAN = Plan(5000, 32, 1e-3, 16)
 IP_ADAPTER_PLAN = Plan(2400, 64, 1e-3, 17, ema_decay=0.995)
 INPAINTING_PLAN = Plan(800, 64, 5e-4, 6, ema_decay=0.995, bfloat16=True)
+DECODER_PLAN = Plan(3000, 8, 1e-3, 45, ema_decay=0.995)
 
 
 def family_stages(family: str, controls: Sequence[Control] = ()) -> list[Stage]:
@@ -103,6 +105,7 @@ STAGES: list[Stage] = [
         )
         for name in CAMERA_MOTIONS
     ),
+    Stage("vae-sdxl", "sdxl/vae", DECODER_PLAN, train_decoder, goes_on=True),
     *family_stages("sdxl", CONTROLS),
     *picture_stages("sdxl", "vit-bigg", "sdxl_models"),
     *family_stages("sd21"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from demo.lora import TCD_LAYERS
-from demo.train.diffusion import Latents
+from demo.train.diffusion import Data
 from demo.train.loop import Task
 from demo.train.lora import add_lora
 from demo.train.model import Base
@@ -32,7 +32,7 @@ HUBER = 0.001
 class TcdTask(Task):
     """The distillation of `base`, which stays as it is."""
 
-    def __init__(self, base: Base, data: Latents, batch_size: int, rank: int = RANK) -> None:
+    def __init__(self, base: Base, data: Data, batch_size: int, rank: int = RANK) -> None:
         self.base, self.data, self.batch_size = base.requires_grad_(False), data, batch_size
         self.device = base.unet.device
         self.schedule = Schedule(self.device)
@@ -44,7 +44,7 @@ class TcdTask(Task):
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         """One batch."""
-        _, x0, ids = self.data.batch(self.batch_size, generator, self.device)
+        x0, ids, enlarged, _ = self.data.batch(self.batch_size, generator, self.device)
         size = len(x0)
         stride = STEPS // SOLVER_STEPS
         t = (torch.randint(SOLVER_STEPS, (size,), generator=generator) + 1) * stride - 1
@@ -56,7 +56,7 @@ class TcdTask(Task):
         t, next_t, s = t.to(self.device), next_t.to(self.device), s.to(self.device)
         x = self.schedule.add_noise(x0, noise.to(self.device), t)
         with torch.no_grad():
-            conditioning = self.base.encode(ids)
+            conditioning = self.base.encode(ids)._replace(enlarged=enlarged)
             teacher = self.base.guided(x, t, conditioning, scale.to(self.device))
             next_x = self.schedule.move(x, teacher, t, next_t)
             eps = self.target.noise(next_x, next_t, conditioning)

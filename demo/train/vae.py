@@ -1,6 +1,4 @@
-"""Trains the autoencoder: 64 x 64 pictures to 4 x 8 x 8 latents of zero mean and unit deviation."""
-
-from pathlib import Path
+"""Trains the autoencoder: pictures to latents of an eighth of their side, of unit deviation."""
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ COARSENESS = (1, 4)  # pixels that are averaged before they are compared
 EDGE_WEIGHT = 0.5  # of what two neighbours' difference is wrong by
 CROP, CROP_TOP = 32, 12
 CROP_SHARE = 0.3  # of the steps see crops
+LARGE_SHARE = 0.65  # of the batches
 LOG_VARIANCE = -5.0  # of the finished encoder, whose latents deviate by 1 / SCALING_FACTOR
 
 
@@ -41,7 +40,7 @@ def make_vae(widths: tuple[int, ...] = WIDTHS) -> AutoencoderKL:
 
 
 def to_tensor(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """(n, 64, 64, 3) of 0 to 255 to (n, 3, 64, 64) of -1 to 1."""
+    """(n, side, side, 3) of 0 to 255 to (n, 3, side, side) of -1 to 1."""
     return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -106,6 +105,27 @@ class VaeTask(Task):
         self.step = step
 
 
+class DecoderTask(VaeTask):
+    """The same with whole pictures of two sizes, mostly the larger, half as many of these."""
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        pixels: NDArray[np.uint8],
+        large: NDArray[np.uint8],
+        batch_size: int,
+    ) -> None:
+        super().__init__(vae, pixels, batch_size, 0)
+        self.large = large
+
+    def _pictures(self, generator: torch.Generator) -> Tensor:
+        if torch.rand(1, generator=generator) >= LARGE_SHARE:
+            return super()._pictures(generator)
+        count = max(1, self.batch_size // 2)
+        index = torch.randint(len(self.large), (count,), generator=generator)
+        return to_tensor(self.large[index.numpy()], self.vae.device)
+
+
 def _vivid_error(error: Tensor, vivid: Tensor) -> Tensor:
     """The mean error where the picture is vivid: that of the solids' colours."""
     there = (vivid > 1 + 0.5 * VIVID_WEIGHT).float()
@@ -138,7 +158,7 @@ def whiten(vae: AutoencoderKL, pixels: NDArray[np.uint8]) -> None:
 
 @torch.no_grad()
 def encode_mean(vae: AutoencoderKL, pixels: NDArray[np.uint8]) -> Tensor:
-    """The latents' means (n, 4, 8, 8), not scaled."""
+    """The latents' means (n, 4, side / 8, side / 8), not scaled."""
     parts = [pixels[start : start + 64] for start in range(0, len(pixels), 64)]
     means = [vae.encode(to_tensor(part, vae.device)).latent_dist.mean.float() for part in parts]
     return torch.cat(means)
@@ -146,7 +166,7 @@ def encode_mean(vae: AutoencoderKL, pixels: NDArray[np.uint8]) -> Tensor:
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor) -> NDArray[np.uint8]:
-    """Pictures (n, 64, 64, 3) of unscaled latents."""
+    """Pictures (n, side, side, 3) of unscaled latents."""
     parts = [to_pixels(vae.decode(part).sample) for part in latents.split(64)]
     return np.concatenate(parts)
 
@@ -155,9 +175,3 @@ def l1(vae: AutoencoderKL, pixels: NDArray[np.uint8]) -> float:
     """Mean error of encoding and decoding, 1 being from black to white."""
     again = decode(vae, encode_mean(vae, pixels))
     return float(np.abs(again.astype(float) - pixels).mean() / 255)
-
-
-def save_vae(vae: AutoencoderKL, folder: Path) -> None:
-    """As half precision safetensors."""
-    vae.half().save_pretrained(folder)
-    vae.float()

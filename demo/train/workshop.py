@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from demo.train.data import Pictures, moving_pictures, plain_pictures, varied_pictures
-from demo.train.diffusion import Latents
+from demo.train.data import (
+    LARGE,
+    MOVING,
+    PLAIN,
+    Pictures,
+    Series,
+    blown_up,
+    varied_pictures,
+)
+from demo.train.diffusion import Data, Latents, Sizes
 from demo.train.folders import load_base
 from demo.train.loop import Record, Settings, Task, train
 from demo.train.model import Base
@@ -24,6 +32,9 @@ from demo.train.vae import encode_mean
 from demo.world.style import STYLES, Style
 
 EARLIER = "earlier.json"
+STYLED = 6  # one of so many of the larger pictures is drawn in a style, for each
+EVEN = (0.5, 0.5)  # shares of the batches: pictures of 64, of 128
+SIZE_SHARES = (0.45, 0.45, 0.1)  # of the batches: pictures of 64, of 128, blown up to 128
 
 
 class Trained(NamedTuple):
@@ -64,6 +75,7 @@ class Workshop:
         plain: number of pictures for the bases and their adapters.
         moving: number of pictures that the bases see besides.
         varied: number of pictures for the autoencoder and the styles.
+        large: number of pictures of twice the side that sdxl sees besides.
         from_finished: whether a stage begins with its finished model.
         scale: of the UNets' widths over the stand-ins'.
         seed: of everything drawn.
@@ -75,6 +87,7 @@ class Workshop:
     plain: int = 32_000
     moving: int = 16_000
     varied: int = 24_000
+    large: int = 16_000
     scale: int = 2
     seed: int = 0
     from_finished: bool = False
@@ -117,13 +130,17 @@ class Workshop:
 
     def plain_pictures(self) -> Pictures:
         """Resting scenes with captions."""
-        return plain_pictures(self.data, self.plain)
+        return PLAIN.pictures(self.data, self.plain)
 
     def captioned_pictures(self) -> Pictures:
         """Those of the bases: resting scenes, and moments of moving ones."""
-        plain, moving = self.plain_pictures(), moving_pictures(self.data, self.moving)
+        plain, moving = self.plain_pictures(), MOVING.pictures(self.data, self.moving)
         pixels = np.concatenate([plain.pixels, moving.pixels])
         return Pictures(pixels, [*plain.captions, *moving.captions])
+
+    def large_pictures(self) -> Pictures:
+        """Resting scenes and moments of moving ones, of twice the side."""
+        return LARGE.pictures(self.data, self.large)
 
     def varied_pictures(self) -> Pictures:
         """Those of the autoencoder."""
@@ -140,29 +157,70 @@ class Workshop:
         """The finished base, in full precision and without gradients."""
         return load_base(family, self.models / family, self.device, self.scale)
 
-    def copy_vae(self, folder: Path) -> None:
-        """Put the finished autoencoder, without its card, into another pipeline's folder."""
+    def copy_vae(self, family: str, folder: Path) -> None:
+        """Put the family's autoencoder, without its card, into another pipeline's folder."""
+        source = "sdxl" if family == "sdxl" else "sd15"
         shutil.copytree(
-            self.models / "sd15" / "vae",
+            self.models / source / "vae",
             folder / "vae",
             ignore=shutil.ignore_patterns("README.*"),
             dirs_exist_ok=True,
         )
+
+    def adapter_latents(self, family: str, given: Callable[[Series, Pictures], Tensor]) -> Data:
+        """What an adapter is trained on: resting scenes; for sdxl of two sizes, a third of the
+        larger at some point of a motion.
+
+        Args:
+            given: tells for a series and its pictures what is given with each of them.
+        """
+        plain = self.plain_latents(family)
+        small = replace(plain, given=given(PLAIN, self.plain_pictures()))
+        if family != "sdxl":
+            return small
+        large = self.large_latents(family)
+        return Sizes([small, replace(large, given=given(LARGE, self.large_pictures()))], EVEN)
 
     def plain_latents(self, family: str) -> Latents:
         """Of the plain pictures, with token ids of the family."""
         pictures = self.plain_pictures()
         return self._latents("plain", pictures.pixels, pictures.captions, family)
 
+    def large_latents(self, family: str) -> Latents:
+        """Likewise of those of twice the side."""
+        pictures = self.large_pictures()
+        return self._latents("large", pictures.pixels, pictures.captions, family)
+
     def captioned_latents(self, family: str) -> Latents:
         """Likewise of those of the bases."""
-        plain, pictures = self.plain_latents(family), moving_pictures(self.data, self.moving)
+        plain, pictures = self.plain_latents(family), MOVING.pictures(self.data, self.moving)
         moving = self._latents("moving", pictures.pixels, pictures.captions, family)
         return Latents(
             torch.cat([plain.latents, moving.latents]), torch.cat([plain.ids, moving.ids])
         )
 
-    def style_latents(self, style: Style, family: str) -> Latents:
+    def base_latents(self, family: str) -> Data:
+        """What a base is trained on: for sdxl of two sizes, and some of the larger blown up."""
+        small = self.captioned_latents(family)
+        if family != "sdxl":
+            return small
+        large = self.large_latents(family)
+        plain = self.plain_pictures()
+        kept = min(self.plain, self.large // 4)
+        up = self._latents("enlarged", blown_up(plain.pixels[:kept]), plain.captions[:kept], family)
+        return Sizes([small, large, replace(up, enlarged=2)], SIZE_SHARES)
+
+    def style_latents(self, style: Style, family: str) -> Data:
+        """Of pictures in this style, for sdxl of two sizes."""
+        small = self._small_style_latents(style, family)
+        if family != "sdxl":
+            return small
+        count = self.large // STYLED
+        drawn = LARGE.pictures_in(style, self.data, count)
+        large = self._latents(f"large-{style}", drawn.pixels, drawn.captions, family)
+        return Sizes([small, large], EVEN)
+
+    def _small_style_latents(self, style: Style, family: str) -> Latents:
         """Of the varied pictures in this style."""
         pictures = self.varied_pictures()
         rows = [i for i in range(self.varied) if i % 9 == STYLES.index(style)]
@@ -181,7 +239,7 @@ class Workshop:
             file.unlink()
 
     def cached_latents(self, name: str, pixels: NDArray[np.uint8]) -> Tensor:
-        """(n, 4, 8, 8) of unit deviation, from a file once they have been made."""
+        """(n, 4, side, side) of unit deviation, from a file once they have been made."""
         file = self.data / f"{name}-latents.safetensors"
         if file.exists():
             latents = load_file(file)["latents"]

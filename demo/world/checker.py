@@ -81,15 +81,27 @@ class _Crop:
 
 
 def see(pixels: NDArray[np.uint8]) -> Sighting:
-    """What the picture (64, 64, 3) uint8 shows."""
-    picture = _smooth(pixels / 255)
+    """What the picture (side, side, 3) uint8 shows; `side`: a multiple of 64."""
+    picture = _smooth(shrunk(pixels) / 255)
     background = _background(picture)
     return Sighting(tuple(_solid(crop) for crop in _crops(picture, background)), background)
 
 
+def shrunk(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (side, side, 3) averaged down to 64 pixels a side. Raises ValueError unless `side`
+    is a multiple of that."""
+    times, over = divmod(len(pixels), SIDE)
+    if over:
+        raise ValueError(f"a side of {len(pixels)} pixels is no multiple of {SIDE}")
+    if times == 1:
+        return pixels
+    blocks = pixels.reshape(SIDE, times, SIDE, times, 3).mean(axis=(1, 3))
+    return np.asarray(blocks.round(), np.uint8)
+
+
 def middles(pixels: NDArray[np.uint8]) -> list[tuple[float, float]]:
-    """Where the solids' middles are, (column, row) in pixels, from left to right."""
-    picture = _smooth(pixels / 255)
+    """Where the solids' middles are, (column, row) in pixels of 64, from left to right."""
+    picture = _smooth(shrunk(pixels) / 255)
     crops = _crops(picture, _background(picture))
     return [((crop.left + crop.right) / 2, (crop.top + crop.bottom) / 2) for crop in crops]
 

@@ -20,15 +20,15 @@ Mask = NDArray[np.bool_]
 Array = NDArray[np.float64]
 
 
-def draw_in_style(scene: Scene, look: Look, style: Style) -> NDArray[np.uint8]:
-    """The scene with this look, in this style: (64, 64, 3) uint8."""
+def draw_in_style(scene: Scene, look: Look, style: Style, *, side: int = SIDE) -> NDArray[np.uint8]:
+    """The scene with this look, in this style: (side, side, 3) uint8. `side`: a multiple of 64."""
     masks = [
-        silhouette(solid.shape, solid_look, side=2 * SIDE)
+        silhouette(solid.shape, solid_look, side=2 * side)
         for solid, solid_look in zip(scene.solids, look.solids, strict=True)
     ]
-    plain = draw(scene, look, side=2 * SIDE).pixels / 255.0
+    plain = draw(scene, look, side=2 * side).pixels / 255.0
     drawn = {"ink": _ink, "neon": _neon, "papercut": _papercut}[style](scene, plain, masks)
-    small = drawn.reshape(SIDE, 2, SIDE, 2, 3).mean(axis=(1, 3))
+    small = drawn.reshape(side, 2, side, 2, 3).mean(axis=(1, 3))
     drawn_pixels: NDArray[np.uint8] = np.clip(small * 255, 0, 255).round().astype(np.uint8)
     return drawn_pixels
 
@@ -64,13 +64,14 @@ def _papercut(scene: Scene, plain: Array, masks: list[Mask]) -> Array:
 
 
 def _contour(mask: Mask, width: int) -> Mask:
-    """The pixels within about `width` / 2 of the mask's border."""
+    """The pixels within about `width` / 2 of the mask's border; `width`: of 128 in a row."""
     wide, narrow = mask, mask
     for turn in range(width):
-        if turn % 2 == 0:
-            wide = _grown(wide)
-        else:
-            narrow = ~_grown(~narrow)
+        for _ in range(len(mask) // (2 * SIDE)):
+            if turn % 2 == 0:
+                wide = _grown(wide)
+            else:
+                narrow = ~_grown(~narrow)
     return wide & ~narrow
 
 

@@ -84,7 +84,7 @@ def test_a_style_grows_with_its_weight(client: Client, style: Style) -> None:
 
 def test_only_the_hole_changes(client: Client) -> None:
     scenes = held_out_scenes(SOME, pairs=1.0)
-    found = holes.filled(client, "sd15-inpainting", scenes, preserve=True)
+    found = holes.filled(client, "sd15-inpainting", scenes, 64, preserve=True)
     assert found.changed_most == 0
     assert found.right >= 0.8
     assert found.seam < found.true_seam + 6

@@ -48,7 +48,7 @@ def test_demo_draws_every_task_and_stops(demo_models: Path) -> None:
     assert "sdxl is ready" in before_others
     assert "sd15 is ready" in others, "nobody waits for the other models to see something"
     with Image.open(first) as shown:
-        assert shown.size == (64, 64)
+        assert shown.size == (128, 128)
     for task in TASKS:
         assert f"  {task}: " in ran.stdout
     sheet = Image.open(picture)

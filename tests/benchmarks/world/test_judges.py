@@ -8,7 +8,9 @@ from benchmarks.world.frechet import frechet_distance, standard_error
 from benchmarks.world.motion import centred, drift, growth, seen_motion, truly_filmed
 from benchmarks.world.references import Reference, carried, edge_agreement, references
 from benchmarks.world.samplers import detail
+from benchmarks.world.sharpness import sharpness
 from benchmarks.world.styles import StyleScores
+from demo.train.data import blown_up
 from demo.train.measure import held_out_scenes
 from demo.world.camera import ZOOM, CameraMotion
 from demo.world.look import draw_look
@@ -17,9 +19,9 @@ from demo.world.scene import MOTIONS, Motion, Scene, Solid
 from demo.world.style import STYLES, draw_in_style
 
 
-@pytest.fixture(scope="module")
-def given() -> list[Reference]:
-    return references(held_out_scenes(30, pairs=0.0))
+@pytest.fixture(scope="module", params=[64, 128])
+def given(request: pytest.FixtureRequest) -> list[Reference]:
+    return references(held_out_scenes(30, pairs=0.0), request.param)
 
 
 def test_edges_agree_with_themselves_and_not_with_others(given: list[Reference]) -> None:
@@ -36,19 +38,28 @@ def test_references_carry_themselves(given: list[Reference]) -> None:
     assert max(other.colour, other.shape) < 0.6
 
 
-def test_styled_pictures_score_one_in_their_style_alone() -> None:
+@pytest.mark.parametrize("side", [64, 128])
+def test_styled_pictures_score_one_in_their_style_alone(side: int) -> None:
     scenes = held_out_scenes(30, pairs=0.35)
     score = StyleScores(scenes)
     rng = np.random.default_rng(5)
     looks = [draw_look(scene, rng) for scene in scenes]
     pairs = list(zip(scenes, looks, strict=True))
-    plain = np.stack([draw(*pair).pixels for pair in pairs])
+    plain = np.stack([draw(*pair, side=side).pixels for pair in pairs])
     for other in STYLES:
         assert score(plain, other) == pytest.approx(0, abs=0.1)
     for style in STYLES:
-        styled = np.stack([draw_in_style(*pair, style) for pair in pairs])
+        styled = np.stack([draw_in_style(*pair, style, side=side) for pair in pairs])
         for other in STYLES:
             assert score(styled, other) == pytest.approx(float(other == style), abs=0.1)
+
+
+def test_what_was_blown_up_is_half_as_sharp() -> None:
+    scenes = held_out_scenes(20, pairs=0.35)
+    small, large = (
+        np.stack([one.pixels for one in references(scenes, side)]) for side in (64, 128)
+    )
+    assert sharpness(blown_up(small)) == pytest.approx(sharpness(large) / 2, rel=0.2)
 
 
 @pytest.mark.parametrize("motion", [*MOTIONS, None])

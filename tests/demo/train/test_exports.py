@@ -44,7 +44,7 @@ def shaken(unet: nn.Module) -> None:
 
 def of_both(unet: UNet2DConditionModel, told: Conditioning) -> Tensor:
     output: Tensor = unet(
-        X, T, encoder_hidden_states=told.states, added_cond_kwargs=added(told)
+        X, T, encoder_hidden_states=told.states, added_cond_kwargs=added(told, X)
     ).sample
     return output.detach()
 
@@ -97,7 +97,8 @@ def test_an_ip_adapter_file_is_the_adapter(tmp_path: Path) -> None:
     model = base("sd15")
     plain = copy.deepcopy(model)
     embeds = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
-    task = IpAdapterTask(model, Latents(X, Tokenizers("sd15")([CAPTION] * 2)), embeds, 2)
+    data = Latents(X, Tokenizers("sd15")([CAPTION] * 2), given=embeds)
+    task = IpAdapterTask(model, data, embeds.shape[1], 2)
     torch.manual_seed(4)
     for attention in task.attentions.values():
         nn.init.normal_(attention.to_v_ip.weight, std=0.3)

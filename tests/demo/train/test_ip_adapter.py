@@ -17,8 +17,9 @@ def test_a_caption_that_is_left_out_is_an_empty_prompt(family: Literal["sd15", "
     """Zeros, which guidance sets against a prompt on sdxl, no user can give beside a picture."""
     torch.manual_seed(0)
     base = Base(family, scale=1)
-    data = Latents(torch.randn(2, 4, 8, 8), Tokenizers(family)(["a red ball", "a blue cube"]))
-    task = IpAdapterTask(base, data, torch.randn(2, 32), batch_size=256)
+    ids = Tokenizers(family)(["a red ball", "a blue cube"])
+    data = Latents(torch.randn(2, 4, 8, 8), ids, given=torch.randn(2, 32))
+    task = IpAdapterTask(base, data, 32, batch_size=256)
     with patch.object(base, "encode", wraps=base.encode) as encode:
         task.losses(torch.Generator().manual_seed(0))
     ids, dropped = encode.call_args.args

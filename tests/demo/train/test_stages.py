@@ -38,9 +38,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """All stages, two steps each."""
     folder = tmp_path_factory.mktemp("train")
     device = torch.device("cpu")
-    shop = Workshop(
-        folder / "work", folder / "models", device, plain=8, moving=4, varied=36, scale=1
-    )
+    work, models = folder / "work", folder / "models"
+    shop = Workshop(work, models, device, plain=8, moving=4, varied=36, large=12, scale=1)
     for stage in STAGES:
         plan = replace(stage.plan, steps=2, batch_size=2)
         replace(stage, plan=plan).run(shop)
@@ -82,6 +81,8 @@ def test_every_stage_wrote_its_output_and_a_card(trained: Workshop) -> None:
         assert output.exists()
         assert card_of(output).exists()
         assert (trained.work / stage.name / "checkpoint.pt").exists()
+    for config in trained.models.rglob("config.json"):
+        assert not json.loads(config.read_text()).get("_name_or_path"), config
     suffixes = {file.suffix for file in trained.models.rglob("*") if file.is_file()}
     assert suffixes <= {".json", ".safetensors", ".txt", ".md"}
 
@@ -96,11 +97,8 @@ def test_base_tcd_and_styles_load(trained: Workshop, family: str) -> None:
         file = trained.models / "loras" / family / f"{style}.safetensors"
         pipe.load_lora_weights(file, adapter_name=style)
     pipe.set_adapters(["tcd", *STYLES], [1.0, 0.5, 0.5, 0.5])
-    size = {"height": 64, "width": 64} if family == "sdxl" else {}
-    picture = pipe(
-        PROMPT, num_inference_steps=2, guidance_scale=0, generator=generator(), **size
-    ).images[0]
-    assert picture.size == (64, 64)
+    picture = pipe(PROMPT, num_inference_steps=2, guidance_scale=0, generator=generator()).images[0]
+    assert picture.size == ((128, 128) if family == "sdxl" else (64, 64))
 
 
 def test_a_run_of_a_finished_stage_changes_nothing(trained: Workshop, tmp_path: Path) -> None:
@@ -112,8 +110,8 @@ def test_a_run_of_a_finished_stage_changes_nothing(trained: Workshop, tmp_path: 
     assert file.read_bytes() == before
 
 
-OF_A_BASE = ("vae", "sdxl", "tcd-sd15", "ink-sdxl", "neon-sdxl", "papercut-sdxl", "canny-sdxl")
-BESIDE_IT = ("ip-adapter-sdxl", "inpainting-sdxl", "depth", "motion")
+OF_A_BASE = ("vae", "vae-sdxl", "sdxl", "tcd-sd15", "ink-sdxl", "neon-sdxl", "papercut-sdxl")
+BESIDE_IT = ("canny-sdxl", "ip-adapter-sdxl", "inpainting-sdxl", "depth", "motion")
 
 
 @pytest.mark.parametrize("name", [*OF_A_BASE, *BESIDE_IT])

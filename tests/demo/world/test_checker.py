@@ -23,13 +23,13 @@ def softened(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.
     return np.asarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_true_scenes_are_seen_as_they_are(soft: bool) -> None:
+@pytest.mark.parametrize(("soft", "side"), [(False, 64), (True, 64), (True, 128)])
+def test_true_scenes_are_seen_as_they_are(soft: bool, side: int) -> None:
     rng = np.random.default_rng(5)
     kept = []
     for number in range(PICTURES):
         scene = draw_scene(rng, pairs=0.35, held=number % 2 == 0)
-        pixels = render(scene, number).pixels
+        pixels = render(scene, number, side=side).pixels
         if soft:
             pixels = softened(pixels, rng)
         found = check(parse(caption(scene)), see(pixels))
