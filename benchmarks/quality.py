@@ -84,12 +84,7 @@ class Quality:
 
     def samplers(self) -> None:
         """TCD against the teacher, and what eta does."""
-        scenes = held_out_scenes(self.pictures, pairs=0.35)
-        rng = np.random.default_rng(77)
-        others = [draw_scene(rng, pairs=0.35, held=True) for _ in range(samplers.TRUE_PICTURES)]
-        encoder = WEIGHTS / "ip-adapter" / "models" / "image_encoder"
-        judge = samplers.Judge(scenes, others, encoder, SIDES["sd15"])
-        sampler = samplers.Samplers(self.client, scenes, WEIGHTS, "sd15")
+        judge, sampler = self._judge_and_samplers("sd15")
         print("### The teacher's guidance, DDIM, 50 steps\n")
         guided = samplers.best_guidance(judge, sampler)
         print_table(
@@ -116,15 +111,18 @@ class Quality:
 
     def few_steps(self) -> None:
         """The same at few steps on sdxl, whose pictures are larger."""
+        judge, sampler = self._judge_and_samplers("sdxl")
+        print(f"### TCD against its teacher, sdxl, guidance {FEW_STEPS_GUIDANCE:g}\n")
+        points = samplers.compare(judge, sampler, FEW_STEPS, FEW_STEPS_GUIDANCE)
+        print_points(points, judge.truth())
+
+    def _judge_and_samplers(self, family: str) -> tuple[samplers.Judge, samplers.Samplers]:
         scenes = held_out_scenes(self.pictures, pairs=0.35)
         rng = np.random.default_rng(77)
         others = [draw_scene(rng, pairs=0.35, held=True) for _ in range(samplers.TRUE_PICTURES)]
         encoder = WEIGHTS / "ip-adapter" / "models" / "image_encoder"
-        judge = samplers.Judge(scenes, others, encoder, SIDES["sdxl"])
-        sampler = samplers.Samplers(self.client, scenes, WEIGHTS, "sdxl")
-        print(f"### TCD against its teacher, sdxl, guidance {FEW_STEPS_GUIDANCE:g}\n")
-        points = samplers.compare(judge, sampler, FEW_STEPS, FEW_STEPS_GUIDANCE)
-        print_points(points, judge.truth())
+        judge = samplers.Judge(scenes, others, encoder, SIDES[family])
+        return judge, samplers.Samplers(self.client, scenes, WEIGHTS, family)
 
     def controls(self) -> None:
         """Edges and depth of references, by ControlNets."""
