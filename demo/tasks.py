@@ -120,9 +120,9 @@ def fine_tune(client: Client, prompt: str) -> Drawn:
 
 def style_mix(client: Client, model: str, prompt: str) -> Drawn:
     """Two style LoRAs at once."""
-    loras = [{"name": "papercut", "weight": 0.4}, {"name": "neon", "weight": 0.7}]
+    loras = [{"name": "papercut", "weight": 0.8}, {"name": "neon", "weight": 0.5}]
     picture = client.generate({"model": model, "prompt": prompt, "seed": SEED, "loras": loras})
-    return Drawn("styles: papercut 0.4, neon 0.7", prompt, (picture,))
+    return Drawn("styles: papercut 0.8, neon 0.5", prompt, (picture,))
 
 
 def control(client: Client, model: str, kind: str, prompt: str) -> Drawn:

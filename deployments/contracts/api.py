@@ -92,7 +92,7 @@ def size_of(size: str | None) -> tuple[int, int] | tuple[None, None]:
 def _told(size: object) -> ToldSize:
     found = _SIZE.fullmatch(size) if isinstance(size, str) else None
     if found is None or not all(1 <= int(side) <= MAX_TOLD for side in found.groups()):
-        raise ValueError(f"must be WIDTHxHEIGHT in pixels, each from 1 to {MAX_TOLD}: 512x768")
+        raise ValueError(f"must be WIDTHxHEIGHT, each from 1 to {MAX_TOLD} pixels, such as 512x768")
     width, height = map(int, found.groups())
     return height, width
 

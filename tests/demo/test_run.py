@@ -19,7 +19,7 @@ TASKS = (
     "image to image",
     "inpainting",
     "community fine-tune",
-    "styles: papercut 0.4, neon 0.7",
+    "styles: papercut 0.8, neon 0.5",
     "depth ControlNet",
     "canny ControlNet",
     "IP-Adapter",
