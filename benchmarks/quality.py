@@ -24,6 +24,7 @@ from benchmarks.report import machine, print_table
 from benchmarks.service import LOGICAL_CPUS, silent
 from benchmarks.world import holes, motion, references, samplers, styles
 from benchmarks.world.drawing import bodies, draw
+from benchmarks.world.samplers import Judge, Samplers
 from benchmarks.world.sharpness import sharpness
 from demo.client import Client, Picture
 from demo.service import ROOT, Config, demo_config, running
@@ -116,13 +117,13 @@ class Quality:
         points = samplers.compare(judge, sampler, FEW_STEPS, FEW_STEPS_GUIDANCE)
         print_points(points, judge.truth())
 
-    def _judge_and_samplers(self, family: str) -> tuple[samplers.Judge, samplers.Samplers]:
+    def _judge_and_samplers(self, family: str) -> tuple[Judge, Samplers]:
         scenes = held_out_scenes(self.pictures, pairs=0.35)
         rng = np.random.default_rng(77)
         others = [draw_scene(rng, pairs=0.35, held=True) for _ in range(samplers.TRUE_PICTURES)]
         encoder = WEIGHTS / "ip-adapter" / "models" / "image_encoder"
-        judge = samplers.Judge(scenes, others, encoder, SIDES[family])
-        return judge, samplers.Samplers(self.client, scenes, WEIGHTS, family)
+        judge = Judge(scenes, others, encoder, SIDES[family])
+        return judge, Samplers(self.client, scenes, WEIGHTS, family)
 
     def controls(self) -> None:
         """Edges and depth of references, by ControlNets."""
