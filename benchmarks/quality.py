@@ -130,9 +130,9 @@ class Quality:
         scenes = held_out_scenes(self.pictures, pairs=0.35)
         print("### ControlNets: agreement with the reference, by conditioning scale\n")
         rows = []
+        given_to = {model: references.references(scenes, SIDES[model]) for model in CONTROLLED}
         for model, kind in product(CONTROLLED, ("canny", "depth")):
-            given = references.references(scenes, SIDES[model])
-            cells = []
+            given, cells = given_to[model], []
             for scale in SCALES:
                 drawn = references.controlled(self.client, model, given, kind, scale)
                 if kind == "canny":
@@ -147,10 +147,10 @@ class Quality:
         scenes = held_out_scenes(self.pictures, pairs=0.0)
         print("### IP-Adapter without a prompt: share that has what the reference has\n")
         rows = []
+        given_to = {model: references.references(scenes, SIDES[model]) for model in CONTROLLED}
         for model, scale in product(CONTROLLED, SCALES):
-            given = references.references(scenes, SIDES[model])
-            drawn = references.varied(self.client, model, given, scale)
-            found = references.carried(given, drawn)
+            drawn = references.varied(self.client, model, given_to[model], scale)
+            found = references.carried(given_to[model], drawn)
             shares = (found.colour, found.shape, found.place, found.background)
             rows.append((model, f"{scale:g}", *map(percent, shares)))
         print_table(("model", "scale", "colour", "shape", "place", "background"), rows)

@@ -86,8 +86,7 @@ class VaeTask(Task):
 
     def _pictures(self, generator: torch.Generator) -> Tensor:
         if self.step >= self.crop_steps:
-            index = torch.randint(len(self.pixels), (self.batch_size,), generator=generator)
-            return to_tensor(self.pixels[index.numpy()], self.vae.device)
+            return self._whole(self.pixels, self.batch_size, generator)
         count = self.batch_size * (SIDE // CROP) ** 2
         index = torch.randint(len(self.pixels), (count,), generator=generator)
         tops = torch.randint(CROP_TOP, SIDE - CROP + 1, (count,), generator=generator)
@@ -95,6 +94,10 @@ class VaeTask(Task):
         places = zip(index.tolist(), tops.tolist(), lefts.tolist(), strict=True)
         crops = [self.pixels[i, top : top + CROP, left : left + CROP] for i, top, left in places]
         return to_tensor(np.stack(crops), self.vae.device)
+
+    def _whole(self, pixels: NDArray[np.uint8], count: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(pixels), (count,), generator=generator)
+        return to_tensor(pixels[index.numpy()], self.vae.device)
 
     def after_step(self, step: int) -> None:
         """Crops give way to whole pictures."""
@@ -121,9 +124,7 @@ class DecoderTask(VaeTask):
     def _pictures(self, generator: torch.Generator) -> Tensor:
         if torch.rand(1, generator=generator) >= LARGE_SHARE:
             return super()._pictures(generator)
-        count = max(1, self.batch_size // 2)
-        index = torch.randint(len(self.large), (count,), generator=generator)
-        return to_tensor(self.large[index.numpy()], self.vae.device)
+        return self._whole(self.large, max(1, self.batch_size // 2), generator)
 
 
 def _vivid_error(error: Tensor, vivid: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -174,40 +174,31 @@ class Workshop:
         Args:
             given: tells for a series and its pictures what is given with each of them.
         """
-        plain = self.plain_latents(family)
-        small = replace(plain, given=given(PLAIN, self.plain_pictures()))
+
+        def learned(series: Series, pictures: Pictures) -> Latents:
+            latents = self._latents(series.name, pictures, family)
+            return replace(latents, given=given(series, pictures))
+
+        small = learned(PLAIN, self.plain_pictures())
         if family != "sdxl":
             return small
-        large = self.large_latents(family)
-        return Sizes([small, replace(large, given=given(LARGE, self.large_pictures()))], EVEN)
-
-    def plain_latents(self, family: str) -> Latents:
-        """Of the plain pictures, with token ids of the family."""
-        pictures = self.plain_pictures()
-        return self._latents("plain", pictures.pixels, pictures.captions, family)
-
-    def large_latents(self, family: str) -> Latents:
-        """Likewise of those of twice the side."""
-        pictures = self.large_pictures()
-        return self._latents("large", pictures.pixels, pictures.captions, family)
-
-    def captioned_latents(self, family: str) -> Latents:
-        """Likewise of those of the bases."""
-        plain, pictures = self.plain_latents(family), MOVING.pictures(self.data, self.moving)
-        moving = self._latents("moving", pictures.pixels, pictures.captions, family)
-        return Latents(
-            torch.cat([plain.latents, moving.latents]), torch.cat([plain.ids, moving.ids])
-        )
+        return Sizes([small, learned(LARGE, self.large_pictures())], EVEN)
 
     def base_latents(self, family: str) -> Data:
-        """What a base is trained on: for sdxl of two sizes, and some of the larger blown up."""
-        small = self.captioned_latents(family)
+        """What a base is trained on: resting scenes and moments of moving ones; for sdxl of two
+        sizes, and some of the larger blown up."""
+        plain = self.plain_pictures()
+        resting = self._latents(PLAIN.name, plain, family)
+        moving = self._latents(MOVING.name, MOVING.pictures(self.data, self.moving), family)
+        small = Latents(
+            torch.cat([resting.latents, moving.latents]), torch.cat([resting.ids, moving.ids])
+        )
         if family != "sdxl":
             return small
-        large = self.large_latents(family)
-        plain = self.plain_pictures()
+        large = self._latents(LARGE.name, self.large_pictures(), family)
         kept = min(self.plain, self.large // 4)
-        up = self._latents("enlarged", blown_up(plain.pixels[:kept]), plain.captions[:kept], family)
+        blown = Pictures(blown_up(plain.pixels[:kept]), plain.captions[:kept])
+        up = self._latents("enlarged", blown, family)
         return Sizes([small, large, replace(up, enlarged=2)], SIZE_SHARES)
 
     def style_latents(self, style: Style, family: str) -> Data:
@@ -215,23 +206,19 @@ class Workshop:
         small = self._small_style_latents(style, family)
         if family != "sdxl":
             return small
-        count = self.large // STYLED
-        drawn = LARGE.pictures_in(style, self.data, count)
-        large = self._latents(f"large-{style}", drawn.pixels, drawn.captions, family)
-        return Sizes([small, large], EVEN)
+        drawn = LARGE.pictures_in(style, self.data, self.large // STYLED)
+        return Sizes([small, self._latents(f"{LARGE.name}-{style}", drawn, family)], EVEN)
 
     def _small_style_latents(self, style: Style, family: str) -> Latents:
         """Of the varied pictures in this style."""
         pictures = self.varied_pictures()
         rows = [i for i in range(self.varied) if i % 9 == STYLES.index(style)]
-        captions = [pictures.captions[i] for i in rows]
-        return self._latents(style, pictures.pixels[rows], captions, family)
+        styled = Pictures(pictures.pixels[rows], [pictures.captions[i] for i in rows])
+        return self._latents(style, styled, family)
 
-    def _latents(
-        self, name: str, pixels: NDArray[np.uint8], captions: Sequence[str], family: str
-    ) -> Latents:
-        latents = self.cached_latents(name, pixels)
-        return Latents(latents.to(self.device), Tokenizers(family)(captions))
+    def _latents(self, name: str, pictures: Pictures, family: str) -> Latents:
+        latents = self.cached_latents(name, pictures.pixels)
+        return Latents(latents.to(self.device), Tokenizers(family)(pictures.captions))
 
     def forget_latents(self) -> None:
         """Remove those on disk: they are of another autoencoder."""

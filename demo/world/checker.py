@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from demo.world.caption import DescribedSolid, Description
 from demo.world.look import DISTANCE, PLACE_X, RADIUS, draw_look
-from demo.world.renderer import COLOUR_RGB, FLOOR_RGB, HORIZON, SIDE, SKY_RGB, draw
+from demo.world.renderer import COLOUR_RGB, FLOOR_RGB, HORIZON, SIDE, SKY_RGB, coarse, draw
 from demo.world.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -95,8 +95,7 @@ def shrunk(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         raise ValueError(f"a side of {len(pixels)} pixels is no multiple of {SIDE}")
     if times == 1:
         return pixels
-    blocks = pixels.reshape(SIDE, times, SIDE, times, 3).mean(axis=(1, 3))
-    return np.asarray(blocks.round(), np.uint8)
+    return np.asarray(coarse(pixels, times).round(), np.uint8)
 
 
 def middles(pixels: NDArray[np.uint8]) -> list[tuple[float, float]]:

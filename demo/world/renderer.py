@@ -68,9 +68,15 @@ def render_frames(scene: Scene, seed: int, count: int, *, side: int = SIDE) -> l
 def draw(scene: Scene, look: Look, *, side: int = SIDE) -> Picture:
     """Draw the scene with this look."""
     fine = _shade(scene, look, side * SUPERSAMPLING)
-    blocks = fine.reshape(side, SUPERSAMPLING, side, SUPERSAMPLING, 3)
-    pixels = np.clip(blocks.mean(axis=(1, 3)) * 255, 0, 255).round().astype(np.uint8)
+    pixels = np.clip(coarse(fine, SUPERSAMPLING) * 255, 0, 255).round().astype(np.uint8)
     return Picture(pixels, depth_map(scene, look, side=side))
+
+
+def coarse(picture: NDArray[np.generic], times: int) -> Array:
+    """A square picture (side, side, 3) with blocks of `times` x `times` pixels averaged."""
+    side = len(picture) // times
+    averaged: Array = picture.reshape(side, times, side, times, 3).mean(axis=(1, 3))
+    return averaged
 
 
 def depth_map(scene: Scene, look: Look, *, side: int = SIDE) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo.world.look import Look
-from demo.world.renderer import COLOUR_RGB, FLOOR_RGB, SIDE, SKY_RGB, draw, silhouette
+from demo.world.renderer import COLOUR_RGB, FLOOR_RGB, SIDE, SKY_RGB, coarse, draw, silhouette
 from demo.world.scene import Scene
 
 Style = Literal["ink", "neon", "papercut"]
@@ -28,9 +28,8 @@ def draw_in_style(scene: Scene, look: Look, style: Style, *, side: int = SIDE) -
     ]
     plain = draw(scene, look, side=2 * side).pixels / 255.0
     drawn = {"ink": _ink, "neon": _neon, "papercut": _papercut}[style](scene, plain, masks)
-    small = drawn.reshape(side, 2, side, 2, 3).mean(axis=(1, 3))
-    drawn_pixels: NDArray[np.uint8] = np.clip(small * 255, 0, 255).round().astype(np.uint8)
-    return drawn_pixels
+    pixels: NDArray[np.uint8] = np.clip(coarse(drawn, 2) * 255, 0, 255).round().astype(np.uint8)
+    return pixels
 
 
 def _ink(scene: Scene, plain: Array, masks: list[Mask]) -> Array:

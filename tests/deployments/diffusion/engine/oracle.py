@@ -108,7 +108,6 @@ class Oracle:
             latents[:] = [values["latents"][0].clone()]
             return values
 
-        told = {"original_size": job.original_size, "target_size": job.target_size}
         assert scheduler.config.prediction_type == "epsilon"  # `watched` knows no other
         scheduler.step = watched
         try:
@@ -123,7 +122,7 @@ class Oracle:
                 latents=noise * (1 + change * nudge),
                 generator=generator,
                 callback_on_step_end=last,
-                **{name: size for name, size in told.items() if size is not None},
+                **told_sizes(job),
             ).images[0]
         finally:
             scheduler.step = step
@@ -139,6 +138,12 @@ class Oracle:
             self._pipe.set_adapters([x.name for x in job.loras], [x.weight for x in job.loras])
         elif self._loaded:
             self._pipe.disable_lora()
+
+
+def told_sizes(job: ImageJob) -> dict[str, tuple[int, int]]:
+    """What a pipeline of sdxl is told of sizes: what the job names."""
+    named = {"original_size": job.original_size, "target_size": job.target_size}
+    return {name: size for name, size in named.items() if size is not None}
 
 
 def distance(ours: Latents, theirs: Latents) -> float:

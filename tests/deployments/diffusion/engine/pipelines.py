@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deployments.contracts.jobs import ImageJob, Pixels
 from tests.conftest import demo_loras
-from tests.deployments.diffusion.engine.oracle import Answer, distance
+from tests.deployments.diffusion.engine.oracle import Answer, distance, told_sizes
 from tests.deployments.diffusion.engine.tasks import Checkpoint, Task
 
 INPAINTING_CHANNELS = 9
@@ -166,8 +166,7 @@ class Pipelines:
                 "control_guidance_start": _alone([c.start for c in job.controls]),
                 "control_guidance_end": _alone([c.end for c in job.controls]),
             }
-        told = {"original_size": job.original_size, "target_size": job.target_size}
-        arguments |= {name: size for name, size in told.items() if size is not None}
+        arguments |= told_sizes(job)
         if job.ip_adapters:
             pipe.set_ip_adapter_scale(job.ip_adapters[0].scale)
         image = pipe(**arguments).images[0]

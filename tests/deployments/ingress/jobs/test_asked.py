@@ -46,13 +46,16 @@ def asked(image: ImageInput, several: bool, video: bool, mask: ImageInput | None
     )
 
 
-@pytest.mark.parametrize("request_", [ImageRequest("a", n=2), VideoRequest("a", fps=4)])
-def test_a_record_does_not_name_what_was_left_out(request_: ImageRequest | VideoRequest) -> None:
+@pytest.mark.parametrize(
+    ("of_a_job", "said"),
+    [
+        (ImageAsked(request=ImageRequest("a", n=2)), {"prompt": "a", "n": 2}),
+        (VideoAsked(request=VideoRequest("a", fps=4)), {"prompt": "a", "fps": 4}),
+    ],
+)
+def test_a_record_does_not_name_what_was_left_out(of_a_job: Asked, said: dict[str, object]) -> None:
     """Else an earlier release fails it for a field that it does not know."""
-    kind = VideoAsked if isinstance(request_, VideoRequest) else ImageAsked
-    own = {"n": 2} if kind is ImageAsked else {"fps": 4}
-    record = request_of(kind.model_validate({"request": request_}), {})
-    assert record == {"asked": {"request": {"prompt": "a", **own}}, "pictures": {}}
+    assert request_of(of_a_job, {}) == {"asked": {"request": said}, "pictures": {}}
 
 
 @pytest.mark.parametrize("image", KINDS)
