@@ -32,11 +32,14 @@ class Deadlines:
     Attributes:
         after_s: seconds from a row's last call until its image is answered, of late.
         slower: times that a turn takes of its call, 1 or more.
+        between_s: seconds of a turn that are not its call's: as long beside small ones, which are
+            therefore not made ever smaller.
     """
 
     def __init__(self) -> None:
         self.after_s = 0.0
         self.slower = 1.0
+        self.between_s = 0.0
         self._turn_s = self._call_s = 0.0  # of late
 
     def turned(self, seconds: float, call_s: float) -> None:
@@ -44,6 +47,7 @@ class Deadlines:
         whatever else has the processor, is in between. 0: nobody knows."""
         self._turn_s += SMOOTHING * (min(seconds, LONGEST_TURN * call_s) - self._turn_s)
         self._call_s += SMOOTHING * (call_s - self._call_s)
+        self.between_s = max(0.0, self._turn_s - self._call_s)
         self.slower = max(1.0, self._turn_s / self._call_s) if self._call_s else 1.0
 
     def order(self, row: Trajectory, now: float, call_s: float) -> tuple[bool, float]:
@@ -74,7 +78,7 @@ class Deadlines:
         """Whether a row would not be done in time if it had every call from now on, by the call."""
         if row.deadline is None:
             return False
-        return self._left_s(row.deadline, now, row.pending_calls * call_s) < 0
+        return self._left_s(row.deadline, now, row.pending_calls, call_s) < 0
 
     def call_rows(self, row: Trajectory, now: float, curve: Curve, most: int) -> float:
         """UNet rows of the largest calls in which a row is not late that may run from now on: in
@@ -85,9 +89,7 @@ class Deadlines:
             return inf  # a video's calls are its own
         spare = min(SPARE_CALLS, row.pending_calls / 2)
         turn_s = (row.deadline - now - self.after_s) / self._calls(row, BEFORE, spare)
-        # What is between calls is as long between small ones: they are not to become ever smaller.
-        between_s = max(0.0, self._turn_s - self._call_s)
-        rows = curve.rows_within(max(0.0, turn_s - between_s))
+        rows = curve.rows_within(max(0.0, turn_s - self.between_s))
         if rows >= most or rows < row.unet_rows:
             return inf
         return rows if curve.row_s(rows) <= DEAREST * curve.row_s(most) else inf
@@ -95,11 +97,11 @@ class Deadlines:
     def _spare_s(self, row: Trajectory, now: float, call_s: float, before: float) -> float:
         if row.deadline is None or not call_s:
             return inf
-        return self._left_s(row.deadline, now, self._calls(row, before, SPARE_CALLS) * call_s)
+        return self._left_s(row.deadline, now, self._calls(row, before, SPARE_CALLS), call_s)
 
-    def _left_s(self, deadline: float, now: float, calls_s: float) -> float:
-        """Seconds until the deadline after calls that take so long, and what comes after them."""
-        return deadline - (now + calls_s * self.slower + self.after_s)
+    def _left_s(self, deadline: float, now: float, calls: float, call_s: float) -> float:
+        """Seconds until the deadline after calls that take so long each, and what comes after."""
+        return deadline - (now + calls * (call_s + self.between_s) + self.after_s)
 
     def _calls(self, row: Trajectory, before: float, spare: float) -> float:
         """Calls that a row is reckoned with."""

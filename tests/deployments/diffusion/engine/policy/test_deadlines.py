@@ -13,6 +13,7 @@ from deployments.diffusion.engine.policy.account import Account
 from deployments.diffusion.engine.policy.batch import Advanced, Batch, BatchKey, Measured
 from deployments.diffusion.engine.policy.deadlines import Deadlines
 from deployments.diffusion.engine.policy.scheduler import Scheduler
+from deployments.diffusion.engine.policy.tempo import Curve
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 from tests.deployments.diffusion.engine.policy.test_scheduler import ids, next_batch, row
 
@@ -115,6 +116,22 @@ def test_what_is_between_calls_and_after_them_counts() -> None:
         deadlines.turned(2 * CALL_S, CALL_S)
     assert not deadlines.late(begun, 1.9, CALL_S)
     assert deadlines.late(begun, 2.1, CALL_S)
+
+
+@pytest.mark.parametrize("between_s", [0.0, CALL_S / 8, CALL_S / 4])
+def test_no_row_is_late_in_calls_that_are_as_small_as_it_needs(between_s: float) -> None:
+    """Those before were of one row."""
+    deadlines, curve = Deadlines(), Curve([(rows, rows * CALL_S / 8) for rows in range(1, 9)])
+    for _ in range(400):
+        deadlines.turned(CALL_S / 8 + between_s, CALL_S / 8)
+    sized = 0
+    for tenths in range(1, 1000):
+        waits = one("waits", tenths / 10 + 0.01)
+        rows = deadlines.call_rows(waits, 0.0, curve, 8)
+        if rows < 8:
+            sized += 1
+            assert not deadlines.late(waits, 0.0, curve.seconds_of(rows))
+    assert sized
 
 
 def turn(made: Scheduler, now: float, after_s: float = 0.0) -> list[str]:

@@ -150,7 +150,7 @@ def test_nobody_is_refused_by_times_that_are_not_known() -> None:
 
 def test_turns_that_are_longer_than_their_calls_count() -> None:
     deadlines = Deadlines()
-    for _ in range(100):
+    for _ in range(400):
         deadlines.turned(2.0, 1.0)
     slow = Foresight(deadlines, TIMED.call_s, TIMED.row_s)
     assert late_s(before(9, timeout_s=60), 60, foresight=slow) == pytest.approx(
