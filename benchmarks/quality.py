@@ -26,14 +26,14 @@ from benchmarks.world import holes, motion, references, samplers, styles
 from benchmarks.world.drawing import bodies, draw
 from benchmarks.world.samplers import Judge, Samplers
 from benchmarks.world.sharpness import sharpness
-from demo.client import Client, Picture
+from demo.client import Client
 from demo.service import ROOT, Config, demo_config, running
 from demo.standins import WEIGHTS
 from demo.train.data import blown_up
 from demo.train.measure import HEADER, adherence, held_out_scenes, row
 from demo.world.camera import CAMERA_MOTIONS
 from demo.world.renderer import SIDE
-from demo.world.scene import Scene, draw_scene
+from demo.world.scene import draw_scene
 from demo.world.style import STYLES, Style
 
 MODELS = ("sd15", "sd15-inpainting", "sd21", "sdxl", "sdxl-inpainting")
@@ -43,6 +43,7 @@ SIDES = {"sd15": SIDE, "sdxl": 2 * SIDE}  # of pictures that requests bring alon
 TAUGHT = ("sd15", "sdxl")  # whose teachers are served, too
 FEW_STEPS, FEW_STEPS_GUIDANCE = (2, 4, 8), 2.0
 WEIGHTS_OF_STYLES = (0.0, 0.25, 0.5, 0.75, 1.0)
+WEIGHTS_OF_MOTION = (0.5, 1.0, 1.5)
 SCALES = (0.0, 0.5, 1.0)
 
 
@@ -209,24 +210,36 @@ class Quality:
         )
 
     def motion(self) -> None:
-        """AnimateDiff and motion LoRAs."""
+        """Whether AnimateDiff's videos move as their captions say."""
         count = max(4, self.pictures // 4)
         print("### AnimateDiff: share of videos that move as the caption says\n")
         found = motion.obeyed(self.client, held_out_scenes(count, pairs=0.0))
         print_table(
             [kind or "at rest" for kind in found], [[percent(share) for share in found.values()]]
         )
+
+    def cameras(self) -> None:
+        """Motion LoRAs, by weight, beside true videos of a moving camera."""
+        count = max(4, self.pictures // 4)
         scenes = [motion.centred(scene) for scene in held_out_scenes(count, pairs=0.0)]
-        print("### Motion LoRAs on resting scenes, weight 1, and true videos of a moving camera\n")
-        rows = []
-        for name in (None, *CAMERA_MOTIONS):
-            loras = [] if name is None else [{"name": name, "weight": 1.0}]
+        print("### Motion LoRAs on resting scenes; in brackets, true videos of a moving camera\n")
+        still = motion.camera_motion(scenes, motion.videos(self.client, scenes, None))
+        rows = [("none", "", *(f"{one:.2f}" for one in still))]
+        for name, weight in product(CAMERA_MOTIONS, WEIGHTS_OF_MOTION):
+            loras = [{"name": name, "weight": weight}]
             made = motion.videos(self.client, scenes, None, motion_loras=loras)
-            rows.append(camera_row(name or "none", scenes, made))
-        for name in CAMERA_MOTIONS:
-            rows.append(camera_row(f"true {name}", scenes, motion.truly_filmed(scenes, name)))
+            found = motion.camera_motion(scenes, made)
+            true = motion.camera_motion(scenes, motion.truly_filmed(scenes, name, weight))
+            pairs = zip(found, true, strict=True)
+            rows.append((name, f"{weight}", *(f"{one:.2f} ({other:.2f})" for one, other in pairs)))
         print_table(
-            ("motion LoRA", "size of the solid, last over first", "drift to the right, pixels"),
+            (
+                "motion LoRA",
+                "weight",
+                "size of the solid, last over first",
+                "drift to the right, pixels",
+                "dirt in the last sky, of 255",
+            ),
             rows,
         )
 
@@ -241,6 +254,7 @@ PARTS: dict[str, Callable[[Quality], None]] = {
     "styles": Quality.styles,
     "inpainting": Quality.inpainting,
     "motion": Quality.motion,
+    "cameras": Quality.cameras,
 }
 
 
@@ -314,14 +328,6 @@ def right(point: samplers.Point) -> str:
 def distance(point: samplers.Point) -> str:
     """For tables: with two standard errors."""
     return f"{point.distance:.2f} ± {2 * point.error:.2f}"
-
-
-def camera_row(
-    name: str, scenes: Sequence[Scene], made: Sequence[Sequence[Picture]]
-) -> tuple[str, str, str]:
-    """For tables."""
-    grown, gone = motion.camera_motion(scenes, made)
-    return name, f"{grown:.2f}", f"{gone:+.1f}"
 
 
 def percent(share: float) -> str:

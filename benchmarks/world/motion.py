@@ -11,13 +11,14 @@ from demo.client import Body, Client, Picture
 from demo.world.camera import CameraMotion, filmed
 from demo.world.caption import caption
 from demo.world.checker import middles
-from demo.world.renderer import COLOUR_RGB
+from demo.world.renderer import COLOUR_RGB, HORIZON, SIDE
 from demo.world.scene import MOTIONS, Colour, Motion, Place, Scene
 
 FRAMES = 8
 STEPS = 8
 ALIKE = 0.965  # cosine of colours; sand is 0.93 like yellow, a blue sky 0.92 like cyan
 DARK = 0.3  # a night sky has 0.2
+EDGE = 2  # rows of pixels above the horizon that may show it
 MOVED = 4.0  # pixels: a solid that moves less rests
 
 
@@ -78,22 +79,25 @@ def centred(scene: Scene) -> Scene:
     return replace(scene, solids=(replace(solid, place="center"),))
 
 
-def truly_filmed(scenes: Sequence[Scene], camera: CameraMotion) -> list[list[Picture]]:
+def truly_filmed(
+    scenes: Sequence[Scene], camera: CameraMotion, strength: float = 1.0
+) -> list[list[Picture]]:
     """The renderer's own videos by a moving camera."""
     return [
-        [picture_of(pixels) for pixels in filmed(camera, scene, look, FRAMES)]
+        [picture_of(pixels) for pixels in filmed(camera, scene, look, FRAMES, strength)]
         for scene, look in zip(scenes, looks_of(scenes), strict=True)
     ]
 
 
 def camera_motion(
     scenes: Sequence[Scene], made: Sequence[Sequence[Picture]]
-) -> tuple[float, float]:
-    """Mean `growth` and `drift` of the solids in videos of scenes with one."""
+) -> tuple[float, float, float]:
+    """Mean `growth`, `drift` and `dirt` of videos of scenes with one solid."""
     pairs = [(frames, scene.solids[0].colour) for scene, frames in zip(scenes, made, strict=True)]
-    grown = np.nanmean([growth(*pair) for pair in pairs])
-    gone = np.nanmean([drift(*pair) for pair in pairs])
-    return float(grown), float(gone)
+    grown, gone, soiled = (
+        float(np.nanmean([measure(*pair) for pair in pairs])) for measure in (growth, drift, dirt)
+    )
+    return grown, gone, soiled
 
 
 def growth(frames: Sequence[Picture], colour: Colour) -> float:
@@ -110,9 +114,24 @@ def drift(frames: Sequence[Picture], colour: Colour) -> float:
     return float(last.mean() - first.mean()) if len(first) and len(last) else float("nan")
 
 
+def dirt(frames: Sequence[Picture], colour: Colour) -> float:
+    """How far pixels of the last frame's sky are from their row's median, of 255: a clean sky, near
+    or far, has one colour in each row. Those that the solid of this colour hides do not count."""
+    pixels = np.asarray(frames[-1]).astype(float)
+    sky = ~_coloured(frames[-1], colour)[: int(HORIZON * SIDE) - EDGE]
+    rows = [row[clear] for row, clear in zip(pixels[: len(sky)], sky, strict=True) if clear.any()]
+    return float(np.mean(np.concatenate([np.abs(row - np.median(row, axis=0)) for row in rows])))
+
+
 def _columns(frame: Picture, colour: Colour) -> NDArray[np.intp]:
-    """The column of each pixel in this colour, lit or not; the floor may lie anywhere."""
+    """The column of each pixel in this colour."""
+    return np.nonzero(_coloured(frame, colour))[1]
+
+
+def _coloured(frame: Picture, colour: Colour) -> NDArray[np.bool_]:
+    """Which pixels are in this colour, lit or not; the floor may lie anywhere."""
     pixels, wanted = np.asarray(frame) / 255, np.array(COLOUR_RGB[colour])
     lengths = np.linalg.norm(pixels, axis=-1)
     alike = pixels @ wanted / np.linalg.norm(wanted) > ALIKE * lengths
-    return np.nonzero(alike & (lengths > DARK))[1]
+    coloured: NDArray[np.bool_] = alike & (lengths > DARK)
+    return coloured

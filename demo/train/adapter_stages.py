@@ -28,6 +28,7 @@ from demo.train.motion import (
     MotionTask,
     VideoLatents,
     camera_video,
+    load_motion_lora,
     motion_unet,
     moving_video,
     save_motion_adapter,
@@ -40,7 +41,8 @@ from demo.world.camera import CameraMotion
 
 MOVING = "sd15"  # the family whose base moves
 VIDEOS = 3000
-CAMERA_VIDEOS = 800
+CAMERA_WEIGHTS = (0.5, 1.0, 1.5)
+CAMERA_VIDEOS = 500  # of each weight
 
 
 def encoder_stage(name: str) -> Callable[[Stage, Workshop], Card]:
@@ -145,7 +147,7 @@ def train_motion(stage: Stage, shop: Workshop) -> Card:
     torch.manual_seed(shop.seed)
     finished = _motion_adapter(shop) if shop.from_finished else None
     unet = motion_unet(base, finished).to(shop.device)
-    task = MotionTask(base, unet, data, stage.plan.batch_size)
+    task = MotionTask(base, unet, {1.0: data}, stage.plan.batch_size)
     history = shop.train(stage.name, task, stage.plan)
     folder = shop.models / stage.output
     save_motion_adapter(unet, folder)
@@ -154,19 +156,26 @@ def train_motion(stage: Stage, shop: Workshop) -> Card:
 
 
 def camera_stage(camera: CameraMotion) -> Callable[[Stage, Workshop], Card]:
-    """A motion LoRA on the motion adapter."""
-
-    def draw(index: int) -> tuple[NDArray[np.uint8], str]:
-        return camera_video(camera, index)
+    """A motion LoRA on the motion adapter: of a weight, it moves as far as that says."""
 
     def run(stage: Stage, shop: Workshop) -> Card:
-        data = _videos(shop, camera, draw, min(CAMERA_VIDEOS, shop.plain))
+        videos = {
+            weight: _videos(
+                shop,
+                f"{camera}-{weight}",
+                partial(camera_video, camera, weight),
+                min(CAMERA_VIDEOS, shop.plain),
+            )
+            for weight in CAMERA_WEIGHTS
+        }
         base = shop.base(MOVING)
         torch.manual_seed(shop.seed)
         unet = motion_unet(base, _motion_adapter(shop)).to(shop.device)
-        task = MotionTask(base, unet, data, stage.plan.batch_size, rank=LORA_RANK)
-        history = shop.train(stage.name, task, stage.plan)
+        task = MotionTask(base, unet, videos, stage.plan.batch_size, rank=LORA_RANK)
         file: Path = shop.models / stage.output
+        if shop.from_finished:
+            load_motion_lora(unet, file)
+        history = shop.train(stage.name, task, stage.plan)
         save_motion_lora(unet, file)
         what = f"A motion LoRA for the demo's motion adapter: {camera}."
         card = file.with_suffix(".md")

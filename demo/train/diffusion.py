@@ -88,11 +88,15 @@ class Noised:
     t: Tensor
 
 
-def noised(x0: Tensor, schedule: Schedule, generator: torch.Generator) -> Noised:
-    """Draw timesteps, one for each stretch of the schedule so that a batch covers it, and noise."""
+def noised(x0: Tensor, schedule: Schedule, generator: torch.Generator, lean: float = 1.0) -> Noised:
+    """Draw timesteps, one for each stretch of the schedule so that a batch covers it, and noise.
+
+    Args:
+        lean: above 1, more of them are noisy: half are beyond 0.5 ^ (1 / lean) of the schedule.
+    """
     size = len(x0)
     stretches = (torch.arange(size) + torch.rand(size, generator=generator)) / size
-    t = (stretches * STEPS).long().to(x0.device)
+    t = (stretches ** (1 / lean) * STEPS).long().to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
     return Noised(schedule.add_noise(x0, noise, t), noise, t)
 

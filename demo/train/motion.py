@@ -3,6 +3,7 @@
 The base held fast, its frames learn to agree: noise prediction of eight frames at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from diffusers import MotionAdapter, UNetMotionModel
 from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo.lora import ATTENTION
@@ -19,7 +20,7 @@ from demo.motion import MAX_FRAMES
 from demo.train.data import said
 from demo.train.diffusion import CAPTION_DROPOUT, noise_loss, noised
 from demo.train.loop import Task
-from demo.train.lora import add_lora, lora_matrices
+from demo.train.lora import ADAPTER, add_lora, lora_matrices
 from demo.train.model import Base
 from demo.train.noise import Schedule
 from demo.unet import NORM_GROUPS
@@ -32,6 +33,7 @@ from demo.world.scene import draw_scene
 FRAMES = 8
 STILL = 0.25  # of the videos show a resting scene
 PAIRS = 0.3
+LEAN = 3.0  # whither something moves is decided in the first, noisiest steps
 LORA_RANK = 16
 MOTION_LAYERS = tuple(f"attn{n}{ending}" for n in (1, 2) for ending in ATTENTION)
 
@@ -58,12 +60,14 @@ def moving_video(index: int) -> tuple[NDArray[np.uint8], str]:
     return np.stack([draw(scene, look).pixels for look in looks]), caption(scene, said(rng))
 
 
-def camera_video(camera: CameraMotion, index: int) -> tuple[NDArray[np.uint8], str]:
+def camera_video(
+    camera: CameraMotion, strength: float, index: int
+) -> tuple[NDArray[np.uint8], str]:
     """A resting scene seen by a moving camera."""
     rng = np.random.default_rng([8, index])
     scene = draw_scene(rng, pairs=PAIRS)
     look = draw_look(scene, rng)
-    return filmed(camera, scene, look, FRAMES), caption(scene, said(rng))
+    return filmed(camera, scene, look, FRAMES, strength), caption(scene, said(rng))
 
 
 def motion_unet(base: Base, adapter: MotionAdapter | None = None) -> UNetMotionModel:
@@ -87,13 +91,22 @@ def motion_unet(base: Base, adapter: MotionAdapter | None = None) -> UNetMotionM
 
 
 class MotionTask(Task):
-    """Noise prediction of videos; with `rank`, a LoRA on the motion modules learns instead."""
+    """Noise prediction of videos by the motion modules; with `rank`, by a LoRA on them.
+
+    Args:
+        videos: by the weight that the LoRA has beside them; a batch is of one.
+    """
 
     def __init__(
-        self, base: Base, unet: UNetMotionModel, data: VideoLatents, batch_size: int, rank: int = 0
+        self,
+        base: Base,
+        unet: UNetMotionModel,
+        videos: Mapping[float, VideoLatents],
+        batch_size: int,
+        rank: int = 0,
     ) -> None:
-        self.base, self.data, self.batch_size = base.requires_grad_(False), data, batch_size
-        self.unet = unet
+        self.base, self.batch_size = base.requires_grad_(False), batch_size
+        self.videos, self.unet, self.rank = list(videos.items()), unet, rank
         self.device = base.unet.device
         self.schedule = Schedule(self.device, ndim=5)
         if rank:
@@ -111,11 +124,15 @@ class MotionTask(Task):
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         """One batch."""
-        index = torch.randint(len(self.data.latents), (self.batch_size,), generator=generator)
-        x0 = self.data.latents[index].to(self.device).float()
-        ids = self.data.ids[index].to(self.device)
+        which = int(torch.randint(len(self.videos), (1,), generator=generator))
+        weight, data = self.videos[which]
+        if self.rank:
+            self.unet.set_adapters(ADAPTER, weight)
+        index = torch.randint(len(data.latents), (self.batch_size,), generator=generator)
+        x0 = data.latents[index].to(self.device).float()
+        ids = data.ids[index].to(self.device)
         dropped = torch.rand(len(x0), generator=generator) < CAPTION_DROPOUT
-        batch = noised(x0, self.schedule, generator)
+        batch = noised(x0, self.schedule, generator, LEAN)
         with torch.no_grad():
             conditioning = self.base.encode(ids, dropped.to(self.device))
         predicted = self.unet(
@@ -144,11 +161,24 @@ def save_motion_adapter(unet: UNetMotionModel, folder: Path) -> None:
 
 def save_motion_lora(unet: UNetMotionModel, file: Path) -> None:
     """Write the LoRA in half precision, keyed as in guoyww/animatediff-motion-lora-zoom-in."""
+    halves = {key: t.detach().half().contiguous().cpu() for key, t in _lora_tensors(unet).items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(halves, file, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def load_motion_lora(unet: UNetMotionModel, file: Path) -> None:
+    """Fill the LoRA with one that `save_motion_lora` wrote, of the same layers and rank."""
+    finished = load_file(file)
+    for key, tensor in _lora_tensors(unet).items():
+        tensor.copy_(finished[key])
+
+
+def _lora_tensors(unet: UNetMotionModel) -> dict[str, Tensor]:
+    """The LoRA's own tensors, by their names in a file."""
     tensors: dict[str, Tensor] = {}
     for layer, (down, up) in sorted(lora_matrices(unet).items()):
         attention, projection = layer.removesuffix(".0").rsplit(".", 1)
         key = f"unet.{attention}.processor.{projection}_lora"
-        tensors[f"{key}.down.weight"] = down.detach().half().contiguous().cpu()
-        tensors[f"{key}.up.weight"] = up.detach().half().contiguous().cpu()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, metadata={"format": "pt"})
+        tensors[f"{key}.down.weight"], tensors[f"{key}.up.weight"] = down, up
+    return tensors

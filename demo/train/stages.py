@@ -92,7 +92,7 @@ STAGES: list[Stage] = [
     Stage(
         "motion",
         "motion-adapter/sd15",
-        Plan(4000, 8, 1e-3, 37, ema_decay=0.995, bfloat16=True),
+        Plan(8000, 8, 1e-3, 75, ema_decay=0.995, bfloat16=True),
         train_motion,
         goes_on=True,
     ),
@@ -100,8 +100,9 @@ STAGES: list[Stage] = [
         Stage(
             name,
             f"motion-loras/{name}.safetensors",
-            Plan(600, 8, 2e-3, 6, ema_decay=0.99, bfloat16=True),
+            Plan(1350, 8, 2e-3, 16, ema_decay=0.99, bfloat16=True),
             camera_stage(name),
+            goes_on=True,
         )
         for name in CAMERA_MOTIONS
     ),

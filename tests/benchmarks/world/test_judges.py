@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.world.frechet import frechet_distance, standard_error
-from benchmarks.world.motion import centred, drift, growth, seen_motion, truly_filmed
+from benchmarks.world.motion import centred, dirt, drift, growth, seen_motion, truly_filmed
 from benchmarks.world.references import Reference, carried, edge_agreement, references
 from benchmarks.world.samplers import detail
 from benchmarks.world.sharpness import sharpness
@@ -80,14 +80,35 @@ def test_drift_has_a_direction() -> None:
 
 
 @pytest.mark.parametrize(
-    ("camera", "grown", "gone"), [("zoom-in", 1 / (1 - ZOOM), 0), ("pan-left", 1, 16)]
+    ("camera", "strength", "grown", "gone"),
+    [
+        ("zoom-in", 1.0, ZOOM, 0),
+        ("zoom-in", 0.5, ZOOM**0.5, 0),
+        ("pan-left", 1.0, 1, 16),
+        ("pan-left", 0.5, 1, 8),
+    ],
 )
-def test_a_moving_camera_is_seen(camera: CameraMotion, grown: float, gone: float) -> None:
+def test_a_moving_camera_is_seen(
+    camera: CameraMotion, strength: float, grown: float, gone: float
+) -> None:
     scenes = [centred(scene) for scene in held_out_scenes(30, pairs=0.0)]
-    for scene, frames in zip(scenes, truly_filmed(scenes, camera), strict=True):
+    for scene, frames in zip(scenes, truly_filmed(scenes, camera, strength), strict=True):
         (solid,) = scene.solids
         assert growth(frames, solid.colour) == pytest.approx(grown, rel=0.1), scene
         assert drift(frames, solid.colour) == pytest.approx(gone, abs=1.5), scene
+        assert dirt(frames, solid.colour) < 1, scene
+
+
+def test_a_dirty_sky_is_seen() -> None:
+    clean = np.full((64, 64, 3), 200, np.uint8)
+    clean[:22] = (150 + np.arange(22, dtype=np.uint8))[:, None, None]  # lighter toward the horizon
+    clean[10:40, 20:40] = (200, 30, 30)
+    soiled = clean.copy()
+    soiled[2:7, :16] -= 100
+    frames = [Image.fromarray(pixels) for pixels in (clean, soiled)]
+    # Nineteen rows are looked at, of which the solid hides twenty pixels in nine.
+    assert dirt(frames, "red") == pytest.approx(100 * 5 * 16 / (19 * 64 - 9 * 20))
+    assert dirt(frames[::-1], "red") == 0
 
 
 def test_frechet_distance_of_gaussians() -> None:
