@@ -107,6 +107,7 @@ def test_motion_loras_move_the_camera(
     scenes = [motion.centred(scene) for scene in held_out_scenes(6, pairs=0.0)]
     loras = [{"name": camera, "weight": 1.0}]
     made = motion.videos(client, scenes, None, motion_loras=loras)
-    growth, drift = motion.camera_motion(scenes, made)
+    growth, drift, dirt = motion.camera_motion(scenes, made)
     assert growth > grown
     assert drift > gone
+    assert dirt < 1.5
