@@ -51,11 +51,13 @@ class Quality:
     """The parts of the measurement, each printing its tables.
 
     Attributes:
-        pictures: in each row of a table; a quarter as many videos.
+        pictures: in each row of a table.
+        videos: a quarter as many, and four at least.
     """
 
     def __init__(self, client: Client, pictures: int, plot: Path) -> None:
         self.client, self.pictures, self.plot = client, pictures, plot
+        self.videos = max(4, pictures // 4)
 
     def adherence(self) -> None:
         """Held-out captions at four steps, by all families; one solid and two."""
@@ -211,17 +213,15 @@ class Quality:
 
     def motion(self) -> None:
         """Whether AnimateDiff's videos move as their captions say."""
-        count = max(4, self.pictures // 4)
         print("### AnimateDiff: share of videos that move as the caption says\n")
-        found = motion.obeyed(self.client, held_out_scenes(count, pairs=0.0))
+        found = motion.obeyed(self.client, held_out_scenes(self.videos, pairs=0.0))
         print_table(
             [kind or "at rest" for kind in found], [[percent(share) for share in found.values()]]
         )
 
     def cameras(self) -> None:
         """Motion LoRAs, by weight, beside true videos of a moving camera."""
-        count = max(4, self.pictures // 4)
-        scenes = [motion.centred(scene) for scene in held_out_scenes(count, pairs=0.0)]
+        scenes = [motion.centred(scene) for scene in held_out_scenes(self.videos, pairs=0.0)]
         print("### Motion LoRAs on resting scenes; in brackets, true videos of a moving camera\n")
         still = motion.camera_motion(scenes, motion.videos(self.client, scenes, None))
         rows = [("none", "", *(f"{one:.2f}" for one in still))]

@@ -80,7 +80,7 @@ def centred(scene: Scene) -> Scene:
 
 
 def truly_filmed(
-    scenes: Sequence[Scene], camera: CameraMotion, strength: float = 1.0
+    scenes: Sequence[Scene], camera: CameraMotion, strength: float
 ) -> list[list[Picture]]:
     """The renderer's own videos by a moving camera."""
     return [

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import MotionAdapter
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
@@ -18,7 +18,7 @@ from demo.tokenizer import write_json
 from demo.train.card import Card
 from demo.train.data import Pictures, Series
 from demo.train.depth import DepthTask
-from demo.train.folders import WEIGHTS, save_base
+from demo.train.folders import WEIGHTS, save_base, save_halves
 from demo.train.image_encoder import EncoderTask, make_encoder, preprocessed
 from demo.train.inpainting import CELL, InpaintingTask, mask_of, masked_picture
 from demo.train.ip_adapter import IpAdapterTask, save_ip_adapter
@@ -58,8 +58,7 @@ def encoder_stage(name: str) -> Callable[[Stage, Workshop], Card]:
         encoder = task.encoder
         encoder.config.architectures = [type(encoder).__name__]
         encoder.config.save_pretrained(str(folder))
-        tensors = {k: t.half().contiguous().cpu() for k, t in encoder.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        save_halves(encoder.state_dict(), folder / "model.safetensors")
         write_json(folder / "preprocessor_config.json", PREPROCESSOR)
         what = (
             "A CLIP vision encoder whose embedding tells the solids and the background of a scene."

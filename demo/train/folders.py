@@ -1,11 +1,13 @@
 """Finished models as folders in the real formats, in half precision."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import diffusers
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedModel
 
 from demo.base import (
@@ -58,8 +60,15 @@ def save_text_encoder(model: PreTrainedModel, folder: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(str(folder))
     prefix = PREFIX if isinstance(model, CLIPTextModel) else ""
-    tensors = {prefix + key: t.half().contiguous().cpu() for key, t in model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tensors = {prefix + key: tensor for key, tensor in model.state_dict().items()}
+    save_halves(tensors, folder / "model.safetensors")
+
+
+def save_halves(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors in half precision, wherever they are."""
+    halves = {key: tensor.detach().half().contiguous().cpu() for key, tensor in tensors.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(halves, file, metadata={"format": "pt"})
 
 
 def load_base(family: str, folder: Path, device: torch.device, scale: int) -> Base:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 from diffusers.models.attention_processor import Attention
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from demo.ip_adapter import TOKENS
 from demo.train.diffusion import Data, noise_loss, noised
+from demo.train.folders import save_halves
 from demo.train.loop import Task
 from demo.train.model import Base
 from demo.train.noise import Schedule
@@ -121,6 +121,4 @@ def save_ip_adapter(task: IpAdapterTask, file: Path) -> None:
         for name in ("to_k_ip", "to_v_ip"):
             layer = attention.get_submodule(name)
             tensors[f"ip_adapter.{number}.{name}.weight"] = layer.get_parameter("weight").data
-    halves = {key: tensor.half().contiguous().cpu() for key, tensor in tensors.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(halves, file, metadata={"format": "pt"})
+    save_halves(tensors, file)

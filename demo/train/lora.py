@@ -1,15 +1,17 @@
 """LoRAs on a UNet in training, and their files in the formats that `demo.lora` lists."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from demo.kohya import kohya_layer
 from demo.lora import Format
+from demo.train.folders import save_halves
 
 ADAPTER = "trained"
 
@@ -38,19 +40,24 @@ def lora_matrices(unet: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 def save_lora(unet: UNet2DConditionModel, family: str, file_format: Format, file: Path) -> None:
     """Write the LoRA of a UNet of `family` in half precision."""
-    tensors = _tensors(unet, family, file_format)
-    halves = {key: t.detach().half().contiguous().cpu() for key, t in tensors.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(halves, file, metadata={"format": "pt"})
+    save_halves(_tensors(unet, family, file_format), file)
 
 
-@torch.no_grad()
 def load_lora(unet: UNet2DConditionModel, family: str, file_format: Format, file: Path) -> None:
     """Fill the LoRA of a UNet of `family` with one that `save_lora` wrote.
 
     Raises ValueError if that has other layers or another rank.
     """
-    finished, tensors = load_file(file), _tensors(unet, family, file_format)
+    fill(_tensors(unet, family, file_format), file)
+
+
+@torch.no_grad()
+def fill(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Copy a LoRA's file into its tensors, by their names there.
+
+    Raises ValueError if that has other layers or another rank.
+    """
+    finished = load_file(file)
     if {k: t.shape for k, t in finished.items()} != {k: t.shape for k, t in tensors.items()}:
         raise ValueError(f"{file} is another LoRA")
     for key, tensor in tensors.items():

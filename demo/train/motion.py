@@ -12,15 +12,15 @@ import torch
 from diffusers import MotionAdapter, UNetMotionModel
 from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo.lora import ATTENTION
 from demo.motion import MAX_FRAMES
 from demo.train.data import said
 from demo.train.diffusion import CAPTION_DROPOUT, noise_loss, noised
+from demo.train.folders import save_halves
 from demo.train.loop import Task
-from demo.train.lora import ADAPTER, add_lora, lora_matrices
+from demo.train.lora import ADAPTER, add_lora, fill, lora_matrices
 from demo.train.model import Base
 from demo.train.noise import Schedule
 from demo.unet import NORM_GROUPS
@@ -161,17 +161,15 @@ def save_motion_adapter(unet: UNetMotionModel, folder: Path) -> None:
 
 def save_motion_lora(unet: UNetMotionModel, file: Path) -> None:
     """Write the LoRA in half precision, keyed as in guoyww/animatediff-motion-lora-zoom-in."""
-    halves = {key: t.detach().half().contiguous().cpu() for key, t in _lora_tensors(unet).items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(halves, file, metadata={"format": "pt"})
+    save_halves(_lora_tensors(unet), file)
 
 
-@torch.no_grad()
 def load_motion_lora(unet: UNetMotionModel, file: Path) -> None:
-    """Fill the LoRA with one that `save_motion_lora` wrote, of the same layers and rank."""
-    finished = load_file(file)
-    for key, tensor in _lora_tensors(unet).items():
-        tensor.copy_(finished[key])
+    """Fill the LoRA with one that `save_motion_lora` wrote.
+
+    Raises ValueError if that has other layers or another rank.
+    """
+    fill(_lora_tensors(unet), file)
 
 
 def _lora_tensors(unet: UNetMotionModel) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ PAN = 2.0  # world units that the camera goes to the left
 
 
 def filmed(
-    camera: CameraMotion, scene: Scene, look: Look, frames: int, strength: float = 1.0
+    camera: CameraMotion, scene: Scene, look: Look, frames: int, strength: float
 ) -> NDArray[np.uint8]:
     """(frames, 64, 64, 3): the whole motion in 2 or more frames.
 

@@ -62,6 +62,10 @@ def test_a_lora_goes_on_where_its_file_ends(tmp_path: Path) -> None:
     for layer, pair in lora_matrices(first).items():
         for wanted, found in zip(pair, loaded[layer], strict=True):
             assert torch.equal(found, wanted.half().float())
+    other = motion_unet(Base("sd15", scale=1))
+    add_lora(other, 8, ("attn1.to_q", "attn2.to_out.0"))
+    with pytest.raises(ValueError, match="another LoRA"):
+        load_motion_lora(other, tmp_path / "zoom.safetensors")
 
 
 def test_half_of_the_timesteps_are_among_the_noisiest() -> None:
