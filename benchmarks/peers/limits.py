@@ -3,7 +3,8 @@
     python -m benchmarks.peers.limits engine|bare
 
 Each is a process that reads one `Load` a line from standard input, after a line with its `Start`,
-and writes one `Taken` for each.
+and writes one `Taken` for each. With several workers it only divides loads among as many such
+processes: what all cores can do.
 """
 
 import json
@@ -11,13 +12,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import count, islice
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, count, islice
+from statistics import mean
 from time import perf_counter, sleep
-from typing import Self
+from typing import IO, Self
 
 from benchmarks.models import Model
 from benchmarks.peers.load import PAUSE_S, Load, Taken
@@ -27,6 +29,8 @@ from benchmarks.peers.traffic import ETA, SIDE, Request, requests
 from demo.service import OUT, ROOT, failed
 
 Drive = Callable[[Load], Taken]
+
+OTHER_REQUESTS = 1000  # further on in the numbers of seeds
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Start:
     keep: int
     batch: int
     threads: int
+    workers: int
 
 
 class Alone:
@@ -80,23 +85,69 @@ def alone(name: Limit, model: Model, settings: Settings, *, churn: bool) -> Iter
         KEPT if churn else 0,
         settings.batch,
         settings.threads,
+        settings.workers,
     )
     OUT.mkdir(exist_ok=True)
-    with (OUT / f"bench-{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers.limits", name],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(settings.threads)},
+    with (OUT / f"bench-{name}.log").open("wb") as log, _process(name, start, log) as begun:
+        yield begun.wait(start)
+
+
+@contextmanager
+def _process(name: Limit, start: Start, log: IO[bytes] | None) -> Iterator[Alone]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.peers.limits", name],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(start.threads)},
+    )
+    try:
+        yield Alone(name, process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def workers(name: Limit, start: Start) -> Iterator[Drive]:
+    """Several of them at once, each with its share of the clients."""
+    one = replace(start, workers=1)
+    with ExitStack() as all_of_them, ThreadPoolExecutor(start.workers) as pool:
+        begun = [all_of_them.enter_context(_process(name, one, None)) for _ in range(start.workers)]
+        list(pool.map(lambda worker: worker.wait(one), begun))
+
+        def drive(load: Load) -> Taken:
+            parts = shares(load, min(load.clients, start.workers))
+            return together(list(pool.map(Alone.taken, begun, parts)))
+
+        yield drive
+
+
+def shares(load: Load, count: int) -> list[Load]:
+    """A load in `count` parts, of requests of their own."""
+    return [
+        replace(
+            load,
+            clients=(load.clients + number) // count,
+            least=(load.least + number) // count,
+            seed=load.seed + OTHER_REQUESTS * number,
         )
-        try:
-            yield Alone(name, process).wait(start)
-        finally:
-            process.kill()
-            process.communicate()
+        for number in range(count)
+    ]
+
+
+def together(parts: Sequence[Taken]) -> Taken:
+    """What came of all parts of a load at once: as many images a second as all of them."""
+    window_s = mean(part.window_s for part in parts)
+    images_s = sum(part.window_images / part.window_s for part in parts)
+    return Taken(
+        list(chain.from_iterable(part.latencies_s for part in parts)),
+        window_s,
+        round(images_s * window_s),
+        list(chain.from_iterable(part.bursts_s for part in parts)),
+    )
 
 
 def engine(start: Start) -> Drive:
@@ -214,10 +265,15 @@ def _bursts(load: Load, asked: Iterator[Request], generate: Callable[[Request], 
 def main() -> None:
     """Serves loads until standard input ends."""
     start = Start(**json.loads(sys.stdin.readline()))
-    drive = {"engine": engine, "bare": bare}[sys.argv[1]](start)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(json.dumps(asdict(drive(Load(**json.loads(line))))), flush=True)
+    name: Limit = "engine" if sys.argv[1] == "engine" else "bare"
+    with ExitStack() as ended:
+        if start.workers > 1:
+            drive = ended.enter_context(workers(name, start))
+        else:
+            drive = {"engine": engine, "bare": bare}[name](start)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            print(json.dumps(asdict(drive(Load(**json.loads(line))))), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class Settings:
         batch: most rows a batch; of ours and of the engine `max_batch`.
         wait_ms: that a batch waits for further rows; ours has none.
         threads: of torch, in each worker.
-        workers: processes with a model each; of ours replicas.
+        workers: processes with a model each; of ours replicas, of a limit all of it so often.
         ongoing: requests that one replica of Ray Serve's peers takes at a time; it must be more
             than a batch, or none is full.
         pending: requests that a replica of ours takes at a time: all clients.
