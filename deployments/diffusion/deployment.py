@@ -2,12 +2,10 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
-from threading import Timer
 
 from pydantic import ValidationError
 from ray import get_runtime_context, serve
@@ -33,10 +31,10 @@ from deployments.contracts.tokens import PromptTokens
 from deployments.diffusion.call import AdmissionThreads, Call
 from deployments.diffusion.metrics import EngineMetrics
 from deployments.diffusion.orphans import Orphans
+from deployments.ending import end_process
 from deployments.starting import starting
 from deployments.tracebacks import leave_out_messages
 
-LAST_WORDS_S = 1.0  # for the log of a replica that ends
 log = logging.getLogger("ray.serve")  # Serve adds the request's id, and writes the replica's file
 
 
@@ -209,16 +207,8 @@ class Diffusion:
             raise EngineFault(f"the engine broke: {self._engine.fault}")
 
     def end(self, fault: Exception) -> None:
-        """Ends this process: its engine broke. Whoever waits for an answer gets Ray's
-        `ActorDiedError` and can ask another replica; a broken one would refuse faster than others
-        work, and so be sent the most."""
-        late = Timer(LAST_WORDS_S, os._exit, (1,))  # whatever keeps the log from being written
-        late.daemon = True
-        late.start()
-        log.critical("the engine broke; this replica ends", exc_info=fault)
-        for handler in log.handlers:
-            handler.flush()
-        os._exit(1)
+        """Ends this process: its engine broke."""
+        end_process(log, "the engine broke; this replica ends", fault)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve: what an autoscaling policy may look at (`ByWork` does)."""

@@ -9,6 +9,7 @@ from typing import TypeVar
 from ray.serve import metrics
 
 from deployments.contracts.errors import GenerationFailed
+from deployments.ending import end_process
 from deployments.exported import Total
 
 Item = TypeVar("Item")
@@ -65,14 +66,20 @@ def one_fails_alone(
     work: Callable[[Sequence[Item]], Sequence[Made]], items: Sequence[Item]
 ) -> list[Made | GenerationFailed]:
     """What `work` makes of a batch. If it fails, whose fault it is shows when each is alone: those
-    with which it fails again have a `GenerationFailed` in their place."""
+    with which it fails again have a `GenerationFailed` in their place. Of a device that failed
+    itself nobody can have anything any more: that ends this process."""
     try:
         return list(work(items))
     except Exception as error:
+        from deployments.device import is_of_device  # torch: there by now, and not before
+
+        if is_of_device(error):
+            end_process(log, "the device failed; this replica ends", error)
         if len(items) == 1:
             log.warning("a picture could not be preprocessed", exc_info=error)
             return [GenerationFailed(f"the picture could not be preprocessed ({error})")]
-        return [made for item in items for made in one_fails_alone(work, [item])]
+    # The error is gone by now, and with it what the batch took of the device's memory.
+    return [made for item in items for made in one_fails_alone(work, [item])]
 
 
 def made(result: Made | GenerationFailed) -> Made:

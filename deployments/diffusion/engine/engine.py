@@ -40,10 +40,10 @@ from deployments.contracts.jobs import (
 )
 from deployments.contracts.stages import Stages
 from deployments.contracts.tokens import PromptTokens
+from deployments.device import held_bytes
 from deployments.diffusion.engine.adapters.shelf import LoraRead, LoraShelf, LoraSlow, Settled
 from deployments.diffusion.engine.adapters.sources import LoraSources
 from deployments.diffusion.engine.computing import computing
-from deployments.diffusion.engine.memory import held_bytes
 from deployments.diffusion.engine.messages import (
     Broken,
     Cancel,

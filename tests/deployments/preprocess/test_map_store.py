@@ -1,15 +1,19 @@
 """The map store and the batching of preprocessors, without a cluster."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
+from weakref import ref
 
 import numpy as np
 import pytest
 from ray import ObjectRef
 from ray.serve.exceptions import BackPressureError
 
+from demo.service import ROOT
 from deployments.contracts.errors import GenerationFailed, InvalidRequest, QueueFull
 from deployments.contracts.jobs import Pixels
 from deployments.contracts.maps import MapRef, MapSpec
@@ -175,6 +179,49 @@ def test_a_picture_that_cannot_be_preprocessed_fails_alone(fault: type[Exception
     assert one_fails_alone(work, [3, 4]) == [30, 40]
     with pytest.raises(GenerationFailed, match="no depth"):
         made(bad)
+
+
+def test_what_a_failed_batch_took_is_free_before_its_pictures_are_tried_alone() -> None:
+    class Room:
+        pass
+
+    rooms: list[ref[Room]] = []
+    kept: list[bool] = []
+
+    def work(items: Sequence[int]) -> Sequence[int]:
+        kept.extend(room() is not None for room in rooms)
+        room = Room()
+        rooms.append(ref(room))
+        if len(items) > 1:
+            raise MemoryError
+        return items
+
+    assert one_fails_alone(work, [1, 2]) == [1, 2]
+    assert kept == [False, False, False]
+
+
+BROKEN_DEVICE = """
+import logging, torch
+from deployments.preprocess.work import one_fails_alone
+
+def work(items):
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+logging.basicConfig()
+one_fails_alone(work, [1, 2])
+print("still there")
+"""
+
+
+def test_a_process_ends_with_its_device() -> None:
+    """It would fail faster than others work, and be sent the most."""
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN_DEVICE], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 1
+    assert not done.stdout
+    assert "the device failed; this replica ends" in done.stderr
+    assert "an illegal memory access" in done.stderr
 
 
 def test_a_picture_counts_as_made_or_as_failed() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from configs.sources import SourceChanged
 from deployments.contracts.errors import GenerationFailed, InvalidRequest
+from deployments.device import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.adapters.bank import Arrival, Bank
 from deployments.diffusion.engine.adapters.cache import (
     Action,
@@ -24,7 +25,6 @@ from deployments.diffusion.engine.adapters.cache import (
 from deployments.diffusion.engine.adapters.files import LoraFile
 from deployments.diffusion.engine.adapters.reader import LoraReader, LoraWeights
 from deployments.diffusion.engine.adapters.sources import LoraSources, refusal
-from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.policy.report import MOST_ADAPTERS, fingerprint
 from deployments.diffusion.engine.policy.spec import LoraSource
 
@@ -202,19 +202,20 @@ class LoraShelf:
     def _attach(self, key: str) -> list[Settled]:
         try:
             self._move(key, self._parked.pop(key))
-        except Exception as failure:
-            if is_of_device(failure):
+            return []
+        except Exception as error:
+            if is_of_device(error):
                 raise
-            self.failures += 1
-            self._tell_failure(key)
-            for bank in self._banks.values():
-                bank.drop(key)
-            victims, actions = self._cache.attach_failed(key)
-            error = GenerationFailed(f"these loras cannot be brought to the device: {failure}")
-            if is_out_of_memory(failure):
-                error = GenerationFailed("the device has too little memory for these loras")
-            return [*(Settled(job_id, error) for job_id in victims), *self._carry_out(actions)]
-        return []
+            failure = error.with_traceback(None)  # which would keep what is there of these
+        self.failures += 1
+        self._tell_failure(key)
+        for bank in self._banks.values():
+            bank.drop(key)
+        victims, actions = self._cache.attach_failed(key)
+        refused = GenerationFailed(f"these loras cannot be brought to the device: {failure}")
+        if is_out_of_memory(failure):
+            refused = GenerationFailed("the device has too little memory for these loras")
+        return [*(Settled(job_id, refused) for job_id in victims), *self._carry_out(actions)]
 
     def _move(self, key: str, weights: LoraWeights) -> None:
         """From the host to the device."""

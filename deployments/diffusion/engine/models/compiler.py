@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import FailOnRecompileLimitHit, RestartAnalysis, TorchDynamoException
 
-from deployments.diffusion.engine.memory import is_out_of_memory
+from deployments.device import is_out_of_memory
 
 Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., object]]
 

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Condition, Thread
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import NamedTuple
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from deployments.contracts.errors import DeadlineExceeded, GenerationFailed
 from deployments.contracts.jobs import Latents, Pixels
+from deployments.device import is_of_device, is_out_of_memory
+from deployments.diffusion.engine.clock import clock_of
 from deployments.diffusion.engine.computing import computing
-from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.vae import Vae
 from deployments.diffusion.engine.pulse import Pulse
 
@@ -77,6 +78,11 @@ class _Item:
     ready: torch.cuda.Event | None
 
 
+class _Done(NamedTuple):
+    answers: list[Decoded | Exception]
+    seconds: float  # of the device
+
+
 class Decoder:
     """Decodes what is put into it: finals before previews, in order, equal sizes together.
 
@@ -86,7 +92,7 @@ class Decoder:
 
     Args:
         preview_vae: decodes previews.
-        decoded: told of every call: latent pixels, the seconds that they took, and whether they
+        decoded: told of every call: latent pixels, the device's seconds for them, and whether they
             were previews.
         relieved: called whenever the backlog has become smaller.
         broken: told of what no image is to blame for; nothing is decoded any more then.
@@ -199,33 +205,30 @@ class Decoder:
 
     def _decode_wanted(self, items: Sequence[_Item]) -> None:
         self.pulse.beat()
-        started = perf_counter()
-        answers = self._tried(items, tiled=False)
-        if isinstance(answers, Exception) and len(items) > 1:
+        done = self._tried(items, tiled=False)
+        if isinstance(done, Exception) and len(items) > 1:
             # Whose fault it is shows when each is decoded alone.
-            if is_out_of_memory(answers):
+            if is_out_of_memory(done):
                 self._pixels_a_call = sum(item.latent.pixels for item in items) // 2
                 self._calls = 0
             for item in items:
                 self._decode_wanted([item])
             return
-        if isinstance(answers, Exception) and is_out_of_memory(answers) and self._vae.can_tile:
-            answers = self._tried(items, tiled=True)
-        if isinstance(answers, Exception):
-            failure = GenerationFailed(f"the VAE could not decode the image: {answers}")
+        if isinstance(done, Exception) and is_out_of_memory(done) and self._vae.can_tile:
+            done = self._tried(items, tiled=True)
+        if isinstance(done, Exception):
+            failure = GenerationFailed(f"the VAE could not decode the image: {done}")
             items[0].latent.answer(failure)
             return
         pixels = sum(item.latent.pixels for item in items)
-        self._decoded(pixels, perf_counter() - started, items[0].latent.preview)
+        self._decoded(pixels, done.seconds, items[0].latent.preview)
         self._calls += 1
         if self._calls % RECOVERY_CALLS == 0:
             self._pixels_a_call = min(PIXELS_A_CALL, 2 * self._pixels_a_call)
-        for item, answer in zip(items, answers, strict=True):
+        for item, answer in zip(items, done.answers, strict=True):
             item.latent.answer(answer)
 
-    def _tried(
-        self, items: Sequence[_Item], *, tiled: bool
-    ) -> list[Decoded | Exception] | Exception:
+    def _tried(self, items: Sequence[_Item], *, tiled: bool) -> _Done | Exception:
         try:
             return self._run(items, tiled=tiled)
         except Exception as error:
@@ -236,27 +239,28 @@ class Decoder:
             torch.cuda.empty_cache()
         return failure
 
-    def _run(self, items: Sequence[_Item], *, tiled: bool) -> list[Decoded | Exception]:
+    def _run(self, items: Sequence[_Item], *, tiled: bool) -> _Done:
         vae = self._preview_vae if items[0].latent.preview else self._vae
         with torch.cuda.stream(self._stream):
             for item in items:
                 if item.ready is not None and self._stream is not None:
                     self._stream.wait_event(item.ready)
+            clock = clock_of(self._device)  # not of the steps that the stream waits for
             latents = torch.stack([item.latent.latents for item in items])
             images = _images(vae, latents, tiled=tiled)
             finite = latents.isfinite().flatten(1).all(1) & images.isfinite().flatten(1).all(1)
             pixels = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round()
             pixels = pixels.nan_to_num().to(torch.uint8).movedim(-3, -1).contiguous()
             there = [_to_host(tensor) for tensor in (pixels, latents.float(), finite)]
-            if self._stream is not None:
-                self._stream.record_event().synchronize()
+            seconds = clock.stop()()
         shown, kept, fine = there
-        return [
+        answers: list[Decoded | Exception] = [
             Decoded(shown[i].numpy(), kept[i].numpy())
             if fine[i]
             else NotFinite("the image's numbers left the finite range")
             for i in range(len(items))
         ]
+        return _Done(answers, seconds)
 
 
 def _alike(one: Latent, other: Latent) -> bool:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deployments.diffusion.engine.memory import is_out_of_memory
+from deployments.device import is_out_of_memory
 from deployments.diffusion.engine.steps.conditioning import UNetInput
 
 # Rows for which there are graphs. Closer than powers of two: from four rows of 1024 x 1024 on an

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from deployments.contracts.errors import GenerationFailed
 from deployments.contracts.jobs import Pixels
+from deployments.device import is_of_device, is_out_of_memory
+from deployments.diffusion.engine.clock import clock_of
 from deployments.diffusion.engine.computing import computing
-from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.components import Components
 from deployments.diffusion.engine.models.controls.t2i_adapters import features_of
 from deployments.diffusion.engine.models.image_attention import Seen
@@ -30,7 +31,6 @@ from deployments.diffusion.engine.policy.batch import OutOfMemory
 from deployments.diffusion.engine.policy.spec import Control, ImagePrompt, PromptIds, RowSpec
 from deployments.diffusion.engine.prompts.encoder import Prompt, PromptEmbeds, PromptEncoder
 from deployments.diffusion.engine.pulse import Pulse
-from deployments.diffusion.engine.steps.clock import clock_of
 from deployments.diffusion.engine.steps.row import Row
 from deployments.diffusion.engine.steps.seeing import weights_by_level
 

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deployments.device import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.adapters.bank import Bank
-from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
+from deployments.diffusion.engine.clock import InFlight, clock_of
 from deployments.diffusion.engine.models.components import Components
 from deployments.diffusion.engine.models.image_attention import Seen
 from deployments.diffusion.engine.models.schedule import Step
@@ -35,7 +36,6 @@ from deployments.diffusion.engine.policy.compiling import EAGER, Compiling
 from deployments.diffusion.engine.policy.spec import RowSpec
 from deployments.diffusion.engine.policy.trajectory import Trajectory
 from deployments.diffusion.engine.prompts.encoder import PromptEmbeds
-from deployments.diffusion.engine.steps.clock import InFlight, clock_of
 from deployments.diffusion.engine.steps.compiled import CudaCapture, Graphs
 from deployments.diffusion.engine.steps.conditioning import (
     ControlPlan,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from configs.app import WarmSize
-from deployments.diffusion.engine.memory import is_of_device, is_out_of_memory
+from deployments.device import is_of_device, is_out_of_memory
 from deployments.diffusion.engine.models.components import Components
 from deployments.diffusion.engine.policy.batch import Advanced, Batch
 from deployments.diffusion.engine.policy.spec import Control, ImagePrompt, RowSpec, Source

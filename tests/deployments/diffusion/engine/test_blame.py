@@ -220,7 +220,15 @@ def test_a_row_that_raises_after_the_unet_leaves_every_row_where_it_was(
 
 
 @pytest.mark.parametrize(
-    "words", ["cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"]
+    "words",
+    [
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+        "Triton Error [CUDA]: out of memory",
+    ],
 )
 @pytest.mark.parametrize("part", ["unet", "text encoder", "decoder"])
 def test_a_lack_of_memory_in_a_librarys_own_words_is_one(

@@ -1,8 +1,10 @@
 """The decoder's queue: what goes first, what is dropped, and what happens where memory is short."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from threading import Event
-from time import monotonic
+from time import monotonic, sleep
+from typing import cast
 
 import numpy as np
 import pytest
@@ -80,6 +82,28 @@ def small_vae(**config: object) -> AutoencoderKL:
         sample_size=64,
         **config,
     ).eval()
+
+
+class SlowSteps:
+    """A stream that waits for what its latents come of."""
+
+    WAIT_S = 0.3
+
+    def wait_event(self, _: object) -> None:
+        sleep(self.WAIT_S)
+
+
+def test_the_time_of_a_call_is_without_the_steps_that_it_waits_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(bench.decoder, "_stream", SlowSteps())
+    latent = Latent(torch.randn(4, 8, 8), lambda _: None)
+    with bench.decoder._wake:
+        bench.decoder._items.append(module._Item(latent, ready=cast(torch.cuda.Event, object())))
+    bench.finish()
+    (_, seconds, _) = bench.paces[-1]
+    assert 0 < seconds < SlowSteps.WAIT_S
 
 
 @pytest.fixture
