@@ -49,7 +49,7 @@ def main() -> None:
         "--further",
         action="store_true",
         help="train on from the last checkpoint, to more steps (--steps-times); where there is "
-        "none, from the finished model (text encoders and image encoders cannot)",
+        "none, from the finished model (text encoders cannot)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=whole, default=1, help="of the CPU (1)")

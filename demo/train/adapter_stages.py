@@ -52,8 +52,9 @@ def encoder_stage(name: str) -> Callable[[Stage, Workshop], Card]:
         torch.manual_seed(shop.seed)
         pixels = shop.plain_pictures().pixels
         task = EncoderTask(ENCODERS[name], pixels, stage.plan.batch_size, shop.device)
-        history = shop.train(stage.name, task, stage.plan)
         folder = shop.models / stage.output
+        shop.begin(task.encoder, folder / "model.safetensors")
+        history = shop.train(stage.name, task, stage.plan)
         folder.mkdir(parents=True, exist_ok=True)
         encoder = task.encoder
         encoder.config.architectures = [type(encoder).__name__]

@@ -54,7 +54,7 @@ def train_vae(stage: Stage, shop: Workshop) -> Card:
 def train_decoder(stage: Stage, shop: Workshop) -> Card:
     """sdxl's autoencoder: that of all bases, whose decoder learns a second size. The encoder, and
     so every latent, stays."""
-    small, large = shop.varied_pictures().pixels, shop.large_pictures().pixels
+    small, large = shop.varied_pictures().pixels, shop.large_varied_pixels()
     kept = min(HELD_BACK, len(small) // 4, len(large) // 4)
     torch.manual_seed(shop.seed)
     vae = shop.vae()

@@ -1,7 +1,11 @@
 """Trains a CLIP vision encoder whose embedding tells what a scene holds, for the IP-Adapter.
 
-Linear heads, not kept, read from the embedding what stands at each place and the background.
+Linear heads, not kept, read from the embedding what stands at each place and the background. A
+shape that training never shows in its colour before its background is no answer: else the heads
+would learn to rule it out by the colours, and not see it where it is.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,10 +18,11 @@ from demo.image_encoder import IMAGE_SIZE, PREPROCESSOR, EncoderShape, vision_co
 from demo.train.data import scene_and_look
 from demo.train.loop import Task
 from demo.train.vae import to_tensor
-from demo.world.scene import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES
+from demo.world.scene import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, held_out
 
 ABSENT = 0  # the class of a place where nothing stands
 SIZES_OF_HEADS = {"shape": 1 + len(SHAPES), "colour": 1 + len(COLOURS), "size": 1 + len(SIZES)}
+SHAPE_HEADS = [len(SIZES_OF_HEADS) * place for place in range(len(PLACES))]
 
 
 def make_encoder(shape: EncoderShape) -> CLIPVisionModelWithProjection:
@@ -56,6 +61,18 @@ def labels_of(index: int) -> list[int]:
     return [*labels, BACKGROUNDS.index(scene.background)]
 
 
+def ruled_out(index: int) -> NDArray[np.bool_]:
+    """(places, 1 + shapes): which shapes the training scene could not have had at a place, since
+    they are held out in the colour that is there."""
+    scene, _, _ = scene_and_look(index)
+    found = np.zeros((len(PLACES), 1 + len(SHAPES)), np.bool_)
+    for solid in scene.solids:
+        for number, shape in enumerate(SHAPES, start=1):
+            other = Scene((replace(solid, shape=shape),), scene.background)
+            found[PLACES.index(solid.place), number] = held_out(other)
+    return found
+
+
 class EncoderTask(Task):
     """Cross-entropy of the heads."""
 
@@ -74,6 +91,7 @@ class EncoderTask(Task):
         )
         self.trained = nn.ModuleDict({"encoder": self.encoder, "heads": self.heads})
         self.labels = torch.tensor([labels_of(index) for index in range(len(pixels))])
+        self.ruled_out = torch.from_numpy(np.stack([ruled_out(i) for i in range(len(pixels))]))
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         """One batch; "right" is the share of labels that are."""
@@ -82,6 +100,9 @@ class EncoderTask(Task):
         embedding = self.encoder(pictures).image_embeds.float()
         labels = self.labels[index].to(self.device)
         outputs = [head(embedding).float() for head in self.heads]
+        never = self.ruled_out[index].to(self.device)
+        for place, number in enumerate(SHAPE_HEADS):
+            outputs[number] = outputs[number].masked_fill(never[:, place], -torch.inf)
         loss = torch.stack(
             [functional.cross_entropy(output, labels[:, i]) for i, output in enumerate(outputs)]
         ).mean()

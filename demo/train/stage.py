@@ -17,7 +17,8 @@ class Stage:
         output: folder or file below the models' folder; the stage is done when it is there.
         plan: how long it trains.
         make: trains it and writes all but its card.
-        goes_on: whether all that trains is in the finished model, so that it can be trained on.
+        goes_on: whether the finished model can be trained on: all that trains is in it, or is
+            learned anew at once.
     """
 
     name: str

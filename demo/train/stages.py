@@ -1,6 +1,7 @@
 """The stages of the recipe in their order, and for how long each trains."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from demo.train.adapter_stages import (
     camera_stage,
@@ -64,6 +65,7 @@ def picture_stages(family: str, encoder: str, folder: str) -> list[Stage]:
             f"{place}/image_encoder",
             ENCODER_PLAN,
             encoder_stage(encoder),
+            goes_on=True,
         ),
         Stage(
             f"ip-adapter-{family}",
@@ -79,6 +81,14 @@ def picture_stages(family: str, encoder: str, folder: str) -> list[Stage]:
             inpainting_stage(family),
             goes_on=True,
         ),
+    ]
+
+
+def taking(times: int, stages: Sequence[Stage]) -> list[Stage]:
+    """The same, which take so many times the minutes of their plans."""
+    return [
+        replace(stage, plan=replace(stage.plan, minutes=times * stage.plan.minutes))
+        for stage in stages
     ]
 
 
@@ -107,7 +117,12 @@ STAGES: list[Stage] = [
         for name in CAMERA_MOTIONS
     ),
     Stage("vae-sdxl", "sdxl/vae", DECODER_PLAN, train_decoder, goes_on=True),
-    *family_stages("sdxl", CONTROLS),
-    *picture_stages("sdxl", "vit-bigg", "sdxl_models"),
-    *family_stages("sd21"),
+    *taking(
+        2,
+        [
+            *family_stages("sdxl", CONTROLS),
+            *picture_stages("sdxl", "vit-bigg", "sdxl_models"),
+            *family_stages("sd21"),
+        ],
+    ),
 ]

@@ -142,6 +142,14 @@ class Workshop:
         """Resting scenes and moments of moving ones, of twice the side."""
         return LARGE.pictures(self.data, self.large)
 
+    def large_varied_pixels(self) -> NDArray[np.uint8]:
+        """Those that the decoder for both sizes sees: some in each style, then the plain ones."""
+        styled = [self._large_in(style).pixels for style in STYLES]
+        return np.concatenate([*styled, self.large_pictures().pixels])
+
+    def _large_in(self, style: Style) -> Pictures:
+        return LARGE.pictures_in(style, self.data, self.large // STYLED)
+
     def varied_pictures(self) -> Pictures:
         """Those of the autoencoder."""
         return varied_pictures(self.data, self.varied)
@@ -206,8 +214,8 @@ class Workshop:
         small = self._small_style_latents(style, family)
         if family != "sdxl":
             return small
-        drawn = LARGE.pictures_in(style, self.data, self.large // STYLED)
-        return Sizes([small, self._latents(f"{LARGE.name}-{style}", drawn, family)], EVEN)
+        large = self._latents(f"{LARGE.name}-{style}", self._large_in(style), family)
+        return Sizes([small, large], EVEN)
 
     def _small_style_latents(self, style: Style, family: str) -> Latents:
         """Of the varied pictures in this style."""
