@@ -3,18 +3,17 @@
 import torch
 
 # cuDNN, cuBLAS, Triton and the CPU's allocator say it in the words of a plain RuntimeError, CUDA
-# itself in those of an AcceleratorError, from which a device recovers. A library that cannot make
-# its handle has no room for it. Where there is no workspace, torch tries one of cuDNN's ways to
-# convolve after the other and then has found none (`try_configs` of its Conv_v8.cpp); what no
-# device can convolve says the same, and fails alone, as what is too large.
+# itself in those of an AcceleratorError, from which a device recovers. Where there is no workspace,
+# torch tries one of cuDNN's ways to convolve after the other and then has found none (`try_configs`
+# of its Conv_v8.cpp); what no device can convolve says the same, and fails alone, as what is too
+# large. A library that is NOT_INITIALIZED may lack memory for its handle, but may be broken: that
+# ends the replica.
 WORDS = (
     "out of memory",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
-    "CUDNN_STATUS_NOT_INITIALIZED",
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
     "unable to find an engine to execute this computation",
     "DefaultCPUAllocator: can't allocate memory",
 )

@@ -3,11 +3,12 @@
 import logging
 import os
 from threading import Timer
+from typing import NoReturn
 
 LAST_WORDS_S = 1.0  # for the log
 
 
-def end_process(log: logging.Logger, words: str, fault: BaseException) -> None:
+def end_process(log: logging.Logger, words: str, fault: BaseException) -> NoReturn:
     """Says why, and ends this process. Whoever waits for an answer of it gets Ray's
     `ActorDiedError` and can ask another replica; a broken one would refuse faster than others work,
     and so be sent the most."""

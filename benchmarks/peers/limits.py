@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, count, islice
 from statistics import mean
@@ -31,6 +31,7 @@ from demo.service import OUT, ROOT, failed
 Drive = Callable[[Load], Taken]
 
 OTHER_REQUESTS = 1000  # further on in the numbers of seeds
+END_S = 10.0  # for the load under way
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,12 @@ def _process(name: Limit, start: Start, log: IO[bytes] | None) -> Iterator[Alone
     try:
         yield Alone(name, process)
     finally:
+        assert process.stdin is not None
+        process.stdin.close()  # at which it ends, and workers of its own
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_S)
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 @contextmanager
